@@ -1,0 +1,38 @@
+@{
+    RootModule             = 'bin/GuestMemory.PowerShell.dll'
+    ModuleVersion          = '0.1.0'
+    GUID                   = '6d0a8b0e-5d0c-4f0e-9d0b-7a5d0c9c1f42'
+    Author                 = 'The GuestMemory authors'
+    CompanyName            = 'GuestMemory'
+    Copyright              = '(c) The GuestMemory authors. MIT licence.'
+    Description            = 'The memory of virtual machines from PowerShell on Linux: map it, read and write it, serve its page faults from a snapshot through userfaultfd, see which pages changed, and write them out.'
+    PowerShellVersion      = '7.6'
+    CompatiblePSEditions   = @('Core')
+    FormatsToProcess       = @('bin/GuestMemory.Format.ps1xml')
+    FunctionsToExport      = @()
+    AliasesToExport        = @()
+    VariablesToExport      = @()
+    CmdletsToExport        = @(
+        'Clear-DirtyBitmap'
+        'Connect-UffdHandler'
+        'Export-GuestMemory'
+        'Get-DirtyBitmap'
+        'Get-GuestRegionUffdMapping'
+        'Get-MmapRegion'
+        'Get-UffdHandler'
+        'New-MmapRegion'
+        'Read-GuestMemory'
+        'Remove-MmapRegion'
+        'Start-UffdHandler'
+        'Stop-UffdHandler'
+        'Test-GuestMemorySupport'
+        'Write-GuestMemory'
+    )
+    PrivateData            = @{
+        PSData = @{
+            Tags         = @('userfaultfd', 'Firecracker', 'microVM', 'snapshot', 'KVM', 'memory', 'Linux', 'PSEdition_Core')
+            LicenseUri   = 'https://opensource.org/license/mit'
+            ReleaseNotes = 'See CHANGELOG.md.'
+        }
+    }
+}

@@ -1,0 +1,120 @@
+namespace GuestMemory.Core;
+
+/// <summary>What went wrong, as a stable name that scripts may test: the cmdlets use it as their error id.</summary>
+public enum GuestMemoryError
+{
+    /// <summary>A system call failed for a reason that has no name of its own here; see <see cref="Interop.SyscallException"/>.</summary>
+    SyscallFailed,
+
+    // Mapping
+    /// <summary>A mapping of no bytes was asked for.</summary>
+    ZeroSize,
+    /// <summary>A file offset is not a multiple of the page size.</summary>
+    UnalignedOffset,
+    /// <summary>A size is not a multiple of the page size where it must be.</summary>
+    UnalignedSize,
+    /// <summary>A raw pointer is not page aligned (upstream: InvalidPointer).</summary>
+    InvalidPointer,
+    /// <summary>MAP_FIXED is refused: it would silently replace what is mapped there (upstream: MapFixed).</summary>
+    MapFixed,
+    /// <summary>The mapping would reach past the end of its file (upstream: MappingPastEof).</summary>
+    MappingPastEof,
+    /// <summary>Not enough memory for the mapping.</summary>
+    OutOfMemory,
+    /// <summary>The pool of huge pages does not hold enough free pages.</summary>
+    HugePagesExhausted,
+    /// <summary>A huge page size that this host does not offer.</summary>
+    HugePageSizeUnsupported,
+    /// <summary>The region is used by a page-fault handler (or another holder) and cannot be removed.</summary>
+    RegionInUse,
+    /// <summary>The region was removed.</summary>
+    RegionDisposed,
+
+    // Address spaces
+    /// <summary>The region would end past the last address, 2^64 - 1 (upstream: InvalidGuestRegion).</summary>
+    InvalidGuestRegion,
+    /// <summary>No region was given (upstream: NoMemoryRegion).</summary>
+    NoMemoryRegion,
+    /// <summary>Two regions share guest addresses (upstream: MemoryRegionOverlap).</summary>
+    MemoryRegionOverlap,
+    /// <summary>No region holds this guest address (upstream: InvalidGuestAddress).</summary>
+    InvalidGuestAddress,
+    /// <summary>The range runs past the end of its region (upstream: InvalidBackendAddress).</summary>
+    InvalidBackendAddress,
+    /// <summary>Guest address arithmetic passed 2^64 (upstream: GuestAddressOverflow).</summary>
+    GuestAddressOverflow,
+    /// <summary>Fewer bytes were transferred than asked for (upstream: PartialBuffer).</summary>
+    PartialBuffer,
+    /// <summary>The page is mapped but cannot be had: truncated file, poisoned page, no page in the huge page pool, wrong protection.</summary>
+    PageNotAccessible,
+    /// <summary>The region has no dirty bitmap.</summary>
+    DirtyTrackingOff,
+
+    // userfaultfd and the hand-over
+    /// <summary>This user may not create a userfaultfd.</summary>
+    UffdDenied,
+    /// <summary>The kernel lacks userfaultfd or a feature of it.</summary>
+    UffdUnsupported,
+    /// <summary>The memory cannot be registered with userfaultfd.</summary>
+    UffdRegisterFailed,
+    /// <summary>The path has no room in a socket address: at most 107 bytes.</summary>
+    SocketPathTooLong,
+    /// <summary>There is something at the path that is not a socket.</summary>
+    NotASocket,
+    /// <summary>Nothing is at the socket path.</summary>
+    SocketNotFound,
+    /// <summary>Another process listens at the socket path.</summary>
+    SocketInUse,
+    /// <summary>The socket is there but nobody listens.</summary>
+    ConnectionRefused,
+    /// <summary>Everyone may replace files in the socket's directory.</summary>
+    InsecureDirectory,
+    /// <summary>The peer runs as a user who is not allowed.</summary>
+    PeerDenied,
+    /// <summary>The peer went away before the hand-over was complete.</summary>
+    PeerClosed,
+    /// <summary>The peer did not complete the hand-over in time.</summary>
+    HandoverTimeout,
+    /// <summary>The hand-over came without a descriptor.</summary>
+    HandoverNoDescriptor,
+    /// <summary>The hand-over came with more than one descriptor.</summary>
+    HandoverTooManyDescriptors,
+    /// <summary>The descriptor that came is not a userfaultfd.</summary>
+    HandoverNotUserfaultfd,
+    /// <summary>The hand-over is larger than the limit.</summary>
+    HandoverTooLarge,
+    /// <summary>The hand-over is not the JSON that it must be.</summary>
+    HandoverBadJson,
+    /// <summary>The mapping list contradicts itself or the memory image.</summary>
+    InvalidMapping,
+    /// <summary>The memory image was not found.</summary>
+    ImageNotFound,
+    /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
+    ImageUnreadable,
+    /// <summary>The userfaultfd sent an event that the handler cannot answer.</summary>
+    UnexpectedEvent,
+    /// <summary>No such user.</summary>
+    UserNotFound,
+
+    // Images on disk
+    /// <summary>The file is there already.</summary>
+    FileExists,
+    /// <summary>The image is being served or written.</summary>
+    ImageInUse,
+    /// <summary>The base image has another size than the memory.</summary>
+    BaseSizeMismatch,
+
+    // The shell
+    /// <summary>The path is not one of the file system.</summary>
+    NotAFilePath,
+    /// <summary>A region of that name is there already.</summary>
+    NameInUse,
+    /// <summary>No region has that name.</summary>
+    RegionNotFound,
+    /// <summary>No handler has that number or socket path.</summary>
+    HandlerNotFound,
+    /// <summary>The handler ended on its own.</summary>
+    HandlerFailed,
+    /// <summary>A value or a combination of parameters that cannot be used.</summary>
+    ValueNotSupported,
+}

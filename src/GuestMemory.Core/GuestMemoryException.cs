@@ -1,0 +1,12 @@
+namespace GuestMemory.Core;
+
+/// <summary>An error of this library. <see cref="Error"/> names its kind; the message says what was tried and what helps.</summary>
+public class GuestMemoryException : Exception
+{
+    /// <summary>An error of a kind, with a message for an admin.</summary>
+    public GuestMemoryException(GuestMemoryError error, string message, Exception? innerException = null)
+        : base(message, innerException) => Error = error;
+
+    /// <summary>The kind of error.</summary>
+    public GuestMemoryError Error { get; }
+}

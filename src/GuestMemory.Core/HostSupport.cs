@@ -1,0 +1,82 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>Whether this host has a feature, why not, and what helps.</summary>
+/// <param name="Feature">A stable name.</param>
+/// <param name="Supported">Whether this user can use it here and now.</param>
+/// <param name="Detail">What was found.</param>
+/// <param name="Remedy">What helps, or null where nothing is missing or nothing can be done.</param>
+public sealed record HostFeature(string Feature, bool Supported, string Detail, string? Remedy);
+
+/// <summary>Finds out what this host can do, by trying it where that leaves no trace.</summary>
+public static class HostSupport
+{
+    /// <summary>One row a feature.</summary>
+    public static IEnumerable<HostFeature> Probe()
+    {
+        foreach (var feature in ProbeUserfaultfd()) yield return feature;
+        foreach (var feature in ProbeHugePages()) yield return feature;
+        yield return ProbeDevice("Kvm", "/dev/kvm", "Load the module ('modprobe kvm_intel' or kvm_amd) and enable virtualization in the firmware; in a VM, nested virtualization.", "kvm");
+        yield return ProbeXen();
+        yield return ProbePagemapScan();
+    }
+
+    private static IEnumerable<HostFeature> ProbeUserfaultfd()
+    {
+        var error = Userfaultfd.TryProbe(out var features);
+        yield return error switch
+        {
+            0 => new HostFeature("Userfaultfd", true, "Page faults of this user's processes and of the kernel on their behalf (KVM) can be served.", null),
+            Errno.ENOSYS => new HostFeature("Userfaultfd", false, "The kernel is built without CONFIG_USERFAULTFD.", "Use a kernel that has it; every distribution's has."),
+            _ => new HostFeature("Userfaultfd", false, $"This user may not create a userfaultfd ({Errno.Name(error)}).",
+                $"Give this user access to {Userfaultfd.DevicePath} ('setfacl -m u:USER:rw {Userfaultfd.DevicePath}'), run as root, or 'sysctl vm.unprivileged_userfaultfd=1'."),
+        };
+        yield return !File.Exists(Userfaultfd.DevicePath)
+            ? new HostFeature("DevUserfaultfd", false, $"{Userfaultfd.DevicePath} does not exist: Linux before 6.1. The system call is used instead.", null)
+            : FileStatus.CanReadWrite(Userfaultfd.DevicePath)
+                ? new HostFeature("DevUserfaultfd", true, $"{Userfaultfd.DevicePath} can be opened.", null)
+                : new HostFeature("DevUserfaultfd", false, $"{Userfaultfd.DevicePath} exists, but this user may not open it.", $"'setfacl -m u:USER:rw {Userfaultfd.DevicePath}', for the VMM's user as well.");
+        for (var bit = 0; bit < Userfaultfd.FeatureNames.Length; bit++)
+        {
+            var supported = (features >> bit & 1) != 0;
+            yield return new HostFeature($"Uffd:{Userfaultfd.FeatureNames[bit]}", supported, $"UFFD_FEATURE_{Userfaultfd.FeatureNames[bit]} (bit {bit})",
+                supported || error != 0 ? null : "A newer kernel, or one with the configuration option for it.");
+        }
+    }
+
+    private static IEnumerable<HostFeature> ProbeHugePages()
+    {
+        var pools = HugePages.Pools();
+        if (pools.Count == 0) yield return new HostFeature("HugePages", false, "The kernel has no huge pages (CONFIG_HUGETLBFS).", null);
+        foreach (var pool in pools)
+        {
+            var name = $"hugepages-{pool.PageSize / 1024}kB";
+            yield return new HostFeature($"HugePages:{pool.PageSize / 1024}kB", pool.Free > 0, $"{pool.Free} of {pool.Total} pages are free.",
+                pool.Free > 0 ? null : $"'echo N > /sys/kernel/mm/hugepages/{name}/nr_hugepages' as root.");
+        }
+    }
+
+    private static HostFeature ProbeXen()
+    {
+        if (!Directory.Exists("/proc/xen") && !Directory.Exists("/dev/xen"))
+            return new HostFeature("Xen", false, "This is not a Xen domain.", "Foreign and grant mappings need a kernel that runs under Xen, as dom0 for foreign ones.");
+        return ProbeDevice("Xen", "/dev/xen/privcmd", "'modprobe xen-privcmd xen-gntdev'.", "root");
+    }
+
+    private static HostFeature ProbePagemapScan()
+    {
+        var error = Pagemap.TryProbe();
+        return error == 0
+            ? new HostFeature("PagemapScan", true, "PAGEMAP_SCAN: the written pages of a process can be listed at once.", null)
+            : new HostFeature("PagemapScan", false, $"The kernel has no PAGEMAP_SCAN ({Errno.Name(error)}).", "Linux 6.7 or later.");
+    }
+
+    private static HostFeature ProbeDevice(string feature, string device, string whenMissing, string group)
+    {
+        if (!File.Exists(device)) return new HostFeature(feature, false, $"{device} does not exist.", whenMissing);
+        return FileStatus.CanReadWrite(device)
+            ? new HostFeature(feature, true, $"{device} can be opened.", null)
+            : new HostFeature(feature, false, $"{device} exists, but this user may not open it.", $"Add the user to the group {group}, or 'setfacl -m u:USER:rw {device}'.");
+    }
+}

@@ -1,0 +1,232 @@
+using System.Security.Cryptography;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Memory images as Firecracker writes them: the dense concatenation of the regions in ascending order of guest addresses,
+/// without a header. Gaps between regions are not in the file.
+/// </summary>
+public static class RawImage
+{
+    /// <summary>
+    /// Writes the whole memory. The file is made beside its place and renamed when it is complete, so that nobody sees half an
+    /// image; pages of zeros become holes. Dirty bitmaps stay as they are.
+    /// </summary>
+    /// <param name="memory">The memory.</param>
+    /// <param name="path">The file to make.</param>
+    /// <param name="overwrite">Whether a file that is there may be replaced.</param>
+    /// <param name="digest">Whether to compute the image's SHA-256.</param>
+    /// <param name="progress">Told the bytes done, about every MiB.</param>
+    /// <param name="cancellation">Ends the export; what was written is removed.</param>
+    /// <exception cref="GuestMemoryException">FileExists; PageNotAccessible.</exception>
+    public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        if (!overwrite && Path.Exists(path)) throw FileExists(path);
+        using var hash = digest ? IncrementalHash.CreateHash(HashAlgorithmName.SHA256) : null;
+        var (bytes, pages) = WriteBeside(path, memory.Size, overwrite, file =>
+        {
+            var output = new PageWriter(file);
+            ulong offset = 0;
+            foreach (var region in memory.Regions)
+            {
+                Copy(memory, region.GuestAddress, region.Size, (at, buffer) =>
+                {
+                    hash?.AppendData(buffer);
+                    output.WriteNonZero(buffer, offset + (at - region.GuestAddress));
+                    progress?.Invoke(offset + (at - region.GuestAddress) + (ulong)buffer.Length);
+                }, cancellation);
+                offset += region.Size;
+            }
+
+            return output.Written;
+        });
+        return new ImageInfo(path, ImageFormat.Raw, memory.Size, bytes, pages, hash is null ? null : Convert.ToHexStringLower(hash.GetHashAndReset()));
+    }
+
+    /// <summary>
+    /// Writes only the dirty pages, at their places in the image: into the base image that is at the path, whose other pages stay
+    /// as they are, or into a new sparse file. The marks are taken first; where writing fails they are given back, so that no
+    /// change is ever forgotten.
+    /// </summary>
+    /// <param name="memory">The memory; every region must have a dirty bitmap.</param>
+    /// <param name="path">The base image to patch, or the file to make.</param>
+    /// <param name="force">Replaces a file of another size by a new sparse file, and patches an image that is being served.</param>
+    /// <param name="keepDirty">Leaves the marks in the bitmaps.</param>
+    /// <param name="progress">Told the bytes written so far.</param>
+    /// <param name="cancellation">Ends the export; the marks are given back.</param>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff, BaseSizeMismatch, ImageInUse, PageNotAccessible.</exception>
+    public static ImageInfo WriteDirty(GuestMemoryMmap memory, string path, bool force, bool keepDirty = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        // Nothing is changed before everything that can be checked was.
+        var bitmaps = memory.Regions.Select(region => region.GetMapping().Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
+            $"Region '{region.Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking'.")).ToArray();
+        if (new FileInfo(path).LinkTarget is not null) path = File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
+        var patch = Path.Exists(path) && IsBase(path, memory.Size, force);
+        var taken = new List<ulong[]>(bitmaps.Length);
+        try
+        {
+            using var opened = patch ? OpenBase(path, force) : null;
+            foreach (var bitmap in bitmaps) taken.Add(keepDirty ? bitmap.Snapshot() : bitmap.GetAndReset());
+            var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo);
+            return new ImageInfo(path, ImageFormat.Diff, memory.Size, bytes, pages, null);
+        }
+        catch
+        {
+            for (var i = 0; !keepDirty && i < taken.Count; i++) bitmaps[i].Merge(taken[i]);
+            throw;
+        }
+
+        (ulong Bytes, long Pages) WriteTo(SafeFileHandle file)
+        {
+            var output = new PageWriter(file);
+            ulong offset = 0;
+            for (var i = 0; i < memory.Regions.Count; i++)
+            {
+                var region = memory.Regions[i];
+                var dirty = new DirtyBitmap(region.GuestAddress, region.Size, bitmaps[i].PageSize, taken[i], region.Name);
+                foreach (var range in dirty.GetRanges())
+                {
+                    Copy(memory, range.Address, range.Size, (at, buffer) =>
+                    {
+                        output.Write(buffer, offset + (at - region.GuestAddress));
+                        progress?.Invoke(output.Written.Bytes);
+                    }, cancellation);
+                }
+
+                offset += region.Size;
+            }
+
+            RandomAccess.FlushToDisk(file);
+            return output.Written;
+        }
+    }
+
+    /// <summary>Writes a range of guest memory to a file, made beside its place and renamed when it is complete; pages of zeros become holes.</summary>
+    /// <param name="memory">The memory.</param>
+    /// <param name="address">The first guest address.</param>
+    /// <param name="size">The length in bytes.</param>
+    /// <param name="path">The file to make.</param>
+    /// <param name="overwrite">Whether a file that is there may be replaced.</param>
+    /// <param name="progress">Told the bytes done.</param>
+    /// <param name="cancellation">Ends it; what was written is removed.</param>
+    /// <exception cref="GuestMemoryException">FileExists; InvalidGuestAddress; PageNotAccessible.</exception>
+    public static void WriteRange(GuestMemoryMmap memory, GuestAddress address, ulong size, string path, bool overwrite, Action<ulong>? progress = null, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        memory.CheckRange(address, size);
+        if (!overwrite && Path.Exists(path)) throw FileExists(path);
+        WriteBeside(path, size, overwrite, file =>
+        {
+            var output = new PageWriter(file);
+            Copy(memory, address.Value, size, (at, buffer) =>
+            {
+                output.WriteNonZero(buffer, at - address.Value);
+                progress?.Invoke(at - address.Value + (ulong)buffer.Length);
+            }, cancellation);
+            return output.Written;
+        });
+    }
+
+    private static bool IsBase(string path, ulong size, bool force)
+    {
+        var file = new FileInfo(path);
+        if (file.Exists && (ulong)file.Length == size) return true;
+        if (file.Exists && force) return false;
+        throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, file.Exists
+            ? $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it."
+            : $"{path} is not a file.");
+    }
+
+    private static SafeFileHandle OpenBase(string path, bool force)
+    {
+        try
+        {
+            // A handler holds a shared lock on the image that it serves.
+            return File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, force ? FileShare.ReadWrite : FileShare.None);
+        }
+        catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
+        {
+            throw new GuestMemoryException(GuestMemoryError.ImageInUse,
+                $"{path} is locked: a handler serves it, or somebody writes it. A VM that is restored from it would get pages of two times. Stop the handler, or say -Force. ({exception.Message})", exception);
+        }
+    }
+
+    private static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write)
+    {
+        var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
+        try
+        {
+            (ulong, long) written;
+            using (var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None))
+            {
+                RandomAccess.SetLength(file, (long)size);
+                written = write(file);
+                RandomAccess.FlushToDisk(file);
+            }
+
+            try
+            {
+                File.Move(beside, path, overwrite);
+            }
+            catch (IOException) when (!overwrite && Path.Exists(path))
+            {
+                throw FileExists(path);
+            }
+
+            return written;
+        }
+        catch
+        {
+            File.Delete(beside);
+            throw;
+        }
+    }
+
+    /// <summary>Reads a range piece by piece and passes each on with its guest address.</summary>
+    private static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
+    {
+        var buffer = ImageBuffers.Get();
+        for (ulong done = 0; done < size;)
+        {
+            // A read that is abandoned keeps the buffer: it is left to the garbage collector.
+            cancellation.ThrowIfCancellationRequested();
+            var piece = buffer.AsMemory(0, (int)Math.Min((ulong)buffer.Length, size - done));
+            memory.ReadExact(new GuestAddress(address + done), piece, cancellation);
+            use(address + done, piece.Span);
+            done += (ulong)piece.Length;
+        }
+
+        ImageBuffers.Return(buffer);
+    }
+
+    private static GuestMemoryException FileExists(string path) =>
+        new(GuestMemoryError.FileExists, $"{path} is there already. Give another path, or -Force to replace it.");
+
+    /// <summary>Writes pages at their places and counts them.</summary>
+    private sealed class PageWriter(SafeFileHandle file)
+    {
+        public (ulong Bytes, long Pages) Written { get; private set; }
+
+        public void Write(ReadOnlySpan<byte> data, ulong offset)
+        {
+            RandomAccess.Write(file, data, (long)offset);
+            Written = (Written.Bytes + (ulong)data.Length, Written.Pages + (data.Length + (int)HostPage.Size - 1) / (int)HostPage.Size);
+        }
+
+        /// <summary>Writes the runs of pages that are not all zeros; the others stay holes.</summary>
+        public void WriteNonZero(ReadOnlySpan<byte> data, ulong offset)
+        {
+            var page = (int)HostPage.Size;
+            for (var at = 0; at < data.Length;)
+            {
+                var end = at;
+                while (end < data.Length && data[end..Math.Min(end + page, data.Length)].ContainsAnyExcept((byte)0)) end = Math.Min(end + page, data.Length);
+                if (end > at) Write(data[at..end], offset + (ulong)at);
+                at = end + page;
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary><c>eventfd(2)</c>: wakes a thread that sleeps in <c>poll(2)</c>.</summary>
+internal static unsafe partial class EventFd
+{
+    public const int EFD_CLOEXEC = 0x80000;
+    public const int EFD_NONBLOCK = 0x800;
+
+    public static SafeDescriptor Create()
+    {
+        var number = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        return number >= 0 ? new SafeDescriptor(number) : throw new SyscallException("eventfd", Marshal.GetLastPInvokeError(), "Creating an eventfd");
+    }
+
+    /// <summary>Makes the descriptor readable until it is read. Never blocks; a full counter is readable already.</summary>
+    public static void Signal(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        ulong one = 1;
+        _ = write(lease.Number, &one, sizeof(ulong));
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int eventfd(uint initval, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint write(int fd, void* buf, nuint count);
+}

@@ -1,0 +1,76 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary>What lies at a path: the parts of <c>struct statx</c> that are used here.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 256)]
+internal struct Statx
+{
+    [FieldOffset(0)] public uint stx_mask;
+    [FieldOffset(20)] public uint stx_uid;
+    [FieldOffset(24)] public uint stx_gid;
+    [FieldOffset(28)] public ushort stx_mode;
+    [FieldOffset(32)] public ulong stx_ino;
+    [FieldOffset(40)] public ulong stx_size;
+    [FieldOffset(48)] public ulong stx_blocks;
+}
+
+/// <summary><c>statx(2)</c>, <c>fstatfs(2)</c> and the rights on a path.</summary>
+internal static unsafe partial class FileStatus
+{
+    public const int AT_FDCWD = -100;
+    public const int AT_SYMLINK_NOFOLLOW = 0x100;
+    public const int AT_EMPTY_PATH = 0x1000;
+    public const uint STATX_BASIC_STATS = 0x7ff;
+    public const int S_IFMT = 0xF000;
+    public const int S_IFSOCK = 0xC000;
+    public const int S_IFREG = 0x8000;
+    public const int S_IFDIR = 0x4000;
+    public const int S_ISVTX = 0x200;
+    public const int S_IWOTH = 2;
+    public const long HUGETLBFS_MAGIC = 0x958458f6;
+
+    /// <summary>The status of a path without following a last symbolic link; 0 or the error number.</summary>
+    public static int TryGet(string path, out Statx status)
+    {
+        fixed (Statx* pointer = &status)
+            return statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, pointer) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>The status of an open file.</summary>
+    public static Statx Get(SafeHandle file)
+    {
+        using var lease = new DescriptorLease(file);
+        Statx status;
+        return statx(lease.Number, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &status) == 0
+            ? status
+            : throw new SyscallException("statx", Marshal.GetLastPInvokeError(), "Reading a file's status");
+    }
+
+    /// <summary>The page size of the hugetlbfs that holds the file, or 0 for any other file system.</summary>
+    public static long HugetlbfsPageSize(SafeHandle file)
+    {
+        using var lease = new DescriptorLease(file);
+        var status = stackalloc long[32];   // struct statfs: f_type and f_bsize come first; 120 bytes in all
+        return fstatfs(lease.Number, status) == 0 && status[0] == HUGETLBFS_MAGIC ? status[1] : 0;
+    }
+
+    /// <summary>Gives a path to a user; 0 or the error number.</summary>
+    public static int TryChangeOwner(string path, uint user) =>
+        lchown(path, user, uint.MaxValue) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
+    /// <summary>Whether this process may open the path for reading and writing.</summary>
+    public static bool CanReadWrite(string path) => access(path, 6) == 0;
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int statx(int dirfd, string pathname, int flags, uint mask, Statx* statxbuf);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fstatfs(int fd, void* buf);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int lchown(string pathname, uint owner, uint group);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int access(string pathname, int mode);
+}

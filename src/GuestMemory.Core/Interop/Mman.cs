@@ -1,0 +1,82 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary>Memory mappings: <c>mmap(2)</c>, <c>munmap(2)</c>, <c>mprotect(2)</c>, <c>madvise(2)</c>, and <c>memcpy(3)</c> between them.</summary>
+internal static unsafe partial class Mman
+{
+    public const int PROT_NONE = 0;
+    public const int PROT_READ = 1;
+    public const int PROT_WRITE = 2;
+    public const int PROT_EXEC = 4;
+
+    public const int MAP_SHARED = 0x01;
+    public const int MAP_PRIVATE = 0x02;
+    public const int MAP_FIXED = 0x10;
+    public const int MAP_ANONYMOUS = 0x20;
+    public const int MAP_NORESERVE = 0x4000;
+    public const int MAP_POPULATE = 0x8000;
+    public const int MAP_HUGETLB = 0x40000;
+    public const int MAP_HUGE_SHIFT = 26;
+
+    public const int MADV_WILLNEED = 3;
+    public const int MADV_DONTNEED = 4;
+    public const int MADV_REMOVE = 9;
+    public const int MADV_POPULATE_READ = 22;
+    public const int MADV_POPULATE_WRITE = 23;
+
+    private static readonly nint MapFailed = -1;
+
+    /// <summary>Maps memory where the kernel likes; null with the error number on failure.</summary>
+    public static SafeMapping? TryMap(nuint length, int protection, int flags, int descriptor, long offset, out int error)
+    {
+        var address = mmap(0, length, protection, flags, descriptor, offset);
+        error = address == MapFailed ? Marshal.GetLastPInvokeError() : 0;
+        return error == 0 ? new SafeMapping(address, length) : null;
+    }
+
+    /// <summary>Maps memory where the kernel likes, or throws.</summary>
+    public static SafeMapping Map(nuint length, int protection, int flags, int descriptor, long offset, string attempted) =>
+        TryMap(length, protection, flags, descriptor, offset, out var error) ?? throw new SyscallException("mmap", error, attempted);
+
+    /// <summary>Gives advice about a range; returns 0 or the error number.</summary>
+    public static int TryAdvise(nint address, nuint length, int advice)
+    {
+        while (madvise(address, length, advice) != 0)
+        {
+            var error = Marshal.GetLastPInvokeError();
+            if (error != Errno.EINTR) return error;
+        }
+
+        return 0;
+    }
+
+    /// <summary>Changes the protection of a range; returns 0 or the error number.</summary>
+    public static int TryProtect(nint address, nuint length, int protection) =>
+        mprotect(address, length, protection) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
+    /// <summary>Unmaps a range; returns 0 or the error number.</summary>
+    public static int TryUnmap(nint address, nuint length) =>
+        munmap(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
+    /// <summary>
+    /// Copies bytes with the C library. The thread is in preemptive mode meanwhile, so that a page that takes its time never
+    /// holds up a garbage collection.
+    /// </summary>
+    public static void Copy(void* destination, void* source, nuint length) => memcpy(destination, source, length);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint mmap(nint addr, nuint length, int prot, int flags, int fd, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int munmap(nint addr, nuint length);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int mprotect(nint addr, nuint length, int prot);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int madvise(nint addr, nuint length, int advice);
+
+    [LibraryImport("libc")]
+    private static partial void* memcpy(void* dest, void* src, nuint n);
+}

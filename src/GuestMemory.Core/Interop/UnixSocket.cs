@@ -1,0 +1,225 @@
+using System.Runtime.InteropServices;
+using System.Text;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary><c>struct sockaddr_un</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct SockAddrUn
+{
+    public ushort sun_family;
+    public fixed byte sun_path[108];
+}
+
+/// <summary><c>struct msghdr</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct MsgHdr
+{
+    public void* msg_name;
+    public uint msg_namelen;
+    public IoVec* msg_iov;
+    public nuint msg_iovlen;
+    public void* msg_control;
+    public nuint msg_controllen;
+    public int msg_flags;
+}
+
+/// <summary><c>struct cmsghdr</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct CmsgHdr
+{
+    public nuint cmsg_len;
+    public int cmsg_level;
+    public int cmsg_type;
+}
+
+/// <summary><c>struct ucred</c>: the other end of a Unix socket, as it was when it connected.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UCred
+{
+    public int pid;
+    public uint uid;
+    public uint gid;
+}
+
+/// <summary>AF_UNIX stream sockets with descriptor passing (<c>unix(7)</c>).</summary>
+internal static unsafe partial class UnixSocket
+{
+    public const int AF_UNIX = 1;
+    public const int SOCK_STREAM = 1;
+    public const int SOCK_CLOEXEC = 0x80000;
+    public const int SOCK_NONBLOCK = 0x800;
+    public const int SOL_SOCKET = 1;
+    public const int SCM_RIGHTS = 1;
+    public const int SO_PEERCRED = 17;
+    public const int MSG_CTRUNC = 0x8;
+    public const int MSG_TRUNC = 0x20;
+    public const int MSG_DONTWAIT = 0x40;
+    public const int MSG_NOSIGNAL = 0x4000;
+    public const int MSG_CMSG_CLOEXEC = 0x40000000;
+
+    /// <summary>The longest path a socket address holds, in bytes.</summary>
+    public const int MaxPathLength = 107;
+
+    /// <summary>A descriptor of a fresh, unconnected stream socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
+    public static SafeDescriptor Create(bool nonBlocking, uint? mode = null)
+    {
+        var number = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
+        if (number < 0) throw new SyscallException("socket", Marshal.GetLastPInvokeError(), "Creating a Unix socket");
+        if (mode is { } bits) _ = fchmod(number, bits);
+        return new SafeDescriptor(number);
+    }
+
+    public static int TryBind(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: false);
+
+    public static int TryConnect(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: true);
+
+    public static int TryListen(SafeDescriptor socket, int backlog)
+    {
+        using var lease = new DescriptorLease(socket);
+        return listen(lease.Number, backlog) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Accepts one connection, non-blocking itself; null where none waits, with the error number otherwise.</summary>
+    public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error)
+    {
+        using var lease = new DescriptorLease(listener);
+        var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
+        return number < 0 ? null : new SafeDescriptor(number);
+    }
+
+    public static UCred PeerCredentials(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        UCred credentials;
+        var length = (uint)sizeof(UCred);
+        return getsockopt(lease.Number, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0
+            ? credentials
+            : throw new SyscallException("getsockopt", Marshal.GetLastPInvokeError(), "Reading the peer's credentials");
+    }
+
+    /// <summary>
+    /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. A peer
+    /// that is gone gives -EPIPE, never a signal.
+    /// </summary>
+    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
+    {
+        using var lease = new DescriptorLease(socket);
+        var control = stackalloc byte[ControlSpace(Math.Max(1, descriptors.Length))];
+        fixed (byte* bytes = data)
+        {
+            var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
+            var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1 };
+            if (!descriptors.IsEmpty)
+            {
+                var header = (CmsgHdr*)control;
+                header->cmsg_len = (nuint)(sizeof(CmsgHdr) + descriptors.Length * sizeof(int));
+                header->cmsg_level = SOL_SOCKET;
+                header->cmsg_type = SCM_RIGHTS;
+                descriptors.CopyTo(new Span<int>(header + 1, descriptors.Length));
+                message.msg_control = control;
+                message.msg_controllen = (nuint)ControlSpace(descriptors.Length);
+            }
+
+            nint sent;
+            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL);
+            while (sent < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
+            return sent >= 0 ? sent : -Marshal.GetLastPInvokeError();
+        }
+    }
+
+    /// <summary>
+    /// Receives bytes without waiting and adds the descriptors that came with them, close-on-exec, to
+    /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
+    /// <paramref name="truncated"/> tells that more descriptors came than there was room for (the kernel closed those).
+    /// </summary>
+    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated)
+    {
+        const int Room = 16;
+        using var lease = new DescriptorLease(socket);
+        var controlLength = ControlSpace(Room);
+        var control = stackalloc byte[controlLength];
+        fixed (byte* bytes = data)
+        {
+            var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
+            var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1, msg_control = control, msg_controllen = (nuint)controlLength };
+            nint received;
+            do received = recvmsg(lease.Number, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+            while (received < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
+            truncated = false;
+            if (received < 0) return -Marshal.GetLastPInvokeError();
+            truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+            TakeDescriptors(control, (long)message.msg_controllen, descriptors);
+            return received;
+        }
+    }
+
+    /// <summary>The descriptors in a control buffer; every one of them is owned from here on, whatever else is wrong with the message.</summary>
+    private static void TakeDescriptors(byte* control, long length, List<SafeDescriptor> descriptors)
+    {
+        for (long at = 0; at + sizeof(CmsgHdr) <= length;)
+        {
+            var header = (CmsgHdr*)(control + at);
+            if ((long)header->cmsg_len < sizeof(CmsgHdr)) return;
+            if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+            {
+                var count = (int)((long)header->cmsg_len - sizeof(CmsgHdr)) / sizeof(int);
+                for (var i = 0; i < count; i++) descriptors.Add(new SafeDescriptor(((int*)(header + 1))[i]));
+            }
+
+            at += (long)(header->cmsg_len + 7 & ~(nuint)7);
+        }
+    }
+
+    private static int ControlSpace(int descriptors) => sizeof(CmsgHdr) + (descriptors * sizeof(int) + 7 & ~7);
+
+    private static int WithAddress(SafeDescriptor socket, string path, bool connecting)
+    {
+        SockAddrUn address = default;
+        address.sun_family = AF_UNIX;
+        var length = Encoding.UTF8.GetByteCount(path);
+        if (length > MaxPathLength)
+        {
+            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
+                $"The socket path is {length} bytes long; a socket address holds {MaxPathLength}. Use a shorter path, in /run for example: {path}");
+        }
+
+        Encoding.UTF8.GetBytes(path, new Span<byte>(address.sun_path, MaxPathLength));
+        using var lease = new DescriptorLease(socket);
+        while (true)
+        {
+            var result = connecting ? connect(lease.Number, &address, (uint)sizeof(SockAddrUn)) : bind(lease.Number, &address, (uint)sizeof(SockAddrUn));
+            if (result == 0) return 0;
+            var error = Marshal.GetLastPInvokeError();
+            if (error != Errno.EINTR) return error;
+        }
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int socket(int domain, int type, int protocol);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fchmod(int fd, uint mode);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int bind(int sockfd, SockAddrUn* addr, uint addrlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int connect(int sockfd, SockAddrUn* addr, uint addrlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int listen(int sockfd, int backlog);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int accept4(int sockfd, void* addr, uint* addrlen, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int getsockopt(int sockfd, int level, int optname, void* optval, uint* optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint sendmsg(int sockfd, MsgHdr* msg, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint recvmsg(int sockfd, MsgHdr* msg, int flags);
+}

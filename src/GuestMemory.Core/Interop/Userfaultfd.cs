@@ -1,0 +1,255 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary><c>struct uffdio_api</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioApi
+{
+    public ulong api;
+    public ulong features;
+    public ulong ioctls;
+}
+
+/// <summary><c>struct uffdio_range</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioRange
+{
+    public ulong start;
+    public ulong len;
+}
+
+/// <summary><c>struct uffdio_register</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioRegister
+{
+    public UffdioRange range;
+    public ulong mode;
+    public ulong ioctls;
+}
+
+/// <summary><c>struct uffdio_copy</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioCopy
+{
+    public ulong dst;
+    public ulong src;
+    public ulong len;
+    public ulong mode;
+    public long copy;
+}
+
+/// <summary><c>struct uffdio_zeropage</c>; <c>struct uffdio_poison</c> has the same layout.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioZeropage
+{
+    public UffdioRange range;
+    public ulong mode;
+    public long zeropage;
+}
+
+/// <summary><c>struct uffd_msg</c>: one event, 32 bytes. Fields of the union carry the name of their event.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 32)]
+internal struct UffdMsg
+{
+    [FieldOffset(0)] public byte @event;
+    [FieldOffset(8)] public ulong pagefault_flags;
+    [FieldOffset(16)] public ulong pagefault_address;
+    [FieldOffset(24)] public uint pagefault_ptid;
+    [FieldOffset(8)] public uint fork_ufd;
+    [FieldOffset(8)] public ulong remap_from;
+    [FieldOffset(16)] public ulong remap_to;
+    [FieldOffset(24)] public ulong remap_len;
+    [FieldOffset(8)] public ulong remove_start;
+    [FieldOffset(16)] public ulong remove_end;
+}
+
+/// <summary>
+/// <c>userfaultfd(2)</c> and its ioctls (<c>ioctl_userfaultfd(2)</c>). The Try methods return 0 or the error number and allocate
+/// nothing: they are what the fault loop calls.
+/// </summary>
+internal static unsafe partial class Userfaultfd
+{
+    public const uint UFFDIO_API = 0xC018AA3F;
+    public const uint UFFDIO_REGISTER = 0xC020AA00;
+    public const uint UFFDIO_UNREGISTER = 0x8010AA01;
+    public const uint UFFDIO_WAKE = 0x8010AA02;
+    public const uint UFFDIO_COPY = 0xC028AA03;
+    public const uint UFFDIO_ZEROPAGE = 0xC020AA04;
+    public const uint UFFDIO_POISON = 0xC020AA08;
+    public const uint USERFAULTFD_IOC_NEW = 0xAA00;
+
+    public const ulong UFFD_API = 0xAA;
+    public const int UFFD_USER_MODE_ONLY = 1;
+    public const int O_CLOEXEC = 0x80000;
+    public const int O_NONBLOCK = 0x800;
+    public const int O_RDWR = 2;
+
+    public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
+
+    public const byte UFFD_EVENT_PAGEFAULT = 0x12;
+    public const byte UFFD_EVENT_FORK = 0x13;
+    public const byte UFFD_EVENT_REMAP = 0x14;
+    public const byte UFFD_EVENT_REMOVE = 0x15;
+    public const byte UFFD_EVENT_UNMAP = 0x16;
+
+    public const ulong UFFD_PAGEFAULT_FLAG_WRITE = 1;
+    public const ulong UFFD_PAGEFAULT_FLAG_WP = 2;
+    public const ulong UFFD_PAGEFAULT_FLAG_MINOR = 4;
+
+    /// <summary>Feature names by bit, as the kernel's header has them without the prefix UFFD_FEATURE_.</summary>
+    public static readonly string[] FeatureNames =
+    [
+        "PAGEFAULT_FLAG_WP", "EVENT_FORK", "EVENT_REMAP", "EVENT_REMOVE", "MISSING_HUGETLBFS", "MISSING_SHMEM", "EVENT_UNMAP",
+        "SIGBUS", "THREAD_ID", "MINOR_HUGETLBFS", "MINOR_SHMEM", "EXACT_ADDRESS", "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED",
+        "POISON", "WP_ASYNC", "MOVE",
+    ];
+
+    public const ulong UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
+    public const ulong UFFD_FEATURE_MISSING_HUGETLBFS = 1 << 4;
+    public const ulong UFFD_FEATURE_MISSING_SHMEM = 1 << 5;
+
+    /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
+    public const string DevicePath = "/dev/userfaultfd";
+
+    private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
+    {
+        Architecture.X64 => 323,
+        Architecture.Arm64 => 282,
+        var other => throw new GuestMemoryException(GuestMemoryError.UffdUnsupported, $"GuestMemory knows no userfaultfd system call number for {other}. x86-64 and aarch64 are supported."),
+    };
+
+    /// <summary>
+    /// Creates a userfaultfd that also serves the kernel's own faults (KVM), non-blocking, with the features asked for: through
+    /// /dev/userfaultfd, and through the system call only where that device does not exist, as Firecracker does.
+    /// </summary>
+    public static SafeDescriptor Create(ulong features)
+    {
+        var number = FromDevice();
+        if (number < 0) number = (int)syscall(SyscallNumber, O_CLOEXEC | O_NONBLOCK);
+        if (number < 0)
+        {
+            var error = Marshal.GetLastPInvokeError();
+            throw error switch
+            {
+                Errno.EPERM => new SyscallException("userfaultfd", error, "Creating a userfaultfd", GuestMemoryError.UffdDenied,
+                    $"{DevicePath} does not exist here and the system call needs CAP_SYS_PTRACE or 'sysctl vm.unprivileged_userfaultfd=1'."),
+                Errno.ENOSYS => new SyscallException("userfaultfd", error, "Creating a userfaultfd", GuestMemoryError.UffdUnsupported,
+                    "The kernel is built without CONFIG_USERFAULTFD."),
+                _ => new SyscallException("userfaultfd", error, "Creating a userfaultfd"),
+            };
+        }
+
+        var descriptor = new SafeDescriptor(number);
+        var api = new UffdioApi { api = UFFD_API, features = features };
+        if (ioctl(number, UFFDIO_API, &api) == 0) return descriptor;
+        var failure = Marshal.GetLastPInvokeError();
+        descriptor.Dispose();
+        throw new SyscallException("ioctl(UFFDIO_API)", failure, $"Enabling userfaultfd features 0x{features:x}", GuestMemoryError.UffdUnsupported,
+            "This kernel lacks one of them; Test-GuestMemorySupport lists what it has.");
+    }
+
+    /// <summary>All features of this kernel, learnt from a descriptor that is thrown away; 0 or the error number.</summary>
+    public static int TryProbe(out ulong features)
+    {
+        features = 0;
+        int number;
+        try
+        {
+            number = FromDevice();
+        }
+        catch (SyscallException exception)
+        {
+            return exception.ErrorCode;
+        }
+
+        if (number < 0) number = (int)syscall(SyscallNumber, O_CLOEXEC | O_NONBLOCK);
+        if (number < 0) return Marshal.GetLastPInvokeError();
+        using var descriptor = new SafeDescriptor(number);
+        var api = new UffdioApi { api = UFFD_API };
+        if (ioctl(number, UFFDIO_API, &api) != 0) return Marshal.GetLastPInvokeError();
+        features = api.features;
+        return 0;
+    }
+
+    public static int TryRegister(int uffd, nint start, nuint length, ulong mode)
+    {
+        var register = new UffdioRegister { range = { start = (ulong)start, len = length }, mode = mode };
+        return ioctl(uffd, UFFDIO_REGISTER, &register) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    public static int TryWake(int uffd, ulong start, ulong length)
+    {
+        var range = new UffdioRange { start = start, len = length };
+        return ioctl(uffd, UFFDIO_WAKE, &range) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Fills a missing range and wakes who waits for it. <paramref name="copied"/>: bytes done, also when it stops half way.</summary>
+    public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, out long copied)
+    {
+        var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length };
+        var error = ioctl(uffd, UFFDIO_COPY, &copy) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        copied = copy.copy;
+        return error;
+    }
+
+    public static int TryZero(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_ZEROPAGE, start, length);
+
+    /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
+    public static int TryPoison(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_POISON, start, length);
+
+    /// <summary>Reads events without waiting; returns how many came, or the negated error number.</summary>
+    public static int TryRead(int uffd, UffdMsg* messages, int capacity)
+    {
+        var bytes = read(uffd, messages, (nuint)(capacity * sizeof(UffdMsg)));
+        return bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : -Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Whether a descriptor that came from somewhere is a userfaultfd.</summary>
+    public static bool IsUserfaultfd(int descriptor) =>
+        string.Equals(new FileInfo($"/proc/self/fd/{descriptor}").LinkTarget, "anon_inode:[userfaultfd]", StringComparison.Ordinal);
+
+    /// <summary>Makes a received descriptor non-blocking: poll(2) reports only POLLERR for a blocking userfaultfd.</summary>
+    public static void SetNonBlocking(int descriptor)
+    {
+        if (fcntl(descriptor, 4 /* F_SETFL */, O_NONBLOCK) != 0)
+            throw new SyscallException("fcntl(F_SETFL)", Marshal.GetLastPInvokeError(), "Making a userfaultfd non-blocking");
+    }
+
+    private static int FromDevice()
+    {
+        var device = open(DevicePath, O_RDWR | O_CLOEXEC);
+        if (device < 0)
+        {
+            var error = Marshal.GetLastPInvokeError();
+            if (error == Errno.ENOENT) return -1;
+            throw new SyscallException("open", error, $"Opening {DevicePath}", GuestMemoryError.UffdDenied,
+                $"Give this user access: 'setfacl -m u:USER:rw {DevicePath}', or run as root.");
+        }
+
+        using var opened = new SafeDescriptor(device);
+        var number = ioctl(device, USERFAULTFD_IOC_NEW, (void*)(O_CLOEXEC | O_NONBLOCK));
+        return number >= 0 ? number : throw new SyscallException("ioctl(USERFAULTFD_IOC_NEW)", Marshal.GetLastPInvokeError(), "Creating a userfaultfd");
+    }
+
+    private static int ZeroOrPoison(int uffd, uint request, ulong start, ulong length)
+    {
+        var zeropage = new UffdioZeropage { range = { start = start, len = length } };
+        return ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint syscall(nint number, nint flags);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int open(string pathname, int flags);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int ioctl(int fd, nuint request, void* argument);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fcntl(int fd, int cmd, int arg);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint read(int fd, void* buf, nuint count);
+}

@@ -1,0 +1,168 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The memory of one guest: regions that do not overlap, as one guest physical address space (vm-memory's GuestMemoryMmap).
+/// Reads and writes may cross from one region into the next where they touch.
+/// </summary>
+public sealed class GuestMemoryMmap : IGuestMemorySource
+{
+    private readonly GuestRegionMmap[] _regions;
+
+    private GuestMemoryMmap(GuestRegionMmap[] regions) => _regions = regions;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<GuestRegionMmap> Regions => _regions;
+
+    /// <summary>The sum of the regions' sizes, in bytes.</summary>
+    public ulong Size => _regions.Aggregate(0UL, (sum, region) => sum + region.Size);
+
+    /// <summary>The last guest address of the last region.</summary>
+    public ulong LastAddress => _regions[^1].LastAddress;
+
+    /// <summary>Whether an access may fail or wait: a file, huge pages, or a page-fault handler lies behind a region.</summary>
+    internal bool IsGuarded => Array.Exists(_regions, region => region.GetMapping().IsGuarded);
+
+    /// <summary>Makes an address space of regions, in any order.</summary>
+    /// <exception cref="GuestMemoryException">NoMemoryRegion, MemoryRegionOverlap, RegionDisposed.</exception>
+    public static GuestMemoryMmap FromRegions(IEnumerable<GuestRegionMmap> regions)
+    {
+        GuestRegionMmap[] sorted = [.. regions.OrderBy(region => region.GuestAddress)];
+        if (sorted.Length == 0) throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, "No memory region was given.");
+        for (var i = 0; i < sorted.Length; i++)
+        {
+            if (sorted[i].IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {sorted[i]} was removed; its memory is no longer mapped.");
+            if (i > 0 && sorted[i - 1].LastAddress >= sorted[i].GuestAddress)
+            {
+                throw new GuestMemoryException(GuestMemoryError.MemoryRegionOverlap,
+                    $"The regions {sorted[i - 1]} and {sorted[i]} share guest addresses and cannot form one address space.");
+            }
+        }
+
+        return new GuestMemoryMmap(sorted);
+    }
+
+    /// <summary>The region that holds an address, or null.</summary>
+    public GuestRegionMmap? FindRegion(GuestAddress address)
+    {
+        int low = 0, high = _regions.Length - 1;
+        while (low <= high)
+        {
+            var middle = (low + high) >> 1;
+            if (_regions[middle].GuestAddress > address.Value) high = middle - 1;
+            else if (_regions[middle].LastAddress < address.Value) low = middle + 1;
+            else return _regions[middle];
+        }
+
+        return null;
+    }
+
+    /// <summary>Reads bytes; returns how many came before the first unmapped address.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. PageNotAccessible. GuestAddressOverflow.</exception>
+    public int Read(GuestAddress address, Span<byte> destination)
+    {
+        var done = 0;
+        while (done < destination.Length && Locate(address, done, out var region, out var offset))
+            done += Part(region, offset, region.GetMapping().TryRead(offset, destination[done..], out var error), error, "read");
+        return done;
+    }
+
+    /// <summary>Writes bytes and marks them dirty; returns how many went before the first unmapped address.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. PageNotAccessible. GuestAddressOverflow.</exception>
+    public int Write(GuestAddress address, ReadOnlySpan<byte> source)
+    {
+        var done = 0;
+        while (done < source.Length && Locate(address, done, out var region, out var offset))
+            done += Part(region, offset, region.GetMapping().TryWrite(offset, source[done..], out var error), error, "written");
+        return done;
+    }
+
+    /// <summary>Reads exactly as many bytes as the buffer has.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="Read(GuestAddress, Span{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
+    public void ReadExact(GuestAddress address, Span<byte> destination) => ThrowIfPartial(address, destination.Length, Read(address, destination), "read");
+
+    /// <summary>
+    /// Reads exactly as many bytes as the buffer has; where a region may make it wait, on a thread of its own that is abandoned
+    /// when the token says so. The buffer must not be used again after that.
+    /// </summary>
+    /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
+    public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
+    {
+        if (!IsGuarded) ReadExact(address, destination.Span);
+        else
+        {
+            BlockingAccess.Run(() =>
+            {
+                ReadExact(address, destination.Span);
+                return true;
+            }, cancellation);
+        }
+    }
+
+    /// <summary>Writes all the bytes.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="Write(GuestAddress, ReadOnlySpan{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
+    public void WriteExact(GuestAddress address, ReadOnlySpan<byte> source) => ThrowIfPartial(address, source.Length, Write(address, source), "written");
+
+    /// <summary>Writes all the bytes; abandoned like <see cref="ReadExact(GuestAddress, Memory{byte}, CancellationToken)"/>.</summary>
+    /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
+    public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
+    {
+        if (!IsGuarded) WriteExact(address, source.Span);
+        else
+        {
+            BlockingAccess.Run(() =>
+            {
+                WriteExact(address, source.Span);
+                return true;
+            }, cancellation);
+        }
+    }
+
+    /// <summary>Checks that every byte of a range is mapped, before anything is changed.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress with the first address that is not; GuestAddressOverflow.</exception>
+    public void CheckRange(GuestAddress address, ulong size)
+    {
+        for (ulong done = 0; done < size;)
+        {
+            var at = address.CheckedAdd(done) ?? throw Overflow(address, size);
+            var region = FindRegion(at) ?? throw Unmapped(at);
+            done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
+        }
+    }
+
+    private bool Locate(GuestAddress address, int done, out GuestRegionMmap region, out ulong offset)
+    {
+        var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)done);
+        region = FindRegion(at)!;
+        offset = region is null ? 0 : at.Value - region.GuestAddress;
+        return region is not null || (done > 0 ? false : throw Unmapped(address));
+    }
+
+    private static int Part(GuestRegionMmap region, ulong offset, ulong count, int error, string verb)
+    {
+        if (error == 0) return (int)count;
+        var at = new GuestAddress(region.GuestAddress + offset + count);
+        var why = region.BackingPath is not null ? $"the file behind it, {region.BackingPath}, may have been truncated"
+            : (region.Protection & MemoryProtection.ReadWrite) != MemoryProtection.ReadWrite ? $"its protection is {region.Protection}"
+            : region.PageSize != HostPage.Size ? "the pool of huge pages may be empty"
+            : "its handler gave it up, or the memory was taken away";
+        throw new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at guest address {at} in region '{region.Name}' cannot be {verb}: {why}.",
+            new SyscallException(verb == "read" ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + offset + count:x}"));
+    }
+
+    private static void ThrowIfPartial(GuestAddress address, int expected, int completed, string verb)
+    {
+        if (completed < expected)
+        {
+            throw new GuestMemoryException(GuestMemoryError.PartialBuffer,
+                $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + (ulong)completed)} is not mapped.");
+        }
+    }
+
+    private GuestMemoryException Unmapped(GuestAddress address) =>
+        new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}.");
+
+    private static GuestMemoryException Overflow(GuestAddress address, ulong size) =>
+        new(GuestMemoryError.GuestAddressOverflow, $"The range of 0x{size:x} bytes at {address} passes the last address, 2^64 - 1.");
+}

@@ -1,0 +1,35 @@
+using System.Globalization;
+
+namespace GuestMemory.Core;
+
+/// <summary>A pool of huge pages of this host.</summary>
+/// <param name="PageSize">The size of its pages, in bytes.</param>
+/// <param name="Total">How many pages it has.</param>
+/// <param name="Free">How many of them nobody uses.</param>
+public sealed record HugePagePool(ulong PageSize, long Total, long Free);
+
+/// <summary>The pools of huge pages (<c>/sys/kernel/mm/hugepages</c>).</summary>
+public static class HugePages
+{
+    private const string Folder = "/sys/kernel/mm/hugepages";
+
+    /// <summary>Every pool, the smallest pages first.</summary>
+    public static IReadOnlyList<HugePagePool> Pools()
+    {
+        if (!Directory.Exists(Folder)) return [];
+        var pools = new List<HugePagePool>();
+        foreach (var pool in Directory.GetDirectories(Folder))
+        {
+            // hugepages-2048kB
+            var name = Path.GetFileName(pool).AsSpan("hugepages-".Length);
+            if (ulong.TryParse(name[..^2], NumberStyles.None, CultureInfo.InvariantCulture, out var kilobytes))
+                pools.Add(new HugePagePool(kilobytes * 1024, Read(pool, "nr_hugepages"), Read(pool, "free_hugepages")));
+        }
+
+        pools.Sort((left, right) => left.PageSize.CompareTo(right.PageSize));
+        return pools;
+    }
+
+    private static long Read(string pool, string file) =>
+        long.TryParse(File.ReadAllText(Path.Combine(pool, file)), NumberStyles.Integer, CultureInfo.InvariantCulture, out var number) ? number : 0;
+}

@@ -1,0 +1,14 @@
+namespace GuestMemory.Core;
+
+/// <summary>Something that relies on a mapping: as long as it lives, the mapping stays unless it is forced away.</summary>
+internal interface IRegionHolder
+{
+    /// <summary>Who holds it, for messages: "the page-fault handler at /run/uffd.sock".</summary>
+    string Description { get; }
+
+    /// <summary>Whether the other end is still there.</summary>
+    bool IsLive { get; }
+
+    /// <summary>Lets the mapping go: nothing that waits for its pages may wait on, and nobody may read invented zeros.</summary>
+    void Release(MmapRegion region);
+}

@@ -1,0 +1,79 @@
+using System.Diagnostics;
+using System.Diagnostics.CodeAnalysis;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>One VMM's connection to a handler, and the VMs it handed over. The end of the stream is the end of the VMM.</summary>
+internal sealed class UffdConnection : IDisposable
+{
+    private readonly UffdHandoverReceiver _receiver;
+    private readonly TimeSpan _limit;
+    private long _deadline;
+
+    public UffdConnection(SafeDescriptor socket, UCred peer, TimeSpan limit)
+    {
+        Socket = socket;
+        Peer = peer;
+        _receiver = new UffdHandoverReceiver(socket);
+        _limit = limit;
+        _deadline = Deadline();
+    }
+
+    public SafeDescriptor Socket { get; }
+
+    public UCred Peer { get; }
+
+    public List<UffdVm> Vms { get; } = [];
+
+    public bool IsEnded { get; set; }
+
+    public bool IsOverdue => _deadline != 0 && Stopwatch.GetTimestamp() >= _deadline;
+
+    /// <summary>How long the hand-over may still take, rounded up; null where none is awaited.</summary>
+    public int? MillisecondsLeft => _deadline == 0 ? null
+        : (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds));
+
+    /// <summary>Receives what there is; true with a VM when a hand-over is complete and fits the image.</summary>
+    /// <exception cref="GuestMemoryException">The hand-over is wrong, contradicts the image, or takes too long.</exception>
+    public bool TryReceive(UffdImage image, [NotNullWhen(true)] out UffdVm? vm)
+    {
+        vm = null;
+        var handover = _receiver.Receive(out var ended);
+        IsEnded = ended;
+        if (handover is null)
+        {
+            if (_receiver.IsPartial && _deadline == 0) _deadline = Deadline();
+            if (!ended && IsOverdue)
+            {
+                throw new GuestMemoryException(GuestMemoryError.HandoverTimeout,
+                    $"The VMM connected but did not hand its memory over within {_limit.TotalSeconds:0.#} s.");
+            }
+
+            return false;
+        }
+
+        try
+        {
+            UffdMappingList.Validate(handover.Mappings, image.Length);
+            vm = new UffdVm(handover, image);
+        }
+        catch
+        {
+            handover.Userfaultfd.Dispose();
+            throw;
+        }
+
+        _deadline = 0;
+        return true;
+    }
+
+    public void Dispose()
+    {
+        foreach (var vm in Vms) vm.Dispose();
+        _receiver.Dispose();
+        Socket.Dispose();
+    }
+
+    private long Deadline() => Stopwatch.GetTimestamp() + (long)(_limit.TotalSeconds * Stopwatch.Frequency);
+}

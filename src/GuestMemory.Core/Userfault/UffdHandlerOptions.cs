@@ -1,0 +1,30 @@
+namespace GuestMemory.Core;
+
+/// <summary>How faults are answered.</summary>
+public enum UffdStrategy
+{
+    /// <summary>The page that was touched, when it is touched.</summary>
+    OnDemand,
+}
+
+/// <summary>What a page-fault handler serves, where, and for whom.</summary>
+public sealed class UffdHandlerOptions
+{
+    /// <summary>Where the handler listens; at most 107 bytes.</summary>
+    public required string SocketPath { get; init; }
+
+    /// <summary>The memory image: the VM's regions, one behind the other.</summary>
+    public required string MemoryPath { get; init; }
+
+    /// <summary>How faults are answered.</summary>
+    public UffdStrategy Strategy { get; init; } = UffdStrategy.OnDemand;
+
+    /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
+    public string? AllowUser { get; init; }
+
+    /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
+    public bool Force { get; init; }
+
+    /// <summary>How long a VMM that has connected may take to hand its memory over.</summary>
+    public TimeSpan HandoverTimeout { get; init; } = TimeSpan.FromSeconds(5);
+}

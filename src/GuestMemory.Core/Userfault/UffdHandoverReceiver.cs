@@ -1,0 +1,127 @@
+using System.Text.Json;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>A hand-over that has come completely. Whoever takes it owns the userfaultfd.</summary>
+internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappings, SafeDescriptor Userfaultfd);
+
+/// <summary>
+/// The handler's side of the hand-over: takes what comes over a stream until a JSON document is whole and a descriptor came with
+/// it. It never waits, and it is fed as often as the socket is readable; a VMM may split a message or send several.
+/// </summary>
+internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
+{
+    private const int MaxTokenBytes = 4096;
+
+    // The kernel may join the end of one message to the beginning, and so the descriptor, of the next.
+    private const int MaxDescriptors = 2;
+
+    private readonly List<SafeDescriptor> _descriptors = [];
+    private byte[] _buffer = new byte[65536];
+    private int _length;
+    private int _scanned;
+    private JsonReaderState _json;
+
+    /// <summary>Whether a message has begun and not ended.</summary>
+    public bool IsPartial => _length > 0 || _descriptors.Count > 0;
+
+    /// <summary>Receives what there is. Returns the next complete hand-over, or null; <paramref name="ended"/> at the end of the stream.</summary>
+    /// <exception cref="GuestMemoryException">The message is wrong; every descriptor that came with it is closed by <see cref="Dispose"/>.</exception>
+    public UffdHandover? Receive(out bool ended)
+    {
+        ended = false;
+        while (true)
+        {
+            if (_length > 0 && TryTake() is { } ready) return ready;
+            if (_length == _buffer.Length)
+            {
+                if (_length >= UffdMappingList.MaxJsonBytes) throw UffdMappingList.TooLarge(_length);
+                Array.Resize(ref _buffer, Math.Min(_buffer.Length * 4, UffdMappingList.MaxJsonBytes));
+            }
+
+            var before = _descriptors.Count;
+            var received = UnixSocket.TryReceive(socket, _buffer.AsSpan(_length), _descriptors, out var truncated);
+            if (truncated || _descriptors.Count > before + 1 || _descriptors.Count > MaxDescriptors) throw TooMany();
+
+            if (received == -Errno.EAGAIN) return null;
+            if (received <= 0)
+            {
+                ended = true;
+                if (IsPartial)
+                {
+                    throw new GuestMemoryException(GuestMemoryError.PeerClosed,
+                        $"The VMM closed the connection in the middle of the hand-over, after {_length} bytes and {_descriptors.Count} descriptors.");
+                }
+
+                return null;
+            }
+
+            _length += (int)received;
+        }
+    }
+
+    public void Dispose()
+    {
+        foreach (var descriptor in _descriptors) descriptor.Dispose();
+        _descriptors.Clear();
+    }
+
+    /// <summary>Goes on scanning where it stopped, so that a message in a thousand pieces costs no more than one in a single piece.</summary>
+    private UffdHandover? TryTake()
+    {
+        if (_scanned == 0) SkipWhiteSpace();
+        var reader = new Utf8JsonReader(_buffer.AsSpan(_scanned, _length - _scanned), isFinalBlock: false, _json);
+        try
+        {
+            while (reader.Read())
+            {
+                if (reader.CurrentDepth == 0 && reader.TokenType is not (JsonTokenType.StartArray or JsonTokenType.StartObject))
+                    return Complete(_scanned + (int)reader.BytesConsumed);
+            }
+        }
+        catch (JsonException exception)
+        {
+            throw UffdMappingList.BadJson(exception);
+        }
+
+        _scanned += (int)reader.BytesConsumed;
+        _json = reader.CurrentState;
+        if (_length - _scanned > MaxTokenBytes)
+            throw UffdMappingList.BadJson(new JsonException($"a token is longer than {MaxTokenBytes} bytes"));
+        return null;
+    }
+
+    private UffdHandover Complete(int end)
+    {
+        var mappings = UffdMappingList.FromJson(_buffer.AsSpan(0, end));
+        if (_descriptors.Count == 0)
+            throw new GuestMemoryException(GuestMemoryError.HandoverNoDescriptor, "The hand-over came without a descriptor; exactly one, the userfaultfd, is expected.");
+        if (_descriptors.Count > 1 && end == _length) throw TooMany();
+        var descriptor = _descriptors[0];
+        if (!Userfaultfd.IsUserfaultfd(descriptor.Number))
+            throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "The descriptor that came with the hand-over is not a userfaultfd.");
+        Userfaultfd.SetNonBlocking(descriptor.Number);
+        _descriptors.RemoveAt(0);
+        Drop(end);
+        _scanned = 0;
+        _json = default;
+        return new UffdHandover(mappings, descriptor);
+    }
+
+    private void SkipWhiteSpace()
+    {
+        var text = _buffer.AsSpan(0, _length).IndexOfAnyExcept(" \t\r\n"u8);
+        Drop(text < 0 ? _length : text);
+    }
+
+    private void Drop(int bytes)
+    {
+        if (bytes == 0) return;
+        _buffer.AsSpan(bytes, _length - bytes).CopyTo(_buffer);
+        _length -= bytes;
+    }
+
+    private GuestMemoryException TooMany() => new(GuestMemoryError.HandoverTooManyDescriptors,
+        $"The hand-over came with {_descriptors.Count} descriptors or more; exactly one, the userfaultfd, is expected.");
+}

@@ -1,0 +1,123 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>A handler's listening socket: made with care, checked at every connection, and taken away again.</summary>
+internal sealed class UffdListener : IDisposable
+{
+    private readonly ulong _inode;
+    private readonly uint? _allowed;
+
+    private UffdListener(SafeDescriptor socket, string path, ulong inode, uint? allowed)
+    {
+        Socket = socket;
+        Path = path;
+        _inode = inode;
+        _allowed = allowed;
+    }
+
+    public SafeDescriptor Socket { get; }
+
+    public string Path { get; }
+
+    /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory, UserNotFound.</exception>
+    public static UffdListener Open(string path, string? allowUser, bool force)
+    {
+        var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
+        var length = System.Text.Encoding.UTF8.GetByteCount(path);
+        if (length > UnixSocket.MaxPathLength)
+        {
+            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
+                $"The socket path is {length} bytes long; a socket address holds {UnixSocket.MaxPathLength}. Use a shorter one, in /run for example: {path}");
+        }
+
+        CheckDirectory(path, force);
+        ClearPath(path, force);
+        var socket = UnixSocket.Create(nonBlocking: true, mode: allowed is not null && Users.Current != 0 ? 0b110_110_110u : 0b110_000_000u);
+        try
+        {
+            var error = UnixSocket.TryBind(socket, path);
+            if (error == Errno.EADDRINUSE) throw InUse(path);
+            if (error != 0) throw new SyscallException("bind", error, $"Making the socket {path}");
+            _ = FileStatus.TryGet(path, out var status);
+            var listener = new UffdListener(socket, path, status.stx_ino, allowed);
+            try
+            {
+                // Root gives the socket to the one other user; who is not root opens it and relies on the check at each connection.
+                if (allowed is { } user && Users.Current == 0 && (error = FileStatus.TryChangeOwner(path, user)) != 0)
+                    throw new SyscallException("lchown", error, $"Giving the socket {path} to user {user}");
+                error = UnixSocket.TryListen(socket, 128);
+                return error == 0 ? listener : throw new SyscallException("listen", error, $"Listening at {path}");
+            }
+            catch
+            {
+                listener.Dispose();
+                throw;
+            }
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Whether the user at the other end may hand memory over.</summary>
+    public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
+
+    public void Dispose()
+    {
+        // Only the socket that was made here; somebody may have put another in its place.
+        if (FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
+        Socket.Dispose();
+    }
+
+    private static void CheckDirectory(string path, bool force)
+    {
+        var directory = System.IO.Path.GetDirectoryName(System.IO.Path.GetFullPath(path)) ?? "/";
+        var error = FileStatus.TryGet(directory, out var status);
+        if (error is Errno.ENOENT or Errno.ENOTDIR)
+            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"The directory {directory} does not exist; make it first ('mkdir -p').");
+        if (error != 0) throw new SyscallException("statx", error, $"Looking at {directory}");
+        if (!force && (status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFDIR && (status.stx_mode & FileStatus.S_IWOTH) != 0 && (status.stx_mode & FileStatus.S_ISVTX) == 0)
+        {
+            throw new GuestMemoryException(GuestMemoryError.InsecureDirectory,
+                $"Everyone may replace files in {directory}, and so the socket. Use another directory, make it sticky ('chmod +t'), or say -Force.");
+        }
+    }
+
+    /// <summary>Takes away a socket that its process has left behind; refuses to touch anything else.</summary>
+    private static void ClearPath(string path, bool force)
+    {
+        var error = FileStatus.TryGet(path, out var status);
+        if (error == Errno.ENOENT) return;
+        if (error != 0) throw new SyscallException("statx", error, $"Looking at {path}");
+        if ((status.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFSOCK)
+            throw new GuestMemoryException(GuestMemoryError.NotASocket, $"There is something at {path} that is not a socket; it is left alone. Give another path.");
+        // Most listeners show up here. Asking by connecting would use up a handler that accepts only one connection.
+        if (IsListed(path)) throw InUse(path);
+        using var probe = UnixSocket.Create(nonBlocking: true);
+        error = UnixSocket.TryConnect(probe, path);
+        if (error != Errno.ECONNREFUSED && !(force && error == Errno.EACCES)) throw InUse(path);
+        File.Delete(path);
+    }
+
+    private static bool IsListed(string path)
+    {
+        try
+        {
+            return File.ReadLines("/proc/net/unix").Any(line => line.EndsWith(" " + path, StringComparison.Ordinal));
+        }
+        catch (IOException)
+        {
+            return false;
+        }
+        catch (UnauthorizedAccessException)
+        {
+            return false;
+        }
+    }
+
+    private static GuestMemoryException InUse(string path) =>
+        new(GuestMemoryError.SocketInUse, $"Somebody listens at {path} already. Stop that handler, or give another path.");
+}

@@ -1,0 +1,217 @@
+using System.Diagnostics;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The VMM's side of the hand-over (Firecracker's guest_memory_from_uffd): memory that is registered with a userfaultfd whose
+/// duplicate a page-fault handler holds. It lives until the last of its regions is released; the connection stays open as long,
+/// since its end tells the handler that the VMM is gone.
+/// </summary>
+public sealed class UffdRegistration : IRegionHolder
+{
+    private static readonly TimeSpan ConnectTimeout = TimeSpan.FromSeconds(10);
+
+    private readonly SafeDescriptor _uffd;
+    private readonly SafeDescriptor _socket;
+    private int _remaining;
+
+    private UffdRegistration(string socketPath, SafeDescriptor uffd, SafeDescriptor socket, GuestMemoryMmap memory)
+    {
+        SocketPath = socketPath;
+        _uffd = uffd;
+        _socket = socket;
+        _remaining = memory.Regions.Count;
+        Mappings = UffdMappingList.FromMemory(memory);
+    }
+
+    /// <summary>Where the handler listens.</summary>
+    public string SocketPath { get; }
+
+    /// <summary>What was told to the handler.</summary>
+    public IReadOnlyList<GuestRegionUffdMapping> Mappings { get; }
+
+    /// <summary>Whether the handler still holds its end of the connection.</summary>
+    public bool IsLive
+    {
+        get
+        {
+            if (_socket.IsClosed) return false;
+            try
+            {
+                using var lease = new DescriptorLease(_socket);
+                Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLIN | Poll.POLLRDHUP }];
+                return Poll.Wait(entry, 0) == 0;
+            }
+            catch (ObjectDisposedException)
+            {
+                return false;
+            }
+        }
+    }
+
+    string IRegionHolder.Description => $"the page-fault handler at {SocketPath}";
+
+    /// <summary>
+    /// Registers the regions with a new userfaultfd (missing pages and removals) and hands it, with their mapping list, to the
+    /// handler that listens at a path. Pages that are present already stay as they are; every other page comes from the handler
+    /// from now on. On failure everything is as before.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">UffdDenied, UffdUnsupported, UffdRegisterFailed, UnalignedSize, RegionInUse, SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, PeerClosed.</exception>
+    public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        CheckSocket(socketPath);
+        foreach (var region in memory.Regions) CheckRegion(region);
+        var uffd = Userfaultfd.Create(Features(memory));
+        var socket = UnixSocket.Create(nonBlocking: true);
+        var registration = default(UffdRegistration);
+        var held = 0;
+        try
+        {
+            registration = new UffdRegistration(socketPath, uffd, socket, memory);
+            foreach (var region in memory.Regions)
+            {
+                region.GetMapping().Hold(registration);
+                held++;
+                Register(uffd, region);
+            }
+
+            ConnectSocket(socket, socketPath, cancellation);
+            registration.Send(cancellation);
+            return registration;
+        }
+        catch
+        {
+            uffd.Dispose();
+            socket.Dispose();
+            for (var i = 0; i < held; i++) memory.Regions[i].GetMapping().Unhold(registration!);
+            throw;
+        }
+    }
+
+    void IRegionHolder.Release(MmapRegion region)
+    {
+        // Closing a userfaultfd while a thread waits on it would let that thread read zeros. Without access rights it gets an
+        // error instead; so those go first, then whoever waits is woken.
+        using (var lease = region.Lease())
+        {
+            _ = Mman.TryProtect(lease.Address, lease.Length, Mman.PROT_NONE);
+            using var uffd = new DescriptorLease(_uffd);
+            _ = Userfaultfd.TryWake(uffd.Number, (ulong)lease.Address, lease.Length);
+        }
+
+        if (Interlocked.Decrement(ref _remaining) > 0) return;
+        _uffd.Dispose();
+        _socket.Dispose();
+    }
+
+    internal static void CheckSocket(string path)
+    {
+        var length = System.Text.Encoding.UTF8.GetByteCount(path);
+        if (length > UnixSocket.MaxPathLength)
+        {
+            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
+                $"The socket path is {length} bytes long; a socket address holds {UnixSocket.MaxPathLength}. Use a shorter one, in /run for example: {path}");
+        }
+
+        var error = FileStatus.TryGet(path, out var status);
+        if (error is Errno.ENOENT or Errno.ENOTDIR)
+            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the handler first: 'Start-UffdHandler -SocketPath {path} -MemoryPath IMAGE'.");
+        if (error != 0) throw new SyscallException("statx", error, $"Looking at {path}");
+        if ((status.stx_mode & FileStatus.S_IFMT) is not (FileStatus.S_IFSOCK or 0xA000 /* S_IFLNK */))
+            throw new GuestMemoryException(GuestMemoryError.NotASocket, $"What is at {path} is not a socket.");
+    }
+
+    private static void CheckRegion(GuestRegionMmap region)
+    {
+        if (region.IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {region} was removed; its memory is no longer mapped.");
+        var mapping = region.GetMapping();
+        if (!HostPage.IsAligned(region.HostAddress, region.PageSize))
+            throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} is not aligned to its pages in this process.");
+        if (!mapping.IsOwned)
+            throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} wraps memory of somebody else, which is not registered with userfaultfd here.");
+    }
+
+    private static ulong Features(GuestMemoryMmap memory)
+    {
+        var features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE;
+        foreach (var region in memory.Regions)
+        {
+            if (region.PageSize != HostPage.Size) features |= Userfaultfd.UFFD_FEATURE_MISSING_HUGETLBFS;
+            else if (region.BackingPath is not null) features |= Userfaultfd.UFFD_FEATURE_MISSING_SHMEM;
+        }
+
+        return features;
+    }
+
+    private static void Register(SafeDescriptor uffd, GuestRegionMmap region)
+    {
+        using var mapping = region.GetMapping().Lease();
+        using var lease = new DescriptorLease(uffd);
+        var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)region.Size, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
+        if (error == 0) return;
+        throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, $"Registering region {region} with userfaultfd", GuestMemoryError.UffdRegisterFailed, error switch
+        {
+            Errno.EINVAL when region.BackingPath is not null => "Only anonymous memory, memfd and hugetlbfs can be served by a handler, not a file on a disk file system.",
+            Errno.EBUSY => "Another userfaultfd watches this memory already.",
+            Errno.EPERM => "The mapping must be writable.",
+            _ => null,
+        });
+    }
+
+    private static void ConnectSocket(SafeDescriptor socket, string path, CancellationToken cancellation)
+    {
+        var started = Stopwatch.StartNew();
+        while (true)
+        {
+            var error = UnixSocket.TryConnect(socket, path);
+            switch (error)
+            {
+                case 0:
+                    return;
+                case Errno.EAGAIN when started.Elapsed < ConnectTimeout:
+                    // The listener's queue is full.
+                    cancellation.ThrowIfCancellationRequested();
+                    Thread.Sleep(10);
+                    continue;
+                case Errno.ECONNREFUSED:
+                    throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.ConnectionRefused, "The socket is there, but no handler listens: it has ended, or has not started.");
+                case Errno.ENOENT:
+                    throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.SocketNotFound, "Start the handler first.");
+                case Errno.EACCES:
+                    throw new SyscallException("connect", error, $"Connecting to {path}", remedy: "The handler must allow this user: 'Start-UffdHandler -AllowUser'.");
+                default:
+                    throw new SyscallException("connect", error, $"Connecting to {path}");
+            }
+        }
+    }
+
+    private void Send(CancellationToken cancellation)
+    {
+        var json = UffdMappingList.ToJson(Mappings);
+        using var uffd = new DescriptorLease(_uffd);
+        var started = Stopwatch.StartNew();
+        for (var sent = 0; sent < json.Length;)
+        {
+            var result = UnixSocket.TrySend(_socket, json.AsSpan(sent), sent == 0 ? [uffd.Number] : []);
+            if (result > 0)
+            {
+                sent += (int)result;
+                continue;
+            }
+
+            var error = (int)-result;
+            if (error == Errno.EAGAIN && started.Elapsed < ConnectTimeout)
+            {
+                cancellation.ThrowIfCancellationRequested();
+                Thread.Sleep(1);
+                continue;
+            }
+
+            throw new SyscallException("sendmsg", error, $"Handing the userfaultfd over to {SocketPath}",
+                error is Errno.EPIPE or Errno.ECONNRESET ? GuestMemoryError.PeerClosed : error == Errno.EAGAIN ? GuestMemoryError.HandoverTimeout : GuestMemoryError.SyscallFailed,
+                error is Errno.EPIPE or Errno.ECONNRESET ? "The handler closed the connection; this user may not be allowed ('-AllowUser')." : null);
+        }
+    }
+}

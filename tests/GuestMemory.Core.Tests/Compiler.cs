@@ -1,0 +1,26 @@
+using System.Diagnostics;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>The C compiler of this machine.</summary>
+internal static class Compiler
+{
+    public static bool IsThere { get; } = Environment.GetEnvironmentVariable("PATH")!.Split(':').Any(folder => File.Exists(Path.Combine(folder, "cc")));
+
+    /// <summary>Compiles a program and returns its path.</summary>
+    public static string Compile(string source, string output)
+    {
+        var (code, text) = Run("cc", "-O2", "-pthread", "-o", output, source);
+        Assert.True(code == 0, text);
+        return output;
+    }
+
+    public static (int Code, string Output) Run(string program, params string[] arguments)
+    {
+        using var process = Process.Start(new ProcessStartInfo(program, arguments) { UseShellExecute = false, RedirectStandardOutput = true, RedirectStandardError = true })!;
+        var errors = process.StandardError.ReadToEndAsync();
+        var output = process.StandardOutput.ReadToEnd();
+        process.WaitForExit();
+        return (process.ExitCode, output + errors.Result);
+    }
+}

@@ -1,0 +1,148 @@
+using System.Globalization;
+using System.Reflection;
+using System.Runtime.InteropServices;
+using System.Text.RegularExpressions;
+using Xunit.Abstractions;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Every constant and structure of Interop against the C headers of this machine.</summary>
+public sealed partial class LayoutTests(ITestOutputHelper output)
+{
+    private static readonly Dictionary<Type, string> s_structs = new()
+    {
+        [typeof(UffdioApi)] = "uffdio_api",
+        [typeof(UffdioRange)] = "uffdio_range",
+        [typeof(UffdioRegister)] = "uffdio_register",
+        [typeof(UffdioCopy)] = "uffdio_copy",
+        [typeof(UffdioZeropage)] = "uffdio_zeropage",
+        [typeof(UffdMsg)] = "uffd_msg",
+        [typeof(SockAddrUn)] = "sockaddr_un",
+        [typeof(MsgHdr)] = "msghdr",
+        [typeof(CmsgHdr)] = "cmsghdr",
+        [typeof(UCred)] = "ucred",
+        [typeof(IoVec)] = "iovec",
+        [typeof(PollFd)] = "pollfd",
+        [typeof(Statx)] = "statx",
+        [typeof(Passwd)] = "passwd",
+        [typeof(PmScanArg)] = "pm_scan_arg",
+    };
+
+    private static readonly Dictionary<string, string> s_unions = new(StringComparer.Ordinal)
+    {
+        ["pagefault_flags"] = "arg.pagefault.flags",
+        ["pagefault_address"] = "arg.pagefault.address",
+        ["pagefault_ptid"] = "arg.pagefault.feat.ptid",
+        ["fork_ufd"] = "arg.fork.ufd",
+        ["remap_from"] = "arg.remap.from",
+        ["remap_to"] = "arg.remap.to",
+        ["remap_len"] = "arg.remap.len",
+        ["remove_start"] = "arg.remove.start",
+        ["remove_end"] = "arg.remove.end",
+    };
+
+    // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
+    private static readonly string[] s_mayBeTooNew = ["UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT"];
+
+    private static IEnumerable<Type> InteropTypes => typeof(Errno).Assembly.GetTypes().Where(type => type.Namespace == typeof(Errno).Namespace);
+
+    [CompilerFact]
+    public void EveryConstantEqualsTheHeaders()
+    {
+        var headers = Headers();
+        var count = 0;
+        foreach (var constant in InteropTypes.SelectMany(type => type.GetFields(BindingFlags.Static | BindingFlags.Public | BindingFlags.NonPublic | BindingFlags.DeclaredOnly))
+            .Where(field => field.IsLiteral && CName().IsMatch(field.Name)))
+        {
+            if (!headers.TryGetValue(constant.Name, out var expected))
+            {
+                Assert.True(s_mayBeTooNew.Contains(constant.Name, StringComparer.Ordinal), $"{constant.Name} is not in layouts.c");
+                output.WriteLine($"{constant.Name} is not in the headers here");
+                continue;
+            }
+
+            count++;
+            Assert.True(expected == Bits(constant.GetRawConstantValue()!), $"{constant.Name}: header 0x{expected:x}, ours 0x{Bits(constant.GetRawConstantValue()!):x}");
+        }
+
+        Assert.InRange(count, 100, int.MaxValue);
+    }
+
+    [CompilerFact]
+    public void EveryStructureEqualsTheHeaders()
+    {
+        var headers = Headers();
+        foreach (var type in InteropTypes.Where(type => type.IsValueType && !type.IsEnum && !type.IsByRefLike && !type.IsNested))
+        {
+            Assert.True(s_structs.TryGetValue(type, out var name), $"{type.Name} is not in the list of structures");
+            if (!headers.TryGetValue($"sizeof.{name}", out var size))
+            {
+                Assert.Equal("pm_scan_arg", name);
+                Assert.Equal(96, Marshal.SizeOf(type));
+                continue;
+            }
+
+            Assert.True((int)size == Marshal.SizeOf(type), $"sizeof {name}: header {size}, ours {Marshal.SizeOf(type)}");
+            foreach (var field in type.GetFields(BindingFlags.Instance | BindingFlags.Public))
+            {
+                var member = type == typeof(UffdMsg) && s_unions.TryGetValue(field.Name, out var union) ? union : field.Name;
+                Assert.True(headers.TryGetValue($"offsetof.{name}.{member}", out var offset), $"{name}.{member} is not in layouts.c");
+                Assert.True((int)offset == Marshal.OffsetOf(type, field.Name).ToInt32(), $"offsetof {name}.{member}: header {offset}, ours {Marshal.OffsetOf(type, field.Name)}");
+            }
+        }
+    }
+
+    /// <summary>struct epoll_event is declared by its layout, which differs between the architectures.</summary>
+    [CompilerFact]
+    public void EpollEventsEqualTheHeaders()
+    {
+        var headers = Headers();
+        Assert.Equal(0UL, headers["offsetof.epoll_event.events"]);
+        Assert.Equal(((int)headers["sizeof.epoll_event"], (int)headers["offsetof.epoll_event.data"]), Epoll.Layout);
+    }
+
+    [Fact]
+    public void IoctlNumbersFollowTheFormula()
+    {
+        Assert.Equal(Userfaultfd.UFFDIO_API, Ioc(3, 0xAA, 0x3F, Marshal.SizeOf<UffdioApi>()));
+        Assert.Equal(Userfaultfd.UFFDIO_REGISTER, Ioc(3, 0xAA, 0, Marshal.SizeOf<UffdioRegister>()));
+        Assert.Equal(Userfaultfd.UFFDIO_UNREGISTER, Ioc(2, 0xAA, 1, Marshal.SizeOf<UffdioRange>()));
+        Assert.Equal(Userfaultfd.UFFDIO_WAKE, Ioc(2, 0xAA, 2, Marshal.SizeOf<UffdioRange>()));
+        Assert.Equal(Userfaultfd.UFFDIO_COPY, Ioc(3, 0xAA, 3, Marshal.SizeOf<UffdioCopy>()));
+        Assert.Equal(Userfaultfd.UFFDIO_ZEROPAGE, Ioc(3, 0xAA, 4, Marshal.SizeOf<UffdioZeropage>()));
+        Assert.Equal(Userfaultfd.UFFDIO_POISON, Ioc(3, 0xAA, 8, Marshal.SizeOf<UffdioZeropage>()));
+        Assert.Equal(Userfaultfd.USERFAULTFD_IOC_NEW, Ioc(0, 0xAA, 0, 0));
+        Assert.Equal(Pagemap.PAGEMAP_SCAN, Ioc(3, 'f', 16, Marshal.SizeOf<PmScanArg>()));
+    }
+
+    [CompilerFact]
+    public void Aarch64SystemCallNumberEqualsTheGenericTable()
+    {
+        const string Table = "/usr/include/asm-generic/unistd.h";
+        var match = Regex.Match(File.ReadAllText(Table), @"#define __NR_userfaultfd (?<number>\d+)", RegexOptions.CultureInvariant, TimeSpan.FromSeconds(1));
+        Assert.Equal("282", match.Groups["number"].Value);
+    }
+
+    private static uint Ioc(uint direction, uint type, uint number, int size) => direction << 30 | (uint)size << 16 | type << 8 | number;
+
+    private static ulong Bits(object value) => value is ulong or uint or ushort or byte ? Convert.ToUInt64(value, CultureInfo.InvariantCulture) : unchecked((ulong)Convert.ToInt64(value, CultureInfo.InvariantCulture));
+
+    private static Dictionary<string, ulong> Headers()
+    {
+        using var folder = new TestFolder();
+        var program = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Interop", "layouts.c"), folder["layouts"]);
+        var (code, text) = Compiler.Run(program);
+        Assert.Equal(0, code);
+        var values = new Dictionary<string, ulong>(StringComparer.Ordinal);
+        foreach (var line in text.Split('\n', StringSplitOptions.RemoveEmptyEntries))
+        {
+            var parts = line.Split(' ');
+            values[parts[0]] = parts[1].StartsWith("0x", StringComparison.Ordinal) ? ulong.Parse(parts[1].AsSpan(2), NumberStyles.HexNumber, CultureInfo.InvariantCulture) : ulong.Parse(parts[1], CultureInfo.InvariantCulture);
+        }
+
+        return values;
+    }
+
+    [GeneratedRegex("^[A-Z][A-Z0-9_]+$", RegexOptions.ExplicitCapture, 1000)]
+    private static partial Regex CName();
+}

@@ -1,0 +1,525 @@
+/*
+ * Prints what the C headers of this machine say about every constant and structure that GuestMemory declares again in C#:
+ * one "name value" a line. Constants and error numbers stand under their C name, in hexadecimal, negative ones extended to
+ * 64 bits; sizes as sizeof.STRUCT and offsets as offsetof.STRUCT.MEMBER, in decimal.
+ *
+ * What the headers are too old to know is left out: a name that is not printed was not checked.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pwd.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <linux/mman.h>
+#include <linux/userfaultfd.h>
+
+#define CONSTANT(name) printf("%s 0x%llx\n", #name, (unsigned long long)(name))
+#define SIZE(type, name) printf("sizeof.%s %zu\n", #name, sizeof(type))
+#define OFFSET(type, name, member) printf("offsetof.%s.%s %zu\n", #name, #member, offsetof(type, member))
+#define STRUCT_SIZE(name) SIZE(struct name, name)
+#define STRUCT_OFFSET(name, member) OFFSET(struct name, name, member)
+
+static void waiting_for_many(void)
+{
+    CONSTANT(EPOLL_CLOEXEC);
+    CONSTANT(EPOLL_CTL_ADD);
+    CONSTANT(EPOLL_CTL_DEL);
+    CONSTANT(EPOLLIN);
+    CONSTANT(EPOLLRDHUP);
+    STRUCT_SIZE(epoll_event);
+    STRUCT_OFFSET(epoll_event, events);
+    STRUCT_OFFSET(epoll_event, data);
+}
+
+static void memory_mapping(void)
+{
+    CONSTANT(PROT_NONE);
+    CONSTANT(PROT_READ);
+    CONSTANT(PROT_WRITE);
+    CONSTANT(PROT_EXEC);
+
+    CONSTANT(MAP_SHARED);
+    CONSTANT(MAP_PRIVATE);
+    CONSTANT(MAP_SHARED_VALIDATE);
+    CONSTANT(MAP_TYPE);
+    CONSTANT(MAP_FIXED);
+    CONSTANT(MAP_FIXED_NOREPLACE);
+    CONSTANT(MAP_ANONYMOUS);
+    CONSTANT(MAP_GROWSDOWN);
+    CONSTANT(MAP_DENYWRITE);
+    CONSTANT(MAP_EXECUTABLE);
+    CONSTANT(MAP_LOCKED);
+    CONSTANT(MAP_NORESERVE);
+    CONSTANT(MAP_POPULATE);
+    CONSTANT(MAP_NONBLOCK);
+    CONSTANT(MAP_STACK);
+    CONSTANT(MAP_HUGETLB);
+    CONSTANT(MAP_SYNC);
+    CONSTANT(MAP_HUGE_SHIFT);
+    CONSTANT(MAP_HUGE_MASK);
+    CONSTANT(MAP_HUGE_64KB);
+    CONSTANT(MAP_HUGE_2MB);
+    CONSTANT(MAP_HUGE_1GB);
+
+    CONSTANT(MADV_NORMAL);
+    CONSTANT(MADV_RANDOM);
+    CONSTANT(MADV_SEQUENTIAL);
+    CONSTANT(MADV_WILLNEED);
+    CONSTANT(MADV_DONTNEED);
+    CONSTANT(MADV_FREE);
+    CONSTANT(MADV_REMOVE);
+    CONSTANT(MADV_DONTFORK);
+    CONSTANT(MADV_DOFORK);
+    CONSTANT(MADV_MERGEABLE);
+    CONSTANT(MADV_HUGEPAGE);
+    CONSTANT(MADV_NOHUGEPAGE);
+    CONSTANT(MADV_DONTDUMP);
+    CONSTANT(MADV_DODUMP);
+#ifdef MADV_COLD
+    CONSTANT(MADV_COLD);
+    CONSTANT(MADV_PAGEOUT);
+#endif
+#ifdef MADV_POPULATE_READ
+    CONSTANT(MADV_POPULATE_READ);
+    CONSTANT(MADV_POPULATE_WRITE);
+#endif
+#ifdef MADV_COLLAPSE
+    CONSTANT(MADV_COLLAPSE);
+#endif
+
+    CONSTANT(MFD_CLOEXEC);
+    CONSTANT(MFD_ALLOW_SEALING);
+    CONSTANT(MFD_HUGETLB);
+    CONSTANT(F_ADD_SEALS);
+    CONSTANT(F_GET_SEALS);
+    CONSTANT(F_SEAL_SEAL);
+    CONSTANT(F_SEAL_SHRINK);
+    CONSTANT(F_SEAL_GROW);
+    CONSTANT(F_SEAL_WRITE);
+}
+
+static void userfault(void)
+{
+    CONSTANT(__NR_userfaultfd);
+#ifdef UFFD_USER_MODE_ONLY
+    CONSTANT(UFFD_USER_MODE_ONLY);
+#endif
+#ifdef USERFAULTFD_IOC_NEW
+    CONSTANT(USERFAULTFD_IOC_NEW);
+#endif
+    CONSTANT(UFFD_API);
+
+    CONSTANT(UFFDIO_API);
+    CONSTANT(UFFDIO_REGISTER);
+    CONSTANT(UFFDIO_UNREGISTER);
+    CONSTANT(UFFDIO_WAKE);
+    CONSTANT(UFFDIO_COPY);
+    CONSTANT(UFFDIO_ZEROPAGE);
+
+    /* The bit numbers that uffdio_api.ioctls and uffdio_register.ioctls report. */
+    CONSTANT(_UFFDIO_REGISTER);
+    CONSTANT(_UFFDIO_UNREGISTER);
+    CONSTANT(_UFFDIO_WAKE);
+    CONSTANT(_UFFDIO_COPY);
+    CONSTANT(_UFFDIO_ZEROPAGE);
+    CONSTANT(_UFFDIO_API);
+
+    CONSTANT(UFFDIO_REGISTER_MODE_MISSING);
+    CONSTANT(UFFDIO_REGISTER_MODE_WP);
+    CONSTANT(UFFDIO_COPY_MODE_DONTWAKE);
+    CONSTANT(UFFDIO_ZEROPAGE_MODE_DONTWAKE);
+
+    CONSTANT(UFFD_EVENT_PAGEFAULT);
+    CONSTANT(UFFD_EVENT_FORK);
+    CONSTANT(UFFD_EVENT_REMAP);
+    CONSTANT(UFFD_EVENT_REMOVE);
+    CONSTANT(UFFD_EVENT_UNMAP);
+    CONSTANT(UFFD_PAGEFAULT_FLAG_WRITE);
+    CONSTANT(UFFD_PAGEFAULT_FLAG_WP);
+
+    CONSTANT(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+    CONSTANT(UFFD_FEATURE_EVENT_FORK);
+    CONSTANT(UFFD_FEATURE_EVENT_REMAP);
+    CONSTANT(UFFD_FEATURE_EVENT_REMOVE);
+    CONSTANT(UFFD_FEATURE_MISSING_HUGETLBFS);
+    CONSTANT(UFFD_FEATURE_MISSING_SHMEM);
+    CONSTANT(UFFD_FEATURE_EVENT_UNMAP);
+    CONSTANT(UFFD_FEATURE_SIGBUS);
+    CONSTANT(UFFD_FEATURE_THREAD_ID);
+
+    STRUCT_SIZE(uffdio_api);
+    STRUCT_OFFSET(uffdio_api, api);
+    STRUCT_OFFSET(uffdio_api, features);
+    STRUCT_OFFSET(uffdio_api, ioctls);
+    STRUCT_SIZE(uffdio_range);
+    STRUCT_OFFSET(uffdio_range, start);
+    STRUCT_OFFSET(uffdio_range, len);
+    STRUCT_SIZE(uffdio_register);
+    STRUCT_OFFSET(uffdio_register, range);
+    STRUCT_OFFSET(uffdio_register, mode);
+    STRUCT_OFFSET(uffdio_register, ioctls);
+    STRUCT_SIZE(uffdio_copy);
+    STRUCT_OFFSET(uffdio_copy, dst);
+    STRUCT_OFFSET(uffdio_copy, src);
+    STRUCT_OFFSET(uffdio_copy, len);
+    STRUCT_OFFSET(uffdio_copy, mode);
+    STRUCT_OFFSET(uffdio_copy, copy);
+    STRUCT_SIZE(uffdio_zeropage);
+    STRUCT_OFFSET(uffdio_zeropage, range);
+    STRUCT_OFFSET(uffdio_zeropage, mode);
+    STRUCT_OFFSET(uffdio_zeropage, zeropage);
+
+    STRUCT_SIZE(uffd_msg);
+    STRUCT_OFFSET(uffd_msg, event);
+    STRUCT_OFFSET(uffd_msg, arg);
+    STRUCT_OFFSET(uffd_msg, arg.pagefault.flags);
+    STRUCT_OFFSET(uffd_msg, arg.pagefault.address);
+    STRUCT_OFFSET(uffd_msg, arg.pagefault.feat.ptid);
+    STRUCT_OFFSET(uffd_msg, arg.fork.ufd);
+    STRUCT_OFFSET(uffd_msg, arg.remap.from);
+    STRUCT_OFFSET(uffd_msg, arg.remap.to);
+    STRUCT_OFFSET(uffd_msg, arg.remap.len);
+    STRUCT_OFFSET(uffd_msg, arg.remove.start);
+    STRUCT_OFFSET(uffd_msg, arg.remove.end);
+
+#ifdef UFFDIO_WRITEPROTECT /* Linux 5.7 */
+    CONSTANT(UFFDIO_WRITEPROTECT);
+    CONSTANT(_UFFDIO_WRITEPROTECT);
+    CONSTANT(UFFDIO_WRITEPROTECT_MODE_WP);
+    CONSTANT(UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+    CONSTANT(UFFDIO_COPY_MODE_WP);
+    STRUCT_SIZE(uffdio_writeprotect);
+    STRUCT_OFFSET(uffdio_writeprotect, range);
+    STRUCT_OFFSET(uffdio_writeprotect, mode);
+#endif
+#ifdef UFFDIO_CONTINUE /* Linux 5.13 */
+    CONSTANT(UFFDIO_CONTINUE);
+    CONSTANT(_UFFDIO_CONTINUE);
+    CONSTANT(UFFDIO_CONTINUE_MODE_DONTWAKE);
+    CONSTANT(UFFDIO_REGISTER_MODE_MINOR);
+    CONSTANT(UFFD_PAGEFAULT_FLAG_MINOR);
+    CONSTANT(UFFD_FEATURE_MINOR_HUGETLBFS);
+    STRUCT_SIZE(uffdio_continue);
+    STRUCT_OFFSET(uffdio_continue, range);
+    STRUCT_OFFSET(uffdio_continue, mode);
+    STRUCT_OFFSET(uffdio_continue, mapped);
+#endif
+#ifdef UFFDIO_CONTINUE_MODE_WP
+    CONSTANT(UFFDIO_CONTINUE_MODE_WP);
+#endif
+#ifdef UFFD_FEATURE_MINOR_SHMEM
+    CONSTANT(UFFD_FEATURE_MINOR_SHMEM);
+#endif
+#ifdef UFFD_FEATURE_EXACT_ADDRESS
+    CONSTANT(UFFD_FEATURE_EXACT_ADDRESS);
+#endif
+#ifdef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
+    CONSTANT(UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+#endif
+#ifdef UFFD_FEATURE_WP_UNPOPULATED
+    CONSTANT(UFFD_FEATURE_WP_UNPOPULATED);
+#endif
+#ifdef UFFD_FEATURE_WP_ASYNC
+    CONSTANT(UFFD_FEATURE_WP_ASYNC);
+#endif
+#ifdef UFFDIO_POISON /* Linux 6.6 */
+    CONSTANT(UFFDIO_POISON);
+    CONSTANT(_UFFDIO_POISON);
+    CONSTANT(UFFDIO_POISON_MODE_DONTWAKE);
+    CONSTANT(UFFD_FEATURE_POISON);
+    STRUCT_SIZE(uffdio_poison);
+    STRUCT_OFFSET(uffdio_poison, range);
+    STRUCT_OFFSET(uffdio_poison, mode);
+    STRUCT_OFFSET(uffdio_poison, updated);
+#endif
+#ifdef UFFDIO_MOVE /* Linux 6.8 */
+    CONSTANT(UFFDIO_MOVE);
+    CONSTANT(_UFFDIO_MOVE);
+    CONSTANT(UFFDIO_MOVE_MODE_DONTWAKE);
+    CONSTANT(UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES);
+    CONSTANT(UFFD_FEATURE_MOVE);
+    STRUCT_SIZE(uffdio_move);
+    STRUCT_OFFSET(uffdio_move, dst);
+    STRUCT_OFFSET(uffdio_move, src);
+    STRUCT_OFFSET(uffdio_move, len);
+    STRUCT_OFFSET(uffdio_move, mode);
+    STRUCT_OFFSET(uffdio_move, move);
+#endif
+}
+
+static void page_scan(void)
+{
+#ifdef PAGEMAP_SCAN /* Linux 6.7 */
+    CONSTANT(PAGEMAP_SCAN);
+    CONSTANT(PM_SCAN_WP_MATCHING);
+    CONSTANT(PM_SCAN_CHECK_WPASYNC);
+    CONSTANT(PAGE_IS_WPALLOWED);
+    CONSTANT(PAGE_IS_WRITTEN);
+    CONSTANT(PAGE_IS_FILE);
+    CONSTANT(PAGE_IS_PRESENT);
+    CONSTANT(PAGE_IS_SWAPPED);
+    CONSTANT(PAGE_IS_PFNZERO);
+    CONSTANT(PAGE_IS_HUGE);
+    STRUCT_SIZE(page_region);
+    STRUCT_OFFSET(page_region, start);
+    STRUCT_OFFSET(page_region, end);
+    STRUCT_OFFSET(page_region, categories);
+    STRUCT_SIZE(pm_scan_arg);
+    STRUCT_OFFSET(pm_scan_arg, size);
+    STRUCT_OFFSET(pm_scan_arg, flags);
+    STRUCT_OFFSET(pm_scan_arg, start);
+    STRUCT_OFFSET(pm_scan_arg, end);
+    STRUCT_OFFSET(pm_scan_arg, walk_end);
+    STRUCT_OFFSET(pm_scan_arg, vec);
+    STRUCT_OFFSET(pm_scan_arg, vec_len);
+    STRUCT_OFFSET(pm_scan_arg, max_pages);
+    STRUCT_OFFSET(pm_scan_arg, category_inverted);
+    STRUCT_OFFSET(pm_scan_arg, category_mask);
+    STRUCT_OFFSET(pm_scan_arg, category_anyof_mask);
+    STRUCT_OFFSET(pm_scan_arg, return_mask);
+#endif
+}
+
+static void sockets(void)
+{
+    CONSTANT(AF_UNIX);
+    CONSTANT(SOCK_STREAM);
+    CONSTANT(SOCK_SEQPACKET);
+    CONSTANT(SOCK_CLOEXEC);
+    CONSTANT(SOCK_NONBLOCK);
+    CONSTANT(SOL_SOCKET);
+    CONSTANT(SOMAXCONN);
+    CONSTANT(SCM_RIGHTS);
+    CONSTANT(SO_ERROR);
+    CONSTANT(SO_SNDBUF);
+    CONSTANT(SO_RCVBUF);
+    CONSTANT(SO_PEERCRED);
+    CONSTANT(SO_PASSCRED);
+    CONSTANT(SO_ACCEPTCONN);
+    CONSTANT(SO_RCVTIMEO);
+    CONSTANT(SO_SNDTIMEO);
+    CONSTANT(SHUT_RD);
+    CONSTANT(SHUT_WR);
+    CONSTANT(SHUT_RDWR);
+    CONSTANT(MSG_PEEK);
+    CONSTANT(MSG_NOSIGNAL);
+    CONSTANT(MSG_DONTWAIT);
+    CONSTANT(MSG_TRUNC);
+    CONSTANT(MSG_CTRUNC);
+    CONSTANT(MSG_CMSG_CLOEXEC);
+
+    STRUCT_SIZE(sockaddr_un);
+    STRUCT_OFFSET(sockaddr_un, sun_family);
+    STRUCT_OFFSET(sockaddr_un, sun_path);
+    STRUCT_SIZE(msghdr);
+    STRUCT_OFFSET(msghdr, msg_name);
+    STRUCT_OFFSET(msghdr, msg_namelen);
+    STRUCT_OFFSET(msghdr, msg_iov);
+    STRUCT_OFFSET(msghdr, msg_iovlen);
+    STRUCT_OFFSET(msghdr, msg_control);
+    STRUCT_OFFSET(msghdr, msg_controllen);
+    STRUCT_OFFSET(msghdr, msg_flags);
+    STRUCT_SIZE(iovec);
+    STRUCT_OFFSET(iovec, iov_base);
+    STRUCT_OFFSET(iovec, iov_len);
+    STRUCT_SIZE(cmsghdr);
+    STRUCT_OFFSET(cmsghdr, cmsg_len);
+    STRUCT_OFFSET(cmsghdr, cmsg_level);
+    STRUCT_OFFSET(cmsghdr, cmsg_type);
+    printf("CMSG_LEN(0) 0x%zx\n", (size_t)CMSG_LEN(0));
+    printf("CMSG_LEN(4) 0x%zx\n", (size_t)CMSG_LEN(4));
+    printf("CMSG_SPACE(4) 0x%zx\n", (size_t)CMSG_SPACE(4));
+    STRUCT_SIZE(ucred);
+    STRUCT_OFFSET(ucred, pid);
+    STRUCT_OFFSET(ucred, uid);
+    STRUCT_OFFSET(ucred, gid);
+    SIZE(socklen_t, socklen_t);
+}
+
+static void events(void)
+{
+    CONSTANT(EFD_CLOEXEC);
+    CONSTANT(EFD_NONBLOCK);
+    CONSTANT(EFD_SEMAPHORE);
+
+    STRUCT_SIZE(pollfd);
+    STRUCT_OFFSET(pollfd, fd);
+    STRUCT_OFFSET(pollfd, events);
+    STRUCT_OFFSET(pollfd, revents);
+    SIZE(nfds_t, nfds_t);
+    CONSTANT(POLLIN);
+    CONSTANT(POLLPRI);
+    CONSTANT(POLLOUT);
+    CONSTANT(POLLERR);
+    CONSTANT(POLLHUP);
+    CONSTANT(POLLRDHUP);
+    CONSTANT(POLLNVAL);
+}
+
+static void files(void)
+{
+    CONSTANT(O_RDONLY);
+    CONSTANT(O_WRONLY);
+    CONSTANT(O_RDWR);
+    CONSTANT(O_CREAT);
+    CONSTANT(O_EXCL);
+    CONSTANT(O_TRUNC);
+    CONSTANT(O_CLOEXEC);
+    CONSTANT(O_NONBLOCK);
+    CONSTANT(O_NOFOLLOW);
+    CONSTANT(O_DIRECTORY);
+    CONSTANT(O_PATH);
+    CONSTANT(F_GETFD);
+    CONSTANT(F_SETFD);
+    CONSTANT(FD_CLOEXEC);
+    CONSTANT(F_GETFL);
+    CONSTANT(F_SETFL);
+    CONSTANT(F_DUPFD_CLOEXEC);
+    CONSTANT(SEEK_SET);
+    CONSTANT(SEEK_DATA);
+    CONSTANT(SEEK_HOLE);
+    CONSTANT(FALLOC_FL_KEEP_SIZE);
+    CONSTANT(FALLOC_FL_PUNCH_HOLE);
+    SIZE(off_t, off_t);
+    SIZE(mode_t, mode_t);
+    SIZE(uid_t, uid_t);
+    SIZE(pid_t, pid_t);
+
+    CONSTANT(AT_FDCWD);
+    CONSTANT(AT_EMPTY_PATH);
+    CONSTANT(AT_SYMLINK_NOFOLLOW);
+    CONSTANT(STATX_TYPE);
+    CONSTANT(STATX_MODE);
+    CONSTANT(STATX_UID);
+    CONSTANT(STATX_GID);
+    CONSTANT(STATX_INO);
+    CONSTANT(STATX_SIZE);
+    CONSTANT(STATX_BLOCKS);
+    CONSTANT(STATX_BASIC_STATS);
+    STRUCT_SIZE(statx);
+    STRUCT_OFFSET(statx, stx_mask);
+    STRUCT_OFFSET(statx, stx_blksize);
+    STRUCT_OFFSET(statx, stx_attributes);
+    STRUCT_OFFSET(statx, stx_nlink);
+    STRUCT_OFFSET(statx, stx_uid);
+    STRUCT_OFFSET(statx, stx_gid);
+    STRUCT_OFFSET(statx, stx_mode);
+    STRUCT_OFFSET(statx, stx_ino);
+    STRUCT_OFFSET(statx, stx_size);
+    STRUCT_OFFSET(statx, stx_blocks);
+    STRUCT_OFFSET(statx, stx_mtime);
+    STRUCT_OFFSET(statx, stx_rdev_major);
+    STRUCT_OFFSET(statx, stx_rdev_minor);
+    STRUCT_OFFSET(statx, stx_dev_major);
+    STRUCT_OFFSET(statx, stx_dev_minor);
+    CONSTANT(S_IFMT);
+    CONSTANT(S_IFSOCK);
+    CONSTANT(S_IFLNK);
+    CONSTANT(S_IFREG);
+    CONSTANT(S_IFBLK);
+    CONSTANT(S_IFDIR);
+    CONSTANT(S_IFCHR);
+    CONSTANT(S_IFIFO);
+    CONSTANT(S_ISVTX);
+    CONSTANT(S_IWGRP);
+    CONSTANT(S_IWOTH);
+    CONSTANT(F_OK);
+    CONSTANT(R_OK);
+    CONSTANT(W_OK);
+
+    STRUCT_SIZE(statfs);
+    STRUCT_OFFSET(statfs, f_type);
+    STRUCT_OFFSET(statfs, f_bsize);
+    printf("sizeof.statfs.f_type %zu\n", sizeof(((struct statfs *)0)->f_type));
+    CONSTANT(HUGETLBFS_MAGIC);
+    CONSTANT(TMPFS_MAGIC);
+
+    STRUCT_SIZE(passwd);
+    STRUCT_OFFSET(passwd, pw_name);
+    STRUCT_OFFSET(passwd, pw_passwd);
+    STRUCT_OFFSET(passwd, pw_uid);
+    STRUCT_OFFSET(passwd, pw_gid);
+    STRUCT_OFFSET(passwd, pw_dir);
+}
+
+static void errors(void)
+{
+    CONSTANT(EPERM);
+    CONSTANT(ENOENT);
+    CONSTANT(ESRCH);
+    CONSTANT(EINTR);
+    CONSTANT(EIO);
+    CONSTANT(ENXIO);
+    CONSTANT(E2BIG);
+    CONSTANT(EBADF);
+    CONSTANT(EAGAIN);
+    CONSTANT(EWOULDBLOCK);
+    CONSTANT(ENOMEM);
+    CONSTANT(EACCES);
+    CONSTANT(EFAULT);
+    CONSTANT(EBUSY);
+    CONSTANT(EEXIST);
+    CONSTANT(EXDEV);
+    CONSTANT(ENODEV);
+    CONSTANT(ENOTDIR);
+    CONSTANT(EISDIR);
+    CONSTANT(EINVAL);
+    CONSTANT(ENFILE);
+    CONSTANT(EMFILE);
+    CONSTANT(ENOTTY);
+    CONSTANT(ETXTBSY);
+    CONSTANT(EFBIG);
+    CONSTANT(ENOSPC);
+    CONSTANT(ESPIPE);
+    CONSTANT(EROFS);
+    CONSTANT(EPIPE);
+    CONSTANT(ERANGE);
+    CONSTANT(ENAMETOOLONG);
+    CONSTANT(ENOSYS);
+    CONSTANT(ELOOP);
+    CONSTANT(EOVERFLOW);
+    CONSTANT(ENOTSOCK);
+    CONSTANT(EMSGSIZE);
+    CONSTANT(EPROTO);
+    CONSTANT(EOPNOTSUPP);
+    CONSTANT(ENOTSUP);
+    CONSTANT(EADDRINUSE);
+    CONSTANT(ECONNABORTED);
+    CONSTANT(ECONNRESET);
+    CONSTANT(ENOTCONN);
+    CONSTANT(ETIMEDOUT);
+    CONSTANT(ECONNREFUSED);
+    CONSTANT(EINPROGRESS);
+    CONSTANT(ECANCELED);
+    CONSTANT(EHWPOISON);
+}
+
+int main(void)
+{
+    waiting_for_many();
+    memory_mapping();
+    userfault();
+    page_scan();
+    sockets();
+    events();
+    files();
+    errors();
+    return 0;
+}

@@ -1,0 +1,35 @@
+using System.Buffers.Binary;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>A folder for one test, with a path short enough for sockets; gone afterwards.</summary>
+public sealed class TestFolder : IDisposable
+{
+    public TestFolder() => Path = Directory.CreateTempSubdirectory("gm-").FullName;
+
+    public string Path { get; }
+
+    public string this[string name] => System.IO.Path.Combine(Path, name);
+
+    public void Dispose() => Directory.Delete(Path, recursive: true);
+
+    /// <summary>An image of which every page is filled with a number of its own.</summary>
+    public string WriteImage(string name, int pages, int pageSize = 4096)
+    {
+        using var file = File.Create(this[name]);
+        var page = new byte[pageSize];
+        for (var i = 0; i < pages; i++)
+        {
+            Fill(page, i);
+            file.Write(page);
+        }
+
+        return this[name];
+    }
+
+    public static void Fill(Span<byte> page, int number)
+    {
+        var word = (ulong)(number + 1) * 0x9E3779B97F4A7C15;
+        for (var at = 0; at < page.Length; at += 8) BinaryPrimitives.WriteUInt64LittleEndian(page[at..], word);
+    }
+}

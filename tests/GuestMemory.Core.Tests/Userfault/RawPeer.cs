@@ -1,0 +1,42 @@
+using System.Text;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>A VMM that says whatever a test wants it to say.</summary>
+internal sealed class RawPeer : IDisposable
+{
+    private readonly SafeDescriptor _socket = UnixSocket.Create(nonBlocking: false);
+    private readonly SafeDescriptor _uffd = Userfaultfd.Create(Userfaultfd.UFFD_FEATURE_EVENT_REMOVE);
+
+    public RawPeer(string path, GuestRegionMmap? region = null)
+    {
+        Assert.Equal(0, UnixSocket.TryConnect(_socket, path));
+        if (region is null) return;
+        using var lease = region.GetMapping().Lease();
+        Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING));
+    }
+
+    public void Send(IReadOnlyList<GuestRegionUffdMapping> mappings) => Send(UffdMappingList.ToJson(mappings), 1);
+
+    public void Send(string text, int userfaultfds) => Send(Encoding.UTF8.GetBytes(text), userfaultfds);
+
+    /// <summary>Sends all of it, with so many duplicates of the userfaultfd at its first byte. A handler that hangs up ends it early.</summary>
+    public void Send(ReadOnlySpan<byte> data, int userfaultfds)
+    {
+        var descriptors = Enumerable.Repeat(_uffd.Number, userfaultfds).ToArray();
+        for (var sent = 0; sent < data.Length;)
+        {
+            var result = UnixSocket.TrySend(_socket, data[sent..], sent == 0 ? descriptors : []);
+            if (result <= 0) return;
+            sent += (int)result;
+        }
+    }
+
+    public void SendDescriptor(SafeDescriptor descriptor, string text) => _ = UnixSocket.TrySend(_socket, Encoding.UTF8.GetBytes(text), [descriptor.Number]);
+
+    public void Dispose()
+    {
+        _uffd.Dispose();
+        _socket.Dispose();
+    }
+}

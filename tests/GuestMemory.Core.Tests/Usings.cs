@@ -1,0 +1,5 @@
+global using GuestMemory.Core;
+global using GuestMemory.Core.Interop;
+
+// Descriptors, threads and the pool of huge pages belong to the whole process.
+[assembly: Xunit.CollectionBehavior(DisableTestParallelization = true)]
