@@ -1,0 +1,19 @@
+using GuestMemory.Core;
+
+namespace GuestMemory.Bench;
+
+/// <summary>The handler under test, alone in its process.</summary>
+internal static class Server
+{
+    public static int Run(string socket, string image)
+    {
+        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = socket, MemoryPath = image });
+        Console.WriteLine("ready");
+        while (Console.In.Read() >= 0)
+        {
+        }
+
+        Console.Error.WriteLine($"{handler.TotalConnectionCount} VMs, {handler.FaultCount} faults, p50 {handler.LatencyP50.TotalMicroseconds:0.0} us inside the handler, {GC.CollectionCount(0)} collections");
+        return handler.Error is null ? 0 : 1;
+    }
+}

@@ -1,0 +1,98 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>What every cmdlet of the module shares: errors with stable ids, paths of the session, and the way Ctrl+C comes.</summary>
+public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
+{
+    private readonly CancellationTokenSource _stop = new();
+
+    /// <summary>Cancelled by Ctrl+C.</summary>
+    protected CancellationToken StopToken => _stop.Token;
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Frees what the cmdlet holds; also called when the pipeline was stopped.</summary>
+    protected virtual void Dispose(bool disposing)
+    {
+        if (disposing) _stop.Dispose();
+    }
+
+    /// <inheritdoc/>
+    protected override void StopProcessing() => _stop.Cancel();
+
+    /// <summary>A path of the session, which may be relative to a location that .NET knows nothing of, as a path of the file system.</summary>
+    protected string ResolvePath(string path)
+    {
+        var resolved = SessionState.Path.GetUnresolvedProviderPathFromPSPath(path, out var provider, out _);
+        return provider.Name == "FileSystem"
+            ? resolved
+            : throw new GuestMemoryException(GuestMemoryError.NotAFilePath, $"{path} is a path of the provider {provider.Name}; a path of the file system is needed.");
+    }
+
+    /// <summary>Runs one piece of work. What goes wrong becomes an error record, and the next piece can go on; returns whether it went well.</summary>
+    protected bool Attempt(Action work, object? target)
+    {
+        ArgumentNullException.ThrowIfNull(work);
+        try
+        {
+            work();
+            return true;
+        }
+        catch (OperationCanceledException) when (StopToken.IsCancellationRequested)
+        {
+            throw new PipelineStoppedException();
+        }
+        catch (GuestMemoryException exception)
+        {
+            WriteError(exception, target);
+        }
+        catch (IOException exception)
+        {
+            WriteError(new ErrorRecord(exception, exception is FileNotFoundException or DirectoryNotFoundException ? "FileNotFound" : "FileError",
+                exception is FileNotFoundException or DirectoryNotFoundException ? ErrorCategory.ObjectNotFound : ErrorCategory.WriteError, target));
+        }
+        catch (UnauthorizedAccessException exception)
+        {
+            WriteError(new ErrorRecord(exception, "FileAccessDenied", ErrorCategory.PermissionDenied, target));
+        }
+
+        return false;
+    }
+
+    /// <summary>Writes an error of the library; its kind is the error id.</summary>
+    protected void WriteError(GuestMemoryException exception, object? target)
+    {
+        ArgumentNullException.ThrowIfNull(exception);
+        WriteError(new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target));
+    }
+
+    private static ErrorCategory Category(GuestMemoryException exception) => exception.Error switch
+    {
+        GuestMemoryError.ZeroSize or GuestMemoryError.UnalignedOffset or GuestMemoryError.UnalignedSize or GuestMemoryError.InvalidPointer or GuestMemoryError.MapFixed
+            or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.GuestAddressOverflow
+            or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.ValueNotSupported => ErrorCategory.InvalidArgument,
+        GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
+            or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,
+        GuestMemoryError.MappingPastEof or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
+            or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
+        GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted => ErrorCategory.LimitsExceeded,
+        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed => ErrorCategory.NotImplemented,
+        GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse => ErrorCategory.ResourceBusy,
+        GuestMemoryError.FileExists or GuestMemoryError.NameInUse => ErrorCategory.ResourceExists,
+        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
+        GuestMemoryError.UffdDenied or GuestMemoryError.PeerDenied => ErrorCategory.PermissionDenied,
+        GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
+        GuestMemoryError.PeerClosed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
+        GuestMemoryError.HandoverTimeout => ErrorCategory.OperationTimeout,
+        GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable => ErrorCategory.ReadError,
+        _ => exception is SyscallException { ErrorCode: Errno.EPERM or Errno.EACCES } ? ErrorCategory.PermissionDenied : ErrorCategory.InvalidOperation,
+    };
+}

@@ -1,0 +1,31 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>Get-MmapRegion: the regions that were made in this shell.</summary>
+[Cmdlet(VerbsCommon.Get, "MmapRegion")]
+[OutputType(typeof(GuestRegionMmap))]
+public sealed class GetMmapRegionCommand : GuestMemoryCmdlet
+{
+    /// <summary>Names, with wildcards.</summary>
+    [Parameter(Position = 0, ValueFromPipeline = true, ValueFromPipelineByPropertyName = true)]
+    [ArgumentCompleter(typeof(RegionNameCompleter))]
+    [ValidateNotNullOrEmpty]
+    [SupportsWildcards]
+    public string[] Name { get; set; } = ["*"];
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        foreach (var name in Name)
+        {
+            var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
+            var found = Session.Regions.Where(region => pattern.IsMatch(region.Name)).ToArray();
+            if (found.Length == 0 && !WildcardPattern.ContainsWildcardCharacters(name))
+                WriteError(new GuestMemoryException(GuestMemoryError.RegionNotFound, $"There is no region '{name}' in this shell. 'Get-MmapRegion' lists them."), name);
+            WriteObject(found, enumerateCollection: true);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+using System.Management.Automation;
+using System.Text;
+using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>Read-GuestMemory: bytes, values or text from guest physical addresses.</summary>
+[Cmdlet(VerbsCommunications.Read, "GuestMemory", DefaultParameterSetName = Block)]
+[OutputType(typeof(MemoryBlock), ParameterSetName = [Block])]
+[OutputType(typeof(byte[]), ParameterSetName = [Bytes])]
+[OutputType(typeof(ulong), typeof(long), typeof(uint), typeof(int), typeof(ushort), typeof(short), typeof(byte), typeof(sbyte), typeof(float), typeof(double), ParameterSetName = [Values])]
+[OutputType(typeof(string), ParameterSetName = [Text])]
+[OutputType(typeof(FileInfo), ParameterSetName = [ToFile])]
+public sealed class ReadGuestMemoryCommand : MemoryCmdlet
+{
+    private const string Block = "Block";
+    private const string Bytes = "Raw";
+    private const string Values = "Values";
+    private const string Text = "Text";
+    private const string ToFile = "File";
+
+    /// <summary>The guest physical address to start at.</summary>
+    [Parameter(Mandatory = true, Position = 0)]
+    [Alias("GuestAddress")]
+    [Number]
+    public ulong Address { get; set; }
+
+    /// <summary>How many bytes to read.</summary>
+    [Parameter(Position = 1, ParameterSetName = Block)]
+    [Parameter(Position = 1, ParameterSetName = Bytes)]
+    [Parameter(Position = 1, ParameterSetName = Text)]
+    [Parameter(Position = 1, ParameterSetName = ToFile)]
+    [Alias("Length")]
+    [Number]
+    public ulong Size { get; set; } = 256;
+
+    /// <summary>Gives one byte array.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = Bytes)]
+    public SwitchParameter Raw { get; set; }
+
+    /// <summary>Writes the bytes to a file.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = ToFile)]
+    [ValidateNotNullOrEmpty]
+    public string? OutFile { get; set; }
+
+    /// <summary>Replaces the file.</summary>
+    [Parameter(ParameterSetName = ToFile)]
+    public SwitchParameter Force { get; set; }
+
+    /// <summary>Emits the file that was written.</summary>
+    [Parameter(ParameterSetName = ToFile)]
+    public SwitchParameter PassThru { get; set; }
+
+    /// <summary>The type of the values to read.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = Values)]
+    public MemoryValueType As { get; set; }
+
+    /// <summary>How many values to read.</summary>
+    [Parameter(ParameterSetName = Values)]
+    [Number]
+    public ulong Count { get; set; } = 1;
+
+    /// <summary>The byte order of the values.</summary>
+    [Parameter(ParameterSetName = Values)]
+    public Endianness Endian { get; set; }
+
+    /// <summary>Reads text in this encoding, up to the first NUL.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = Text)]
+    [ArgumentCompleter(typeof(EncodingCompleter))]
+    [EncodingName]
+    public Encoding? Encoding { get; set; }
+
+    /// <inheritdoc/>
+    protected override void Process(GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        switch (ParameterSetName)
+        {
+            case Bytes:
+                WriteObject(ReadBytes(memory, Size), enumerateCollection: false);
+                break;
+            case Values:
+                var size = (ulong)MemoryValues.SizeOf(As);
+                if (Count > ulong.MaxValue / size) throw new GuestMemoryException(GuestMemoryError.GuestAddressOverflow, $"{Count} values of {size} bytes pass the last address, 2^64 - 1.");
+                var bytes = ReadBytes(memory, Count * size);
+                foreach (var value in MemoryValues.Decode(bytes, As, Endian)) WriteObject(value);
+                break;
+            case Text:
+                var text = Encoding!.GetString(ReadBytes(memory, Size));
+                var end = text.IndexOf('\0', StringComparison.Ordinal);
+                WriteObject(end < 0 ? text : text[..end]);
+                break;
+            case ToFile:
+                Save(memory);
+                break;
+            default:
+                WriteObject(new MemoryBlock(Address, ReadBytes(memory, Size)));
+                break;
+        }
+    }
+
+    private byte[] ReadBytes(GuestMemoryMmap memory, ulong size)
+    {
+        // A size beyond what is mapped is found out before anything of that size is allocated.
+        memory.CheckRange(new GuestAddress(Address), size);
+        if (size > (ulong)Array.MaxLength)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Formatting.Size(size)} do not fit in one array; read them with -OutFile, or piece by piece.");
+        var bytes = GC.AllocateUninitializedArray<byte>((int)size);
+        memory.ReadExact(new GuestAddress(Address), bytes, StopToken);
+        return bytes;
+    }
+
+    private void Save(GuestMemoryMmap memory)
+    {
+        var path = ResolvePath(OutFile!);
+        var progress = new ProgressBar(this, $"Reading guest memory to {path}", Size);
+        RawImage.WriteRange(memory, new GuestAddress(Address), Size, path, Force, progress.Report, StopToken);
+        progress.Complete();
+        if (PassThru) WriteObject(new FileInfo(path));
+    }
+}

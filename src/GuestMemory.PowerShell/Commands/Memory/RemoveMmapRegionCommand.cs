@@ -1,0 +1,55 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>Remove-MmapRegion: unmaps regions.</summary>
+[Cmdlet(VerbsCommon.Remove, "MmapRegion", SupportsShouldProcess = true, DefaultParameterSetName = "Region")]
+[OutputType(typeof(void))]
+public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
+{
+    /// <summary>The regions, or whole address spaces.</summary>
+    [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Region")]
+    [Alias("Memory")]
+    public IGuestMemorySource[] Region { get; set; } = [];
+
+    /// <summary>Names, with wildcards.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = "Name")]
+    [ArgumentCompleter(typeof(RegionNameCompleter))]
+    [ValidateNotNullOrEmpty]
+    [SupportsWildcards]
+    public string[] Name { get; set; } = [];
+
+    /// <summary>Removes a region also while a handler serves it; the handler loses it.</summary>
+    [Parameter]
+    public SwitchParameter Force { get; set; }
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        foreach (var source in Region)
+        {
+            foreach (var region in source.Regions) Remove(region);
+        }
+
+        foreach (var name in Name)
+        {
+            var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
+            var found = Session.Regions.Where(region => pattern.IsMatch(region.Name)).ToArray();
+            if (found.Length == 0 && !WildcardPattern.ContainsWildcardCharacters(name))
+                WriteError(new GuestMemoryException(GuestMemoryError.RegionNotFound, $"There is no region '{name}' in this shell. 'Get-MmapRegion' lists them."), name);
+            foreach (var region in found) Remove(region);
+        }
+    }
+
+    private void Remove(GuestRegionMmap region)
+    {
+        if (!ShouldProcess(region.ToString(), "Unmap")) return;
+        Attempt(() =>
+        {
+            region.GetMapping().Release(Force);
+            Session.Remove(region);
+        }, region);
+    }
+}

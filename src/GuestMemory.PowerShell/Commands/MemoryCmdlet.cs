@@ -1,0 +1,40 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>
+/// A cmdlet that works on a guest's memory. Regions that come one by one are gathered and form one address space at the end of
+/// the pipeline; every GuestMemoryMmap is one by itself.
+/// </summary>
+public abstract class MemoryCmdlet : GuestMemoryCmdlet
+{
+    private readonly List<GuestRegionMmap> _regions = [];
+    private bool _any;
+
+    /// <summary>The regions, or whole address spaces.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = ParameterAttribute.AllParameterSets)]
+    [ValidateNotNull]
+    public virtual IGuestMemorySource[] Memory { get; set; } = [];
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        foreach (var source in Memory)
+        {
+            _any = true;
+            if (source is GuestRegionMmap region) _regions.Add(region);
+            else if (source is GuestMemoryMmap memory) Attempt(() => Process(memory), memory);
+        }
+    }
+
+    /// <inheritdoc/>
+    protected override void EndProcessing()
+    {
+        // Nothing came: say so, or an export of nothing would look like a success.
+        if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions)), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
+    }
+
+    /// <summary>Does the cmdlet's work on one address space.</summary>
+    protected abstract void Process(GuestMemoryMmap memory);
+}

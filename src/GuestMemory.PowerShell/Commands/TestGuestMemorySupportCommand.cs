@@ -1,0 +1,26 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>Test-GuestMemorySupport: what this host can do.</summary>
+[Cmdlet(VerbsDiagnostic.Test, "GuestMemorySupport")]
+[OutputType(typeof(HostFeature))]
+public sealed class TestGuestMemorySupportCommand : GuestMemoryCmdlet
+{
+    /// <summary>Names of features, with wildcards.</summary>
+    [Parameter(Position = 0)]
+    [ValidateNotNullOrEmpty]
+    [SupportsWildcards]
+    public string[] Feature { get; set; } = ["*"];
+
+    /// <inheritdoc/>
+    protected override void EndProcessing()
+    {
+        var patterns = Feature.Select(name => WildcardPattern.Get(name, WildcardOptions.IgnoreCase)).ToArray();
+        foreach (var feature in HostSupport.Probe())
+        {
+            if (Array.Exists(patterns, pattern => pattern.IsMatch(feature.Feature))) WriteObject(feature);
+        }
+    }
+}

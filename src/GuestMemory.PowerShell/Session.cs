@@ -1,0 +1,63 @@
+using System.Collections.Concurrent;
+using System.Management.Automation;
+using GuestMemory.Core;
+
+namespace GuestMemory.PowerShell;
+
+/// <summary>What the cmdlets made in this process and have not yet removed.</summary>
+internal static class Session
+{
+    private static readonly ConcurrentDictionary<string, GuestRegionMmap> s_regions = new(StringComparer.OrdinalIgnoreCase);
+    private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
+    private static int s_lastRegion;
+
+    public static IEnumerable<GuestRegionMmap> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
+
+    public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id);
+
+    public static string NextRegionName()
+    {
+        string name;
+        do name = $"mem{Interlocked.Increment(ref s_lastRegion) - 1}";
+        while (s_regions.ContainsKey(name));
+        return name;
+    }
+
+    public static bool HasRegion(string name) => s_regions.ContainsKey(name);
+
+    public static bool TryAdd(GuestRegionMmap region) => s_regions.TryAdd(region.Name, region);
+
+    public static void Remove(GuestRegionMmap region) => s_regions.TryRemove(new KeyValuePair<string, GuestRegionMmap>(region.Name, region));
+
+    public static void Add(UffdHandler handler) => s_handlers[handler.Id] = handler;
+
+    public static void Remove(UffdHandler handler) => s_handlers.TryRemove(handler.Id, out _);
+
+    /// <summary>Ends everything.</summary>
+    public static void Clear()
+    {
+        foreach (var region in s_regions.Values) region.Dispose();
+        s_regions.Clear();
+        foreach (var handler in s_handlers.Values) handler.Dispose();
+        s_handlers.Clear();
+    }
+}
+
+/// <summary>Frees everything when the module is removed.</summary>
+public sealed class ModuleCleanup : IModuleAssemblyCleanup
+{
+    /// <inheritdoc/>
+    public void OnRemove(PSModuleInfo psModuleInfo)
+    {
+        var live = Session.Handlers.Where(handler => handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening).ToArray();
+        if (live.Length > 0)
+        {
+            using var shell = System.Management.Automation.PowerShell.Create(RunspaceMode.CurrentRunspace);
+            shell.AddScript("param($text) $host.UI.WriteWarningLine($text)")
+                .AddArgument($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.SocketPath))}. A VM that they served waits for ever at the next page it misses.")
+                .Invoke();
+        }
+
+        Session.Clear();
+    }
+}
