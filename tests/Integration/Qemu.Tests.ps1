@@ -1,0 +1,168 @@
+# The memory of a real VM: QEMU's, as its firmware leaves it.
+
+BeforeAll {
+    $root = Split-Path (Split-Path $PSScriptRoot)
+    Import-Module (Join-Path $root GuestMemory.psd1)
+    Import-Module (Join-Path $PSScriptRoot Qmp.psm1) -Force
+
+    $size = 256MB
+    $pageSize = [Environment]::SystemPageSize
+    # Where the firmware of a PC lies below 1 MiB, and what it says there.
+    $firmware = @{ Address = 0xE0000; Size = 128KB }
+    $text = 'SeaBIOS'
+    # The firmware works below 1 MiB and at the end of memory; nobody else writes here.
+    $mark = @{ Address = 128MB; Value = [uint] 0xfeedfaceu }
+
+    $lacking = if (-not (Get-Command qemu-system-x86_64 -CommandType Application -ErrorAction Ignore)) {
+        'qemu-system-x86_64 is not installed (Debian package qemu-system-x86)'
+    }
+    $userfaultfd = Test-GuestMemorySupport Userfaultfd
+    $lackingForFaults = $lacking ? $lacking : $userfaultfd.Supported ? $null : "this host lacks userfaultfd: $($userfaultfd.Detail) $($userfaultfd.Remedy)"
+
+    function Find-Text([byte[]] $Bytes) {
+        # Where the firmware's text stands; -1 where it does not.
+        [Text.Encoding]::Latin1.GetString($Bytes).IndexOf($text, [StringComparison]::Ordinal)
+    }
+
+    function Read-File([string] $Path, [long] $Offset, [int] $Count) {
+        $file = [IO.FileStream]::new($Path, 'Open', 'Read', 'ReadWrite')
+        try {
+            $bytes = [byte[]]::new($Count)
+            $null = $file.Seek($Offset, 'Begin')
+            $file.ReadExactly($bytes, 0, $Count)
+            , $bytes
+        }
+        finally {
+            $file.Dispose()
+        }
+    }
+
+    function Get-FirstDifference([object] $Memory, [string] $Path) {
+        # The guest address of the first page that is not as in the file, in hexadecimal; nothing where all are.
+        for ($at = 0; $at -lt $size; $at += 1MB) {
+            $read = Read-GuestMemory -Memory $Memory -Address $at -Size 1MB -Raw
+            $file = Read-File $Path $at 1MB
+            if ([Linq.Enumerable]::SequenceEqual($read, $file)) { continue }
+            for ($page = 0; $page -lt 1MB; $page += $pageSize) {
+                $end = $page + $pageSize - 1
+                if (-not [Linq.Enumerable]::SequenceEqual([byte[]] $read[$page..$end], [byte[]] $file[$page..$end])) {
+                    return '0x{0:x}' -f ($at + $page)
+                }
+            }
+        }
+    }
+}
+
+Describe 'The memory of a VM that QEMU runs' {
+    BeforeAll {
+        if ($lacking) { return }
+        $directory = [IO.Directory]::CreateTempSubdirectory('guestmemory-qemu-').FullName
+        $memoryPath = Join-Path $directory vm.mem
+        $qemu = Start-Qemu -Directory $directory -MemoryPath $memoryPath -MemorySize 256M
+        # One of the first things that the firmware does is to copy itself into memory.
+        $null = Wait-Until -Seconds 60 { (Find-Text (Read-File $memoryPath $firmware.Address $firmware.Size)) -ge 0 }
+        $live = New-MmapRegion -Size $size -GuestAddress 0 -BackingPath $memoryPath
+    }
+
+    AfterAll {
+        if ($lacking) { return }
+        if ($live) { Remove-MmapRegion $live }
+        Stop-Qemu $qemu
+        Remove-Item $directory -Recurse -Force
+    }
+
+    Context 'while it runs' {
+        BeforeEach {
+            if ($lacking) { Set-ItResult -Skipped -Because $lacking }
+        }
+
+        It 'shows the firmware in a region that is mapped over it' {
+            (Invoke-Qmp $qemu.Qmp query-status).running | Should -BeTrue
+            $at = Find-Text (Read-GuestMemory -Memory $live @firmware -Raw)
+            $at | Should -BeGreaterOrEqual 0
+            Read-GuestMemory -Memory $live -Address ($firmware.Address + $at) -Size $text.Length -Encoding ASCII | Should -Be $text
+        }
+
+        It 'gets what is written to the region' {
+            Write-GuestMemory -Memory $live -Address $mark.Address -Value $mark.Value -As UInt32
+            $dump = Invoke-Qmp $qemu.Qmp human-monitor-command @{ 'command-line' = "xp /1xw $($mark.Address)" }
+            $dump.Trim() | Should -BeLike ('*: 0x{0:x8}' -f $mark.Value)
+        }
+    }
+
+    Context 'while it is stopped' {
+        BeforeAll {
+            if ($lacking) { return }
+            $null = Invoke-Qmp $qemu.Qmp stop
+        }
+
+        BeforeEach {
+            if ($lacking) { Set-ItResult -Skipped -Because $lacking }
+        }
+
+        It 'is in the region what it is to QEMU' {
+            (Invoke-Qmp $qemu.Qmp query-status).status | Should -Be paused
+            # From 1 MiB on QEMU has nothing but memory at these addresses.
+            $range = @{ Address = 1MB; Size = $size - 1MB }
+            $saved = Join-Path $directory saved.mem
+            $null = Invoke-Qmp $qemu.Qmp pmemsave @{ val = $range.Address; size = $range.Size; filename = $saved }
+            $read = Read-GuestMemory -Memory $live @range -OutFile (Join-Path $directory read.mem) -PassThru
+            (Get-FileHash $read).Hash | Should -Be (Get-FileHash $saved).Hash
+        }
+
+        It 'is exported as it is' {
+            $exported = Join-Path $directory exported.mem
+            Export-GuestMemory -Memory $live -Path $exported
+            (Get-FileHash $exported).Hash | Should -Be (Get-FileHash $memoryPath).Hash
+        }
+    }
+
+    Context 'restored from the file that it left' {
+        BeforeAll {
+            if ($lackingForFaults) { return }
+            $null = Invoke-Qmp $qemu.Qmp quit
+            $qemu.Process.WaitForExit(30000) | Should -BeTrue -Because 'QEMU was told to quit'
+            $handler = Start-UffdHandler -SocketPath (Join-Path $directory uffd.sock) -MemoryPath $memoryPath
+            $restored = New-MmapRegion -Size $size -GuestAddress 0
+            Connect-UffdHandler -Memory $restored -SocketPath $handler.SocketPath
+        }
+
+        AfterAll {
+            if ($lackingForFaults) { return }
+            if ($restored) { Remove-MmapRegion $restored -Force }
+            if ($handler) { Stop-UffdHandler $handler }
+        }
+
+        BeforeEach {
+            if ($lackingForFaults) { Set-ItResult -Skipped -Because $lackingForFaults }
+        }
+
+        It 'has the firmware where it was' {
+            $at = Find-Text (Read-GuestMemory -Memory $restored @firmware -Raw)
+            $at | Should -BeGreaterOrEqual 0
+            Read-GuestMemory -Memory $restored -Address ($firmware.Address + $at) -Size $text.Length -Encoding ASCII | Should -Be $text
+        }
+
+        It 'has what was written while the VM ran' {
+            Read-GuestMemory -Memory $restored -Address $mark.Address -As UInt32 | Should -Be $mark.Value
+        }
+
+        It 'is the file, page for page' {
+            Get-FirstDifference $restored $memoryPath | Should -BeNullOrEmpty -Because 'this is the first page that differs'
+        }
+
+        It 'has the SHA-256 of the file' {
+            $read = Read-GuestMemory -Memory $restored -Address 0 -Size $size -OutFile (Join-Path $directory restored.mem) -PassThru
+            (Get-FileHash $read).Hash | Should -Be (Get-FileHash $memoryPath).Hash
+        }
+
+        It 'came by one fault a page' {
+            Remove-MmapRegion $restored -Force
+            $figures = Stop-UffdHandler $handler -PassThru
+            $figures.Error | Should -BeNullOrEmpty
+            $figures.TotalConnectionCount | Should -Be 1
+            $figures.FaultCount | Should -Be ($size / $pageSize)
+            $figures.ByteCount | Should -Be $size
+        }
+    }
+}

@@ -1,0 +1,92 @@
+# A QEMU that a test starts, and its control socket: the QEMU Machine Protocol, one JSON document a line.
+Set-StrictMode -Version 3.0
+
+function Start-Qemu {
+    # Starts a PC without disk or display, its memory in a file, and connects to its control socket.
+    [CmdletBinding(SupportsShouldProcess)]
+    param(
+        [Parameter(Mandatory)] [string] $Directory,
+        [Parameter(Mandatory)] [string] $MemoryPath,
+        [Parameter(Mandatory)] [string] $MemorySize
+    )
+    $socketPath = Join-Path $Directory qmp.sock
+    $arguments = @(
+        '-machine', 'pc,accel=tcg,memory-backend=m', '-m', $MemorySize
+        '-object', "memory-backend-file,id=m,size=$MemorySize,mem-path=$MemoryPath,share=on"
+        '-nodefaults', '-no-user-config', '-display', 'none'
+        '-qmp', "unix:$socketPath,server=on,wait=off"
+    )
+    if (-not $PSCmdlet.ShouldProcess($MemoryPath, 'Start QEMU')) { return }
+    $log = Join-Path $Directory qemu.log
+    $process = Start-Process qemu-system-x86_64 $arguments -PassThru -RedirectStandardError $log
+    try {
+        $connected = Wait-Until -Seconds 30 {
+            if ($process.HasExited) { throw "QEMU ended with exit code $($process.ExitCode): $(Get-Content -Raw $log)" }
+            try { Connect-Qmp $socketPath } catch [Net.Sockets.SocketException] { $null = $_ }
+        }
+        [pscustomobject] @{ Process = $process; Qmp = $connected }
+    }
+    catch {
+        $process.Kill()
+        throw
+    }
+}
+
+function Stop-Qemu {
+    # Ends the QEMU that was started, whatever state it is in.
+    [CmdletBinding(SupportsShouldProcess)]
+    param([object] $Qemu)
+    if (-not $Qemu -or -not $PSCmdlet.ShouldProcess("process $($Qemu.Process.Id)", 'Stop QEMU')) { return }
+    $Qemu.Qmp.Reader.Dispose()
+    if (-not $Qemu.Process.HasExited) {
+        $Qemu.Process.Kill()
+        $Qemu.Process.WaitForExit()
+    }
+    $Qemu.Process.Dispose()
+}
+
+function Connect-Qmp([string] $SocketPath) {
+    $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+    try {
+        $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new($SocketPath))
+        $socket.ReceiveTimeout = $socket.SendTimeout = 30000
+        $stream = [Net.Sockets.NetworkStream]::new($socket, $true)
+        $connection = [pscustomobject] @{
+            Reader = [IO.StreamReader]::new($stream)
+            Writer = [IO.StreamWriter]::new($stream)
+        }
+        $greeting = $connection.Reader.ReadLine() | ConvertFrom-Json -AsHashtable
+        if (-not $greeting.ContainsKey('QMP')) { throw "$SocketPath is no QMP socket." }
+        $null = Invoke-Qmp $connection qmp_capabilities
+        $connection
+    }
+    catch {
+        $socket.Dispose()
+        throw
+    }
+}
+
+function Invoke-Qmp([object] $Connection, [string] $Command, [hashtable] $Arguments = @{}) {
+    # Gives the command's answer; events that come before it are passed over.
+    $Connection.Writer.WriteLine((@{ execute = $Command; arguments = $Arguments } | ConvertTo-Json -Compress))
+    $Connection.Writer.Flush()
+    while ($null -ne ($line = $Connection.Reader.ReadLine())) {
+        $answer = $line | ConvertFrom-Json -AsHashtable
+        if ($answer.ContainsKey('error')) { throw "QEMU refused ${Command}: $($answer.error.desc)" }
+        if ($answer.ContainsKey('return')) { return $answer.return }
+    }
+    throw "QEMU ended before it answered $Command."
+}
+
+function Wait-Until([scriptblock] $Condition, [int] $Seconds) {
+    # Gives the first thing that the condition gives; asks it again and again until the time is over.
+    $watch = [Diagnostics.Stopwatch]::StartNew()
+    while ($watch.Elapsed.TotalSeconds -lt $Seconds) {
+        $result = & $Condition
+        if ($result) { return $result }
+        Start-Sleep -Milliseconds 50
+    }
+    throw "This did not become true within $Seconds s: $Condition"
+}
+
+Export-ModuleMember Start-Qemu, Stop-Qemu, Invoke-Qmp, Wait-Until
