@@ -19,6 +19,8 @@ public enum GuestMemoryError
     MapFixed,
     /// <summary>The mapping would reach past the end of its file (upstream: MappingPastEof).</summary>
     MappingPastEof,
+    /// <summary>What is at the path is a directory.</summary>
+    NotAFile,
     /// <summary>Not enough memory for the mapping.</summary>
     OutOfMemory,
     /// <summary>The pool of huge pages does not hold enough free pages.</summary>

@@ -135,9 +135,9 @@ public static class RawImage
         var file = new FileInfo(path);
         if (file.Exists && (ulong)file.Length == size) return true;
         if (file.Exists && force) return false;
-        throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, file.Exists
-            ? $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it."
-            : $"{path} is not a file.");
+        throw file.Exists
+            ? new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it.")
+            : new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
     }
 
     private static SafeFileHandle OpenBase(string path, bool force)

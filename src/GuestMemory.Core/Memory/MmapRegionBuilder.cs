@@ -202,6 +202,7 @@ public sealed class MmapRegionBuilder
 
     private SafeFileHandle Open(string path)
     {
+        if (Directory.Exists(path)) throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
         var shared = ((_flags ?? MapFlags.Shared) & MapFlags.Shared) != 0;
         var write = shared && (_protection & MemoryProtection.Write) != 0;
         return File.OpenHandle(path, FileMode.Open, write ? FileAccess.ReadWrite : FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);

@@ -294,9 +294,10 @@ public sealed class UffdHandler : IDisposable
             if (socket is null)
             {
                 if (error == Errno.EAGAIN) return changed;
-                if (error is not (Errno.EMFILE or Errno.ENFILE or Errno.ENOMEM)) continue;
+                if (error is Errno.ECONNABORTED or Errno.EINTR) continue;
                 // The connection stays in the queue; trying again at once would only burn the processor.
-                _error = new SyscallException("accept4", error, "Accepting a connection", remedy: "Raise the limit of open files ('ulimit -n').").Message;
+                _error = new SyscallException("accept4", error, "Accepting a connection",
+                    remedy: error == Errno.EMFILE ? "Raise the limit of open files ('ulimit -n')." : null).Message;
                 _epoll.Remove(_listener.Socket);
                 _acceptPausedUntil = Stopwatch.GetTimestamp() + Stopwatch.Frequency / 1000 * AcceptPause;
                 return true;
@@ -322,11 +323,17 @@ public sealed class UffdHandler : IDisposable
     {
         try
         {
-            if (!connection.TryReceive(_image, out var vm)) return connection.IsEnded;
-            lock (_lock) connection.Vms.Add(vm);
-            _epoll.Add(vm.Descriptor, vm);
-            Interlocked.Increment(ref _connected);
-            return true;
+            var changed = false;
+            // What was read may hold more than one.
+            while (connection.TryReceive(_image, out var vm))
+            {
+                lock (_lock) connection.Vms.Add(vm);
+                _epoll.Add(vm.Descriptor, vm);
+                Interlocked.Increment(ref _connected);
+                changed = true;
+            }
+
+            return changed || connection.IsEnded;
         }
         catch (GuestMemoryException exception)
         {

@@ -50,7 +50,8 @@ internal static class NumberText
         if (number.StartsWith("0x", StringComparison.OrdinalIgnoreCase))
             return ulong.TryParse(number.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out value) && Shift(ref value, shift);
         if (ulong.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out value)) return Shift(ref value, shift);
-        if (!decimal.TryParse(number, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out var fraction)) return false;
+        if (!decimal.TryParse(number, NumberStyles.AllowDecimalPoint | NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out var fraction)) return false;
+        if (fraction < 0) throw Negative(text);
         try
         {
             value = FromDecimal(fraction * (1UL << shift), text);
@@ -75,7 +76,7 @@ internal static class NumberText
         : (ulong)number;
 
     private static FormatException Negative(string text) =>
-        new($"{text} is negative. A hexadecimal number that was computed or stored as a signed integer loses its sign bit: write it as a literal (0x80000000), with the suffix u or ul, or as a string.");
+        new($"{text} is negative; addresses and sizes are not. A hexadecimal number that was computed or stored as a signed integer loses its sign bit: write it as a literal (0x80000000), with the suffix u or ul, or as a string.");
 
     private static FormatException NotANumber(string text) =>
         new($"'{text}' is not a whole number from 0 to 2^64 - 1. Write bytes as 4096, 0x1000, 4KiB or 256MiB.");

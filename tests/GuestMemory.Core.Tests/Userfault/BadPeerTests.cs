@@ -118,6 +118,24 @@ public sealed class BadPeerTests : IDisposable
         Assert.Null(_handler.Error);
     }
 
+    [UffdFact]
+    public void TwoMessagesGluedTogetherAreTwoVms()
+    {
+        using (var peer = new RawPeer(_handler.SocketPath))
+        {
+            // The beginning and its descriptor; then its end together with the next one and the next one's descriptor.
+            peer.Send(Good[..20], 1);
+            peer.Send(Good[20..], 0);
+            peer.Send(Good + " " + Good[..^1], 1);
+            HandlerTests.Until(() => _handler.ConnectionCount == 2);
+            Assert.Equal(2, _handler.ConnectionCount);
+            Assert.Null(_handler.Error);
+        }
+
+        HandlerTests.Until(() => _handler.ConnectionCount == 0);
+        AssertUnharmed();
+    }
+
     /// <summary>firecracker-uffd.md 11.3: a second hand-over on the same stream is a second VM; a wrong one ends the connection.</summary>
     [UffdFact]
     public void V11_3_SeveralHandoversOnOneStream()
