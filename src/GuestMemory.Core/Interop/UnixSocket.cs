@@ -61,6 +61,18 @@ internal static unsafe partial class UnixSocket
     /// <summary>The longest path a socket address holds, in bytes.</summary>
     public const int MaxPathLength = 107;
 
+    /// <summary>Checks that a path has room in a socket address.</summary>
+    /// <exception cref="GuestMemoryException">SocketPathTooLong.</exception>
+    public static void CheckPath(string path)
+    {
+        var length = Encoding.UTF8.GetByteCount(path);
+        if (length > MaxPathLength)
+        {
+            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
+                $"The socket path is {length} bytes long; a socket address holds {MaxPathLength}. Use a shorter one, in /run for example: {path}");
+        }
+    }
+
     /// <summary>A descriptor of a fresh, unconnected stream socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
     public static SafeDescriptor Create(bool nonBlocking, uint? mode = null)
     {
@@ -178,13 +190,7 @@ internal static unsafe partial class UnixSocket
     {
         SockAddrUn address = default;
         address.sun_family = AF_UNIX;
-        var length = Encoding.UTF8.GetByteCount(path);
-        if (length > MaxPathLength)
-        {
-            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
-                $"The socket path is {length} bytes long; a socket address holds {MaxPathLength}. Use a shorter path, in /run for example: {path}");
-        }
-
+        CheckPath(path);
         Encoding.UTF8.GetBytes(path, new Span<byte>(address.sun_path, MaxPathLength));
         using var lease = new DescriptorLease(socket);
         while (true)

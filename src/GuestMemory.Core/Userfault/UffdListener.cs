@@ -24,13 +24,7 @@ internal sealed class UffdListener : IDisposable
     public static UffdListener Open(string path, string? allowUser, bool force)
     {
         var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
-        var length = System.Text.Encoding.UTF8.GetByteCount(path);
-        if (length > UnixSocket.MaxPathLength)
-        {
-            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
-                $"The socket path is {length} bytes long; a socket address holds {UnixSocket.MaxPathLength}. Use a shorter one, in /run for example: {path}");
-        }
-
+        UnixSocket.CheckPath(path);
         CheckDirectory(path, force);
         ClearPath(path, force);
         var socket = UnixSocket.Create(nonBlocking: true, mode: allowed is not null && Users.Current != 0 ? 0b110_110_110u : 0b110_000_000u);

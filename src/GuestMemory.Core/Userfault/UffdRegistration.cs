@@ -108,13 +108,7 @@ public sealed class UffdRegistration : IRegionHolder
 
     internal static void CheckSocket(string path)
     {
-        var length = System.Text.Encoding.UTF8.GetByteCount(path);
-        if (length > UnixSocket.MaxPathLength)
-        {
-            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
-                $"The socket path is {length} bytes long; a socket address holds {UnixSocket.MaxPathLength}. Use a shorter one, in /run for example: {path}");
-        }
-
+        UnixSocket.CheckPath(path);
         var error = FileStatus.TryGet(path, out var status);
         if (error is Errno.ENOENT or Errno.ENOTDIR)
             throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the handler first: 'Start-UffdHandler -SocketPath {path} -MemoryPath IMAGE'.");

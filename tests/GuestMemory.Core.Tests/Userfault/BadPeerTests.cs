@@ -176,7 +176,8 @@ public sealed class BadPeerTests : IDisposable
         Assert.Equal(0, Compiler.Run("chmod", "0777", _folder["open"]).Code);
         Assert.Equal(GuestMemoryError.InsecureDirectory, At(_folder["open/h.sock"]));
         Assert.Equal(4 * 4096, new FileInfo(_folder["image"]).Length);
-        Assert.Equal((_handler.State, _before), (UffdHandlerState.Listening, HandlerTests.Resources()));
+        Assert.Equal(UffdHandlerState.Listening, _handler.State);
+        AssertNothingIsLeft();
     }
 
     [Fact]
@@ -212,7 +213,7 @@ public sealed class BadPeerTests : IDisposable
         Assert.Equal(GuestMemoryError.ConnectionRefused, To(_folder["left.sock"]));
         Assert.Equal(GuestMemoryError.SocketPathTooLong, To(_folder[new string('x', 108)]));
         Assert.False(region.GetMapping().IsGuarded);
-        Assert.Equal(_before, HandlerTests.Resources());
+        AssertNothingIsLeft();
     }
 
     /// <summary>A good VM is served as if nothing had been, and nothing of the bad one is left.</summary>
@@ -229,8 +230,14 @@ public sealed class BadPeerTests : IDisposable
             Assert.Equal(expected, page);
         }
 
+        AssertNothingIsLeft();
+        Assert.Equal(0, _handler.ConnectionCount);
+    }
+
+    /// <summary>A thread or a descriptor that is ended elsewhere may take a moment to go.</summary>
+    private void AssertNothingIsLeft()
+    {
         HandlerTests.Until(() => HandlerTests.Resources() == _before);
         Assert.Equal(_before, HandlerTests.Resources());
-        Assert.Equal(0, _handler.ConnectionCount);
     }
 }

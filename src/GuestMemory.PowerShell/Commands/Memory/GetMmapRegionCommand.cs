@@ -19,13 +19,6 @@ public sealed class GetMmapRegionCommand : GuestMemoryCmdlet
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
-        foreach (var name in Name)
-        {
-            var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-            var found = Session.Regions.Where(region => pattern.IsMatch(region.Name)).ToArray();
-            if (found.Length == 0 && !WildcardPattern.ContainsWildcardCharacters(name))
-                WriteError(new GuestMemoryException(GuestMemoryError.RegionNotFound, $"There is no region '{name}' in this shell. 'Get-MmapRegion' lists them."), name);
-            WriteObject(found, enumerateCollection: true);
-        }
+        foreach (var name in Name) Attempt(() => WriteObject(RegionLookup.ByName(name), enumerateCollection: true), name);
     }
 }

@@ -35,11 +35,10 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
 
         foreach (var name in Name)
         {
-            var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-            var found = Session.Regions.Where(region => pattern.IsMatch(region.Name)).ToArray();
-            if (found.Length == 0 && !WildcardPattern.ContainsWildcardCharacters(name))
-                WriteError(new GuestMemoryException(GuestMemoryError.RegionNotFound, $"There is no region '{name}' in this shell. 'Get-MmapRegion' lists them."), name);
-            foreach (var region in found) Remove(region);
+            Attempt(() =>
+            {
+                foreach (var region in RegionLookup.ByName(name)) Remove(region);
+            }, name);
         }
     }
 

@@ -1,0 +1,14 @@
+namespace GuestMemory.Core;
+
+/// <summary>What a handler does at the moment.</summary>
+public enum UffdHandlerState
+{
+    /// <summary>It waits for VMs.</summary>
+    Listening,
+    /// <summary>It serves at least one VM.</summary>
+    Serving,
+    /// <summary>It was stopped.</summary>
+    Stopped,
+    /// <summary>It ended on its own; <see cref="UffdHandler.Error"/> says why.</summary>
+    Failed,
+}
