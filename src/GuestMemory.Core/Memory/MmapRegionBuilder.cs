@@ -128,8 +128,7 @@ public sealed class MmapRegionBuilder
         {
             if (_flags is null) flags &= ~MapFlags.NoReserve;
             if (!isFile) flags |= MapFlags.HugeTlb | (MapFlags)(Shift(pageSize) << Mman.MAP_HUGE_SHIFT);
-            if (!HostPage.IsAligned(_size, pageSize))
-                throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"The size, {_size} bytes, is not a multiple of the huge page size, {pageSize} bytes.");
+            CheckWholePages(pageSize);
         }
 
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
@@ -191,11 +190,22 @@ public sealed class MmapRegionBuilder
 
     private void CheckHugePageSize()
     {
-        if (_hugePageSize == HostPage.Size || Directory.Exists($"/sys/kernel/mm/hugepages/hugepages-{_hugePageSize / 1024}kB")) return;
+        if (_hugePageSize == HostPage.Size || Directory.Exists($"/sys/kernel/mm/hugepages/hugepages-{_hugePageSize / 1024}kB"))
+        {
+            CheckWholePages(_hugePageSize);
+            return;
+        }
+
         var offered = Directory.Exists("/sys/kernel/mm/hugepages")
             ? string.Join(", ", Directory.GetDirectories("/sys/kernel/mm/hugepages").Select(d => Path.GetFileName(d)["hugepages-".Length..]))
             : "none";
         throw new GuestMemoryException(GuestMemoryError.HugePageSizeUnsupported, $"This host has no huge pages of {_hugePageSize} bytes. It offers: {offered}.");
+    }
+
+    private void CheckWholePages(ulong pageSize)
+    {
+        if (!HostPage.IsAligned(_size, pageSize))
+            throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"The size, {_size} bytes, is not a multiple of the page size, {pageSize} bytes.");
     }
 
     private static int Shift(ulong pageSize) => pageSize == 0 || pageSize == HostPage.Size ? 0 : System.Numerics.BitOperations.Log2(pageSize);
