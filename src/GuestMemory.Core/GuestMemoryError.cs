@@ -93,6 +93,8 @@ public enum GuestMemoryError
     ImageNotFound,
     /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
+    /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
+    HandlerGone,
     /// <summary>The userfaultfd sent an event that the handler cannot answer.</summary>
     UnexpectedEvent,
     /// <summary>No such user.</summary>

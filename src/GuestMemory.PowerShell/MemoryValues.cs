@@ -84,7 +84,7 @@ internal static class MemoryValues
 
     private static object Read(ReadOnlySpan<byte> bytes, MemoryValueType type) => type switch
     {
-        MemoryValueType.Byte => bytes[0],
+        MemoryValueType.Byte => (object)bytes[0],   // or the arms would all become double
         MemoryValueType.SByte => (sbyte)bytes[0],
         MemoryValueType.Int16 => MemoryMarshal.Read<short>(bytes),
         MemoryValueType.UInt16 => MemoryMarshal.Read<ushort>(bytes),

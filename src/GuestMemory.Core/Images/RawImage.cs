@@ -150,7 +150,7 @@ public static class RawImage
         catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
         {
             throw new GuestMemoryException(GuestMemoryError.ImageInUse,
-                $"{path} is locked: a handler serves it, or somebody writes it. A VM that is restored from it would get pages of two times. Stop the handler, or say -Force. ({exception.Message})", exception);
+                $"{path} is locked: a handler serves it, or somebody writes it. A VM that is restored from it would get pages of two times. Stop the handler, or say -Force.", exception);
         }
     }
 

@@ -59,6 +59,9 @@ internal static unsafe partial class FileStatus
     public static int TryChangeOwner(string path, uint user) =>
         lchown(path, user, uint.MaxValue) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
+    /// <summary>Sets the mode of a path; 0 or the error number.</summary>
+    public static int TryChangeMode(string path, uint mode) => chmod(path, mode) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Whether this process may open the path for reading and writing.</summary>
     public static bool CanReadWrite(string path) => access(path, 6) == 0;
 
@@ -70,6 +73,9 @@ internal static unsafe partial class FileStatus
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int lchown(string pathname, uint owner, uint group);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int chmod(string pathname, uint mode);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int access(string pathname, int mode);

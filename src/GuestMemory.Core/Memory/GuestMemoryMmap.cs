@@ -12,8 +12,11 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
 
     private GuestMemoryMmap(GuestRegionMmap[] regions) => _regions = regions;
 
-    /// <inheritdoc/>
+    /// <summary>The regions, in ascending order of their guest addresses.</summary>
     public IReadOnlyList<GuestRegionMmap> Regions => _regions;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<GuestRegionMmap> GetRegions() => _regions;
 
     /// <summary>The sum of the regions' sizes, in bytes.</summary>
     public ulong Size => _regions.Aggregate(0UL, (sum, region) => sum + region.Size);
@@ -64,7 +67,7 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     {
         var done = 0;
         while (done < destination.Length && Locate(address, done, out var region, out var offset))
-            done += Part(region, offset, region.GetMapping().TryRead(offset, destination[done..], out var error), error, "read");
+            done += Part(region, offset, region.GetMapping().TryRead(offset, destination[done..], out var error), error, MemoryProtection.Read);
         return done;
     }
 
@@ -74,7 +77,7 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     {
         var done = 0;
         while (done < source.Length && Locate(address, done, out var region, out var offset))
-            done += Part(region, offset, region.GetMapping().TryWrite(offset, source[done..], out var error), error, "written");
+            done += Part(region, offset, region.GetMapping().TryWrite(offset, source[done..], out var error), error, MemoryProtection.Write);
         return done;
     }
 
@@ -87,17 +90,11 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     /// when the token says so. The buffer must not be used again after that.
     /// </summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
+    /// <exception cref="GuestMemoryException">As without a token, and HandlerGone: a page is missing and its handler has hung up.</exception>
     public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
     {
         if (!IsGuarded) ReadExact(address, destination.Span);
-        else
-        {
-            BlockingAccess.Run(() =>
-            {
-                ReadExact(address, destination.Span);
-                return true;
-            }, cancellation);
-        }
+        else ThrowIfPartial(address, destination.Length, Abandonable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
     }
 
     /// <summary>Writes all the bytes.</summary>
@@ -109,26 +106,42 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
     {
         if (!IsGuarded) WriteExact(address, source.Span);
-        else
-        {
-            BlockingAccess.Run(() =>
-            {
-                WriteExact(address, source.Span);
-                return true;
-            }, cancellation);
-        }
+        else ThrowIfPartial(address, source.Length, Abandonable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
     }
 
-    /// <summary>Checks that every byte of a range is mapped, before anything is changed.</summary>
-    /// <exception cref="GuestMemoryException">InvalidGuestAddress with the first address that is not; GuestAddressOverflow.</exception>
-    public void CheckRange(GuestAddress address, ulong size)
+    /// <summary>Checks that every byte of a range is mapped with a protection that allows an access, before anything is changed.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress with the first address that is not; PageNotAccessible; GuestAddressOverflow.</exception>
+    public void CheckRange(GuestAddress address, ulong size, MemoryProtection access = MemoryProtection.None)
     {
         for (ulong done = 0; done < size;)
         {
             var at = address.CheckedAdd(done) ?? throw Overflow(address, size);
             var region = FindRegion(at) ?? throw Unmapped(at);
+            if ((region.Protection & access) != access) throw Inaccessible(region, at, access, null);
             done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
         }
+    }
+
+    /// <summary>Runs an access piece by piece on a thread of its own; a page that can never come ends the wait with an error.</summary>
+    private int Abandonable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
+    {
+        const int Piece = 1 << 20;
+        return BlockingAccess.Run(progress =>
+        {
+            var done = 0;
+            while (done < length && !cancellation.IsCancellationRequested)
+            {
+                var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
+                if (done > 0 && FindRegion(at) is null) break;
+                done += access(at, done, Math.Min(Piece, length - done));
+                Volatile.Write(ref progress.Value, done);
+            }
+
+            return done;
+        }, () => Array.Find(_regions, region => region.GetMapping().GoneHolder is not null) is { } orphan
+            ? new GuestMemoryException(GuestMemoryError.HandlerGone,
+                $"A page of region '{orphan.Name}' is missing and will not come: {orphan.GetMapping().GoneHolder} has hung up. It ended, or it refused the hand-over because the memory does not fit its image; its Error says which. Remove the region with -Force and connect fresh memory.")
+            : null, cancellation);
     }
 
     private bool Locate(GuestAddress address, int done, out GuestRegionMmap region, out ulong offset)
@@ -139,16 +152,21 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
         return region is not null || (done > 0 ? false : throw Unmapped(address));
     }
 
-    private static int Part(GuestRegionMmap region, ulong offset, ulong count, int error, string verb)
+    private static int Part(GuestRegionMmap region, ulong offset, ulong count, int error, MemoryProtection access)
     {
         if (error == 0) return (int)count;
-        var at = new GuestAddress(region.GuestAddress + offset + count);
-        var why = region.BackingPath is not null ? $"the file behind it, {region.BackingPath}, may have been truncated"
-            : (region.Protection & MemoryProtection.ReadWrite) != MemoryProtection.ReadWrite ? $"its protection is {region.Protection}"
+        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset + count), access,
+            new SyscallException(access == MemoryProtection.Read ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + offset + count:x}"));
+    }
+
+    private static GuestMemoryException Inaccessible(GuestRegionMmap region, GuestAddress at, MemoryProtection access, Exception? inner)
+    {
+        var why = (region.Protection & access) != access ? $"its protection is {region.Protection}"
+            : region.BackingPath is not null && !region.BackingPath.StartsWith("memfd:", StringComparison.Ordinal) ? $"the file behind it, {region.BackingPath}, may have been truncated"
             : region.PageSize != HostPage.Size ? "the pool of huge pages may be empty"
             : "its handler gave it up, or the memory was taken away";
-        throw new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at guest address {at} in region '{region.Name}' cannot be {verb}: {why}.",
-            new SyscallException(verb == "read" ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + offset + count:x}"));
+        return new GuestMemoryException(GuestMemoryError.PageNotAccessible,
+            $"The page at guest address {at} in region '{region.Name}' cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {why}.", inner);
     }
 
     private static void ThrowIfPartial(GuestAddress address, int expected, int completed, string verb)

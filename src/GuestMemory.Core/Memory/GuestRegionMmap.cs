@@ -19,7 +19,6 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
         _mapping = mapping;
         GuestAddress = guestAddress.Value;
         Name = name;
-        Regions = [this];
     }
 
     /// <summary>The name.</summary>
@@ -61,9 +60,8 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
     /// <summary>Whether the region was removed.</summary>
     public bool IsDisposed => _mapping.IsDisposed;
 
-    IReadOnlyList<GuestRegionMmap> IGuestMemorySource.Regions => Regions;
-
-    private GuestRegionMmap[] Regions { get; }
+    /// <summary>The region itself, alone.</summary>
+    public IReadOnlyList<GuestRegionMmap> GetRegions() => [this];
 
     /// <summary>The memory behind the region.</summary>
     public MmapRegion GetMapping() => _mapping;

@@ -69,6 +69,15 @@ public sealed unsafe class MmapRegion : IDisposable
     /// <summary>Whether accesses are guarded: they may fail or wait.</summary>
     public bool IsGuarded => _guarded;
 
+    /// <summary>Who should provide missing pages and is gone: "the page-fault handler at ..."; null where nobody is, or nobody needs to.</summary>
+    internal string? GoneHolder
+    {
+        get
+        {
+            lock (_lock) return _holders.Count > 0 && !_holders.Exists(holder => holder.IsLive) ? _holders[0].Description : null;
+        }
+    }
+
     /// <summary>Whether the region was released.</summary>
     public bool IsDisposed
     {

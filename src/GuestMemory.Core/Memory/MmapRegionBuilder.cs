@@ -33,7 +33,8 @@ public sealed class MmapRegionBuilder
 
     /// <summary>
     /// Sets the MAP_ flags. Unless set: NoReserve and Private for anonymous memory, NoReserve and Shared for a file or memfd;
-    /// huge pages are reserved, so that a pool that is too small is known at once.
+    /// huge pages are reserved, so that a pool that is too small is known at once. Anonymous is added without a file, Private or
+    /// Shared where neither is given.
     /// </summary>
     public MmapRegionBuilder WithFlags(MapFlags flags)
     {
@@ -124,11 +125,21 @@ public sealed class MmapRegionBuilder
         var hugetlbfs = file is null || _memfd ? 0 : FileStatus.HugetlbfsPageSize(file);
         var pageSize = hugetlbfs != 0 ? (ulong)hugetlbfs : _hugePageSize != 0 ? _hugePageSize : HostPage.Size;
         var flags = _flags ?? (isFile ? MapFlags.NoReserve | MapFlags.Shared : MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private);
+        // Without one of these mmap(2) maps nothing: what is not said is what is usual.
+        if (!isFile) flags |= MapFlags.Anonymous;
+        if ((flags & (MapFlags.Shared | MapFlags.Private)) == 0) flags |= isFile ? MapFlags.Shared : MapFlags.Private;
         if (pageSize != HostPage.Size)
         {
             if (_flags is null) flags &= ~MapFlags.NoReserve;
             if (!isFile) flags |= MapFlags.HugeTlb | (MapFlags)(Shift(pageSize) << Mman.MAP_HUGE_SHIFT);
             CheckWholePages(pageSize);
+        }
+
+        // What is wrong with the numbers themselves is left to the kernel to say.
+        if (canFail && _size != 0 && HostPage.IsAligned(_offset, pageSize) && PastEnd(file!) is { } length)
+        {
+            throw new GuestMemoryException(GuestMemoryError.MappingPastEof,
+                $"{path} is {length} bytes long, shorter than the mapping: offset {_offset} plus {_size} bytes. Give a smaller size or lengthen the file ('truncate -s').");
         }
 
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
@@ -145,13 +156,6 @@ public sealed class MmapRegionBuilder
         }
 
         if (mapping is null) throw MapFailure(error, what, pageSize);
-        if (canFail && PastEnd(file!) is { } length)
-        {
-            mapping.Dispose();
-            throw new GuestMemoryException(GuestMemoryError.MappingPastEof,
-                $"{path} is {length} bytes long, shorter than the mapping: offset {_offset} plus {_size} bytes. Give a smaller size or lengthen the file ('truncate -s').");
-        }
-
         // Direct access is for memory that no fault can fail on: ordinary anonymous pages and memfds that nobody can shrink.
         var guarded = canFail || pageSize != HostPage.Size || (_protection & MemoryProtection.ReadWrite) != MemoryProtection.ReadWrite;
         return new MmapRegion(mapping, _size, pageSize, _protection, flags, path, _offset, isFile,
@@ -222,7 +226,7 @@ public sealed class MmapRegionBuilder
     private ulong? PastEnd(System.Runtime.InteropServices.SafeHandle file)
     {
         var status = FileStatus.Get(file);
-        return (status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFREG && status.stx_size < _offset + _size ? status.stx_size : null;
+        return (status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFREG && (_offset > status.stx_size || _size > status.stx_size - _offset) ? status.stx_size : null;
     }
 
     private static string PathOf(SafeFileHandle file)

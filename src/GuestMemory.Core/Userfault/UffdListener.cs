@@ -27,7 +27,7 @@ internal sealed class UffdListener : IDisposable
         UnixSocket.CheckPath(path);
         CheckDirectory(path, force);
         ClearPath(path, force);
-        var socket = UnixSocket.Create(nonBlocking: true, mode: allowed is not null && Users.Current != 0 ? 0b110_110_110u : 0b110_000_000u);
+        var socket = UnixSocket.Create(nonBlocking: true, mode: 0b110_000_000);
         try
         {
             var error = UnixSocket.TryBind(socket, path);
@@ -37,9 +37,7 @@ internal sealed class UffdListener : IDisposable
             var listener = new UffdListener(socket, path, status.stx_ino, allowed);
             try
             {
-                // Root gives the socket to the one other user; who is not root opens it and relies on the check at each connection.
-                if (allowed is { } user && Users.Current == 0 && (error = FileStatus.TryChangeOwner(path, user)) != 0)
-                    throw new SyscallException("lchown", error, $"Giving the socket {path} to user {user}");
+                if (allowed is { } user) OpenTo(user, path);
                 error = UnixSocket.TryListen(socket, 128);
                 return error == 0 ? listener : throw new SyscallException("listen", error, $"Listening at {path}");
             }
@@ -78,6 +76,14 @@ internal sealed class UffdListener : IDisposable
             throw new GuestMemoryException(GuestMemoryError.InsecureDirectory,
                 $"Everyone may replace files in {directory}, and so the socket. Use another directory, make it sticky ('chmod +t'), or say -Force.");
         }
+    }
+
+    /// <summary>Root gives the socket to the one other user; who is not root opens it and relies on the check at each connection.</summary>
+    private static void OpenTo(uint user, string path)
+    {
+        var root = Users.Current == 0;
+        var error = root ? FileStatus.TryChangeOwner(path, user) : FileStatus.TryChangeMode(path, 0b110_110_110);
+        if (error != 0) throw new SyscallException(root ? "lchown" : "chmod", error, $"Opening the socket {path} to user {user}");
     }
 
     /// <summary>Takes away a socket that its process has left behind; refuses to touch anything else.</summary>

@@ -81,8 +81,13 @@ public static class UffdMappingList
         }
     }
 
-    internal static GuestMemoryException BadJson(JsonException exception) =>
-        new(GuestMemoryError.HandoverBadJson, $"The mapping list is not the JSON that it must be: {exception.Message}", exception);
+    internal static GuestMemoryException BadJson(JsonException exception)
+    {
+        var what = exception.Message
+            .Replace("type 'GuestMemory.Core.WireMapping'", "a mapping", StringComparison.Ordinal)
+            .Replace("GuestMemory.Core.WireMapping", "mapping", StringComparison.Ordinal);
+        return new GuestMemoryException(GuestMemoryError.HandoverBadJson, $"The mapping list is not the JSON that it must be: {what}", exception);
+    }
 
     internal static GuestMemoryException TooLarge(long length) =>
         new(GuestMemoryError.HandoverTooLarge, $"The mapping list has {length} bytes or more; at most {MaxJsonBytes} are read.");

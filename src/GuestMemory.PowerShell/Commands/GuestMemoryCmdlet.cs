@@ -90,7 +90,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.PeerDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
-        GuestMemoryError.PeerClosed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
+        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
         GuestMemoryError.HandoverTimeout => ErrorCategory.OperationTimeout,
         GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable => ErrorCategory.ReadError,
         _ => exception is SyscallException { ErrorCode: Errno.EPERM or Errno.EACCES } ? ErrorCategory.PermissionDenied : ErrorCategory.InvalidOperation,

@@ -243,6 +243,26 @@ public sealed class HandlerTests : IDisposable
         Assert.All(buffer, value => Assert.Equal(0xEE, value));
     }
 
+    [UffdFact]
+    public void AHandlerThatHungUpIsAnErrorAndNotAWaitForEver()
+    {
+        using var handler = Start(pages: 4);
+        var tooLarge = Memory((0, 8));
+        UffdRegistration.Connect(handler.SocketPath, tooLarge);
+        var error = Assert.Throws<GuestMemoryException>(() => tooLarge.ReadExact(new GuestAddress(0), new byte[8].AsMemory(), CancellationToken.None));
+        Assert.Equal(GuestMemoryError.HandlerGone, error.Error);
+        Assert.Contains("image that is", handler.Error, StringComparison.Ordinal);
+
+        // What has come already can still be read.
+        var memory = Memory((0, 4));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 2);
+        handler.Stop();
+        memory.ReadExact(new GuestAddress(0), new byte[8192].AsMemory(), CancellationToken.None);
+        error = Assert.Throws<GuestMemoryException>(() => memory.WriteExact(new GuestAddress(0), new byte[12288].AsMemory(), CancellationToken.None));
+        Assert.Equal(GuestMemoryError.HandlerGone, error.Error);
+    }
+
     [CompilerFact]
     public void TheEndOfTheVmmEndsItsConnection()
     {

@@ -16,7 +16,7 @@ public sealed class ClearDirtyBitmapCommand : MemoryCmdlet
         {
             Attempt(() =>
             {
-                var bitmap = region.GetMapping().Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"Region '{region.Name}' has no dirty bitmap.");
+                var bitmap = region.GetMapping().Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"Region '{region.Name}' has no dirty bitmap. Make it with 'New-MmapRegion -DirtyTracking'.");
                 if (ShouldProcess(region.ToString(), "Forget which pages were written")) bitmap.Reset();
             }, region);
         }

@@ -117,6 +117,6 @@ public sealed class ReadGuestMemoryCommand : MemoryCmdlet
         var progress = new ProgressBar(this, $"Reading guest memory to {path}", Size);
         RawImage.WriteRange(memory, new GuestAddress(Address), Size, path, Force, progress.Report, StopToken);
         progress.Complete();
-        if (PassThru) WriteObject(new FileInfo(path));
+        if (PassThru) WriteObject(InvokeProvider.Item.Get([path], force: true, literalPath: true), enumerateCollection: true);
     }
 }

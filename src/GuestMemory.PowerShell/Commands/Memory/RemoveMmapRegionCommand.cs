@@ -15,7 +15,7 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
     public IGuestMemorySource[] Region { get; set; } = [];
 
     /// <summary>Names, with wildcards.</summary>
-    [Parameter(Mandatory = true, ParameterSetName = "Name")]
+    [Parameter(Mandatory = true, Position = 0, ParameterSetName = "Name")]
     [ArgumentCompleter(typeof(RegionNameCompleter))]
     [ValidateNotNullOrEmpty]
     [SupportsWildcards]
@@ -30,7 +30,7 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
     {
         foreach (var source in Region)
         {
-            foreach (var region in source.Regions) Remove(region);
+            foreach (var region in source.GetRegions()) Remove(region);
         }
 
         foreach (var name in Name)

@@ -1,4 +1,5 @@
 using System.Management.Automation;
+using System.Runtime.InteropServices;
 using GuestMemory.Core;
 
 namespace GuestMemory.PowerShell.Commands;
@@ -64,6 +65,12 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     private void Follow(UffdHandler handler)
     {
+        // A service manager's SIGTERM ends the wait like a Stop-UffdHandler elsewhere would; the socket goes with the handler.
+        using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, context =>
+        {
+            context.Cancel = true;
+            handler.Stop();
+        });
         try
         {
             while (!handler.Wait(TimeSpan.FromMilliseconds(250), StopToken))

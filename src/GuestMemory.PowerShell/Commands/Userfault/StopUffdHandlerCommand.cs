@@ -15,7 +15,7 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
     public UffdHandler[] Handler { get; set; } = [];
 
     /// <summary>Socket paths, with wildcards.</summary>
-    [Parameter(Mandatory = true, ParameterSetName = "Socket")]
+    [Parameter(Mandatory = true, Position = 0, ParameterSetName = "Socket")]
     [ArgumentCompleter(typeof(HandlerSocketCompleter))]
     [ValidateNotNullOrEmpty]
     [SupportsWildcards]
