@@ -143,6 +143,10 @@ function Repair-Maml([xml] $Maml, [object[]] $Command) {
     foreach ($node in $Maml.SelectNodes('//maml:navigationLink[not(string(maml:uri))]', $namespaces)) {
         $null = $node.ParentNode.RemoveChild($node)
     }
+    # A link to a neighbouring page is good in Markdown; Get-Help shows its name, and takes a relative address for an error.
+    foreach ($node in $Maml.SelectNodes('//maml:navigationLink/maml:uri[starts-with(., "./")]', $namespaces)) {
+        $node.InnerText = ''
+    }
     foreach ($node in $Maml.SelectNodes('//command:parameters//command:parameterValue', $namespaces)) {
         $node.InnerText = $node.InnerText -replace '(\w+\.)+'
     }
@@ -172,6 +176,8 @@ function Invoke-Documentation {
     if (-not $platyPS) {
         throw 'The module Microsoft.PowerShell.PlatyPS is not on the module path and could not be saved.'
     }
+    # Help that is there already would be taken for a second description of each parameter.
+    Remove-Item -Recurse -Force $help -ErrorAction Ignore
     $update = {
         param($PlatyPS, $Manifest, $Pages, $New)
         $ErrorActionPreference = 'Stop'
