@@ -3,6 +3,7 @@
 BeforeAll {
     $root = Split-Path (Split-Path $PSScriptRoot)
     Import-Module (Join-Path $root GuestMemory.psd1)
+    Import-Module (Join-Path $root tests Pester TestHelpers.psm1) -Force
     Import-Module (Join-Path $PSScriptRoot Qmp.psm1) -Force
 
     $size = 256MB
@@ -60,7 +61,7 @@ Describe 'The memory of a VM that QEMU runs' {
         $memoryPath = Join-Path $directory vm.mem
         $qemu = Start-Qemu -Directory $directory -MemoryPath $memoryPath -MemorySize 256M
         # One of the first things that the firmware does is to copy itself into memory.
-        $null = Wait-Until -Seconds 60 { (Find-Text (Read-File $memoryPath $firmware.Address $firmware.Size)) -ge 0 }
+        Wait-Until -Seconds 60 { (Find-Text (Read-File $memoryPath $firmware.Address $firmware.Size)) -ge 0 }
         $live = New-MmapRegion -Size $size -GuestAddress 0 -BackingPath $memoryPath
     }
 

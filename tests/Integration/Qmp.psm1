@@ -1,5 +1,6 @@
 # A QEMU that a test starts, and its control socket: the QEMU Machine Protocol, one JSON document a line.
 Set-StrictMode -Version 3.0
+Import-Module (Join-Path $PSScriptRoot .. Pester TestHelpers.psm1)
 
 function Start-Qemu {
     # Starts a PC without disk or display, its memory in a file, and connects to its control socket.
@@ -20,7 +21,7 @@ function Start-Qemu {
     $log = Join-Path $Directory qemu.log
     $process = Start-Process qemu-system-x86_64 $arguments -PassThru -RedirectStandardError $log
     try {
-        $connected = Wait-Until -Seconds 30 {
+        $connected = Wait-Until -Seconds 30 -PassThru {
             if ($process.HasExited) { throw "QEMU ended with exit code $($process.ExitCode): $(Get-Content -Raw $log)" }
             try { Connect-Qmp $socketPath } catch [Net.Sockets.SocketException] { $null = $_ }
         }
@@ -78,15 +79,4 @@ function Invoke-Qmp([object] $Connection, [string] $Command, [hashtable] $Argume
     throw "QEMU ended before it answered $Command."
 }
 
-function Wait-Until([scriptblock] $Condition, [int] $Seconds) {
-    # Gives the first thing that the condition gives; asks it again and again until the time is over.
-    $watch = [Diagnostics.Stopwatch]::StartNew()
-    while ($watch.Elapsed.TotalSeconds -lt $Seconds) {
-        $result = & $Condition
-        if ($result) { return $result }
-        Start-Sleep -Milliseconds 50
-    }
-    throw "This did not become true within $Seconds s: $Condition"
-}
-
-Export-ModuleMember Start-Qemu, Stop-Qemu, Invoke-Qmp, Wait-Until
+Export-ModuleMember Start-Qemu, Stop-Qemu, Invoke-Qmp

@@ -1,0 +1,313 @@
+BeforeAll {
+    $manifest = (Resolve-Path "$PSScriptRoot/../../GuestMemory.psd1").Path
+    Import-Module $manifest
+    Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
+    $userfaultfd = Test-GuestMemorySupport Userfaultfd
+
+    function Get-Leftover {
+        Get-ChildItem -Force $TestDrive -Filter *.part
+    }
+}
+
+Describe 'Export-GuestMemory' {
+    BeforeEach {
+        $low = New-MmapRegion 1MiB -Name low -DirtyTracking
+        $high = New-MmapRegion 64KiB 0x100000000 -Name high -DirtyTracking
+        $image = "$TestDrive/vm.mem"
+    }
+
+    AfterEach {
+        Clear-TestState $TestDrive
+    }
+
+    Context 'Raw' {
+        It 'writes the regions one behind the other, without the gap between them' {
+            $high, $low | Write-GuestMemory 0x800 'low'
+            $high, $low | Write-GuestMemory 0x100000000 'high'
+            $high, $low | Export-GuestMemory $image | Should -BeNullOrEmpty
+            $bytes = [IO.File]::ReadAllBytes($image)
+            $bytes.Length | Should -Be (1MB + 64KB)
+            [Text.Encoding]::ASCII.GetString($bytes, 0x800, 3) | Should -Be low
+            [Text.Encoding]::ASCII.GetString($bytes, 1MB, 4) | Should -Be high
+            Get-Leftover | Should -BeNullOrEmpty
+        }
+
+        It 'leaves holes where pages are zero' {
+            $low | Write-GuestMemory 0x80000 1
+            $low | Export-GuestMemory $image
+            (Get-Item $image).Length | Should -Be 1MB
+            $blocks, $size = (stat -c '%b %B' $image) -split ' '
+            [long] $blocks * [long] $size | Should -BeLessThan 128KB
+        }
+
+        It 'says what it wrote with -PassThru' {
+            $low | Write-GuestMemory 0x80000 1
+            $info = $low, $high | Export-GuestMemory -Path $image -PassThru
+            $info | Should -BeOfType GuestMemory.Core.ImageInfo
+            $info.Path | Should -Be $image
+            $info.Format | Should -Be Raw
+            $info.Size | Should -Be (1MB + 64KB)
+            $info.BytesWritten | Should -Be 4096
+            $info.PageCount | Should -Be 1
+            $info.Digest | Should -BeNullOrEmpty
+            $info | Out-String -Width 250 | Should -Match 'Raw\s+1\.1 MiB\s+4 KiB\s+1\s+/'
+        }
+
+        It 'gives the SHA-256 of the whole image with -Digest' {
+            $low | Write-GuestMemory 0x80000 'something'
+            $info = $low, $high | Export-GuestMemory $image -Digest -PassThru
+            $info.Digest | Should -BeExactly (Get-FileHash $image -Algorithm SHA256).Hash.ToLowerInvariant()
+        }
+
+        It 'leaves what is dirty as it is' {
+            $low | Write-GuestMemory 0 1
+            $low | Export-GuestMemory $image
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        }
+
+        It 'resolves a relative path by the location of the session' {
+            $folder = New-Item -ItemType Directory "$TestDrive/elsewhere"
+            Push-Location $folder
+            try {
+                $low | Export-GuestMemory vm.mem
+            }
+            finally {
+                Pop-Location
+            }
+            "$folder/vm.mem" | Should -Exist
+        }
+
+        It 'can be mapped again' {
+            $low | Write-GuestMemory 0x1234 'round'
+            $low | Export-GuestMemory $image
+            $again = Get-Item $image | New-MmapRegion
+            $again | Read-GuestMemory 0x1234 16 -Encoding ascii | Should -Be round
+        }
+
+        It 'replaces a file only with -Force' {
+            Set-Content $image mine -NoNewline
+            $failure = { $low | Export-GuestMemory $image -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be ResourceExists
+            $failure.Exception.Message | Should -Match '-Force'
+            Get-Content $image | Should -Be mine
+            Get-Leftover | Should -BeNullOrEmpty
+            $low | Export-GuestMemory $image -Force
+            (Get-Item $image).Length | Should -Be 1MB
+        }
+
+        It 'writes one address space a file' {
+            $first = $low | Write-GuestMemory 0 1 -PassThru
+            $second = $high | Write-GuestMemory 0x100000000 2 -PassThru
+            $first, $second | Export-GuestMemory $image -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure.FullyQualifiedErrorId | Should -BeLike 'ValueNotSupported,*'
+            (Get-Item $image).Length | Should -Be 1MB
+        }
+    }
+
+    Context 'Diff' {
+        BeforeEach {
+            $low | Write-GuestMemory 0x1000 'base'
+            $low, $high | Export-GuestMemory $image
+            $low, $high | Clear-DirtyBitmap
+            $low | Write-GuestMemory 0x5000 'later'
+            $high | Write-GuestMemory 0x100000FFF -Bytes 7, 8
+        }
+
+        It 'patches the pages that are dirty into the base image' {
+            $info = $low, $high | Export-GuestMemory $image -Format Diff -PassThru
+            $info.Format | Should -Be Diff
+            $info.PageCount | Should -Be 3
+            $info.BytesWritten | Should -Be 12KB
+            $bytes = [IO.File]::ReadAllBytes($image)
+            $bytes.Length | Should -Be (1MB + 64KB)
+            [Text.Encoding]::ASCII.GetString($bytes, 0x1000, 4) | Should -Be base
+            [Text.Encoding]::ASCII.GetString($bytes, 0x5000, 5) | Should -Be later
+            $bytes[(1MB + 0xFFF)..(1MB + 0x1000)] | Should -Be 7, 8
+            Get-Leftover | Should -BeNullOrEmpty
+        }
+
+        It 'equals a full image afterwards' {
+            $low, $high | Export-GuestMemory $image -Format Diff
+            $full = $low, $high | Export-GuestMemory "$TestDrive/full.mem" -Digest -PassThru
+            (Get-FileHash $image).Hash | Should -Be $full.Digest
+        }
+
+        It 'leaves the other pages of the base alone' {
+            $file = [IO.File]::OpenWrite($image)
+            $file.Position = 0x9000
+            $file.WriteByte(99)
+            $file.Dispose()
+            $low, $high | Export-GuestMemory $image -Format Diff
+            [IO.File]::ReadAllBytes($image)[0x9000] | Should -Be 99
+        }
+
+        It 'makes a sparse file where there is no base' {
+            $low, $high | Export-GuestMemory "$TestDrive/diff.mem" -Format Diff
+            $bytes = [IO.File]::ReadAllBytes("$TestDrive/diff.mem")
+            $bytes.Length | Should -Be (1MB + 64KB)
+            [Text.Encoding]::ASCII.GetString($bytes, 0x5000, 5) | Should -Be later
+            $bytes[0x1000..0x1003] | Should -Be 0, 0, 0, 0
+            $blocks, $size = (stat -c '%b %B' "$TestDrive/diff.mem") -split ' '
+            [long] $blocks * [long] $size | Should -BeLessThan 128KB
+        }
+
+        It 'takes the marks, unless -KeepDirty' {
+            $low, $high | Export-GuestMemory $image -Format Diff -KeepDirty
+            ($low, $high | Get-DirtyBitmap).DirtyCount | Should -Be 1, 2
+            $low, $high | Export-GuestMemory $image -Format Diff
+            ($low, $high | Get-DirtyBitmap).DirtyCount | Should -Be 0, 0
+            ($low, $high | Export-GuestMemory $image -Format Diff -PassThru).PageCount | Should -Be 0
+        }
+
+        It 'needs dirty tracking' {
+            $plain = New-MmapRegion 4KiB 0x200000000 -Name plain
+            $failure = { $low, $plain | Export-GuestMemory "$TestDrive/diff.mem" -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidOperation
+            $failure.Exception.Message | Should -Match "'plain'.*-DirtyTracking"
+            "$TestDrive/diff.mem" | Should -Not -Exist
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        }
+
+        It 'refuses a base of another size, unless -Force' {
+            [IO.File]::WriteAllBytes("$TestDrive/other.mem", [byte[]] (1, 2, 3))
+            $failure = { $low | Export-GuestMemory "$TestDrive/other.mem" -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'BaseSizeMismatch,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidData
+            [IO.File]::ReadAllBytes("$TestDrive/other.mem") | Should -Be 1, 2, 3
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+            $low | Export-GuestMemory "$TestDrive/other.mem" -Format Diff -Force
+            (Get-Item "$TestDrive/other.mem").Length | Should -Be 1MB
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 0
+        }
+
+        It 'refuses a base that a handler serves, unless -Force' {
+            $before = (Get-FileHash $image).Hash
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" $image
+            $failure = { $low, $high | Export-GuestMemory $image -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'ImageInUse,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be ResourceBusy
+            $failure.Exception.Message | Should -Match 'Stop the handler.*-Force'
+            (Get-FileHash $image).Hash | Should -Be $before
+            ($low, $high | Get-DirtyBitmap).DirtyCount | Should -Be 1, 2
+            $low, $high | Export-GuestMemory $image -Format Diff -Force
+            (Get-FileHash $image).Hash | Should -Not -Be $before
+            $handler.State | Should -Be Listening
+        }
+
+        It 'patches a base that is served no more' {
+            Start-UffdHandler "$TestDrive/vm.sock" $image | Stop-UffdHandler
+            { $low, $high | Export-GuestMemory $image -Format Diff -ErrorAction Stop } | Should -Not -Throw
+        }
+
+        It 'refuses a folder as the base' {
+            $failure = { $low | Export-GuestMemory $TestDrive -Format Diff -Force -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidArgument
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        }
+
+        It 'has no digest' {
+            $failure = { $low, $high | Export-GuestMemory $image -Format Diff -Digest -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidArgument
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        }
+    }
+
+    Context 'Bad input' {
+        It 'refuses <What> with <Id>, and leaves no file' -ForEach @(
+            @{ What = 'a folder that is not there'; Id = 'FileNotFound'; Category = 'ObjectNotFound'; Path = 'none/vm.mem' }
+            @{ What = 'a folder as the file'; Id = 'FileExists'; Category = 'ResourceExists'; Path = '.' }
+            @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Path = 'Env:/vm.mem' }
+        ) {
+            Push-Location $TestDrive
+            try {
+                $failure = { $low | Export-GuestMemory $Path -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" -PassThru
+            }
+            finally {
+                Pop-Location
+            }
+            $failure.CategoryInfo.Category | Should -Be $Category
+            Get-ChildItem -Force $TestDrive | Should -BeNullOrEmpty
+        }
+
+        It 'leaves no file, and no mark lost, where a page cannot be read' -ForEach @(@{ Format = 'Raw' }, @{ Format = 'Diff' }) {
+            $path = "$TestDrive/shrinks.img"
+            [IO.File]::WriteAllBytes($path, [byte[]]::new(16KB))
+            $region = New-MmapRegion 16KiB 0x200000000 -BackingPath $path -DirtyTracking
+            $region | Write-GuestMemory 0x200002000 1
+            Resize-File $path 4KB
+            $failure = { $region | Export-GuestMemory $image -Format $Format -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be ReadError
+            (Get-ChildItem -Force $TestDrive).Name | Should -Be shrinks.img
+            ($region | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        }
+
+        It 'leaves a file that is there as it was where a page cannot be read' {
+            Set-Content $image mine -NoNewline
+            $region = New-MmapRegion 4KiB 0x200000000 -Protection None
+            { $region | Export-GuestMemory $image -Force -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*'
+            Get-Content $image | Should -Be mine
+            Get-Leftover | Should -BeNullOrEmpty
+        }
+
+        It 'refuses regions that overlap' {
+            $other = New-MmapRegion 4KiB 0x1000
+            { $low, $other | Export-GuestMemory $image -ErrorAction Stop } | Should -Throw -ErrorId 'MemoryRegionOverlap,*'
+            $image | Should -Not -Exist
+        }
+
+        It 'says so where no region came' {
+            { Get-MmapRegion nothing* | Export-GuestMemory $image -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
+            $image | Should -Not -Exist
+        }
+
+        It 'refuses a region that was removed' {
+            $low | Remove-MmapRegion
+            { $low | Export-GuestMemory $image -ErrorAction Stop } | Should -Throw -ErrorId 'RegionDisposed,*'
+            $image | Should -Not -Exist
+        }
+    }
+
+    It 'leaves no file when Ctrl+C ends it, also while it waits for a page nobody serves' {
+        Skip-UnlessSupported $userfaultfd
+        $listener = Open-Socket "$TestDrive/silent.sock" -Listen
+        $high | Connect-UffdHandler "$TestDrive/silent.sock"
+        $peer = $listener.Accept()
+        $shell = [powershell]::Create()
+        try {
+            $null = $shell.AddScript({
+                param($Manifest, $Regions, $Image)
+                Import-Module $Manifest
+                $Regions | Export-GuestMemory $Image
+            }).AddArgument($manifest).AddArgument(($low, $high)).AddArgument($image)
+            $exporting = $shell.BeginInvoke()
+            Wait-Until { Get-Leftover }
+            $exporting.IsCompleted | Should -BeFalse
+            $stopping = $shell.BeginStop($null, $null)
+            $stopping.AsyncWaitHandle.WaitOne([timespan]::FromSeconds(60)) | Should -BeTrue
+            $shell.InvocationStateInfo.State | Should -Be Stopped
+        }
+        finally {
+            # Frees the export if it was not stopped, so that the shell can be disposed.
+            $high | Remove-MmapRegion -Force
+            $shell.Dispose()
+            $peer.Dispose()
+            $listener.Dispose()
+        }
+        Get-Leftover | Should -BeNullOrEmpty
+        $image | Should -Not -Exist
+    }
+
+    It 'writes nothing with -WhatIf' {
+        $low | Write-GuestMemory 0 1
+        $low | Export-GuestMemory $image -WhatIf
+        $low | Export-GuestMemory $image -Format Diff -WhatIf
+        $image | Should -Not -Exist
+        ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+    }
+
+    It 'completes formats' {
+        Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Diff, Raw
+    }
+
+    It 'says what it gives' {
+        (Get-Command Export-GuestMemory).OutputType.Type | Should -Be ([GuestMemory.Core.ImageInfo])
+    }
+}

@@ -1,0 +1,121 @@
+BeforeAll {
+    Import-Module "$PSScriptRoot/../../GuestMemory.psd1"
+    Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
+}
+
+Describe 'Get-DirtyBitmap' {
+    BeforeEach {
+        $low = New-MmapRegion 40KiB -Name low -DirtyTracking
+        $high = New-MmapRegion 1MiB 0x100000000 -Name high -DirtyTracking
+    }
+
+    AfterEach {
+        Clear-TestState
+    }
+
+    It 'is clean for memory that nobody wrote' {
+        $bitmap = $low | Get-DirtyBitmap
+        $bitmap | Should -BeOfType GuestMemory.Core.DirtyBitmap
+        $bitmap.StartAddress | Should -BeExactly 0ul
+        $bitmap.PageSize | Should -Be ([Environment]::SystemPageSize)
+        $bitmap.PageCount | Should -Be (40KB / [Environment]::SystemPageSize)
+        $bitmap.DirtyCount | Should -Be 0
+        $bitmap.Source | Should -Be 'region low'
+        $low | Get-DirtyBitmap -AsRange | Should -BeNullOrEmpty
+    }
+
+    It 'shows the pages that writes touched, and stays as it is' {
+        $low | Write-GuestMemory 0x1FFF -Bytes 1, 2
+        $low | Write-GuestMemory 0x9000 1
+        foreach ($round in 1, 2) {
+            $bitmap = $low | Get-DirtyBitmap
+            $bitmap.DirtyCount | Should -Be 3
+            (0..9).Where{ $bitmap.IsDirty($_) } | Should -Be 1, 2, 9
+        }
+    }
+
+    It 'is not changed by reads' {
+        $null = $low | Read-GuestMemory 0 40960
+        ($low | Get-DirtyBitmap).DirtyCount | Should -Be 0
+    }
+
+    It 'is a picture of its moment' {
+        $before = $low | Get-DirtyBitmap
+        $low | Write-GuestMemory 0 1
+        $before.DirtyCount | Should -Be 0
+    }
+
+    It 'gives runs of pages with -AsRange' {
+        $high | Write-GuestMemory 0x100001000 -Bytes ([byte[]]::new(0x3000))
+        $high | Write-GuestMemory 0x1000FF000 1
+        $ranges = $high | Get-DirtyBitmap -AsRange
+        # Not $ranges.Address: an array has a method of that name.
+        $ranges | ForEach-Object Address | Should -Be 0x100001000, 0x1000FF000
+        $ranges.Size | Should -Be 0x3000, 0x1000
+        $ranges.PageCount | Should -Be 3, 1
+        $ranges.LastAddress | Should -Be 0x100003FFF, 0x1000FFFFF
+        $ranges[0] | Should -BeOfType GuestMemory.Core.AddressRange
+        $ranges[0].Address | Should -BeOfType ulong
+    }
+
+    It 'ends a range with the memory where the last page is a part' {
+        $odd = New-MmapRegion 5000 0x200000000 -DirtyTracking
+        $odd | Write-GuestMemory 0x200001000 1
+        ($odd | Get-DirtyBitmap -AsRange).Size | Should -Be 904
+    }
+
+    It 'gives one bitmap for each region of the pipeline, by guest address' {
+        $high | Write-GuestMemory 0x100000000 1
+        $bitmaps = $high, $low | Get-DirtyBitmap
+        $bitmaps.StartAddress | Should -Be 0, 0x100000000
+        $bitmaps.DirtyCount | Should -Be 0, 1
+    }
+
+    It 'takes an address space' {
+        $memory = $low, $high | Write-GuestMemory 0 1 -PassThru
+        (Get-DirtyBitmap -Memory $memory).DirtyCount | Should -Be 1, 0
+    }
+
+    It 'takes the marks with -Clear' {
+        $low | Write-GuestMemory 0x1FFF -Bytes 1, 2
+        ($low | Get-DirtyBitmap -Clear).DirtyCount | Should -Be 2
+        ($low | Get-DirtyBitmap).DirtyCount | Should -Be 0
+        $low | Write-GuestMemory 0 1
+        ($low | Get-DirtyBitmap -Clear -AsRange).Address | Should -Be 0
+        $low | Get-DirtyBitmap -AsRange | Should -BeNullOrEmpty
+    }
+
+    It 'says where a region has no bitmap, and still gives the others' {
+        $plain = New-MmapRegion 4KiB 0x80000000 -Name plain
+        $bitmaps = $low, $plain, $high | Get-DirtyBitmap -ErrorAction SilentlyContinue -ErrorVariable failure
+        $bitmaps.Source | Should -Be 'region low', 'region high'
+        $failure.FullyQualifiedErrorId | Should -BeLike 'DirtyTrackingOff,*'
+        $failure.CategoryInfo.Category | Should -Be InvalidOperation
+        $failure.TargetObject | Should -Be $plain
+        $failure.Exception.Message | Should -Match 'New-MmapRegion -DirtyTracking'
+    }
+
+    It 'refuses a region that was removed' {
+        $low | Remove-MmapRegion
+        { $low | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'RegionDisposed,*'
+    }
+
+    It 'says so where no region came' {
+        { Get-MmapRegion nothing* | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
+    }
+
+    It 'refuses regions that overlap' {
+        $other = New-MmapRegion 4KiB -DirtyTracking
+        { $low, $other | Get-DirtyBitmap -Clear -ErrorAction Stop } | Should -Throw -ErrorId 'MemoryRegionOverlap,*'
+    }
+
+    It 'shows addresses in hexadecimal and how much is dirty' {
+        $high | Write-GuestMemory 0x100001000 -Bytes ([byte[]]::new(0x3000))
+        $high | Get-DirtyBitmap | Out-String -Width 200 | Should -Match '0x100000000\s+4 KiB\s+256\s+3\s+12 KiB\s+region high'
+        $high | Get-DirtyBitmap -AsRange | Out-String -Width 200 | Should -Match '0x100001000\s+0x100003fff\s+12 KiB\s+3'
+    }
+
+    It 'says what it gives' {
+        (Get-Command Get-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.DirtyBitmap], [GuestMemory.Core.AddressRange])
+    }
+}

@@ -1,0 +1,303 @@
+BeforeAll {
+    $manifest = (Resolve-Path "$PSScriptRoot/../../GuestMemory.psd1").Path
+    Import-Module $manifest
+    Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
+    $userfaultfd = Test-GuestMemorySupport Userfaultfd
+}
+
+Describe 'Read-GuestMemory' {
+    BeforeEach {
+        $low = New-MmapRegion 8KiB -Name low
+        $next = New-MmapRegion 8KiB 0x2000 -Name next
+        $high = New-MmapRegion 8KiB 0x100000000 -Name high
+    }
+
+    AfterEach {
+        Clear-TestState
+    }
+
+    Context 'A block' {
+        It 'knows its guest address and its bytes' {
+            $low | Write-GuestMemory 0x10 -Bytes (1..32)
+            $block = $low | Read-GuestMemory -Address 0x10 -Size 32
+            $block | Should -BeOfType GuestMemory.Core.MemoryBlock
+            $block.Address | Should -BeExactly 16ul
+            $block.Size | Should -BeExactly 32ul
+            $block.Bytes | Should -Be (1..32)
+        }
+
+        It 'has 256 bytes where no size is said' {
+            (Read-GuestMemory 0x1000 -Memory $low).Size | Should -Be 256
+        }
+
+        It 'looks like a hex dump with guest addresses' {
+            $low | Write-GuestMemory 0x100 'Booting from Hard Disk...'
+            $view = $low | Read-GuestMemory 0x100 40 | Out-String -Width 200
+            $lines = $view.Trim() -split "`n"
+            $lines[0] | Should -BeExactly '00000100  42 6f 6f 74 69 6e 67 20  66 72 6f 6d 20 48 61 72  Booting from Har'
+            $lines[1] | Should -BeExactly '00000110  64 20 44 69 73 6b 2e 2e  2e 00 00 00 00 00 00 00  d Disk..........'
+            $lines[2] | Should -Match '^00000120  00 00 00 00 00 00 00 00 +\.{8}$'
+        }
+
+        It 'shows addresses above 4 GiB in full, and folds rows that repeat' {
+            $lines = ($high | Read-GuestMemory 0x100000000 0x100 | Out-String -Width 200).Trim() -split "`n"
+            $lines.Count | Should -Be 3
+            $lines[0] | Should -Match '^0000000100000000  00'
+            $lines[1] | Should -BeExactly '*'
+            $lines[2] | Should -Match '^00000001000000f0  00'
+        }
+
+        It 'crosses from one region into the next' {
+            $low, $next | Write-GuestMemory 0x1FFE -Bytes 1, 2, 3, 4
+            ($next, $low | Read-GuestMemory 0x1FFE 4).Bytes | Should -Be 1, 2, 3, 4
+        }
+
+        It 'gathers the regions of the pipeline, and takes each address space by itself' {
+            @(Get-MmapRegion | Read-GuestMemory 0 16).Count | Should -Be 1
+            $first = $low | Write-GuestMemory 0 1 -PassThru
+            $second = $next | Write-GuestMemory 0x2000 2 -PassThru
+            @($first, $first | Read-GuestMemory 0 16).Count | Should -Be 2
+            ($second | Read-GuestMemory 0x2000 1).Bytes | Should -Be 2
+        }
+
+        It 'may be empty' {
+            ($low | Read-GuestMemory 0 0).Size | Should -Be 0
+        }
+    }
+
+    Context 'Other forms' {
+        It 'gives one byte array with -Raw' {
+            $low | Write-GuestMemory 0 -Bytes 222, 173, 190, 239
+            $result = @($low | Read-GuestMemory 0 4 -Raw)
+            $result.Count | Should -Be 1
+            $result[0].GetType() | Should -Be ([byte[]])
+            $result[0] | Should -Be 222, 173, 190, 239
+        }
+
+        It 'gives <Type> values of <Width> bytes in both byte orders' -ForEach @(
+            @{ Type = 'Byte'; Width = 1; Little = [byte] 0xF1; Big = [byte] 0xF1 }
+            @{ Type = 'SByte'; Width = 1; Little = [sbyte] -15; Big = [sbyte] -15 }
+            @{ Type = 'UInt16'; Width = 2; Little = [uint16] 0xF2F1; Big = [uint16] 0xF1F2 }
+            @{ Type = 'Int16'; Width = 2; Little = [int16] -3343; Big = [int16] -3598 }
+            @{ Type = 'UInt32'; Width = 4; Little = [uint32] 0xF4F3F2F1u; Big = [uint32] 0xF1F2F3F4u }
+            @{ Type = 'Int32'; Width = 4; Little = 0xF4F3F2F1; Big = 0xF1F2F3F4 }
+            @{ Type = 'UInt64'; Width = 8; Little = 0xF8F7F6F5F4F3F2F1ul; Big = 0xF1F2F3F4F5F6F7F8ul }
+            @{ Type = 'Int64'; Width = 8; Little = 0xF8F7F6F5F4F3F2F1; Big = 0xF1F2F3F4F5F6F7F8 }
+        ) {
+            $low | Write-GuestMemory 0 -Bytes (0xF1..0xF8)
+            $value = $low | Read-GuestMemory 0 -As $Type
+            $value | Should -BeExactly $Little
+            $value.GetType().Name | Should -Be $Type
+            $low | Read-GuestMemory 0 -As $Type -Endian Big | Should -BeExactly $Big
+            @($low | Read-GuestMemory 0 -As $Type -Count 3).Count | Should -Be 3
+        }
+
+        It 'gives floating-point numbers' {
+            $low | Write-GuestMemory 0 1.5, -0.25 -As Double
+            $low | Read-GuestMemory 0 -As Double -Count 2 | Should -Be 1.5, -0.25
+            $low | Write-GuestMemory 0 2.5 -As Single -Endian Big
+            $low | Read-GuestMemory 0 -As Single -Endian Big | Should -Be 2.5
+        }
+
+        It 'gives text up to the first NUL' {
+            $low | Write-GuestMemory 0 "Gr`u{fc}`u{df}e"
+            $low | Read-GuestMemory 0 64 -Encoding utf8 | Should -BeExactly "Gr`u{fc}`u{df}e"
+            $low | Write-GuestMemory 0x100 "Gr`u{fc}`u{df}e" -Encoding unicode
+            $low | Read-GuestMemory 0x100 10 -Encoding unicode | Should -BeExactly "Gr`u{fc}`u{df}e"
+            $low | Read-GuestMemory 0x100 64 -Encoding ([Text.Encoding]::Unicode) | Should -BeExactly "Gr`u{fc}`u{df}e"
+            $low | Read-GuestMemory 0x800 64 -Encoding latin1 | Should -BeExactly ''
+        }
+
+        It 'writes a file from any folder, without anything in the pipeline' {
+            $low, $next | Write-GuestMemory 0x1FFE -Bytes 1, 2, 3, 4
+            Push-Location $TestDrive
+            try {
+                $low, $next | Read-GuestMemory 0x1000 8192 -OutFile part.bin | Should -BeNullOrEmpty
+            }
+            finally {
+                Pop-Location
+            }
+            $bytes = [IO.File]::ReadAllBytes("$TestDrive/part.bin")
+            $bytes.Length | Should -Be 8192
+            $bytes[0xFFE..0x1001] | Should -Be 1, 2, 3, 4
+        }
+
+        It 'gives the file with -PassThru' {
+            $file = $low | Read-GuestMemory 0 100 -OutFile "$TestDrive/passed.bin" -PassThru
+            $file | Should -BeOfType IO.FileInfo
+            $file.Length | Should -Be 100
+        }
+
+        It 'replaces a file only with -Force' {
+            Set-Content "$TestDrive/kept.bin" 'mine' -NoNewline
+            $failure = { $low | Read-GuestMemory 0 100 -OutFile "$TestDrive/kept.bin" -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be ResourceExists
+            Get-Content "$TestDrive/kept.bin" | Should -Be mine
+            $low | Read-GuestMemory 0 100 -OutFile "$TestDrive/kept.bin" -Force
+            (Get-Item "$TestDrive/kept.bin").Length | Should -Be 100
+            Get-ChildItem -Force $TestDrive -Filter *.part | Should -BeNullOrEmpty
+        }
+    }
+
+    Context 'Addresses' {
+        It 'means what the literal <Literal> says' -ForEach @(
+            @{ Literal = '0x80000000' }
+            @{ Literal = '0xFFFFFFFFFFFFE000' }
+        ) {
+            $region = & ([scriptblock]::Create("New-MmapRegion 4KiB $Literal"))
+            (& ([scriptblock]::Create("`$region | Read-GuestMemory $Literal 16"))).Address | Should -BeExactly $region.GuestAddress
+        }
+
+        It 'refuses a computed negative address' {
+            $computed = 0x80000000
+            $failure = { $low | Read-GuestMemory $computed 16 } | Should -Throw -ErrorId 'ParameterArgumentTransformationError,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidData
+        }
+
+        It 'refuses <What> with <Id>' -ForEach @(
+            @{ What = 'an address that is not mapped'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x8000 } }
+            @{ What = 'the address behind the last one'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x100002000; Size = 1 } }
+            @{ What = 'a range that runs into a hole'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x3FF0; Size = 32 } }
+            @{ What = 'a size of which no array can be made'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0; Size = '16EiB'.Replace('16', '15'); Raw = $true } }
+            @{ What = 'values that run into a hole'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x3FFC; As = 'UInt64' } }
+            @{ What = 'more values than addresses'; Id = 'GuestAddressOverflow'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; As = 'UInt64'; Count = '0x2000000000000001' } }
+        ) {
+            $failure = { Get-MmapRegion | Read-GuestMemory @Arguments -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" -PassThru
+            $failure.CategoryInfo.Category | Should -Be $Category
+        }
+
+        It 'says which address is not mapped and which ones are' {
+            $failure = { Get-MmapRegion | Read-GuestMemory 0x3FF0 32 -ErrorAction Stop } | Should -Throw -PassThru
+            $failure.Exception.Message | Should -Match '0x4000 is not mapped.*high \[0x100000000-0x100001fff\]'
+        }
+
+        It 'refuses a range that passes 2^64' {
+            $top = New-MmapRegion 4KiB 0xFFFFFFFFFFFFE000
+            { $top | Read-GuestMemory 0xFFFFFFFFFFFFEFF0 0x2000 -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidGuestAddress,*'
+        }
+
+        It 'leaves no file of a range that is not mapped' {
+            { $low | Read-GuestMemory 0 64KiB -OutFile "$TestDrive/none.bin" -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidGuestAddress,*'
+            Get-ChildItem -Force $TestDrive -Filter *none* | Should -BeNullOrEmpty
+        }
+
+        It 'refuses regions that overlap' {
+            $other = New-MmapRegion 8KiB 0x1000
+            $failure = { $low, $other | Read-GuestMemory 0 16 -ErrorAction Stop } | Should -Throw -ErrorId 'MemoryRegionOverlap,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidArgument
+            $failure.Exception.Message | Should -Match 'low \[0x0-0x1fff\]'
+        }
+
+        It 'says so where no region came' {
+            $failure = { Get-MmapRegion nothing* | Read-GuestMemory 0 16 -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidArgument
+        }
+    }
+
+    Context 'Pages that cannot be had' {
+        It 'gives an error, not a crash, where the file was truncated under the mapping' {
+            $path = "$TestDrive/shrinks.img"
+            [IO.File]::WriteAllBytes($path, [byte[]]::new(16KB))
+            $region = New-MmapRegion 16KiB 0x200000000 -BackingPath $path -Name shrinks
+            Resize-File $path 4KB
+
+            ($region | Read-GuestMemory 0x200000000 16).Bytes.Count | Should -Be 16
+            foreach ($form in @{}, @{ Raw = $true }, @{ OutFile = "$TestDrive/shrunk.bin" }, @{ Encoding = 'utf8' }) {
+                $failure = { $region | Read-GuestMemory 0x200002000 4096 @form -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*' -PassThru
+                $failure.CategoryInfo.Category | Should -Be ReadError
+                $failure.Exception.Message | Should -Match '0x200002000.*shrinks.*truncated'
+            }
+            { $region | Read-GuestMemory 0x200002000 -As UInt32 -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*'
+            Get-ChildItem -Force $TestDrive -Filter *shrunk* | Should -BeNullOrEmpty
+        }
+
+        It 'gives an error for memory that nobody may read' {
+            $region = New-MmapRegion 4KiB 0x200000000 -Protection None
+            $failure = { $region | Read-GuestMemory 0x200000000 16 -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*' -PassThru
+            $failure.Exception.Message | Should -Match 'protection is None'
+        }
+    }
+
+    Context 'Ctrl+C' {
+        BeforeEach {
+            Skip-UnlessSupported $userfaultfd
+            # Somebody who takes the memory over and never answers.
+            $path = "$TestDrive/silent.sock"
+            $listener = Open-Socket $path -Listen
+            $region = New-MmapRegion 64KiB 0x40000000 -Name waiting
+            $region | Connect-UffdHandler $path
+            $peer = $listener.Accept()
+        }
+
+        AfterEach {
+            ${peer}?.Dispose()
+            ${listener}?.Dispose()
+            Remove-Item "$TestDrive/silent.sock" -ErrorAction Ignore
+        }
+
+        It 'ends a read<Kind> that waits for a page nobody serves' -ForEach @(
+            @{ Kind = ''; Arguments = @{} }
+            @{ Kind = ' into a file'; Arguments = @{ OutFile = 'waits.bin' } }
+            @{ Kind = ' of values'; Arguments = @{ As = 'UInt32' } }
+        ) {
+            if ($Arguments.OutFile) {
+                $Arguments = @{ OutFile = "$TestDrive/$($Arguments.OutFile)" }
+            }
+            $shell = [powershell]::Create()
+            try {
+                $null = $shell.AddScript({
+                    param($Manifest, $Region, $Arguments)
+                    Import-Module $Manifest
+                    $Region | Read-GuestMemory 0x40001000 @Arguments
+                }).AddArgument($manifest).AddArgument($region).AddArgument($Arguments)
+                $reading = $shell.BeginInvoke()
+                # A read waits for its page on a thread of its own.
+                Wait-Until { Get-NamedThread guest-memory-ac }
+                $reading.IsCompleted | Should -BeFalse
+
+                $stopping = $shell.BeginStop($null, $null)
+                $stopping.AsyncWaitHandle.WaitOne([timespan]::FromSeconds(60)) | Should -BeTrue
+                $shell.InvocationStateInfo.State | Should -Be Stopped
+            }
+            finally {
+                # Frees the read if it was not stopped, so that the shell can be disposed.
+                $region | Remove-MmapRegion -Force
+                $shell.Dispose()
+            }
+
+            Wait-Until { -not (Get-NamedThread guest-memory-ac) }
+            Get-ChildItem -Force $TestDrive -Filter *waits* | Should -BeNullOrEmpty
+        }
+
+        It 'leaves no descriptor once the region is gone' {
+            $region | Remove-MmapRegion -Force
+            $before = Get-DescriptorCount
+            $again = New-MmapRegion 64KiB 0x40000000
+            $again | Connect-UffdHandler $path
+            $accepted = $listener.Accept()
+            $again | Remove-MmapRegion -Force
+            $accepted.Dispose()
+            Wait-Until { (Get-DescriptorCount) -le $before }
+        }
+    }
+
+    It 'completes types, byte orders and encodings' {
+        Get-Completion 'Read-GuestMemory 0 -As UIn' | Should -Be UInt16, UInt32, UInt64
+        Get-Completion 'Read-GuestMemory 0 -As UInt32 -Endian ' | Should -Be Big, Little
+        Get-Completion 'Read-GuestMemory 0 16 -Encoding u' | Should -Be utf8, unicode, utf32
+    }
+
+    It 'refuses an encoding that nobody knows' {
+        { $low | Read-GuestMemory 0 16 -Encoding klingon } | Should -Throw -ErrorId 'ParameterArgumentTransformationError,*'
+    }
+
+    It 'takes one form at a time' {
+        { $low | Read-GuestMemory 0 16 -Raw -OutFile x } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
+        { $low | Read-GuestMemory 0 -As UInt32 -Encoding utf8 } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
+    }
+
+    It 'says what it gives' {
+        (Get-Command Read-GuestMemory).OutputType.Type | Should -Be @(
+            [GuestMemory.Core.MemoryBlock], [byte[]], [ulong], [long], [uint], [int], [ushort], [short], [byte], [sbyte], [float], [double], [string], [IO.FileInfo])
+    }
+}

@@ -1,0 +1,124 @@
+# What the tests of several cmdlets need: waiting, counting, peers and files, and freeing it all again.
+Set-StrictMode -Version 3.0
+$ErrorActionPreference = 'Stop'
+
+function Wait-Until([scriptblock] $Condition, [int] $Seconds = 60, [switch] $PassThru) {
+    # Asks the condition again and again until it is true; -PassThru gives what it gave then.
+    $watch = [Diagnostics.Stopwatch]::StartNew()
+    while ($watch.Elapsed.TotalSeconds -lt $Seconds) {
+        $result = & $Condition
+        if ($result) {
+            if ($PassThru) {
+                $result
+            }
+            return
+        }
+        Start-Sleep -Milliseconds 50
+    }
+    throw "This did not become true within $Seconds s: $Condition"
+}
+
+function Skip-UnlessSupported([object] $Feature) {
+    # Skips the test where the host lacks a feature, which is a row of Test-GuestMemorySupport.
+    if (-not $Feature.Supported) {
+        Set-ItResult -Skipped -Because $Feature.Detail
+    }
+}
+
+function Invoke-WithHugePage([int] $Count, [scriptblock] $Script) {
+    # Runs a script while so many huge pages of 2 MiB are free, and puts the pool back; skips the test where they cannot be had.
+    $pool = '/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages'
+    if (-not (Test-Path $pool)) {
+        Set-ItResult -Skipped -Because 'this host has no huge pages of 2 MiB'
+    }
+    $before = [int] (Get-Content $pool)
+    $mayFill = (id -u) -eq '0'
+    try {
+        if ($mayFill) {
+            # One to spare.
+            [IO.File]::WriteAllText($pool, "$($before + $Count + 1)")
+        }
+        $feature = Test-GuestMemorySupport HugePages:2048kB
+        if (-not $feature.Supported -or [int] ($feature.Detail -split ' ')[0] -lt $Count) {
+            Set-ItResult -Skipped -Because "the pool of 2 MiB pages needs $Count free ($($feature.Detail)) and could not be filled"
+        }
+        & $Script
+    }
+    finally {
+        if ($mayFill) {
+            [IO.File]::WriteAllText($pool, "$before")
+        }
+    }
+}
+
+function Get-DescriptorCount {
+    # Without the assemblies that PowerShell loads as it goes, and the pipes of its children.
+    @([IO.Directory]::GetFileSystemEntries("/proc/$PID/fd")).Where{
+        ($target = [IO.FileInfo]::new($_).LinkTarget) -and $target -notmatch '\.(dll|pdb)$|^pipe:'
+    }.Count
+}
+
+function Get-NamedThread([string] $Name) {
+    # The threads of this process whose name is like that; the kernel keeps 15 characters of a name.
+    foreach ($task in [IO.Directory]::GetDirectories("/proc/$PID/task")) {
+        if ((Get-Content "$task/comm" -ErrorAction Ignore) -like $Name) {
+            $task
+        }
+    }
+}
+
+function Get-PowerShellCommand {
+    # What starts this PowerShell again: it may run as a program of its own or under dotnet.
+    $program = (Get-Process -Id $PID).Path
+    $program
+    if ((Split-Path -Leaf $program) -eq 'dotnet') {
+        "$PSHOME/pwsh.dll"
+    }
+}
+
+function Get-Completion([string] $Line) {
+    # What the tabulator offers at the end of a line.
+    (TabExpansion2 $Line $Line.Length).CompletionMatches | ForEach-Object CompletionText
+}
+
+function Open-Socket([string] $Path, [switch] $Listen) {
+    # A socket at a path, which nobody listens on without -Listen.
+    $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+    try {
+        $socket.Bind([Net.Sockets.UnixDomainSocketEndPoint]::new($Path))
+        if ($Listen) {
+            $socket.Listen(1)
+        }
+        $socket
+    }
+    catch {
+        $socket.Dispose()
+        throw
+    }
+}
+
+function Write-RandomFile([string] $Path, [int] $Size) {
+    # Gives the bytes that the file then has; they are the same in every run.
+    $bytes = [byte[]]::new($Size)
+    [Random]::new(1).NextBytes($bytes)
+    [IO.File]::WriteAllBytes($Path, $bytes)
+    , $bytes
+}
+
+function Resize-File([string] $Path, [long] $Size) {
+    # Also while others have the file open.
+    $file = [IO.FileStream]::new($Path, 'Open', 'Write', 'ReadWrite, Delete')
+    $file.SetLength($Size)
+    $file.Dispose()
+}
+
+function Clear-TestState([string] $Folder) {
+    # Frees every region and handler of the shell, and empties the folder where one is named.
+    Get-MmapRegion | Remove-MmapRegion -Force
+    Get-UffdHandler | Stop-UffdHandler -WarningAction Ignore
+    if ($Folder) {
+        Get-ChildItem -Force $Folder | Remove-Item -Recurse -Force
+    }
+}
+
+Export-ModuleMember -Function *-*
