@@ -17,6 +17,7 @@
         'Connect-UffdHandler'
         'Export-GuestMemory'
         'Get-DirtyBitmap'
+        'Get-GuestMemory'
         'Get-GuestRegionUffdMapping'
         'Get-MmapRegion'
         'Get-UffdHandler'

@@ -39,6 +39,8 @@ public enum GuestMemoryError
     NoMemoryRegion,
     /// <summary>Two regions share guest addresses (upstream: MemoryRegionOverlap).</summary>
     MemoryRegionOverlap,
+    /// <summary>The regions are not in ascending order (upstream: UnsortedMemoryRegions).</summary>
+    UnsortedMemoryRegions,
     /// <summary>No region holds this guest address (upstream: InvalidGuestAddress).</summary>
     InvalidGuestAddress,
     /// <summary>The range runs past the end of its region (upstream: InvalidBackendAddress).</summary>

@@ -116,7 +116,7 @@ public static class RawImage
     public static void WriteRange(GuestMemoryMmap memory, GuestAddress address, ulong size, string path, bool overwrite, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
-        memory.CheckRange(address, size);
+        memory.RequireRange(address, size);
         if (!overwrite && Path.Exists(path)) throw FileExists(path);
         WriteBeside(path, size, overwrite, file =>
         {

@@ -21,29 +21,56 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     /// <summary>The sum of the regions' sizes, in bytes.</summary>
     public ulong Size => _regions.Aggregate(0UL, (sum, region) => sum + region.Size);
 
-    /// <summary>The last guest address of the last region.</summary>
-    public ulong LastAddress => _regions[^1].LastAddress;
+    /// <summary>The last guest address of the last region; 0 without regions.</summary>
+    public ulong LastAddress => _regions.Length == 0 ? 0 : _regions[^1].LastAddress;
 
     /// <summary>Whether an access may fail or wait: a file, huge pages, or a page-fault handler lies behind a region.</summary>
     internal bool IsGuarded => Array.Exists(_regions, region => region.GetMapping().IsGuarded);
 
-    /// <summary>Makes an address space of regions, in any order.</summary>
-    /// <exception cref="GuestMemoryException">NoMemoryRegion, MemoryRegionOverlap, RegionDisposed.</exception>
+    /// <summary>An address space without regions.</summary>
+    public static GuestMemoryMmap Empty { get; } = new([]);
+
+    /// <summary>
+    /// Makes an address space of regions in ascending order. It never changes: inserting and removing give another one, which
+    /// shares the regions.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">NoMemoryRegion, UnsortedMemoryRegions, MemoryRegionOverlap (the first pair that is wrong decides), RegionDisposed.</exception>
     public static GuestMemoryMmap FromRegions(IEnumerable<GuestRegionMmap> regions)
     {
-        GuestRegionMmap[] sorted = [.. regions.OrderBy(region => region.GuestAddress)];
-        if (sorted.Length == 0) throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, "No memory region was given.");
-        for (var i = 0; i < sorted.Length; i++)
+        GuestRegionMmap[] all = [.. regions];
+        if (all.Length == 0) throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, "No memory region was given.");
+        return FromArray(all);
+    }
+
+    /// <summary>The same address space with one more region.</summary>
+    /// <exception cref="GuestMemoryException">MemoryRegionOverlap, RegionDisposed; this one stays as it is.</exception>
+    public GuestMemoryMmap InsertRegion(GuestRegionMmap region) => FromArray([.. _regions.Append(region).OrderBy(each => each.GuestAddress)]);
+
+    /// <summary>The same address space without the region that has exactly this address and size, and that region.</summary>
+    /// <exception cref="GuestMemoryException">NoMemoryRegion: there is none.</exception>
+    public (GuestMemoryMmap Memory, GuestRegionMmap Removed) RemoveRegion(GuestAddress address, ulong size)
+    {
+        var region = Array.Find(_regions, each => each.GuestAddress == address.Value && each.Size == size)
+            ?? throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, $"There is no region of 0x{size:x} bytes at {address}.");
+        return (new GuestMemoryMmap([.. _regions.Where(each => each != region)]), region);
+    }
+
+    private static GuestMemoryMmap FromArray(GuestRegionMmap[] regions)
+    {
+        for (var i = 0; i < regions.Length; i++)
         {
-            if (sorted[i].IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {sorted[i]} was removed; its memory is no longer mapped.");
-            if (i > 0 && sorted[i - 1].LastAddress >= sorted[i].GuestAddress)
+            if (regions[i].IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {regions[i]} was removed; its memory is no longer mapped.");
+            if (i == 0) continue;
+            if (regions[i - 1].GuestAddress > regions[i].GuestAddress)
+                throw new GuestMemoryException(GuestMemoryError.UnsortedMemoryRegions, $"The region {regions[i - 1]} stands before {regions[i]}, which begins below it. Give the regions in ascending order.");
+            if (regions[i - 1].LastAddress >= regions[i].GuestAddress)
             {
                 throw new GuestMemoryException(GuestMemoryError.MemoryRegionOverlap,
-                    $"The regions {sorted[i - 1]} and {sorted[i]} share guest addresses and cannot form one address space.");
+                    $"The regions {regions[i - 1]} and {regions[i]} share guest addresses and cannot form one address space.");
             }
         }
 
-        return new GuestMemoryMmap(sorted);
+        return new GuestMemoryMmap(regions);
     }
 
     /// <summary>The region that holds an address, or null.</summary>
@@ -59,6 +86,39 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
         }
 
         return null;
+    }
+
+    /// <summary>The region that holds an address and where in it the address lies, or null.</summary>
+    public (GuestRegionMmap Region, MemoryRegionAddress Address)? ToRegionAddress(GuestAddress address) =>
+        FindRegion(address) is { } region ? (region, new MemoryRegionAddress(address.Value - region.GuestAddress)) : null;
+
+    /// <summary>Whether a region holds an address.</summary>
+    public bool AddressInRange(GuestAddress address) => FindRegion(address) is not null;
+
+    /// <summary>The address itself where a region holds it, or null.</summary>
+    public GuestAddress? CheckAddress(GuestAddress address) => AddressInRange(address) ? address : null;
+
+    /// <summary>The address so many bytes above another, where a region holds it, or null. What lies between does not matter.</summary>
+    public GuestAddress? CheckedOffset(GuestAddress start, ulong offset) => start.CheckedAdd(offset) is { } address ? CheckAddress(address) : null;
+
+    /// <summary>Whether every byte of a range is mapped; a range of no bytes always is.</summary>
+    public bool CheckRange(GuestAddress address, ulong size)
+    {
+        for (ulong done = 0; done < size;)
+        {
+            if (address.CheckedAdd(done) is not { } at || FindRegion(at) is not { } region) return false;
+            done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
+        }
+
+        return true;
+    }
+
+    /// <summary>Where a guest address is mapped in this process. For handing on; access goes through this class.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress.</exception>
+    public ulong GetHostAddress(GuestAddress address)
+    {
+        var region = FindRegion(address) ?? throw Unmapped(address);
+        return region.HostAddress + (address.Value - region.GuestAddress);
     }
 
     /// <summary>Reads bytes; returns how many came before the first unmapped address.</summary>
@@ -111,7 +171,7 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
 
     /// <summary>Checks that every byte of a range is mapped with a protection that allows an access, before anything is changed.</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress with the first address that is not; PageNotAccessible; GuestAddressOverflow.</exception>
-    public void CheckRange(GuestAddress address, ulong size, MemoryProtection access = MemoryProtection.None)
+    public void RequireRange(GuestAddress address, ulong size, MemoryProtection access = MemoryProtection.None)
     {
         for (ulong done = 0; done < size;)
         {

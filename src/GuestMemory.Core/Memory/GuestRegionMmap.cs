@@ -11,10 +11,11 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
     /// <param name="mapping">The memory; owned from here on.</param>
     /// <param name="guestAddress">The guest physical address of its first byte.</param>
     /// <param name="name">A name for people.</param>
-    /// <exception cref="GuestMemoryException">InvalidGuestRegion: the region would reach past 2^64 - 1.</exception>
+    /// <exception cref="GuestMemoryException">ZeroSize; InvalidGuestRegion: the region would reach past 2^64 - 1.</exception>
     public GuestRegionMmap(MmapRegion mapping, GuestAddress guestAddress, string name = "")
     {
         ArgumentNullException.ThrowIfNull(mapping);
+        if (mapping.Size == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A region has at least one byte.");
         CheckFits(guestAddress, mapping.Size);
         _mapping = mapping;
         GuestAddress = guestAddress.Value;
@@ -80,6 +81,21 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
     /// <summary>The offset of a guest address in this region, or null where it lies elsewhere.</summary>
     public MemoryRegionAddress? ToRegionAddress(GuestAddress address) =>
         address.CheckedOffsetFrom(new GuestAddress(GuestAddress)) is { } offset && offset < Size ? new MemoryRegionAddress(offset) : null;
+
+    /// <summary>Whether an offset lies in the region.</summary>
+    public bool AddressInRange(MemoryRegionAddress address) => address.Value < Size;
+
+    /// <summary>The offset itself where it lies in the region, or null.</summary>
+    public MemoryRegionAddress? CheckAddress(MemoryRegionAddress address) => AddressInRange(address) ? address : null;
+
+    /// <summary>The offset so many bytes above another, where it lies in the region, or null.</summary>
+    public MemoryRegionAddress? CheckedOffset(MemoryRegionAddress start, ulong offset) => start.CheckedAdd(offset) is { } address ? CheckAddress(address) : null;
+
+    /// <summary>Where an offset is mapped in this process. For handing on; access goes through the memory.</summary>
+    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it lies past the end.</exception>
+    public ulong GetHostAddress(MemoryRegionAddress address) => AddressInRange(address)
+        ? HostAddress + address.Value
+        : throw new GuestMemoryException(GuestMemoryError.InvalidBackendAddress, $"The offset {address} lies past the end of region {this}.");
 
     /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, none is seen twice.</summary>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>

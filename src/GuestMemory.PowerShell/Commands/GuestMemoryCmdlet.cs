@@ -77,7 +77,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
     private static ErrorCategory Category(GuestMemoryException exception) => exception.Error switch
     {
         GuestMemoryError.ZeroSize or GuestMemoryError.UnalignedOffset or GuestMemoryError.UnalignedSize or GuestMemoryError.InvalidPointer or GuestMemoryError.MapFixed
-            or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.GuestAddressOverflow
+            or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.UnsortedMemoryRegions or GuestMemoryError.GuestAddressOverflow
             or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
             or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,

@@ -32,7 +32,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
     protected override void EndProcessing()
     {
         // Nothing came: say so, or an export of nothing would look like a success.
-        if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions)), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
+        if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
     }
 
     /// <summary>Does the cmdlet's work on one address space.</summary>

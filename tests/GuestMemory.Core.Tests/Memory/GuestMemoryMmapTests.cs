@@ -26,12 +26,12 @@ public sealed class GuestMemoryMmapTests
     }
 
     [Fact]
-    public void CheckRangeNamesTheFirstMissingAddress()
+    public void RequireRangeNamesTheFirstMissingAddress()
     {
         using var memory = new Layout(0, 0x1000, 0x3000, 0x1000);
-        memory.Space.CheckRange(new GuestAddress(0), 0x1000);
-        memory.Space.CheckRange(new GuestAddress(0x9000), 0);
-        var error = Assert.Throws<GuestMemoryException>(() => memory.Space.CheckRange(new GuestAddress(0x800), 0x1000));
+        memory.Space.RequireRange(new GuestAddress(0), 0x1000);
+        memory.Space.RequireRange(new GuestAddress(0x9000), 0);
+        var error = Assert.Throws<GuestMemoryException>(() => memory.Space.RequireRange(new GuestAddress(0x800), 0x1000));
         Assert.Contains("0x1000 ", error.Message, StringComparison.Ordinal);
     }
 
@@ -40,7 +40,7 @@ public sealed class GuestMemoryMmapTests
     {
         using var first = new GuestRegionMmap(new MmapRegionBuilder(4096).Build(), new GuestAddress(0));
         using var second = new GuestRegionMmap(new MmapRegionBuilder(4096).Build(), new GuestAddress(4095));
-        Assert.Equal(GuestMemoryError.MemoryRegionOverlap, Assert.Throws<GuestMemoryException>(() => GuestMemoryMmap.FromRegions([second, first])).Error);
+        Assert.Equal(GuestMemoryError.MemoryRegionOverlap, Assert.Throws<GuestMemoryException>(() => GuestMemoryMmap.FromRegions([first, second])).Error);
         Assert.Equal(GuestMemoryError.NoMemoryRegion, Assert.Throws<GuestMemoryException>(() => GuestMemoryMmap.FromRegions([])).Error);
     }
 

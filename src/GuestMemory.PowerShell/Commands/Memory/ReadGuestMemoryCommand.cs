@@ -103,7 +103,7 @@ public sealed class ReadGuestMemoryCommand : MemoryCmdlet
     private byte[] ReadBytes(GuestMemoryMmap memory, ulong size)
     {
         // A size beyond what is mapped is found out before anything of that size is allocated.
-        memory.CheckRange(new GuestAddress(Address), size);
+        memory.RequireRange(new GuestAddress(Address), size);
         if (size > (ulong)Array.MaxLength)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Formatting.Size(size)} do not fit in one array; read them with -OutFile, or piece by piece.");
         var bytes = GC.AllocateUninitializedArray<byte>((int)size);

@@ -65,7 +65,7 @@ public sealed class WriteGuestMemoryCommand : MemoryCmdlet
         {
             var bytes = ParameterSetName == ByteSet ? Bytes : MemoryValues.Encode(Value, As, Endian, Encoding);
             // Checked as a whole first: a write that cannot be done changes nothing.
-            memory.CheckRange(new GuestAddress(Address), (ulong)bytes.Length, MemoryProtection.Write);
+            memory.RequireRange(new GuestAddress(Address), (ulong)bytes.Length, MemoryProtection.Write);
             if (!ShouldProcess($"{bytes.Length} bytes at guest address {Formatting.Hex(Address)}", "Write")) return;
             memory.WriteExact(new GuestAddress(Address), bytes, StopToken);
         }
@@ -77,7 +77,7 @@ public sealed class WriteGuestMemoryCommand : MemoryCmdlet
     {
         using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite, bufferSize: 0);
         var size = (ulong)file.Length;
-        memory.CheckRange(new GuestAddress(Address), size, MemoryProtection.Write);
+        memory.RequireRange(new GuestAddress(Address), size, MemoryProtection.Write);
         if (!ShouldProcess($"{Formatting.Size(size)} at guest address {Formatting.Hex(Address)}", $"Write {path}")) return;
         var progress = new ProgressBar(this, $"Writing {path} to guest memory", size);
         var buffer = new byte[(int)Math.Min(Piece, Math.Max(1, size))];
