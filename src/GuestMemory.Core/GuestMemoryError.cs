@@ -54,6 +54,9 @@ public enum GuestMemoryError
     /// <summary>The region has no dirty bitmap.</summary>
     DirtyTrackingOff,
 
+    /// <summary>A dirty log that does not fit its file or its region (upstream: InvalidData).</summary>
+    InvalidLog,
+
     // userfaultfd and the hand-over
     /// <summary>This user may not create a userfaultfd.</summary>
     UffdDenied,

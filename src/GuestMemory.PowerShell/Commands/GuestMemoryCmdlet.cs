@@ -81,7 +81,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
             or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,
-        GuestMemoryError.MappingPastEof or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
+        GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
             or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted => ErrorCategory.LimitsExceeded,
         GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed => ErrorCategory.NotImplemented,

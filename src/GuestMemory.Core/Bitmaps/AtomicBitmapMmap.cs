@@ -1,0 +1,80 @@
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Bits are only ever set here;
+/// the front end clears them. Any number of threads may mark.
+/// </summary>
+public sealed unsafe class AtomicBitmapMmap
+{
+    private readonly MmapLogReg _log;
+    private readonly ulong _firstPage;
+    private readonly ulong _pageCount;
+    private readonly ulong _shift;
+
+    /// <param name="startAddress">The region's guest physical address.</param>
+    /// <param name="length">The region's length in bytes; 1 or more.</param>
+    /// <param name="log">The log; it must reach to the region's last page.</param>
+    /// <param name="strict">
+    /// Counts pages as upstream does: from the region's start, whole ones only, so that of a region that is not aligned to 4096 bytes
+    /// the wrong pages, and the part of a page at its end not at all, are marked. Else every byte belongs to the page that holds it.
+    /// </param>
+    /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log.</exception>
+    public AtomicBitmapMmap(GuestAddress startAddress, ulong length, MmapLogReg log, bool strict = false)
+    {
+        ArgumentNullException.ThrowIfNull(log);
+        if (length == 0) throw Invalid("A region without bytes has nothing to log.");
+        var last = startAddress.CheckedAdd(length - 1) ?? throw Invalid($"A region of 0x{length:x} bytes at {startAddress} passes the last address, 2^64 - 1.");
+        if (last.Value / MmapLogReg.PageSize / 8 >= log.Length)
+            throw Invalid($"The log of {log.Length} bytes ends before the region's last address, {last}: {(last.Value / MmapLogReg.PageSize / 8) + 1} bytes are needed.");
+        _log = log;
+        _firstPage = startAddress.Value / MmapLogReg.PageSize;
+        _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
+        _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
+    }
+
+    /// <summary>Marks the pages of bytes of the region; what lies past its end is ignored. <paramref name="offset"/> is relative to the region.</summary>
+    public void MarkDirty(ulong offset, ulong length)
+    {
+        if (length == 0) return;
+        var first = Saturate(offset, _shift) / MmapLogReg.PageSize;
+        if (first >= _pageCount) return;
+        var last = Math.Min(Saturate(Saturate(offset, length - 1), _shift) / MmapLogReg.PageSize, _pageCount - 1);
+        first += _firstPage;
+        last += _firstPage;
+        var word = _log.Words + (first >> 6);
+        var lastWord = _log.Words + (last >> 6);
+        var mask = ulong.MaxValue << (int)(first & 63);
+        while (word < lastWord)
+        {
+            Set(word++, mask);
+            mask = ulong.MaxValue;
+        }
+
+        Set(word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
+        // The mapping must outlive the last touch, not only the last use of this object.
+        GC.KeepAlive(_log);
+    }
+
+    /// <summary>Whether the page that holds this byte of the region is marked; false past the end.</summary>
+    public bool IsDirtyAt(ulong offset)
+    {
+        var page = Saturate(offset, _shift) / MmapLogReg.PageSize;
+        if (page >= _pageCount) return false;
+        page += _firstPage;
+        var dirty = (Volatile.Read(ref *(_log.Words + (page >> 6))) >> (int)(page & 63) & 1) != 0;
+        GC.KeepAlive(_log);
+        return dirty;
+    }
+
+    private static ulong Saturate(ulong left, ulong right) => left > ulong.MaxValue - right ? ulong.MaxValue : left + right;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Set(ulong* word, ulong mask)
+    {
+        if ((Volatile.Read(ref *word) & mask) != mask) Interlocked.Or(ref *word, mask);
+    }
+
+    private static GuestMemoryException Invalid(string message) => new(GuestMemoryError.InvalidLog, message);
+}
