@@ -1,5 +1,3 @@
-using System.Runtime.CompilerServices;
-
 namespace GuestMemory.Core;
 
 /// <summary>
@@ -48,11 +46,13 @@ public sealed unsafe class AtomicBitmapMmap
         var mask = ulong.MaxValue << (int)(first & 63);
         while (word < lastWord)
         {
-            Set(word++, mask);
+            Interlocked.Or(ref *word++, mask);
             mask = ulong.MaxValue;
         }
 
-        Set(word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
+        // Never tested first: the front end clears in another process, and only this barrier keeps it from taking a mark before it
+        // can see the bytes that were written.
+        Interlocked.Or(ref *word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
         // The mapping must outlive the last touch, not only the last use of this object.
         GC.KeepAlive(_log);
     }
@@ -69,12 +69,6 @@ public sealed unsafe class AtomicBitmapMmap
     }
 
     private static ulong Saturate(ulong left, ulong right) => left > ulong.MaxValue - right ? ulong.MaxValue : left + right;
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Set(ulong* word, ulong mask)
-    {
-        if ((Volatile.Read(ref *word) & mask) != mask) Interlocked.Or(ref *word, mask);
-    }
 
     private static GuestMemoryException Invalid(string message) => new(GuestMemoryError.InvalidLog, message);
 }
