@@ -1,5 +1,6 @@
 using System.Numerics;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core;
 
@@ -7,102 +8,183 @@ namespace GuestMemory.Core;
 /// Which pages of a region were written: one bit a page, set and taken without locks by any number of threads (vm-memory's
 /// AtomicBitmap). A range is marked by whole words; a page that is dirty already costs only a read.
 /// </summary>
-public sealed class AtomicBitmap
+/// <remarks>
+/// Marking tests first, so a writer's test may run before what it wrote is visible to others, find the page dirty still, and leave
+/// it at that, while another thread takes the mark and reads the old bytes. Upstream pays for a full barrier with every mark. Here
+/// those pay who clear: they end with a barrier on every CPU that runs this process (membarrier), after which each writer has either
+/// published its bytes or will see its page clean and mark it.
+/// </remarks>
+public sealed unsafe partial class AtomicBitmap : IBitmap
 {
-    private readonly ulong[] _words;
+    private const int Line = 64 / sizeof(ulong);
+
+    // Pinned and a cache line longer than needed, so that the bits begin with a line: a vector that lies across two costs two reads.
+    private ulong[] _memory;
+    private int _first;
+
+    // Into _memory: marking has nothing else to look up. Who uses it keeps this alive.
+    private ulong* _bits;
+
+    // The bytes whose page a shift finds: all of them, or none where the page size is not a power of two.
+    private ulong _shiftable;
+    private readonly ulong _pageMask;
+    private readonly int _shift;
+
+    /// <summary>A bitmap of no bytes with pages of 4096, to be enlarged.</summary>
+    public AtomicBitmap()
+        : this(0, 4096)
+    {
+    }
 
     /// <param name="byteSize">The bytes that are tracked.</param>
     /// <param name="pageSize">The bytes a bit stands for; at least 1, a power of two or not.</param>
     public AtomicBitmap(ulong byteSize, ulong pageSize)
     {
         ArgumentOutOfRangeException.ThrowIfZero(pageSize);
-        ByteSize = byteSize;
         PageSize = pageSize;
-        PageCount = checked((long)(byteSize / pageSize + (byteSize % pageSize == 0 ? 0UL : 1UL)));
-        _words = new ulong[checked((int)((PageCount + 63) / 64))];
+        _shift = BitOperations.IsPow2(pageSize) ? BitOperations.TrailingZeroCount(pageSize) : -1;
+        _pageMask = pageSize - 1;
+        _memory = [];
+        Resize(byteSize);
     }
 
+    private AtomicBitmap(AtomicBitmap other)
+        : this(other.ByteSize, other.PageSize) => other.Snapshot(Words);
+
+    /// <summary>A bitmap with the host's page size (vm-memory's with_len).</summary>
+    /// <param name="byteSize">The bytes that are tracked.</param>
+    public static AtomicBitmap WithLength(ulong byteSize) => new(byteSize, HostPage.Size);
+
     /// <summary>The bytes that are tracked.</summary>
-    public ulong ByteSize { get; }
+    public ulong ByteSize { get; private set; }
 
     /// <summary>The bytes a bit stands for.</summary>
     public ulong PageSize { get; }
 
     /// <summary>The number of pages, the last one perhaps a part.</summary>
-    public long PageCount { get; }
+    public long PageCount { get; private set; }
+
+    /// <summary>The number of 64-bit words that hold the bits: page i stands in word i / 64, bit i % 64.</summary>
+    public int WordCount { get; private set; }
+
+    /// <summary>Makes room for more bytes at the end, all clean; the bits there are stay. Nothing else may use the bitmap meanwhile.</summary>
+    /// <param name="extra">How many bytes come on top.</param>
+    /// <exception cref="OverflowException">More than 2^64 - 1 bytes, or more bits than an array of words holds; nothing has changed.</exception>
+    public void Enlarge(ulong extra) => Resize(checked(ByteSize + extra));
 
     /// <summary>Marks every page that the bytes touch. What lies past the end is ignored; no bytes mark nothing.</summary>
+    /// <param name="offset">The first byte.</param>
+    /// <param name="length">How many bytes; the range ends where the bitmap does.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
-        if (length == 0 || offset >= ByteSize) return;
-        var end = length > ByteSize - offset ? ByteSize - 1 : offset + (length - 1);
-        var first = (long)(offset / PageSize);
-        var last = (long)(end / PageSize);
-        var word = (int)(first >> 6);
-        var lastWord = (int)(last >> 6);
-        var mask = ulong.MaxValue << (int)(first & 63);
-        while (word < lastWord)
-        {
-            Set(word++, mask);
-            mask = ulong.MaxValue;
-        }
-
-        Set(word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
+        // What nearly every write is: inside one page. The right side is what the page has behind the offset; no bytes are not less.
+        if (offset < _shiftable && unchecked(length - 1) <= (~offset & _pageMask)) Set(offset >> _shift);
+        else MarkRange(offset, length);
     }
 
-    /// <summary>Whether the page that holds this byte is dirty; false past the end.</summary>
+    /// <summary>Whether the page that holds this byte is dirty; false past the end (vm-memory's dirty_at and is_addr_set).</summary>
+    /// <param name="offset">The byte.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool IsDirtyAt(ulong offset)
     {
-        if (offset >= ByteSize) return false;
-        var page = (long)(offset / PageSize);
-        return (Volatile.Read(ref _words[page >> 6]) >> (int)(page & 63) & 1) != 0;
+        if (offset < _shiftable) return IsSet(offset >> _shift);
+        return offset < ByteSize && IsSet(PageOf(offset));
     }
 
-    /// <summary>A copy of the bits as they are.</summary>
-    public ulong[] Snapshot()
-    {
-        var copy = new ulong[_words.Length];
-        for (var i = 0; i < copy.Length; i++) copy[i] = Volatile.Read(ref _words[i]);
-        return copy;
-    }
+    /// <inheritdoc/>
+    public BitmapSlice SliceAt(ulong offset) => new(this, offset);
 
-    /// <summary>Takes the bits: every mark is either in the result or still in the bitmap, never lost. Atomic word by word.</summary>
-    public ulong[] GetAndReset()
-    {
-        var taken = new ulong[_words.Length];
-        for (var i = 0; i < taken.Length; i++)
-        {
-            if (Volatile.Read(ref _words[i]) != 0) taken[i] = Interlocked.Exchange(ref _words[i], 0);
-        }
+    /// <summary>Whether a page is dirty; false past the end.</summary>
+    /// <param name="page">The number of the page.</param>
+    public bool IsBitSet(long page) => (ulong)page < (ulong)PageCount && IsSet((ulong)page);
 
-        return taken;
+    /// <summary>Marks a page; one past the end is ignored.</summary>
+    /// <param name="page">The number of the page.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void SetBit(long page)
+    {
+        if ((ulong)page < (ulong)PageCount) Set((ulong)page);
     }
 
     /// <summary>Marks every page that is set in <paramref name="words"/>: what was taken and could not be used goes back.</summary>
+    /// <param name="words">As many as <see cref="WordCount"/>.</param>
     public void Merge(ReadOnlySpan<ulong> words)
     {
-        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, _words.Length, nameof(words));
-        for (var i = 0; i < words.Length; i++) Set(i, words[i]);
+        var mine = Words;
+        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, mine.Length, nameof(words));
+        for (var i = 0; i < words.Length; i++) Set(ref mine[i], words[i]);
     }
 
-    /// <summary>Makes every page clean.</summary>
-    public void Reset()
+    /// <summary>A bitmap of its own with the bits as they are.</summary>
+    public AtomicBitmap Clone() => new(this);
+
+    private void MarkRange(ulong offset, ulong length)
     {
-        for (var i = 0; i < _words.Length; i++) Volatile.Write(ref _words[i], 0);
+        if (!TryGetPages(offset, length, out var first, out var last)) return;
+        var words = Words;
+        var lastWord = (int)(last >> 6);
+        var mask = ulong.MaxValue << (int)(first & 63);
+        for (var word = (int)(first >> 6); word <= lastWord; word++)
+        {
+            if (word == lastWord) mask &= ulong.MaxValue >> 63 - (int)(last & 63);
+            ref var place = ref words[word];
+            if (mask != ulong.MaxValue) Set(ref place, mask);
+            // All ones need nothing of what was there: a store does what an exchange would.
+            else if (Volatile.Read(ref place) != ulong.MaxValue) Volatile.Write(ref place, ulong.MaxValue);
+            mask = ulong.MaxValue;
+        }
     }
 
-    /// <summary>The number of dirty pages.</summary>
-    public long CountDirty()
+    private bool TryGetPages(ulong offset, ulong length, out ulong first, out ulong last)
     {
-        long count = 0;
-        for (var i = 0; i < _words.Length; i++) count += BitOperations.PopCount(Volatile.Read(ref _words[i]));
-        return count;
+        first = last = 0;
+        if (length == 0 || offset >= ByteSize) return false;
+        first = PageOf(offset);
+        last = PageOf(length > ByteSize - offset ? ByteSize - 1 : offset + (length - 1));
+        return true;
+    }
+
+    private Span<ulong> Words => _memory.AsSpan(_first, WordCount);
+
+    private ulong PageOf(ulong offset) => _shift >= 0 ? offset >> _shift : offset / PageSize;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private bool IsSet(ulong page)
+    {
+        var set = (Volatile.Read(ref _bits[page >> 6]) >> (int)(page & 63) & 1) != 0;
+        GC.KeepAlive(this);
+        return set;
+    }
+
+    // The page lies inside: every caller has looked.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void Set(ulong page)
+    {
+        if (!IsSet(page)) Interlocked.Or(ref _bits[page >> 6], 1UL << (int)(page & 63));
+        GC.KeepAlive(this);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private void Set(int word, ulong mask)
+    private static void Set(ref ulong place, ulong mask)
     {
-        ref var place = ref _words[word];
         if ((Volatile.Read(ref place) & mask) != mask) Interlocked.Or(ref place, mask);
+    }
+
+    private void Resize(ulong byteSize)
+    {
+        var pages = checked((long)(byteSize / PageSize + (byteSize % PageSize == 0 ? 0UL : 1UL)));
+        var words = checked((int)((pages + 63) / 64));
+        var memory = GC.AllocateArray<ulong>(checked(words + Line - 1), pinned: true);
+        var first = (ulong*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(memory));
+        var skip = (int)(-(nint)first / sizeof(ulong)) & (Line - 1);
+        Words.CopyTo(memory.AsSpan(skip));
+        _memory = memory;
+        _first = skip;
+        _bits = first + skip;
+        WordCount = words;
+        ByteSize = byteSize;
+        PageCount = pages;
+        _shiftable = _shift >= 0 ? byteSize : 0;
     }
 }

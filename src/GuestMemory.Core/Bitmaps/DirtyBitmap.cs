@@ -1,5 +1,3 @@
-using System.Numerics;
-
 namespace GuestMemory.Core;
 
 /// <summary>
@@ -25,7 +23,7 @@ public sealed class DirtyBitmap
         ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (int)((PageCount + 63) / 64), nameof(words));
         _words = words;
         Source = source;
-        foreach (var word in words) DirtyCount += BitOperations.PopCount(word);
+        DirtyCount = BitScan.Count(words);
     }
 
     /// <summary>The guest address of the first page.</summary>
@@ -53,30 +51,47 @@ public sealed class DirtyBitmap
     public bool IsDirty(long page) =>
         page >= 0 && page < PageCount && (_words[page >> 6] >> (int)(page & 63) & 1) != 0;
 
-    /// <summary>The runs of dirty pages, in ascending order; the last one ends with the memory.</summary>
-    public IEnumerable<AddressRange> GetRanges()
+    /// <summary>The dirty pages in ascending order. A result as long as the buffer may not be all: go on from the last page + 1.</summary>
+    /// <param name="pages">Receives the numbers of the pages; what lies behind the result is undefined.</param>
+    /// <param name="from">The page to begin with.</param>
+    /// <returns>How many were written.</returns>
+    public int ListPages(Span<long> pages, long from = 0)
     {
-        for (var first = Next(0, dirty: true); first < PageCount;)
-        {
-            var end = Next(first, dirty: false);
-            var offset = (ulong)first * PageSize;
-            var bytes = Math.Min((ulong)end * PageSize, ByteSize) - offset;
-            yield return new AddressRange(StartAddress + offset, bytes, end - first);
-            first = Next(end, dirty: true);
-        }
+        ArgumentOutOfRangeException.ThrowIfNegative(from);
+        return BitScan.ListPages(_words, from, pages);
     }
 
-    /// <summary>The first page from <paramref name="page"/> on that is dirty (or clean), or <see cref="PageCount"/>.</summary>
-    private long Next(long page, bool dirty)
+    /// <summary>
+    /// The runs of dirty pages in ascending order, each as long as can be. A result as long as the buffer may not be all: go on
+    /// from the last run's <see cref="PageRun.End"/>.
+    /// </summary>
+    /// <param name="runs">Receives the runs; what lies behind the result is undefined.</param>
+    /// <param name="from">The page to begin with; a run that it lies in begins here.</param>
+    /// <returns>How many were written.</returns>
+    public int ListRuns(Span<PageRun> runs, long from = 0)
     {
-        var flip = dirty ? 0 : ulong.MaxValue;
-        for (var word = page >> 6; word < _words.Length; word++)
-        {
-            var bits = _words[word] ^ flip;
-            if (word == page >> 6) bits &= ulong.MaxValue << (int)(page & 63);
-            if (bits != 0) return Math.Min(PageCount, (word << 6) + BitOperations.TrailingZeroCount(bits));
-        }
+        ArgumentOutOfRangeException.ThrowIfNegative(from);
+        return BitScan.ListRuns(_words, from, runs);
+    }
 
-        return PageCount;
+    /// <summary>The runs of dirty pages as addresses, in ascending order; the last one ends with the memory.</summary>
+    public IEnumerable<AddressRange> GetRanges()
+    {
+        var runs = new PageRun[256];
+        long from = 0;
+        int count;
+        do
+        {
+            count = ListRuns(runs, from);
+            for (var i = 0; i < count; i++)
+            {
+                var offset = (ulong)runs[i].First * PageSize;
+                from = runs[i].End;
+                // The end of a part of a page may lie past 2^64.
+                var bytes = from == PageCount ? ByteSize - offset : (ulong)runs[i].Count * PageSize;
+                yield return new AddressRange(StartAddress + offset, bytes, runs[i].Count);
+            }
+        }
+        while (count == runs.Length);
     }
 }

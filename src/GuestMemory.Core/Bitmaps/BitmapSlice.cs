@@ -1,0 +1,31 @@
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A view of a bitmap with a shifted origin, as a slice of memory carries it (vm-memory's RefSlice and ArcSlice). The default one
+/// tracks nothing: marks go nowhere and nothing is dirty (vm-memory's unit bitmap, and its absent optional one).
+/// </summary>
+/// <param name="Bitmap">The bitmap, or null: no tracking.</param>
+/// <param name="BaseOffset">Where the view begins, in bytes; added to every offset, wrapping around as upstream does.</param>
+public readonly record struct BitmapSlice(IBitmap? Bitmap, ulong BaseOffset = 0) : IBitmap
+{
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void MarkDirty(ulong offset, ulong length)
+    {
+        // A test for a sealed class is one comparison; a call through the interface costs several times the mark.
+        if (Bitmap is AtomicBitmap atomic) atomic.MarkDirty(unchecked(BaseOffset + offset), length);
+        else Bitmap?.MarkDirty(unchecked(BaseOffset + offset), length);
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public bool IsDirtyAt(ulong offset) => Bitmap is AtomicBitmap atomic
+        ? atomic.IsDirtyAt(unchecked(BaseOffset + offset))
+        : Bitmap is not null && Bitmap.IsDirtyAt(unchecked(BaseOffset + offset));
+
+    /// <summary>A view of this view: the offsets add up.</summary>
+    /// <param name="offset">In bytes; it wraps around.</param>
+    public BitmapSlice SliceAt(ulong offset) => this with { BaseOffset = unchecked(BaseOffset + offset) };
+}
