@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
+using static GuestMemory.Bench.BenchTools;
 
 namespace GuestMemory.Bench;
 
@@ -11,7 +12,6 @@ namespace GuestMemory.Bench;
 /// </summary>
 internal sealed class FaultScenario(string[] options)
 {
-    private const double AllowedSpread = 0.05;
     private const int Attempts = 4;
 
     private static readonly (string Name, string Handler, string Client)[] s_placements =
@@ -22,20 +22,24 @@ internal sealed class FaultScenario(string[] options)
 
     private readonly int _mib = Option(options, "--mib", 256);
     private readonly int _pairs = Option(options, "--pairs", 15);
-    private readonly string? _write = Array.IndexOf(options, "--write") is var at and >= 0 ? options[at + 1] : null;
+    private readonly string? _write = Text(options, "--write");
     private readonly string _folder = Directory.CreateTempSubdirectory("gm-bench-").FullName;
 
     public int Run()
     {
         try
         {
-            foreach (var program in new[] { "uffd-handler", "uffd-client", "mkmem" }) Compile(program);
+            foreach (var program in new[] { "uffd-handler", "uffd-client", "mkmem" }) Compile(_folder, program, "-pthread");
             Execute(Path.Combine(_folder, "mkmem"), Path.Combine(_folder, "image"), $"{_mib}");
             var table = new StringBuilder();
             table.AppendLine("| placement | | p50 us | p99 us | first us | total ms |").AppendLine("|---|---|---:|---:|---:|---:|");
             foreach (var placement in s_placements) Measure(placement, table);
             Console.WriteLine(table);
-            if (_write is not null) Write(_write, table.ToString());
+            if (_write is not null)
+            {
+                WriteSection(_write, "faults", $"{_mib} MiB, 4 KiB pages, every page touched once in random order, {_pairs} alternating pairs, medians:\n\n{table}");
+            }
+
             return 0;
         }
         finally
@@ -73,8 +77,7 @@ internal sealed class FaultScenario(string[] options)
             table.AppendLine(CultureInfo.InvariantCulture, $"| | **ratio** {remark} | **{Ratio(s => s.P50):0.00}** | {Ratio(s => s.P99):0.00} | {Ratio(s => s.First):0.00} | {Ratio(s => s.Total):0.00} |");
             return;
 
-            // The median of the pairs' own ratios: what slows the machine down slows both halves of a pair.
-            double Ratio(Func<Sample, double> figure) => Median(ours.Zip(baseline, (own, c) => figure(own) / figure(c)));
+            double Ratio(Func<Sample, double> figure) => BenchTools.Ratio(ours.Select(figure), baseline.Select(figure));
         }
     }
 
@@ -98,47 +101,10 @@ internal sealed class FaultScenario(string[] options)
 
     private string Socket(string name) => Path.Combine(_folder, name + ".sock");
 
-    private void Compile(string program) =>
-        Execute("cc", "-O2", "-pthread", "-o", Path.Combine(_folder, program), Path.Combine(AppContext.BaseDirectory, "baseline", program + ".c"));
-
-    private void Write(string path, string table)
-    {
-        const string Begin = "<!-- faults: begin -->", End = "<!-- faults: end -->";
-        var page = File.ReadAllText(path);
-        var from = page.IndexOf(Begin, StringComparison.Ordinal) + Begin.Length;
-        var to = page.IndexOf(End, StringComparison.Ordinal);
-        var text = $"\n\n{_mib} MiB, 4 KiB pages, every page touched once in random order, {_pairs} alternating pairs, medians:\n\n{table}\n";
-        File.WriteAllText(path, page[..from] + text + page[to..]);
-    }
-
     private static void Row(StringBuilder table, string placement, string who, List<Sample> samples) =>
         table.AppendLine(CultureInfo.InvariantCulture, $"| {placement} | {who} | {Median(samples, s => s.P50):0.00} | {Median(samples, s => s.P99):0.00} | {Median(samples, s => s.First):0} | {Median(samples, s => s.Total):0} |");
 
-    private static double Median(List<Sample> samples, Func<Sample, double> figure) => Median(samples.Select(figure));
-
-    private static double Median(IEnumerable<double> values)
-    {
-        var sorted = values.Order().ToArray();
-        return (sorted[sorted.Length / 2] + sorted[(sorted.Length - 1) / 2]) / 2;
-    }
-
-    /// <summary>The distance between the quartiles, as a part of the median.</summary>
-    private static double Spread(IEnumerable<double> values)
-    {
-        var sorted = values.Order().ToArray();
-        return (sorted[sorted.Length * 3 / 4] - sorted[sorted.Length / 4]) / Median(sorted);
-    }
-
-    private static int Option(string[] options, string name, int otherwise) =>
-        Array.IndexOf(options, name) is var at and >= 0 && at + 1 < options.Length ? int.Parse(options[at + 1], CultureInfo.InvariantCulture) : otherwise;
-
-    private static string Execute(string program, params string[] arguments)
-    {
-        using var process = Process.Start(new ProcessStartInfo(program, arguments) { UseShellExecute = false, RedirectStandardOutput = true })!;
-        var output = process.StandardOutput.ReadToEnd();
-        process.WaitForExit();
-        return process.ExitCode == 0 ? output : throw new InvalidOperationException($"{program} ended with {process.ExitCode}");
-    }
+    private static double Median(List<Sample> samples, Func<Sample, double> figure) => BenchTools.Median(samples.Select(figure));
 
     private sealed record Sample(double P50, double P99, double First, double Total);
 

@@ -1,0 +1,122 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using System.Text.Json;
+using static GuestMemory.Bench.BenchTools;
+
+namespace GuestMemory.Bench;
+
+/// <summary>
+/// What the bitmap's operations cost beside the same loops in C, in alternating pairs on one CPU. A row in which the baseline's own
+/// spread is over 5 % is void and measured again.
+/// </summary>
+internal sealed class BitmapScenario(string[] options)
+{
+    private const int Attempts = 4;
+    private const int PairsPerProcess = 3;
+
+    private readonly int _pairs = Option(options, "--pairs", 15);
+    private readonly string _cpu = Text(options, "--cpu") ?? "0";
+    private readonly string? _write = Text(options, "--write");
+    private readonly string _folder = Directory.CreateTempSubdirectory("gm-bench-").FullName;
+
+    public int Run()
+    {
+        try
+        {
+            var baseline = Compile(_folder, "cbase", "-mavx2", "-w");
+            var results = new Result?[BitmapRows.Rows.Length];
+            var allocated = 0L;
+            for (var attempt = 0; attempt < Attempts && results.Any(result => result is null or { Spread: > AllowedSpread }); attempt++)
+            {
+                allocated += Attempt(baseline, results);
+            }
+
+            var table = Table(results);
+            Console.WriteLine(table);
+            Console.WriteLine($"allocated: {allocated} bytes");
+            if (_write is not null)
+            {
+                WriteSection(_write, "bitmaps", $"64 GiB in pages of 4 KiB, {_pairs} alternating pairs, medians. All of ours together allocated {allocated} bytes.\n\n{table}");
+            }
+
+            return 0;
+        }
+        finally
+        {
+            Directory.Delete(_folder, recursive: true);
+        }
+    }
+
+    private long Attempt(string baseline, Result?[] results)
+    {
+        var pairs = new List<(double[] Ours, double[] Baseline)>();
+        var allocated = 0L;
+        while (pairs.Count < _pairs) allocated += MeasureInOneProcess(baseline, pairs);
+        for (var i = 0; i < results.Length; i++)
+        {
+            var own = pairs.Select(pair => pair.Ours[i]).ToArray();
+            var c = pairs.Select(pair => pair.Baseline[i]).ToArray();
+            var result = new Result(Median(own), Median(c), Ratio(own, c), Spread(c));
+            if (results[i] is null || results[i]!.Spread > AllowedSpread) results[i] = result;
+        }
+
+        return allocated;
+    }
+
+    /// <summary>Measures a few pairs: where the compiler and the kernel put things differs from process to process.</summary>
+    private long MeasureInOneProcess(string baseline, List<(double[] Ours, double[] Baseline)> pairs)
+    {
+        var allocated = 0L;
+        using var ours = Process.Start(new ProcessStartInfo("taskset", ["-c", _cpu, "dotnet", Environment.GetCommandLineArgs()[0], "bitmap-rows"])
+        {
+            UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true,
+        })!;
+        ours.StandardOutput.ReadLine();
+        for (var i = 0; i < PairsPerProcess && pairs.Count < _pairs; i++)
+        {
+            var c = Baseline(Execute("taskset", "-c", _cpu, baseline, "--filter", "bitmap_", "--mib", "16", "--reps", "5"));
+            ours.StandardInput.WriteLine();
+            var figures = (ours.StandardOutput.ReadLine() ?? throw new InvalidOperationException("The measuring process ended.")).Split(' ');
+            pairs.Add(([.. figures[..^1].Select(text => double.Parse(text, CultureInfo.InvariantCulture))], c));
+            allocated += long.Parse(figures[^1], CultureInfo.InvariantCulture);
+        }
+
+        ours.StandardInput.Close();
+        ours.WaitForExit();
+        return allocated;
+    }
+
+    private static double[] Baseline(string output)
+    {
+        var lines = output.Split('\n');
+        return [.. BitmapRows.Rows.Select(row => NanosecondsOf(lines.First(line => line.Contains(row.Baseline, StringComparison.Ordinal))))];
+
+        static double NanosecondsOf(string line)
+        {
+            using var json = JsonDocument.Parse(line);
+            return json.RootElement.GetProperty("ns_op").GetDouble();
+        }
+    }
+
+    private static string Table(Result?[] results)
+    {
+        var table = new StringBuilder("| operation | C | GuestMemory | ratio | to reach |\n|---|---:|---:|---:|---:|\n");
+        for (var i = 0; i < results.Length; i++)
+        {
+            var row = BitmapRows.Rows[i];
+            var result = results[i]!;
+            var target = double.IsNaN(row.Target) ? "" : row.Target.ToString("0.00", CultureInfo.InvariantCulture);
+            var remark = result.Spread > AllowedSpread ? $" (void: C's own spread {result.Spread:P1})" : "";
+            table.AppendLine(CultureInfo.InvariantCulture, $"| {row.Name} | {Time(result.Baseline)} | {Time(result.Ours)} | **{result.Ratio:0.00}**{remark} | {target} |");
+        }
+
+        return table.ToString();
+    }
+
+    private static string Time(double nanoseconds) => nanoseconds < 1000
+        ? string.Create(CultureInfo.InvariantCulture, $"{nanoseconds:0.00} ns")
+        : string.Create(CultureInfo.InvariantCulture, $"{nanoseconds / 1000:0} us");
+
+    private sealed record Result(double Ours, double Baseline, double Ratio, double Spread);
+}
