@@ -76,8 +76,6 @@ public enum GuestMemoryError
     ConnectionRefused,
     /// <summary>Everyone may replace files in the socket's directory.</summary>
     InsecureDirectory,
-    /// <summary>The peer runs as a user who is not allowed.</summary>
-    PeerDenied,
     /// <summary>The peer went away before the hand-over was complete.</summary>
     PeerClosed,
     /// <summary>The peer did not complete the hand-over in time.</summary>
@@ -100,8 +98,6 @@ public enum GuestMemoryError
     ImageUnreadable,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
-    /// <summary>The userfaultfd sent an event that the handler cannot answer.</summary>
-    UnexpectedEvent,
     /// <summary>No such user.</summary>
     UserNotFound,
 

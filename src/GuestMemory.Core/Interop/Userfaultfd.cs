@@ -72,7 +72,6 @@ internal static unsafe partial class Userfaultfd
 {
     public const uint UFFDIO_API = 0xC018AA3F;
     public const uint UFFDIO_REGISTER = 0xC020AA00;
-    public const uint UFFDIO_UNREGISTER = 0x8010AA01;
     public const uint UFFDIO_WAKE = 0x8010AA02;
     public const uint UFFDIO_COPY = 0xC028AA03;
     public const uint UFFDIO_ZEROPAGE = 0xC020AA04;

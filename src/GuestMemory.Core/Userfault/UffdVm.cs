@@ -34,24 +34,15 @@ internal sealed unsafe class UffdVm : IDisposable
         _image = image;
         _regions = [.. handover.Mappings.OrderBy(m => m.BaseHostVirtAddr).Select(m => new Region(m))];
         _message = (UffdMsg*)Unsafe.AsPointer(ref _messages[0]);
-        Size = handover.Mappings.Aggregate(0UL, (sum, m) => sum + m.Size);
     }
 
     public SafeDescriptor Descriptor => _descriptor;
-
-    public int RegionCount => _regions.Length;
-
-    public ulong Size { get; }
 
     /// <summary>Faults that were answered: with a page of the image, with zeros, or by waking who waited for a page that was there.</summary>
     public long FaultCount { get; private set; }
 
     /// <summary>Bytes copied out of the image.</summary>
     public long ByteCount { get; private set; }
-
-    public long ZeroCount { get; private set; }
-
-    public long RemoveCount { get; private set; }
 
     public LatencyHistogram Latency { get; } = new();
 
@@ -124,7 +115,6 @@ internal sealed unsafe class UffdVm : IDisposable
                 _waiting[_waitingCount++] = (message.pagefault_address, now);
                 break;
             case Userfaultfd.UFFD_EVENT_REMOVE:
-                RemoveCount++;
                 MarkRemoved(message.remove_start, message.remove_end);
                 break;
             case Userfaultfd.UFFD_EVENT_UNMAP:
@@ -198,8 +188,7 @@ internal sealed unsafe class UffdVm : IDisposable
             {
                 case 0:
                     done += length;
-                    if (zero) ZeroCount++;
-                    else ByteCount += (long)length;
+                    if (!zero) ByteCount += (long)length;
                     break;
                 case Errno.EAGAIN when copied > 0:
                     done += (ulong)copied;

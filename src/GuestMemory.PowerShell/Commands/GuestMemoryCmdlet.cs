@@ -88,7 +88,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
-        GuestMemoryError.UffdDenied or GuestMemoryError.PeerDenied => ErrorCategory.PermissionDenied,
+        GuestMemoryError.UffdDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
         GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
         GuestMemoryError.HandoverTimeout => ErrorCategory.OperationTimeout,

@@ -174,7 +174,7 @@ public sealed class ReplaceableLogTests : IDisposable
         // Of all the logs that were put in, only those stay mapped that somebody can still reach: the views, the last one, and
         // what this method may have in a temporary.
         const int Reachable = MemoryLogs.Count + 2;
-        HandlerTests.Until(() =>
+        Host.Until(() =>
         {
             GC.Collect();
             GC.WaitForPendingFinalizers();

@@ -106,7 +106,6 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     {
         Assert.Equal(Userfaultfd.UFFDIO_API, Ioc(3, 0xAA, 0x3F, Marshal.SizeOf<UffdioApi>()));
         Assert.Equal(Userfaultfd.UFFDIO_REGISTER, Ioc(3, 0xAA, 0, Marshal.SizeOf<UffdioRegister>()));
-        Assert.Equal(Userfaultfd.UFFDIO_UNREGISTER, Ioc(2, 0xAA, 1, Marshal.SizeOf<UffdioRange>()));
         Assert.Equal(Userfaultfd.UFFDIO_WAKE, Ioc(2, 0xAA, 2, Marshal.SizeOf<UffdioRange>()));
         Assert.Equal(Userfaultfd.UFFDIO_COPY, Ioc(3, 0xAA, 3, Marshal.SizeOf<UffdioCopy>()));
         Assert.Equal(Userfaultfd.UFFDIO_ZEROPAGE, Ioc(3, 0xAA, 4, Marshal.SizeOf<UffdioZeropage>()));

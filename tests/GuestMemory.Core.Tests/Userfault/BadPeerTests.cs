@@ -14,8 +14,8 @@ public sealed class BadPeerTests : IDisposable
     {
         _folder.WriteImage("image", 4);
         _handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], HandoverTimeout = TimeSpan.FromMilliseconds(500) });
-        HandlerTests.Until(() => HandlerTests.Threads("uffd-readahead") == 0);
-        _before = HandlerTests.Resources();
+        Host.Until(() => Host.Threads("uffd-readahead") == 0);
+        _before = Host.Resources();
     }
 
     public void Dispose()
@@ -51,7 +51,7 @@ public sealed class BadPeerTests : IDisposable
             using (var peer = new RawPeer(_handler.SocketPath))
             {
                 peer.Send((string)row[1], (int)row[2]);
-                HandlerTests.Until(() => !ReferenceEquals(_handler.Error, last));
+                Host.Until(() => !ReferenceEquals(_handler.Error, last));
             }
 
             Assert.Contains((string)row[0], _handler.Error, StringComparison.Ordinal);
@@ -65,7 +65,7 @@ public sealed class BadPeerTests : IDisposable
         using (var peer = new RawPeer(_handler.SocketPath))
         {
             peer.Send("[" + string.Join(',', Enumerable.Repeat(Good[1..^1], 100_000)), 1);
-            HandlerTests.Until(() => _handler.Error is not null);
+            Host.Until(() => _handler.Error is not null);
         }
 
         Assert.Contains("at most", _handler.Error, StringComparison.Ordinal);
@@ -79,7 +79,7 @@ public sealed class BadPeerTests : IDisposable
         using (var other = EventFd.Create())
         {
             peer.SendDescriptor(other, Good);
-            HandlerTests.Until(() => _handler.Error is not null);
+            Host.Until(() => _handler.Error is not null);
         }
 
         Assert.Contains("not a userfaultfd", _handler.Error, StringComparison.Ordinal);
@@ -90,7 +90,7 @@ public sealed class BadPeerTests : IDisposable
     public void APeerThatDiesHalfWayIsNoted()
     {
         using (var peer = new RawPeer(_handler.SocketPath)) peer.Send("[{\"base", 1);
-        HandlerTests.Until(() => _handler.Error is not null);
+        Host.Until(() => _handler.Error is not null);
         Assert.Contains("in the middle of the hand-over", _handler.Error, StringComparison.Ordinal);
         AssertUnharmed();
     }
@@ -110,7 +110,7 @@ public sealed class BadPeerTests : IDisposable
         using (var peer = new RawPeer(_handler.SocketPath))
         {
             for (var i = 0; i < data.Length; i++) peer.Send(data.AsSpan(i, 1), i == 2 ? 1 : 0);
-            HandlerTests.Until(() => _handler.ConnectionCount == 1);
+            Host.Until(() => _handler.ConnectionCount == 1);
             Assert.Equal(1, _handler.ConnectionCount);
         }
 
@@ -127,12 +127,12 @@ public sealed class BadPeerTests : IDisposable
             peer.Send(Good[..20], 1);
             peer.Send(Good[20..], 0);
             peer.Send(Good + " " + Good[..^1], 1);
-            HandlerTests.Until(() => _handler.ConnectionCount == 2);
+            Host.Until(() => _handler.ConnectionCount == 2);
             Assert.Equal(2, _handler.ConnectionCount);
             Assert.Null(_handler.Error);
         }
 
-        HandlerTests.Until(() => _handler.ConnectionCount == 0);
+        Host.Until(() => _handler.ConnectionCount == 0);
         AssertUnharmed();
     }
 
@@ -143,13 +143,13 @@ public sealed class BadPeerTests : IDisposable
         using (var peer = new RawPeer(_handler.SocketPath))
         {
             peer.Send(Good, 1);
-            HandlerTests.Until(() => _handler.ConnectionCount == 1);
+            Host.Until(() => _handler.ConnectionCount == 1);
             Assert.Equal(1, _handler.ConnectionCount);
             peer.Send(Good, 1);
-            HandlerTests.Until(() => _handler.ConnectionCount == 2);
+            Host.Until(() => _handler.ConnectionCount == 2);
             Assert.Equal(2, _handler.ConnectionCount);
             peer.Send(Good.Replace("\"size\":4096", "\"size\":0", StringComparison.Ordinal), 1);
-            HandlerTests.Until(() => _handler.ConnectionCount == 0);
+            Host.Until(() => _handler.ConnectionCount == 0);
         }
 
         Assert.Contains("no bytes", _handler.Error, StringComparison.Ordinal);
@@ -237,7 +237,7 @@ public sealed class BadPeerTests : IDisposable
     /// <summary>A thread or a descriptor that is ended elsewhere may take a moment to go.</summary>
     private void AssertNothingIsLeft()
     {
-        HandlerTests.Until(() => HandlerTests.Resources() == _before);
-        Assert.Equal(_before, HandlerTests.Resources());
+        Host.Until(() => Host.Resources() == _before);
+        Assert.Equal(_before, Host.Resources());
     }
 }

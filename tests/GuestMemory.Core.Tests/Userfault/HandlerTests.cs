@@ -22,7 +22,7 @@ public sealed class HandlerTests : IDisposable
         UffdRegistration.Connect(handler.SocketPath, memory);
         AssertPages(memory, 0, 0, 32);
         AssertPages(memory, 0x10000000, 32, 32);
-        Until(() => handler.FaultCount == 64);
+        Host.Until(() => handler.FaultCount == 64);
         Assert.Equal((64L, 64L * 4096, UffdHandlerState.Serving, 1), (handler.FaultCount, handler.ByteCount, handler.State, handler.ConnectionCount));
         Assert.True(handler.LatencyP50 > TimeSpan.Zero && handler.LatencyP50 <= handler.LatencyP99 && handler.LatencyP99 <= handler.LatencyMax);
         Assert.Null(handler.Error);
@@ -74,7 +74,7 @@ public sealed class HandlerTests : IDisposable
         foreach (var thread in threads) thread.Start();
         foreach (var thread in threads) thread.Join();
         Assert.Equal([null, null], failures);
-        Until(() => handler.FaultCount == 4096);
+        Host.Until(() => handler.FaultCount == 4096);
         Assert.Equal((2, 4096L), (handler.ConnectionCount, handler.FaultCount));
     }
 
@@ -102,7 +102,7 @@ public sealed class HandlerTests : IDisposable
         var memory = Memory(new MmapRegionBuilder(4 * (2 << 20)).WithHugePages(2 << 20).Build());
         UffdRegistration.Connect(handler.SocketPath, memory);
         AssertPages(memory, 0, 0, 4, 2 << 20);
-        Until(() => handler.FaultCount == 4);
+        Host.Until(() => handler.FaultCount == 4);
         Assert.Equal((4L, 4L * (2 << 20)), (handler.FaultCount, handler.ByteCount));
         memory.Regions[0].GetMapping().Discard(2 << 20, 2 << 20);
         var page = new byte[2 << 20];
@@ -146,7 +146,7 @@ public sealed class HandlerTests : IDisposable
     public void RemovedPagesAreZeroUnderAStormOfFaults()
     {
         const int Pages = 100_000;
-        var before = Resources();
+        var before = Host.Resources();
         using (var handler = Start(pages: Pages))
         {
             var memory = Memory((0x100000000, Pages));
@@ -176,15 +176,15 @@ public sealed class HandlerTests : IDisposable
             foreach (var thread in threads) Assert.True(thread.Join(TimeSpan.FromMinutes(3)), $"hung; handler: {handler.State}, {handler.FaultCount} faults, {handler.Error}");
             Assert.Equal([null, null], failures);
             // The last answer wakes its reader before the handler has counted it.
-            Until(() => handler.FaultCount >= Pages + (Pages / 5));
+            Host.Until(() => handler.FaultCount >= Pages + (Pages / 5));
             Assert.Equal((long)Pages * 4096, handler.ByteCount);
             Assert.True(handler.FaultCount >= Pages + (Pages / 5));
             Assert.Null(handler.Error);
             foreach (var region in memory.Regions) region.Dispose();
         }
 
-        Until(() => Resources() == before);
-        Assert.Equal(before, Resources());
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
     }
 
     [UffdFact]
@@ -197,7 +197,7 @@ public sealed class HandlerTests : IDisposable
         Assert.Equal(0, Compiler.Run("truncate", "-s", "131072", _folder["image"]).Code);
         var error = Assert.Throws<GuestMemoryException>(() => memory.ReadExact(new GuestAddress(40 * 4096), new byte[8]));
         Assert.Equal(GuestMemoryError.PageNotAccessible, error.Error);
-        Until(() => handler.Error is not null);
+        Host.Until(() => handler.Error is not null);
         Assert.Contains("truncated", handler.Error, StringComparison.Ordinal);
         AssertPages(memory, 8 * 4096, 8, 8);
         Assert.Equal(UffdHandlerState.Serving, handler.State);
@@ -235,11 +235,11 @@ public sealed class HandlerTests : IDisposable
         buffer.AsSpan().Fill(0xEE);
         cancellation.CancelAfter(200);
         Assert.Throws<OperationCanceledException>(() => memory.ReadExact(new GuestAddress(0x1000), buffer, cancellation.Token));
-        Assert.Equal(1, Threads("guest-memory-ac"));
+        Assert.Equal(1, Host.Threads("guest-memory-ac"));
         memory.Regions[0].Dispose();
         // The abandoned reader ends with an error, and so does not touch its buffer.
-        Until(() => Threads("guest-memory-ac") == 0);
-        Assert.Equal(0, Threads("guest-memory-ac"));
+        Host.Until(() => Host.Threads("guest-memory-ac") == 0);
+        Assert.Equal(0, Host.Threads("guest-memory-ac"));
         Assert.All(buffer, value => Assert.Equal(0xEE, value));
     }
 
@@ -268,19 +268,19 @@ public sealed class HandlerTests : IDisposable
     {
         using var handler = Start(pages: 256);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
-        var before = Resources();
+        var before = Host.Resources();
         using var process = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--image", _folder["image"], "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
         Assert.Contains("\"bad\":0", process.StandardOutput.ReadLine(), StringComparison.Ordinal);
-        Until(() => handler.FaultCount == 256);
+        Host.Until(() => handler.FaultCount == 256);
         Assert.Equal((1, 256L), (handler.ConnectionCount, handler.FaultCount));
         process.Kill();
         process.WaitForExit();
-        Until(() => handler.ConnectionCount == 0);
+        Host.Until(() => handler.ConnectionCount == 0);
         Assert.Equal((UffdHandlerState.Listening, 256L), (handler.State, handler.FaultCount));
         Assert.Null(handler.Error);
         process.Dispose();
-        Until(() => Resources() == before);
-        Assert.Equal(before, Resources());
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
     }
 
     [UffdFact]
@@ -301,7 +301,7 @@ public sealed class HandlerTests : IDisposable
     [UffdFact]
     public void StopEndsEverythingAndTakesTheSocketAway()
     {
-        var before = Resources();
+        var before = Host.Resources();
         for (var round = 0; round < 50; round++)
         {
             var handler = Start(pages: 4);
@@ -311,8 +311,8 @@ public sealed class HandlerTests : IDisposable
             handler.Dispose();
         }
 
-        Until(() => Resources() == before);
-        Assert.Equal(before, Resources());
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
     }
 
     private UffdHandler Start(int pages = 0)
@@ -343,34 +343,5 @@ public sealed class HandlerTests : IDisposable
             TestFolder.Fill(expected, firstNumber + i);
             Assert.True(expected.AsSpan().SequenceEqual(page), $"page {firstNumber + i}");
         }
-    }
-
-    internal static void Until(Func<bool> condition)
-    {
-        for (var i = 0; i < 1000 && !condition(); i++) Thread.Sleep(10);
-    }
-
-    /// <summary>Descriptors that handlers and registrations use, and their threads.</summary>
-    internal static (int Descriptors, int Threads) Resources() =>
-        (Directory.GetFiles("/proc/self/fd").Count(link => new FileInfo(link).LinkTarget is { } target
-            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || target.Contains("/gm-", StringComparison.Ordinal))),
-        Threads("uffd-") + Threads("guest-memory-ac"));
-
-    internal static int Threads(string prefix)
-    {
-        var count = 0;
-        foreach (var task in Directory.GetDirectories("/proc/self/task"))
-        {
-            try
-            {
-                if (File.ReadAllText(Path.Combine(task, "comm")).StartsWith(prefix, StringComparison.Ordinal)) count++;
-            }
-            catch (IOException)
-            {
-                // The thread has just ended.
-            }
-        }
-
-        return count;
     }
 }
