@@ -47,10 +47,27 @@ public enum GuestMemoryError
     InvalidBackendAddress,
     /// <summary>Guest address arithmetic passed 2^64 (upstream: GuestAddressOverflow).</summary>
     GuestAddressOverflow,
-    /// <summary>Fewer bytes were transferred than asked for (upstream: PartialBuffer).</summary>
+    /// <summary>Fewer bytes were transferred than asked for (upstream: PartialBuffer); see <see cref="PartialBufferException"/>.</summary>
     PartialBuffer,
+    /// <summary>The region gives no access by host addresses (upstream: HostAddressNotAvailable).</summary>
+    HostAddressNotAvailable,
     /// <summary>The page is mapped but cannot be had: truncated file, poisoned page, no page in the huge page pool, wrong protection.</summary>
     PageNotAccessible,
+
+    // Slices of memory; see VolatileMemoryException
+    /// <summary>An access past the end of a slice (upstream: OutOfBounds).</summary>
+    OutOfBounds,
+    /// <summary>An offset plus a length passes 2^64 - 1 (upstream: Overflow).</summary>
+    Overflow,
+    /// <summary>So many elements do not fit in any memory (upstream: TooBig).</summary>
+    TooBig,
+    /// <summary>An address that is not a multiple of what the access needs (upstream: Misaligned).</summary>
+    Misaligned,
+    /// <summary>The source ended before everything was read (upstream: UnexpectedEof).</summary>
+    UnexpectedEof,
+    /// <summary>The sink took no more before everything was written (upstream: WriteZero).</summary>
+    WriteZero,
+
     /// <summary>The region has no dirty bitmap.</summary>
     DirtyTrackingOff,
 

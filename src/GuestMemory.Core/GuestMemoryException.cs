@@ -9,4 +9,7 @@ public class GuestMemoryException : Exception
 
     /// <summary>The kind of error.</summary>
     public GuestMemoryError Error { get; }
+
+    /// <summary>The address that the error is about, where there is one: a guest address, or an offset, as the message says.</summary>
+    public ulong? Address { get; init; }
 }

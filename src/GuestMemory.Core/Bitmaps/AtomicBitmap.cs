@@ -14,7 +14,7 @@ namespace GuestMemory.Core;
 /// those pay who clear: they end with a barrier on every CPU that runs this process (membarrier), after which each writer has either
 /// published its bytes or will see its page clean and mark it.
 /// </remarks>
-public sealed unsafe partial class AtomicBitmap : IBitmap
+public sealed unsafe partial class AtomicBitmap : IDirtyTracker
 {
     private const int Line = 64 / sizeof(ulong);
 
@@ -60,6 +60,9 @@ public sealed unsafe partial class AtomicBitmap : IBitmap
 
     /// <summary>The bytes a bit stands for.</summary>
     public ulong PageSize { get; }
+
+    /// <inheritdoc/>
+    ulong IDirtyTracker.Lead => 0;
 
     /// <summary>The number of pages, the last one perhaps a part.</summary>
     public long PageCount { get; private set; }

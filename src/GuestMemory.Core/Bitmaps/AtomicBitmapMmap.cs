@@ -1,10 +1,10 @@
 namespace GuestMemory.Core;
 
 /// <summary>
-/// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Bits are only ever set here;
-/// the front end clears them. Any number of threads may mark.
+/// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Any number of threads may mark,
+/// and take; as a rule it is the front end, in another process, that takes.
 /// </summary>
-public sealed unsafe class AtomicBitmapMmap
+public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
 {
     private readonly MmapLogReg _log;
     private readonly ulong _firstPage;
@@ -24,13 +24,22 @@ public sealed unsafe class AtomicBitmapMmap
         ArgumentNullException.ThrowIfNull(log);
         if (length == 0) throw Invalid("A region without bytes has nothing to log.");
         var last = startAddress.CheckedAdd(length - 1) ?? throw Invalid($"A region of 0x{length:x} bytes at {startAddress} passes the last address, 2^64 - 1.");
-        if (last.Value / MmapLogReg.PageSize / 8 >= log.Length)
-            throw Invalid($"The log of {log.Length} bytes ends before the region's last address, {last}: {(last.Value / MmapLogReg.PageSize / 8) + 1} bytes are needed.");
+        if (MmapLogReg.RequiredLength(last) > log.Length)
+            throw Invalid($"The log of {log.Length} bytes ends before the region's last address, {last}: {MmapLogReg.RequiredLength(last)} bytes are needed.");
         _log = log;
         _firstPage = startAddress.Value / MmapLogReg.PageSize;
         _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
         _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
     }
+
+    /// <summary>The log that it is a part of.</summary>
+    public MmapLogReg Log => _log;
+
+    /// <inheritdoc/>
+    public ulong PageSize => MmapLogReg.PageSize;
+
+    /// <inheritdoc/>
+    public ulong Lead => _shift;
 
     /// <summary>Marks the pages of bytes of the region; what lies past its end is ignored. <paramref name="offset"/> is relative to the region.</summary>
     public void MarkDirty(ulong offset, ulong length)
@@ -66,6 +75,40 @@ public sealed unsafe class AtomicBitmapMmap
         var dirty = (Volatile.Read(ref *(_log.Words + (page >> 6))) >> (int)(page & 63) & 1) != 0;
         GC.KeepAlive(_log);
         return dirty;
+    }
+
+    /// <inheritdoc/>
+    public BitmapSlice SliceAt(ulong offset) => new(this, offset);
+
+    /// <inheritdoc/>
+    public ulong[] Snapshot() => Read(take: false);
+
+    /// <inheritdoc/>
+    public ulong[] GetAndReset() => Read(take: true);
+
+    /// <inheritdoc/>
+    public void Reset() => Read(take: true);
+
+    /// <summary>The region's bits, moved to where its first page is bit 0; other regions' bits in the same words stay as they are.</summary>
+    private ulong[] Read(bool take)
+    {
+        var words = new ulong[(_pageCount + 63) / 64];
+        for (ulong page = 0; page < _pageCount;)
+        {
+            var count = Math.Min(64 - (_firstPage + page & 63), _pageCount - page);
+            var at = (int)(_firstPage + page & 63);
+            var mask = ulong.MaxValue >> (int)(64 - count) << at;
+            ref var word = ref _log.Words[_firstPage + page >> 6];
+            var bits = Volatile.Read(ref word) & mask;
+            if (take && bits != 0) bits = Interlocked.And(ref word, ~mask) & mask;
+            bits >>= at;
+            words[page >> 6] |= bits << (int)(page & 63);
+            if ((page & 63) + count > 64) words[(page >> 6) + 1] |= bits >> 64 - (int)(page & 63);
+            page += count;
+        }
+
+        GC.KeepAlive(_log);
+        return words;
     }
 
     private static ulong Saturate(ulong left, ulong right) => left > ulong.MaxValue - right ? ulong.MaxValue : left + right;

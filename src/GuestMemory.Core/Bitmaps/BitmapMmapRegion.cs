@@ -1,17 +1,19 @@
+using System.Runtime.CompilerServices;
+
 namespace GuestMemory.Core;
 
 /// <summary>
-/// The dirty bitmap of a region whose log can be put in and replaced while others mark (vhost-user-backend's BitmapMmapRegion, with
-/// its BitmapReplace). Slices share the log: what is put in shows in all of them at once. Marking takes no lock and counts nothing: a
-/// marker that finds the log replaced meanwhile marks again in the new one, and a replaced log stays mapped until no marker can reach
-/// it.
+/// The dirty bitmap of a region, whose tracker can be put in and replaced while others mark (vhost-user-backend's BitmapMmapRegion,
+/// with its BitmapReplace). Slices share it: what is put in shows in all of them at once. Marking takes no lock and counts nothing: a
+/// marker that finds the tracker replaced meanwhile marks again in the new one, and a replaced log stays mapped until no marker can
+/// reach it.
 /// </summary>
-public sealed class BitmapMmapRegion
+public sealed class BitmapMmapRegion : IBitmap
 {
     private readonly Place _place;
     private readonly ulong _base;
 
-    /// <summary>A bitmap without a log: marking does nothing until one is put in.</summary>
+    /// <summary>A bitmap without a tracker: marking does nothing until one is put in.</summary>
     public BitmapMmapRegion()
         : this(new Place(), 0)
     {
@@ -23,39 +25,69 @@ public sealed class BitmapMmapRegion
         _base = start;
     }
 
+    /// <summary>What is marked in now: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
+    public IDirtyTracker? Tracker => _place.Tracker;
+
     /// <summary>The same bitmap, seen from an offset on, in bytes; offsets of slices of slices add up, to 2^64 - 1 at the most.</summary>
     public BitmapMmapRegion SliceAt(ulong offset) => new(_place, offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset);
 
-    /// <summary>Marks the pages of bytes, as soon as there is a log; an offset that passes 2^64 - 1 marks nothing.</summary>
+    /// <inheritdoc/>
+    BitmapSlice IBitmap.SliceAt(ulong offset) => new(this, offset);
+
+    /// <summary>Marks the pages of bytes, as soon as there is a tracker; an offset that passes 2^64 - 1 marks nothing.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
         if (offset > ulong.MaxValue - _base) return;
-        var log = _place.Log;
-        while (log is not null)
+        offset += _base;
+        var tracker = _place.Tracker;
+        if (tracker is AtomicBitmap bitmap)
         {
-            log.MarkDirty(_base + offset, length);
-            var now = _place.Log;
-            if (ReferenceEquals(now, log)) return;
-            log = now;
+            bitmap.MarkDirty(offset, length);
+            Volatile.ReadBarrier();
+            if (ReferenceEquals(_place.Tracker, bitmap)) return;
+            tracker = _place.Tracker;
+        }
+
+        MarkOther(tracker, offset, length);
+    }
+
+    /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
+    public bool IsDirtyAt(ulong offset) => _place.Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
+
+    /// <summary>
+    /// Puts a tracker in the place of the one that was there; null ends the tracking. Every mark that has not returned by now is in the
+    /// new one, and so is every later one. Markers never wait; a log that was there is unmapped when nobody holds it any more.
+    /// </summary>
+    public void Replace(IDirtyTracker? tracker) => _place.Tracker = tracker;
+
+    /// <summary>The same, and brings over what was marked in the first bytes and not taken.</summary>
+    internal void Replace(IDirtyTracker? tracker, ulong keepBytes)
+    {
+        var former = _place.Tracker;
+        _place.Tracker = tracker;
+        if (former is null || tracker is null || keepBytes == 0) return;
+        // Whoever marked in the former one alone has read that it was in place: by now its mark can be seen.
+        Interlocked.MemoryBarrierProcessWide();
+        new DirtyBitmap(former.Lead, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.Lead);
+    }
+
+    private void MarkOther(IDirtyTracker? tracker, ulong offset, ulong length)
+    {
+        while (tracker is not null)
+        {
+            if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
+            else tracker.MarkDirty(offset, length);
+            Volatile.ReadBarrier();
+            var now = _place.Tracker;
+            if (ReferenceEquals(now, tracker)) return;
+            tracker = now;
         }
     }
 
-    /// <summary>Whether the page that holds this byte is marked; false without a log.</summary>
-    public bool IsDirtyAt(ulong offset) => _place.Log?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
-
-    /// <summary>
-    /// Puts a log in the place of the one that was there. Every mark that has not returned by now is in the new log, and so is every
-    /// later one. Markers never wait; the old log is unmapped when nobody holds it any more.
-    /// </summary>
-    public void Replace(AtomicBitmapMmap log)
-    {
-        ArgumentNullException.ThrowIfNull(log);
-        _place.Log = log;
-    }
-
-    /// <summary>Where the log is; shared by all slices.</summary>
+    /// <summary>Where the tracker is; shared by all slices.</summary>
     private sealed class Place
     {
-        public volatile AtomicBitmapMmap? Log;
+        public volatile IDirtyTracker? Tracker;
     }
 }

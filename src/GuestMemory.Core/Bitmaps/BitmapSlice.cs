@@ -14,9 +14,17 @@ public readonly record struct BitmapSlice(IBitmap? Bitmap, ulong BaseOffset = 0)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
+        if (Bitmap is not null) Mark(Bitmap, unchecked(BaseOffset + offset), length);
+    }
+
+    /// <summary>Marks in a bitmap of any kind.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal static void Mark(IBitmap bitmap, ulong offset, ulong length)
+    {
         // A test for a sealed class is one comparison; a call through the interface costs several times the mark.
-        if (Bitmap is AtomicBitmap atomic) atomic.MarkDirty(unchecked(BaseOffset + offset), length);
-        else Bitmap?.MarkDirty(unchecked(BaseOffset + offset), length);
+        if (bitmap is AtomicBitmap atomic) atomic.MarkDirty(offset, length);
+        else if (bitmap is BitmapMmapRegion region) region.MarkDirty(offset, length);
+        else bitmap.MarkDirty(offset, length);
     }
 
     /// <inheritdoc/>

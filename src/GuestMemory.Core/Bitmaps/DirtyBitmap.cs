@@ -8,6 +8,9 @@ public sealed class DirtyBitmap
 {
     private readonly ulong[] _words;
 
+    // The bytes of page 0 that lie before what the bitmap is about.
+    private readonly ulong _lead;
+
     /// <param name="startAddress">The guest address of page 0.</param>
     /// <param name="byteSize">The bytes covered; the last page may be a part.</param>
     /// <param name="pageSize">The bytes a page has.</param>
@@ -25,6 +28,15 @@ public sealed class DirtyBitmap
         Source = source;
         DirtyCount = BitScan.Count(words);
     }
+
+    /// <summary>What a tracker says of a region.</summary>
+    /// <param name="address">The region's guest address.</param>
+    /// <param name="size">The region's length in bytes.</param>
+    /// <param name="tracker">The tracker that the bits are of.</param>
+    /// <param name="words">The bits.</param>
+    /// <param name="source">Where the bits come from, for people.</param>
+    internal DirtyBitmap(ulong address, ulong size, IDirtyTracker tracker, ulong[] words, string source)
+        : this(unchecked(address - tracker.Lead), size + tracker.Lead, tracker.PageSize, Cut(words, size + tracker.Lead, tracker.PageSize), source) => _lead = tracker.Lead;
 
     /// <summary>The guest address of the first page.</summary>
     public ulong StartAddress { get; }
@@ -74,7 +86,22 @@ public sealed class DirtyBitmap
         return BitScan.ListRuns(_words, from, runs);
     }
 
-    /// <summary>The runs of dirty pages as addresses, in ascending order; the last one ends with the memory.</summary>
+    /// <summary>Marks every dirty page in another bitmap, whose offset 0 is the address <paramref name="origin"/>.</summary>
+    internal void MarkIn(IBitmap bitmap, ulong origin)
+    {
+        foreach (var range in GetRanges()) bitmap.MarkDirty(range.Address - origin, range.Size);
+    }
+
+    private static ulong[] Cut(ulong[] words, ulong size, ulong pageSize)
+    {
+        var pages = size / pageSize + (size % pageSize == 0 ? 0UL : 1UL);
+        // A tracker of its own size may cover more or less than the region.
+        Array.Resize(ref words, (int)((pages + 63) / 64));
+        if ((pages & 63) != 0) words[^1] &= ulong.MaxValue >> 64 - (int)(pages & 63);
+        return words;
+    }
+
+    /// <summary>The runs of dirty pages as addresses, in ascending order; they begin and end inside the memory.</summary>
     public IEnumerable<AddressRange> GetRanges()
     {
         var runs = new PageRun[256];
@@ -89,7 +116,8 @@ public sealed class DirtyBitmap
                 from = runs[i].End;
                 // The end of a part of a page may lie past 2^64.
                 var bytes = from == PageCount ? ByteSize - offset : (ulong)runs[i].Count * PageSize;
-                yield return new AddressRange(StartAddress + offset, bytes, runs[i].Count);
+                var before = runs[i].First == 0 ? _lead : 0;
+                yield return new AddressRange(StartAddress + offset + before, bytes - before, runs[i].Count);
             }
         }
         while (count == runs.Length);

@@ -19,12 +19,16 @@ public sealed unsafe class MmapLogReg
 
     private readonly SafeMapping _mapping;
 
-    private MmapLogReg(SafeMapping mapping, ulong length, bool isSealed)
+    private MmapLogReg(SafeMapping mapping, ulong length, bool isSealed, string path)
     {
         _mapping = mapping;
         Length = length;
         IsSealed = isSealed;
+        Path = path;
     }
+
+    /// <summary>What the file is called.</summary>
+    public string Path { get; }
 
     /// <summary>The length in bytes; each holds 8 pages.</summary>
     public ulong Length { get; }
@@ -34,6 +38,9 @@ public sealed unsafe class MmapLogReg
 
     /// <summary>The log as words. Mappings begin and end at pages, so the word of every byte lies inside.</summary>
     internal ulong* Words => (ulong*)_mapping.Address;
+
+    /// <summary>How long a log must be, in bytes, to reach to an address.</summary>
+    public static ulong RequiredLength(GuestAddress last) => last.Value / PageSize / 8 + 1;
 
     /// <summary>Maps a log. The file may be closed afterwards.</summary>
     /// <param name="file">The file or memfd, open for reading and writing.</param>
@@ -51,7 +58,7 @@ public sealed unsafe class MmapLogReg
             ?? throw new SyscallException("mmap", error, what,
                 error != Errno.EINVAL ? GuestMemoryError.SyscallFailed : length == 0 ? GuestMemoryError.ZeroSize : GuestMemoryError.UnalignedOffset);
         var size = FileStatus.Get(file).stx_size;
-        if (offset <= size && length <= size - offset) return new MmapLogReg(mapping, length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0);
+        if (offset <= size && length <= size - offset) return new MmapLogReg(mapping, length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0, Descriptor.PathOf(lease.Number));
         mapping.Dispose();
         throw new GuestMemoryException(GuestMemoryError.InvalidLog, $"The log's file is {size} bytes long, shorter than offset {offset} plus {length} bytes.");
     }

@@ -61,21 +61,20 @@ public static class RawImage
     {
         ArgumentNullException.ThrowIfNull(memory);
         // Nothing is changed before everything that can be checked was.
-        var bitmaps = memory.Regions.Select(region => region.GetMapping().Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-            $"Region '{region.Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking'.")).ToArray();
+        foreach (var region in memory.Regions) region.RequireTracker();
         if (new FileInfo(path).LinkTarget is not null) path = File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
         var patch = Path.Exists(path) && IsBase(path, memory.Size, force);
-        var taken = new List<ulong[]>(bitmaps.Length);
+        var taken = new List<DirtyBitmap>(memory.Regions.Count);
         try
         {
             using var opened = patch ? OpenBase(path, force) : null;
-            foreach (var bitmap in bitmaps) taken.Add(keepDirty ? bitmap.Snapshot() : bitmap.GetAndReset());
+            foreach (var region in memory.Regions) taken.Add(region.GetDirtyBitmap(clear: !keepDirty));
             var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo);
             return new ImageInfo(path, ImageFormat.Diff, memory.Size, bytes, pages, null);
         }
         catch
         {
-            for (var i = 0; !keepDirty && i < taken.Count; i++) bitmaps[i].Merge(taken[i]);
+            for (var i = 0; !keepDirty && i < taken.Count; i++) taken[i].MarkIn(memory.Regions[i].GetMapping().Bitmap!, memory.Regions[i].GuestAddress);
             throw;
         }
 
@@ -86,8 +85,7 @@ public static class RawImage
             for (var i = 0; i < memory.Regions.Count; i++)
             {
                 var region = memory.Regions[i];
-                var dirty = new DirtyBitmap(region.GuestAddress, region.Size, bitmaps[i].PageSize, taken[i], region.Name);
-                foreach (var range in dirty.GetRanges())
+                foreach (var range in taken[i].GetRanges())
                 {
                     Copy(memory, range.Address, range.Size, (at, buffer) =>
                     {

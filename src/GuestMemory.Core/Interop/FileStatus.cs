@@ -13,6 +13,8 @@ internal struct Statx
     [FieldOffset(32)] public ulong stx_ino;
     [FieldOffset(40)] public ulong stx_size;
     [FieldOffset(48)] public ulong stx_blocks;
+    [FieldOffset(136)] public uint stx_dev_major;
+    [FieldOffset(140)] public uint stx_dev_minor;
 }
 
 /// <summary><c>statx(2)</c>, <c>fstatfs(2)</c> and the rights on a path.</summary>

@@ -22,6 +22,7 @@ internal static unsafe partial class Mman
     public const int MADV_DONTNEED = 4;
     public const int MADV_REMOVE = 9;
     public const int MADV_POPULATE_READ = 22;
+    public const int MADV_POPULATE_WRITE = 23;
 
     private static readonly nint MapFailed = -1;
 
@@ -63,6 +64,16 @@ internal static unsafe partial class Mman
     /// </summary>
     public static void Copy(void* destination, void* source, nuint length) => memcpy(destination, source, length);
 
+    /// <summary>
+    /// The same for a few hundred bytes of memory on which nothing can wait: without the change to preemptive mode, which would cost
+    /// more than the copy.
+    /// </summary>
+    public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);
+
+    /// <summary>Puts fresh anonymous memory in the place of a mapping, at once; false where the kernel refuses.</summary>
+    public static bool TryReplaceByAnonymous(nint address, nuint length) =>
+        mmap(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == address;
+
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mmap(nint addr, nuint length, int prot, int flags, int fd, long offset);
 
@@ -77,4 +88,8 @@ internal static unsafe partial class Mman
 
     [LibraryImport("libc")]
     private static partial void* memcpy(void* dest, void* src, nuint n);
+
+    [LibraryImport("libc", EntryPoint = "memcpy")]
+    [SuppressGCTransition]
+    private static partial void* memcpy_few(void* dest, void* src, nuint n);
 }

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
@@ -6,11 +8,18 @@ namespace GuestMemory.Core;
 /// The memory of one guest: regions that do not overlap, as one guest physical address space (vm-memory's GuestMemoryMmap).
 /// Reads and writes may cross from one region into the next where they touch.
 /// </summary>
-public sealed class GuestMemoryMmap : IGuestMemorySource
+public sealed partial class GuestMemoryMmap : IGuestMemorySource
 {
     private readonly GuestRegionMmap[] _regions;
 
-    private GuestMemoryMmap(GuestRegionMmap[] regions) => _regions = regions;
+    // The regions' addresses, close together: a search touches nothing else.
+    private readonly ulong[] _starts;
+
+    private GuestMemoryMmap(GuestRegionMmap[] regions)
+    {
+        _regions = regions;
+        _starts = Array.ConvertAll(regions, static region => region.GuestAddress);
+    }
 
     /// <summary>The regions, in ascending order of their guest addresses.</summary>
     public IReadOnlyList<GuestRegionMmap> Regions => _regions;
@@ -76,16 +85,20 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     /// <summary>The region that holds an address, or null.</summary>
     public GuestRegionMmap? FindRegion(GuestAddress address)
     {
-        int low = 0, high = _regions.Length - 1;
-        while (low <= high)
+        // Without a branch that depends on the address: half of those would be guessed wrong.
+        ref var starts = ref MemoryMarshal.GetArrayDataReference(_starts);
+        nuint first = 0;
+        for (var count = (nuint)_starts.Length; count > 1;)
         {
-            var middle = (low + high) >> 1;
-            if (_regions[middle].GuestAddress > address.Value) high = middle - 1;
-            else if (_regions[middle].LastAddress < address.Value) low = middle + 1;
-            else return _regions[middle];
+            var half = count >> 1;
+            first = Unsafe.Add(ref starts, first + half) <= address.Value ? first + half : first;
+            count -= half;
         }
 
-        return null;
+        var regions = _regions;
+        if (first >= (nuint)regions.Length) return null;
+        var region = regions[first];
+        return unchecked(address.Value - region.GuestAddress) < region.Size ? region : null;
     }
 
     /// <summary>The region that holds an address and where in it the address lies, or null.</summary>
@@ -115,6 +128,7 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
 
     /// <summary>Where a guest address is mapped in this process. For handing on; access goes through this class.</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress.</exception>
+    /// <remarks>The addresses stay this memory's, if without its content, as long as the region is referred to.</remarks>
     public ulong GetHostAddress(GuestAddress address)
     {
         var region = FindRegion(address) ?? throw Unmapped(address);
@@ -143,7 +157,7 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
 
     /// <summary>Reads exactly as many bytes as the buffer has.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Read(GuestAddress, Span{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
-    public void ReadExact(GuestAddress address, Span<byte> destination) => ThrowIfPartial(address, destination.Length, Read(address, destination), "read");
+    public void ReadExact(GuestAddress address, Span<byte> destination) => ThrowIfPartial(address, (ulong)destination.Length, (ulong)Read(address, destination), "read");
 
     /// <summary>
     /// Reads exactly as many bytes as the buffer has; where a region may make it wait, on a thread of its own that is abandoned
@@ -154,19 +168,19 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
     public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
     {
         if (!IsGuarded) ReadExact(address, destination.Span);
-        else ThrowIfPartial(address, destination.Length, Abandonable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
+        else ThrowIfPartial(address, (ulong)destination.Length, (ulong)Abandonable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
     }
 
     /// <summary>Writes all the bytes.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Write(GuestAddress, ReadOnlySpan{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
-    public void WriteExact(GuestAddress address, ReadOnlySpan<byte> source) => ThrowIfPartial(address, source.Length, Write(address, source), "written");
+    public void WriteExact(GuestAddress address, ReadOnlySpan<byte> source) => ThrowIfPartial(address, (ulong)source.Length, (ulong)Write(address, source), "written");
 
     /// <summary>Writes all the bytes; abandoned like <see cref="ReadExact(GuestAddress, Memory{byte}, CancellationToken)"/>.</summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
     public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
     {
         if (!IsGuarded) WriteExact(address, source.Span);
-        else ThrowIfPartial(address, source.Length, Abandonable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
+        else ThrowIfPartial(address, (ulong)source.Length, (ulong)Abandonable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
     }
 
     /// <summary>Checks that every byte of a range is mapped with a protection that allows an access, before anything is changed.</summary>
@@ -212,35 +226,32 @@ public sealed class GuestMemoryMmap : IGuestMemorySource
         return region is not null || (done > 0 ? false : throw Unmapped(address));
     }
 
-    private static int Part(GuestRegionMmap region, ulong offset, ulong count, int error, MemoryProtection access)
+    private static int Part(GuestRegionMmap region, ulong offset, int count, int error, MemoryProtection access)
     {
-        if (error == 0) return (int)count;
-        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset + count), access,
-            new SyscallException(access == MemoryProtection.Read ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + offset + count:x}"));
+        if (error == 0) return count;
+        var at = offset + (ulong)count;
+        throw Inaccessible(region, new GuestAddress(region.GuestAddress + at), access,
+            new SyscallException(access == MemoryProtection.Read ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + at:x}"));
     }
 
     private static GuestMemoryException Inaccessible(GuestRegionMmap region, GuestAddress at, MemoryProtection access, Exception? inner)
     {
-        var why = (region.Protection & access) != access ? $"its protection is {region.Protection}"
-            : region.BackingPath is not null && !region.BackingPath.StartsWith("memfd:", StringComparison.Ordinal) ? $"the file behind it, {region.BackingPath}, may have been truncated"
-            : region.PageSize != HostPage.Size ? "the pool of huge pages may be empty"
-            : "its handler gave it up, or the memory was taken away";
         return new GuestMemoryException(GuestMemoryError.PageNotAccessible,
-            $"The page at guest address {at} in region '{region.Name}' cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {why}.", inner);
+            $"The page at guest address {at} in region '{region.Name}' cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {region.GetMapping().WhyNot(access)}.", inner) { Address = at.Value };
     }
 
-    private static void ThrowIfPartial(GuestAddress address, int expected, int completed, string verb)
+    private static void ThrowIfPartial(GuestAddress address, ulong expected, ulong completed, string verb)
     {
         if (completed < expected)
         {
-            throw new GuestMemoryException(GuestMemoryError.PartialBuffer,
-                $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + (ulong)completed)} is not mapped.");
+            throw new PartialBufferException(expected, completed,
+                $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + completed)} is not mapped.");
         }
     }
 
     private GuestMemoryException Unmapped(GuestAddress address) =>
-        new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}.");
+        new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}.") { Address = address.Value };
 
     private static GuestMemoryException Overflow(GuestAddress address, ulong size) =>
-        new(GuestMemoryError.GuestAddressOverflow, $"The range of 0x{size:x} bytes at {address} passes the last address, 2^64 - 1.");
+        new(GuestMemoryError.GuestAddressOverflow, $"The range of 0x{size:x} bytes at {address} passes the last address, 2^64 - 1.") { Address = address.Value };
 }

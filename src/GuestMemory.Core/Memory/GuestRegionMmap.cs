@@ -4,7 +4,7 @@ namespace GuestMemory.Core;
 /// A mapping at a guest physical address (vm-memory's GuestRegionMmap): what New-MmapRegion gives. Properties show addresses as
 /// plain numbers, in bytes.
 /// </summary>
-public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
+public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDisposable
 {
     private readonly MmapRegion _mapping;
 
@@ -18,6 +18,7 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
         if (mapping.Size == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A region has at least one byte.");
         CheckFits(guestAddress, mapping.Size);
         _mapping = mapping;
+        Size = mapping.Size;
         GuestAddress = guestAddress.Value;
         Name = name;
     }
@@ -25,14 +26,11 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
     /// <summary>The name.</summary>
     public string Name { get; }
 
-    /// <summary>The first guest physical address.</summary>
-    public ulong GuestAddress { get; }
+    /// <inheritdoc/>
+    public override ulong GuestAddress { get; }
 
-    /// <summary>The last guest physical address that belongs to the region.</summary>
-    public ulong LastAddress => GuestAddress + (_mapping.Size - 1);
-
-    /// <summary>The length in bytes.</summary>
-    public ulong Size => _mapping.Size;
+    /// <inheritdoc/>
+    public override ulong Size { get; }
 
     /// <summary>Where it is mapped in this process.</summary>
     public ulong HostAddress => _mapping.HostAddress;
@@ -50,13 +48,16 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
     public string? BackingPath => _mapping.BackingPath;
 
     /// <summary>Where in the file it starts, in bytes; null without a file.</summary>
-    public ulong? FileOffset => _mapping.FileOffset;
+    public ulong? FileOffset => _mapping.File?.Start;
 
-    /// <summary>Whether it lies on huge pages of hugetlbfs; null where nobody has said.</summary>
-    public bool? IsHugetlbfs => _mapping.IsHugetlbfs;
+    /// <inheritdoc/>
+    public override bool? IsHugetlbfs => _mapping.IsHugetlbfs;
 
     /// <summary>Whether writes are tracked.</summary>
-    public bool DirtyTracking => _mapping.Bitmap is not null;
+    public bool DirtyTracking => _mapping.Bitmap?.Tracker is not null;
+
+    /// <summary>The shared log that writes are marked in: its file; null where the bitmap is this process's own.</summary>
+    public string? DirtyLog => (_mapping.Bitmap?.Tracker as AtomicBitmapMmap)?.Log.Path;
 
     /// <summary>Whether the region was removed.</summary>
     public bool IsDisposed => _mapping.IsDisposed;
@@ -78,34 +79,51 @@ public sealed class GuestRegionMmap : IGuestMemorySource, IDisposable
         }
     }
 
-    /// <summary>The offset of a guest address in this region, or null where it lies elsewhere.</summary>
-    public MemoryRegionAddress? ToRegionAddress(GuestAddress address) =>
-        address.CheckedOffsetFrom(new GuestAddress(GuestAddress)) is { } offset && offset < Size ? new MemoryRegionAddress(offset) : null;
+    /// <inheritdoc/>
+    public override BitmapSlice GetBitmap() => new(_mapping.Bitmap);
 
-    /// <summary>Whether an offset lies in the region.</summary>
-    public bool AddressInRange(MemoryRegionAddress address) => address.Value < Size;
-
-    /// <summary>The offset itself where it lies in the region, or null.</summary>
-    public MemoryRegionAddress? CheckAddress(MemoryRegionAddress address) => AddressInRange(address) ? address : null;
-
-    /// <summary>The offset so many bytes above another, where it lies in the region, or null.</summary>
-    public MemoryRegionAddress? CheckedOffset(MemoryRegionAddress start, ulong offset) => start.CheckedAdd(offset) is { } address ? CheckAddress(address) : null;
-
-    /// <summary>Where an offset is mapped in this process. For handing on; access goes through the memory.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it lies past the end.</exception>
-    public ulong GetHostAddress(MemoryRegionAddress address) => AddressInRange(address)
+    /// <inheritdoc/>
+    public override ulong GetHostAddress(MemoryRegionAddress address) => AddressInRange(address)
         ? HostAddress + address.Value
-        : throw new GuestMemoryException(GuestMemoryError.InvalidBackendAddress, $"The offset {address} lies past the end of region {this}.");
+        : throw new GuestMemoryException(GuestMemoryError.InvalidBackendAddress, $"The offset {address} lies past the end of region {this}.") { Address = address.Value };
+
+    /// <inheritdoc/>
+    public override FileOffset? GetFileOffset() => _mapping.File;
+
+    /// <inheritdoc/>
+    public override ReadOnlySpan<byte> AsSlice() => _mapping.AsVolatileSlice().AsSpan();
+
+    /// <inheritdoc/>
+    public override Span<byte> AsMutSlice() => _mapping.AsVolatileSlice().AsSpan();
+
+    /// <inheritdoc/>
+    public override VolatileSlice GetSlice(MemoryRegionAddress offset, ulong count)
+    {
+        // Nearly always the whole region, or inside it.
+        if (offset.Value <= Size && count <= Size - offset.Value) return _mapping.GetSlice(offset.Value, count);
+        try
+        {
+            return _mapping.GetSlice(offset.Value, count);
+        }
+        catch (VolatileMemoryException exception)
+        {
+            throw Convert(exception);
+        }
+    }
 
     /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, none is seen twice.</summary>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
         if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region '{Name}' was removed.");
-        var bitmap = _mapping.Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-            $"Region '{Name}' has no dirty bitmap. Make it with 'New-MmapRegion -DirtyTracking'.");
-        return new DirtyBitmap(GuestAddress, Size, bitmap.PageSize, clear ? bitmap.GetAndReset() : bitmap.Snapshot(), $"region {Name}");
+        var tracker = RequireTracker();
+        return new DirtyBitmap(GuestAddress, Size, tracker, clear ? tracker.GetAndReset() : tracker.Snapshot(), $"region {Name}");
     }
+
+    /// <summary>What writes are marked in.</summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff.</exception>
+    public IDirtyTracker RequireTracker() => _mapping.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
+        $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
 
     /// <summary>Unmaps the memory; see <see cref="MmapRegion.Dispose"/>.</summary>
     public void Dispose() => _mapping.Dispose();

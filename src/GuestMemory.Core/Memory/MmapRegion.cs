@@ -1,5 +1,7 @@
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
 
@@ -14,26 +16,29 @@ public sealed unsafe class MmapRegion : IDisposable
     private readonly SafeMapping _mapping;
     private readonly Lock _lock = new();
     private readonly List<IRegionHolder> _holders = [];
+    private readonly AccessGate _gate;
     private readonly bool _alwaysGuarded;
-    private volatile bool _guarded;
+    private readonly bool _canShrink;
     private bool _disposed;
 
-    internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, ulong fileOffset,
-        bool hasFile, bool? isHugetlbfs, bool owned, bool guarded, AtomicBitmap? bitmap)
+    internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, FileOffset? file,
+        bool? isHugetlbfs, bool owned, bool guarded, bool canShrink, IDirtyTracker? tracker)
     {
         _mapping = mapping;
+        _gate = new AccessGate(this);
         _alwaysGuarded = guarded;
-        _guarded = guarded;
+        _canShrink = canShrink;
         Size = size;
         PageSize = pageSize;
         Protection = protection;
         Flags = flags;
         BackingPath = backingPath;
-        FileOffset = hasFile ? fileOffset : null;
+        File = file;
         IsHugetlbfs = isHugetlbfs;
         IsOwned = owned;
-        Bitmap = bitmap;
         HostAddress = (ulong)mapping.Address;
+        if (guarded) _gate.Set(AccessGate.Guarded);
+        if (tracker is not null) SetTracker(tracker);
     }
 
     /// <summary>The length in bytes, as asked for; not rounded to pages.</summary>
@@ -54,8 +59,8 @@ public sealed unsafe class MmapRegion : IDisposable
     /// <summary>The file behind it, or null for anonymous memory.</summary>
     public string? BackingPath { get; }
 
-    /// <summary>Where in the file it starts, in bytes; null without a file.</summary>
-    public ulong? FileOffset { get; }
+    /// <summary>The file and where in it the mapping starts (vm-memory's file_offset); null without a file. The handle is the region's own.</summary>
+    public FileOffset? File { get; }
 
     /// <summary>Whether it lies on huge pages of hugetlbfs; null where nobody has said.</summary>
     public bool? IsHugetlbfs { get; }
@@ -63,11 +68,11 @@ public sealed unsafe class MmapRegion : IDisposable
     /// <summary>Whether it is unmapped on release; false around a raw pointer.</summary>
     public bool IsOwned { get; }
 
-    /// <summary>The dirty bitmap, or null without tracking.</summary>
-    public AtomicBitmap? Bitmap { get; }
+    /// <summary>The dirty bitmap, or null where writes were never tracked. What it marks in can be replaced at any time.</summary>
+    public BitmapMmapRegion? Bitmap => (BitmapMmapRegion?)_gate.Bitmap;
 
     /// <summary>Whether accesses are guarded: they may fail or wait.</summary>
-    public bool IsGuarded => _guarded;
+    public bool IsGuarded => (_gate.State & AccessGate.Guarded) != 0;
 
     /// <summary>Who should provide missing pages and is gone: "the page-fault handler at ..."; null where nobody is, or nobody needs to.</summary>
     internal string? GoneHolder
@@ -91,13 +96,23 @@ public sealed unsafe class MmapRegion : IDisposable
     /// Reads bytes from an offset. Returns how many came: fewer than asked only where the region ends or a page cannot be had;
     /// then <paramref name="error"/> is not 0. An offset past the end gives 0 bytes.
     /// </summary>
-    internal ulong TryRead(ulong offset, Span<byte> destination, out int error) => Transfer(offset, destination, write: false, out error);
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal int TryRead(ulong offset, Span<byte> destination, out int error)
+    {
+        error = 0;
+        if (offset >= Size) return 0;
+        fixed (byte* local = destination)
+            return (int)_gate.Read(local, (byte*)(HostAddress + offset), (nuint)Math.Min((ulong)destination.Length, Size - offset), out error);
+    }
 
     /// <summary>Writes bytes at an offset, then marks them dirty; the counterpart of <see cref="TryRead"/>.</summary>
-    internal ulong TryWrite(ulong offset, ReadOnlySpan<byte> source, out int error)
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal int TryWrite(ulong offset, ReadOnlySpan<byte> source, out int error)
     {
-        var writable = System.Runtime.InteropServices.MemoryMarshal.CreateSpan(ref System.Runtime.InteropServices.MemoryMarshal.GetReference(source), source.Length);
-        return Transfer(offset, writable, write: true, out error);
+        error = 0;
+        if (offset >= Size) return 0;
+        fixed (byte* local = source)
+            return (int)_gate.Write((byte*)(HostAddress + offset), local, (nuint)Math.Min((ulong)source.Length, Size - offset), offset, out error);
     }
 
     /// <summary>
@@ -139,8 +154,51 @@ public sealed unsafe class MmapRegion : IDisposable
             _holders.Clear();
         }
 
+        _gate.Set(AccessGate.Disposed);
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
+        File?.File.Dispose();
+    }
+
+    /// <summary>All of the memory as a slice (vm-memory's as_volatile_slice).</summary>
+    public VolatileSlice AsVolatileSlice() => new(_gate, (byte*)HostAddress, Size, 0);
+
+    /// <summary>A part of the memory as a slice (vm-memory's get_slice of a mapping), in bytes.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow.</exception>
+    public VolatileSlice GetSlice(ulong offset, ulong count) => AsVolatileSlice().Subslice(offset, count);
+
+    /// <summary>
+    /// Has writes marked in a tracker from now on, in the place of the one that was there; every slice of the memory follows at once.
+    /// </summary>
+    /// <param name="tracker">The tracker, whose offset 0 is the region's first byte; or null: no tracking.</param>
+    /// <param name="keepDirty">Brings over what is marked in the former one and was not taken.</param>
+    public void SetTracker(IDirtyTracker? tracker, bool keepDirty = false)
+    {
+        lock (_lock)
+        {
+            if (Bitmap is null)
+            {
+                if (tracker is null) return;
+                var bitmap = new BitmapMmapRegion();
+                bitmap.Replace(tracker);
+                _gate.Track(bitmap);
+            }
+            else
+            {
+                Bitmap.Replace(tracker, keepDirty ? Size : 0);
+            }
+        }
+    }
+
+    /// <summary>
+    /// Whether two mappings show the same bytes of one file (vm-memory's fds_overlap). Files are the same where device and inode are;
+    /// upstream compares the numbers of the descriptors and so misses duplicates.
+    /// </summary>
+    public bool FdsOverlap(MmapRegion other)
+    {
+        ArgumentNullException.ThrowIfNull(other);
+        if (File is not { } mine || other.File is not { } theirs || mine.Identity != theirs.Identity) return false;
+        return mine.Start < theirs.Start ? theirs.Start - mine.Start < Size : mine.Start - theirs.Start < other.Size;
     }
 
     /// <summary>Registers a holder; from now on every access is guarded.</summary>
@@ -151,7 +209,7 @@ public sealed unsafe class MmapRegion : IDisposable
             ThrowIfDisposed();
             if (_holders.Find(other => other.IsLive) is { } live)
                 throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description} already.");
-            _guarded = true;
+            _gate.Set(AccessGate.Guarded);
             _holders.Add(holder);
         }
     }
@@ -162,7 +220,7 @@ public sealed unsafe class MmapRegion : IDisposable
         lock (_lock)
         {
             _holders.Remove(holder);
-            _guarded = _alwaysGuarded || _holders.Count > 0;
+            if (!_alwaysGuarded && _holders.Count == 0) _gate.Clear(AccessGate.Guarded);
         }
     }
 
@@ -179,41 +237,69 @@ public sealed unsafe class MmapRegion : IDisposable
         }
     }
 
-    private ulong Transfer(ulong offset, Span<byte> buffer, bool write, out int error)
+    /// <summary>Has the kernel copy out of guarded memory: what cannot be read is an error number, and waiting stops no collection.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal nuint ReadGuarded(byte* memory, byte* local, nuint length, out int error)
     {
-        error = 0;
-        if (offset >= Size || buffer.IsEmpty) return 0;
-        var length = (nuint)Math.Min((ulong)buffer.Length, Size - offset);
         using var lease = Lease();
-        var address = lease.Address + (nint)offset;
-        nuint done;
-        fixed (byte* local = buffer)
-        {
-            if (!_guarded)
-            {
-                if (write) Mman.Copy((void*)address, local, length);
-                else Mman.Copy(local, (void*)address, length);
-                done = length;
-            }
-            else
-            {
-                done = Guarded(address, local, length, write, out error);
-            }
-        }
-
-        if (write) Bitmap?.MarkDirty(offset, done);
-        return done;
+        return Copy(memory, local, length, write: false, out error);
     }
 
-    private static nuint Guarded(nint address, byte* local, nuint length, bool write, out int error)
+    /// <summary>Has the kernel copy into guarded memory; see <see cref="ReadGuarded"/>.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal nuint WriteGuarded(byte* memory, byte* local, nuint length, out int error)
     {
+        using var lease = Lease();
+        return Copy(memory, local, length, write: true, out error);
+    }
+
+    /// <summary>
+    /// Brings in the pages of guarded memory, so that touching them neither waits nor fails. (Somebody who takes a page away in the
+    /// very next moment, or shortens the file, defeats that; nothing shorter than a signal handler helps against it.)
+    /// </summary>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal void Populate(byte* memory, nuint length, bool write)
+    {
+        using var lease = Lease();
+        if (!IsGuarded) return;
+        var error = TryPopulate(memory, length, write);
+        if (error != 0) throw NotAccessible((ulong)memory - HostAddress, write, "madvise", error);
+    }
+
+    /// <summary>The error for bytes of the region that cannot be had.</summary>
+    internal GuestMemoryException NotAccessible(ulong offset, bool write, string function, int error)
+    {
+        var access = write ? MemoryProtection.Write : MemoryProtection.Read;
+        return new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at offset 0x{offset:x} of the region cannot be {(write ? "written" : "read")}: {WhyNot(access)}.",
+            new SyscallException(function, error, $"Access to host address 0x{HostAddress + offset:x}")) { Address = offset };
+    }
+
+    /// <summary>What most likely keeps a page from being accessed, as the end of a sentence.</summary>
+    internal string WhyNot(MemoryProtection access) => (Protection & access) != access ? $"its protection is {Protection}"
+        : _canShrink && BackingPath is not null ? $"the file behind it, {BackingPath}, may have been truncated"
+        : PageSize != HostPage.Size ? "the pool of huge pages may be empty"
+        : "its handler gave it up, or the memory was taken away";
+
+    private nuint Copy(byte* memory, byte* local, nuint length, bool write, out int error)
+    {
+        // The kernel copies bytes in whatever steps it likes. What a single access can carry is touched here instead, once its page
+        // is in; but never a file, which somebody may shorten in between.
+        if (IsSingle(memory, length) && !_canShrink && TryPopulate(memory, length, write) == 0)
+        {
+            if (write) VolatileCopy.CopyStepped(memory, local, length);
+            else VolatileCopy.CopyStepped(local, memory, length);
+            error = 0;
+            return length;
+        }
+
         nuint done = 0;
         error = 0;
         while (done < length)
         {
             var count = write
-                ? ProcessVm.TryWrite(Environment.ProcessId, local + done, address + (nint)done, length - done)
-                : ProcessVm.TryRead(Environment.ProcessId, local + done, address + (nint)done, length - done);
+                ? ProcessVm.TryWrite(Environment.ProcessId, local + done, (nint)memory + (nint)done, length - done)
+                : ProcessVm.TryRead(Environment.ProcessId, local + done, (nint)memory + (nint)done, length - done);
             if (count > 0)
             {
                 done += (nuint)count;
@@ -228,18 +314,30 @@ public sealed unsafe class MmapRegion : IDisposable
         return done;
     }
 
-    private void ThrowIfDisposed()
+    private static bool IsSingle(byte* memory, nuint length) => length is 1 or 2 or 4 or 8 && ((nuint)memory & (length - 1)) == 0;
+
+    private static int TryPopulate(byte* memory, nuint length, bool write)
     {
-        if (_disposed) throw Disposed(null);
+        var first = (nuint)memory & ~((nuint)HostPage.Size - 1);
+        var end = ((nuint)memory + length + ((nuint)HostPage.Size - 1)) & ~((nuint)HostPage.Size - 1);
+        return Mman.TryAdvise((nint)first, end - first, write ? Mman.MADV_POPULATE_WRITE : Mman.MADV_POPULATE_READ);
     }
 
-    private static GuestMemoryException Disposed(Exception? inner) =>
+    private void ThrowIfDisposed()
+    {
+        if (_disposed) throw Disposed();
+    }
+
+    internal static GuestMemoryException Disposed(Exception? inner = null) =>
         new(GuestMemoryError.RegionDisposed, "The region was removed; its memory is no longer mapped.", inner);
+
+    internal static GuestMemoryException NoHostAddress() => new(GuestMemoryError.HostAddressNotAvailable,
+        "The memory is guarded: an access by its host address can fail or wait (a file, huge pages, or a page-fault handler lies behind it). Read and write it by offsets instead.");
 
     /// <summary>Holds a mapping open; its address is good until disposal.</summary>
     internal readonly ref struct MappingLease
     {
-        private readonly SafeMapping _mapping;
+        private readonly SafeMapping? _mapping;
 
         public MappingLease(SafeMapping mapping)
         {
@@ -249,10 +347,10 @@ public sealed unsafe class MmapRegion : IDisposable
             _mapping = mapping;
         }
 
-        public nint Address => _mapping.Address;
+        public nint Address => _mapping!.Address;
 
-        public nuint Length => _mapping.Length;
+        public nuint Length => _mapping!.Length;
 
-        public void Dispose() => _mapping.DangerousRelease();
+        public void Dispose() => _mapping?.DangerousRelease();
     }
 }

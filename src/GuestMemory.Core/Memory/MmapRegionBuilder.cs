@@ -20,6 +20,7 @@ public sealed class MmapRegionBuilder
     private bool? _hugetlbfs;
     private nint? _pointer;
     private bool _tracked;
+    private IDirtyTracker? _tracker;
 
     /// <param name="size">The bytes to map. What lies between them and the end of their last page is never accessed.</param>
     public MmapRegionBuilder(ulong size) => _size = size;
@@ -96,6 +97,13 @@ public sealed class MmapRegionBuilder
         return this;
     }
 
+    /// <summary>Has writes marked in a tracker of the caller's (vm-memory's new_with_bitmap); its offset 0 is the region's first byte.</summary>
+    public MmapRegionBuilder WithTracker(IDirtyTracker tracker)
+    {
+        _tracker = tracker;
+        return this;
+    }
+
     /// <summary>Makes the mapping.</summary>
     /// <exception cref="GuestMemoryException">MapFixed, InvalidPointer, ZeroSize, UnalignedOffset, UnalignedSize, MappingPastEof, HugePagesExhausted, HugePageSizeUnsupported, OutOfMemory.</exception>
     /// <exception cref="SyscallException">The kernel refused for another reason.</exception>
@@ -143,23 +151,36 @@ public sealed class MmapRegionBuilder
         }
 
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
-        SafeMapping? mapping;
-        int error;
-        if (file is null)
-        {
-            mapping = Mman.TryMap((nuint)_size, (int)_protection, (int)flags, -1, (long)_offset, out error);
-        }
-        else
-        {
-            using var lease = new DescriptorLease(file);
-            mapping = Mman.TryMap((nuint)_size, (int)_protection, (int)flags, lease.Number, (long)_offset, out error);
-        }
-
-        if (mapping is null) throw MapFailure(error, what, pageSize);
+        var mapping = TryMap(file, flags, out var error) ?? throw MapFailure(error, what, pageSize);
         // Direct access is for memory that no fault can fail on: ordinary anonymous pages and memfds that nobody can shrink.
         var guarded = canFail || pageSize != HostPage.Size || (_protection & MemoryProtection.ReadWrite) != MemoryProtection.ReadWrite;
-        return new MmapRegion(mapping, _size, pageSize, _protection, flags, path, _offset, isFile,
-            _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, Bitmap());
+        try
+        {
+            return new MmapRegion(guarded ? mapping : mapping.Share(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
+                _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, canFail, Tracker());
+        }
+        catch
+        {
+            mapping.Dispose();
+            throw;
+        }
+    }
+
+    private SafeMapping? TryMap(System.Runtime.InteropServices.SafeHandle? file, MapFlags flags, out int error)
+    {
+        var mapping = Once(out error);
+        if (error != Errno.ENOMEM) return mapping;
+        // Addresses of regions that were released, but not found so by the collector yet.
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        return Once(out error);
+
+        SafeMapping? Once(out int error)
+        {
+            if (file is null) return Mman.TryMap((nuint)_size, (int)_protection, (int)flags, -1, (long)_offset, out error);
+            using var lease = new DescriptorLease(file);
+            return Mman.TryMap((nuint)_size, (int)_protection, (int)flags, lease.Number, (long)_offset, out error);
+        }
     }
 
     private MmapRegion Wrap(nint pointer)
@@ -167,11 +188,11 @@ public sealed class MmapRegionBuilder
         if (!HostPage.IsAligned((ulong)pointer, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.InvalidPointer, $"The pointer 0x{pointer:x} is not a multiple of the page size, {HostPage.Size} bytes.");
         var flags = _flags ?? MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private;
-        return new MmapRegion(new SafeMapping(pointer, (nuint)_size, owned: false), _size, HostPage.Size, _protection, flags, null, _offset,
-            hasFile: _file is not null, _hugetlbfs, owned: false, guarded: true, Bitmap());
+        return new MmapRegion(new SafeMapping(pointer, (nuint)_size, owned: false), _size, HostPage.Size, _protection, flags, null,
+            _file is null ? null : FileOffset.Duplicate(_file, _offset), _hugetlbfs, owned: false, guarded: true, canShrink: true, Tracker());
     }
 
-    private AtomicBitmap? Bitmap() => _tracked ? new AtomicBitmap(_size, HostPage.Size) : null;
+    private IDirtyTracker? Tracker() => _tracker ?? (_tracked ? new AtomicBitmap(_size, HostPage.Size) : null);
 
     private GuestMemoryException MapFailure(int error, string what, ulong pageSize)
     {
@@ -232,6 +253,6 @@ public sealed class MmapRegionBuilder
     private static string PathOf(SafeFileHandle file)
     {
         using var lease = new DescriptorLease(file);
-        return new FileInfo($"/proc/self/fd/{lease.Number}").LinkTarget ?? "file";
+        return Descriptor.PathOf(lease.Number);
     }
 }

@@ -14,7 +14,7 @@ public sealed class MmapRegionTests : IDisposable
         Assert.Equal((GuestMemoryError.ZeroSize, "mmap", "EINVAL"), (error.Error, error.Function, error.ErrnoName));
         using var region = new MmapRegionBuilder(4096).Build();
         Assert.Equal(4096UL, region.Size);
-        Assert.Null(region.FileOffset);
+        Assert.Null(region.File);
         Assert.Equal(3, (int)region.Protection);
         Assert.Equal(0x4022, (int)region.Flags);
         Assert.Null(region.IsHugetlbfs);
@@ -29,9 +29,9 @@ public sealed class MmapRegionTests : IDisposable
     {
         File.WriteAllBytes(_folder["f"], [1, 2, 3, 4, 5]);
         using var region = new MmapRegionBuilder(5).WithFile(_folder["f"]).Build();
-        Assert.Equal((5UL, 0UL, 3, 0x4001), (region.Size, region.FileOffset!.Value, (int)region.Protection, (int)region.Flags));
+        Assert.Equal((5UL, 0UL, 3, 0x4001), (region.Size, region.File!.Start, (int)region.Protection, (int)region.Flags));
         var bytes = new byte[16];
-        Assert.Equal(5UL, region.TryRead(0, bytes, out var error));
+        Assert.Equal(5, region.TryRead(0, bytes, out var error));
         Assert.Equal(0, error);
         Assert.Equal([1, 2, 3, 4, 5], bytes[..5]);
     }
@@ -48,7 +48,7 @@ public sealed class MmapRegionTests : IDisposable
         var unaligned = Assert.Throws<SyscallException>(() => At(4095, MapFlags.NoReserve | MapFlags.Private).Build());
         Assert.Equal((GuestMemoryError.UnalignedOffset, "EINVAL"), (unaligned.Error, unaligned.ErrnoName));
         using var region = At(4096, MapFlags.NoReserve | MapFlags.Private).Build();
-        Assert.Equal((1000UL, 4096UL, true), (region.Size, region.FileOffset!.Value, region.IsOwned));
+        Assert.Equal((1000UL, 4096UL, true), (region.Size, region.File!.Start, region.IsOwned));
     }
 
     [Fact]
@@ -95,13 +95,13 @@ public sealed class MmapRegionTests : IDisposable
     public void ForbiddenAccessIsAnErrorAndNotASignal()
     {
         using var nothing = new MmapRegionBuilder(4096).WithProtection(MemoryProtection.None).Build();
-        Assert.Equal(0UL, nothing.TryRead(0, new byte[8], out var error));
+        Assert.Equal(0, nothing.TryRead(0, new byte[8], out var error));
         Assert.Equal(Errno.EFAULT, error);
         using var readOnly = new MmapRegionBuilder(4096).WithProtection(MemoryProtection.Read).WithDirtyTracking().Build();
-        Assert.Equal(8UL, readOnly.TryRead(0, new byte[8], out _));
-        Assert.Equal(0UL, readOnly.TryWrite(0, new byte[8], out error));
+        Assert.Equal(8, readOnly.TryRead(0, new byte[8], out _));
+        Assert.Equal(0, readOnly.TryWrite(0, new byte[8], out error));
         Assert.Equal(Errno.EFAULT, error);
-        Assert.Equal(0, readOnly.Bitmap!.CountDirty());
+        Assert.Equal(0, ((AtomicBitmap)readOnly.Bitmap!.Tracker!).CountDirty());
     }
 
     [Fact]
@@ -111,7 +111,7 @@ public sealed class MmapRegionTests : IDisposable
         using var region = new MmapRegionBuilder(16384).WithFile(_folder["f"]).Build();
         using (var file = File.OpenWrite(_folder["f"])) file.SetLength(4096);
         var buffer = new byte[16384];
-        Assert.Equal(4096UL, region.TryRead(0, buffer, out var error));
+        Assert.Equal(4096, region.TryRead(0, buffer, out var error));
         Assert.Equal(Errno.EFAULT, error);
     }
 
@@ -140,7 +140,7 @@ public sealed class MmapRegionTests : IDisposable
         using var pool = new HugePagePoolOf(2 << 20, 4);
         using var region = new MmapRegionBuilder(4 << 20).WithHugePages(2 << 20).Build();
         Assert.Equal((2UL << 20, true, true), (region.PageSize, region.IsHugetlbfs, region.IsGuarded));
-        Assert.Equal(8UL, region.TryWrite(0, new byte[8], out _));
+        Assert.Equal(8, region.TryWrite(0, new byte[8], out _));
         var tooLarge = Assert.Throws<SyscallException>(() => new MmapRegionBuilder(1UL << 40).WithHugePages(2 << 20).Build());
         Assert.Equal(GuestMemoryError.HugePagesExhausted, tooLarge.Error);
         Assert.Equal(GuestMemoryError.UnalignedSize, Assert.Throws<GuestMemoryException>(() => new MmapRegionBuilder(4096).WithHugePages(2 << 20).Build()).Error);

@@ -82,8 +82,8 @@ public sealed class RegionCollectionTests : IDisposable
     {
         var memory = Space((0, 0x1000), (0x1000, 0x1000));
         Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure(() => memory.WriteExact(new GuestAddress(0x2001), new byte[8])));
-        var partial = Assert.Throws<GuestMemoryException>(() => memory.WriteExact(new GuestAddress(0x1ffc), new byte[8]));
-        Assert.Equal(GuestMemoryError.PartialBuffer, partial.Error);
+        var partial = Assert.Throws<PartialBufferException>(() => memory.WriteExact(new GuestAddress(0x1ffc), new byte[8]));
+        Assert.Equal((8UL, 4UL), (partial.Expected, partial.Completed));
         Assert.Contains("Only 4 of 8", partial.Message, StringComparison.Ordinal);
         foreach (var (address, value) in new[] { (0x500UL, 0xaa55aa55aa55aa55UL), (0x1020UL, 0x55aa55aa55aa55aaUL) })
         {

@@ -16,8 +16,8 @@ public sealed class ClearDirtyBitmapCommand : MemoryCmdlet
         {
             Attempt(() =>
             {
-                var bitmap = region.GetMapping().Bitmap ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"Region '{region.Name}' has no dirty bitmap. Make it with 'New-MmapRegion -DirtyTracking'.");
-                if (ShouldProcess(region.ToString(), "Forget which pages were written")) bitmap.Reset();
+                var tracker = region.RequireTracker();
+                if (ShouldProcess(region.ToString(), "Forget which pages were written")) tracker.Reset();
             }, region);
         }
     }

@@ -1,0 +1,52 @@
+using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary>What can be done with any descriptor: <c>read(2)</c>, <c>write(2)</c>, and a duplicate by <c>fcntl(2)</c>.</summary>
+internal static unsafe partial class Descriptor
+{
+    public const int F_DUPFD_CLOEXEC = 1030;
+
+    /// <summary>A second descriptor of the same open file.</summary>
+    public static SafeFileHandle Duplicate(SafeHandle descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        var number = fcntl(lease.Number, F_DUPFD_CLOEXEC, 0);
+        return number >= 0
+            ? new SafeFileHandle(number, ownsHandle: true)
+            : throw new SyscallException("fcntl(F_DUPFD_CLOEXEC)", Marshal.GetLastPInvokeError(), "Duplicating a descriptor", remedy: "Raise the limit of open files ('ulimit -n').");
+    }
+
+    /// <summary>What an open file is called, or "file" where nobody knows.</summary>
+    public static string PathOf(int descriptor) => new FileInfo($"/proc/self/fd/{descriptor}").LinkTarget ?? "file";
+
+    /// <summary>Reads once, again where a signal interrupts; the bytes that came, or the negated error number.</summary>
+    public static nint TryRead(int descriptor, void* buffer, nuint length)
+    {
+        nint count;
+        do count = Result(read(descriptor, buffer, length));
+        while (count == -Errno.EINTR);
+        return count;
+    }
+
+    /// <summary>Writes once, again where a signal interrupts; the bytes that went, or the negated error number.</summary>
+    public static nint TryWrite(int descriptor, void* buffer, nuint length)
+    {
+        nint count;
+        do count = Result(write(descriptor, buffer, length));
+        while (count == -Errno.EINTR);
+        return count;
+    }
+
+    private static nint Result(nint count) => count >= 0 ? count : -Marshal.GetLastPInvokeError();
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int fcntl(int fd, int cmd, int arg);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint read(int fd, void* buf, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint write(int fd, void* buf, nuint count);
+}

@@ -1,0 +1,91 @@
+using System.Numerics;
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// An integer in guest memory for atomic operations (what vm-memory's get_atomic_ref refers to). Nobody marks as dirty what is
+/// written through it.
+/// </summary>
+/// <typeparam name="T">An integer of 1, 2, 4 or 8 bytes.</typeparam>
+public readonly unsafe struct AtomicRef<T>
+    where T : unmanaged, IBinaryInteger<T>
+{
+    private readonly AccessGate _gate;
+    private readonly byte* _address;
+
+    internal AtomicRef(AccessGate gate, byte* address)
+    {
+        _gate = gate;
+        _address = address;
+    }
+
+    /// <summary>Loads the integer.</summary>
+    /// <param name="ordering">Relaxed, Acquire or SeqCst.</param>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public T Load(AtomicOrdering ordering)
+    {
+        _gate.Enter(_address, (nuint)sizeof(T), write: false);
+        var value = AtomicAccess.Load<T>(_address, ordering);
+        _gate.Leave();
+        return value;
+    }
+
+    /// <summary>Stores the integer.</summary>
+    /// <param name="value">The integer.</param>
+    /// <param name="ordering">Relaxed, Release or SeqCst.</param>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Store(T value, AtomicOrdering ordering)
+    {
+        _gate.Enter(_address, (nuint)sizeof(T), write: true);
+        AtomicAccess.Store(_address, value, ordering);
+        _gate.Leave();
+    }
+
+    /// <summary>Stores an integer and returns the one that was there; SeqCst.</summary>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    public T Exchange(T value)
+    {
+        _gate.Enter(_address, (nuint)sizeof(T), write: true);
+        var former = AtomicAccess.Exchange(_address, value);
+        _gate.Leave();
+        return former;
+    }
+
+    /// <summary>Stores an integer where another one stands; returns the one that was there. SeqCst.</summary>
+    /// <param name="value">What is stored.</param>
+    /// <param name="comparand">What must be there.</param>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    public T CompareExchange(T value, T comparand)
+    {
+        _gate.Enter(_address, (nuint)sizeof(T), write: true);
+        var former = AtomicAccess.CompareExchange(_address, value, comparand);
+        _gate.Leave();
+        return former;
+    }
+
+    /// <summary>Adds, wrapping around, and returns what was there; SeqCst.</summary>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    public T FetchAdd(T value) => Fetch(value, static (old, operand) => unchecked(old + operand));
+
+    /// <summary>Sets bits and returns what was there; SeqCst.</summary>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    public T FetchOr(T value) => Fetch(value, static (old, operand) => old | operand);
+
+    /// <summary>Keeps only some bits and returns what was there; SeqCst.</summary>
+    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
+    public T FetchAnd(T value) => Fetch(value, static (old, operand) => old & operand);
+
+    private T Fetch(T operand, Func<T, T, T> change)
+    {
+        var old = Load(AtomicOrdering.Relaxed);
+        while (true)
+        {
+            var seen = CompareExchange(change(old, operand), old);
+            if (seen == old) return old;
+            old = seen;
+        }
+    }
+}

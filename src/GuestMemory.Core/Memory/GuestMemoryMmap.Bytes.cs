@@ -1,0 +1,123 @@
+using System.Numerics;
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <content>Slices, values, atomics and streams at guest addresses.</content>
+public sealed unsafe partial class GuestMemoryMmap
+{
+    /// <summary>A part of one region, in bytes (vm-memory's get_slice).</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it leaves the region.</exception>
+    public VolatileSlice GetSlice(GuestAddress address, ulong count)
+    {
+        var region = FindRegion(address) ?? throw Unmapped(address);
+        return region.GetSlice(new MemoryRegionAddress(address.Value - region.GuestAddress), count);
+    }
+
+    /// <summary>
+    /// A range as slices, one a region, as they are asked for (vm-memory's get_slices). An address that is not mapped is an error where
+    /// it is reached, and the end.
+    /// </summary>
+    public GuestMemorySlices GetSlices(GuestAddress address, ulong count) => new(this, address, count, throwLater: true);
+
+    /// <summary>Reads a value (vm-memory's read_obj); it may lie in regions that touch.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="ReadExact(GuestAddress, Span{byte})"/>.</exception>
+    public T ReadObject<T>(GuestAddress address)
+        where T : unmanaged
+    {
+        Unsafe.SkipInit(out T value);
+        ReadExact(address, new Span<byte>(&value, sizeof(T)));
+        return value;
+    }
+
+    /// <summary>Writes a value and marks it (vm-memory's write_obj); it may lie in regions that touch.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="WriteExact(GuestAddress, ReadOnlySpan{byte})"/>.</exception>
+    public void WriteObject<T>(GuestAddress address, T value)
+        where T : unmanaged => WriteExact(address, new ReadOnlySpan<byte>(&value, sizeof(T)));
+
+    /// <summary>Loads an integer atomically; see <see cref="VolatileSlice.Load"/>.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it lies in two regions, or is not aligned. PageNotAccessible.</exception>
+    public T Load<T>(GuestAddress address, AtomicOrdering ordering)
+        where T : unmanaged, IBinaryInteger<T>
+    {
+        var region = FindRegion(address) ?? throw Unmapped(address);
+        return region.Load<T>(new MemoryRegionAddress(address.Value - region.GuestAddress), ordering);
+    }
+
+    /// <summary>Stores an integer atomically, then marks it; see <see cref="VolatileSlice.Store"/>.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it lies in two regions, or is not aligned. PageNotAccessible.</exception>
+    public void Store<T>(T value, GuestAddress address, AtomicOrdering ordering)
+        where T : unmanaged, IBinaryInteger<T>
+    {
+        var region = FindRegion(address) ?? throw Unmapped(address);
+        region.Store(value, new MemoryRegionAddress(address.Value - region.GuestAddress), ordering);
+    }
+
+    /// <summary>
+    /// Fills memory from a source; returns how many bytes came. In the last region of the range the source is read once. In those before
+    /// it a short read is gone on with until the region is full or the source has ended, where upstream leaves a gap.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. What the source throws; PageNotAccessible.</exception>
+    public ulong ReadVolatileFrom<TSource>(GuestAddress address, ref TSource source, ulong count)
+        where TSource : IReadVolatile, allows ref struct
+    {
+        ulong total = 0;
+        foreach (var slice in GetSlices(address, count).StopOnError())
+        {
+            ulong done = 0;
+            do
+            {
+                var came = source.ReadVolatile(slice.Offset(done));
+                if (came == 0) return total + done;
+                done += came;
+            }
+            while (done < slice.Size && total + slice.Size < count);
+            total += done;
+        }
+
+        return total;
+    }
+
+    /// <summary>Fills exactly so much memory from a source.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress; UnexpectedEof; PartialBuffer: the range runs into a hole. PageNotAccessible.</exception>
+    public void ReadExactVolatileFrom<TSource>(GuestAddress address, ref TSource source, ulong count)
+        where TSource : IReadVolatile, allows ref struct
+    {
+        ulong total = 0;
+        foreach (var slice in GetSlices(address, count).StopOnError())
+        {
+            source.ReadExactVolatile(slice);
+            total += slice.Size;
+        }
+
+        ThrowIfPartial(address, count, total, "filled");
+    }
+
+    /// <summary>Writes memory to a sink, region by region; returns how many bytes were mapped.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. WriteZero; PageNotAccessible.</exception>
+    public ulong WriteVolatileTo<TSink>(GuestAddress address, ref TSink sink, ulong count)
+        where TSink : IWriteVolatile, allows ref struct
+    {
+        ulong total = 0;
+        foreach (var slice in GetSlices(address, count).StopOnError())
+        {
+            sink.WriteAllVolatile(slice);
+            total += slice.Size;
+        }
+
+        return total;
+    }
+
+    /// <summary>Writes exactly so much memory to a sink.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="WriteVolatileTo"/>, and PartialBuffer where the range runs into a hole.</exception>
+    public void WriteAllVolatileTo<TSink>(GuestAddress address, ref TSink sink, ulong count)
+        where TSink : IWriteVolatile, allows ref struct => ThrowIfPartial(address, count, WriteVolatileTo(address, ref sink, count), "written");
+
+    /// <summary>The slice of the range's beginning, as far as one region reaches; the error where there is none.</summary>
+    internal VolatileSlice FirstSlice(GuestAddress address, ulong count)
+    {
+        var region = FindRegion(address) ?? throw Unmapped(address);
+        var offset = address.Value - region.GuestAddress;
+        return region.GetSlice(new MemoryRegionAddress(offset), Math.Min(count, region.Size - offset));
+    }
+}

@@ -1,0 +1,49 @@
+using System.Runtime.CompilerServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Copies between memory that others may write at the same time (vm-memory's copy_slice). 1, 2, 4 and 8 bytes are one access on
+/// each side, which cannot tear where it is aligned; upstream splits what is not aligned on both sides, here only the processor
+/// does. 3, 5, 6 and 7 bytes go in the largest steps, more than 8 bytes by memcpy, without a promise.
+/// </summary>
+internal static unsafe class VolatileCopy
+{
+    // Up to here the change of the thread's mode costs more than it is worth; beyond, a collection should not wait for the copy.
+    private const nuint Few = 1024;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Copy(byte* destination, byte* source, nuint length)
+    {
+        if (length <= sizeof(ulong)) CopyStepped(destination, source, length);
+        else if (length <= Few) Mman.CopyFew(destination, source, length);
+        else Mman.Copy(destination, source, length);
+    }
+
+    /// <summary>Copies 0 to 8 bytes.</summary>
+    public static void CopyStepped(byte* destination, byte* source, nuint length)
+    {
+        if (length == 8)
+        {
+            Unsafe.WriteUnaligned(destination, Unsafe.ReadUnaligned<ulong>(source));
+            return;
+        }
+
+        if ((length & 4) != 0)
+        {
+            Unsafe.WriteUnaligned(destination, Unsafe.ReadUnaligned<uint>(source));
+            destination += 4;
+            source += 4;
+        }
+
+        if ((length & 2) != 0)
+        {
+            Unsafe.WriteUnaligned(destination, Unsafe.ReadUnaligned<ushort>(source));
+            destination += 2;
+            source += 2;
+        }
+
+        if ((length & 1) != 0) *destination = *source;
+    }
+}

@@ -1,0 +1,193 @@
+using System.Numerics;
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A piece of guest memory that others may read and write at the same time (vm-memory's VolatileSlice, and its VolatileMemory). A
+/// small value: copy it, keep it, slice it. Accesses of 1, 2, 4 and 8 bytes at addresses that are multiples of their size never
+/// tear; larger ones may. What is written is marked in the region's dirty bitmap, after the write. A slice of a region that was
+/// removed is an error, RegionDisposed, and nothing worse. Offsets and lengths are bytes.
+/// </summary>
+/// <remarks>
+/// On guarded memory every access goes through the kernel and costs about a microsecond; a page that cannot be had is the error
+/// PageNotAccessible.
+/// </remarks>
+public readonly unsafe partial struct VolatileSlice
+{
+    // Null in the slice of nothing, which every check of a length keeps out.
+    private readonly AccessGate _gate;
+    private readonly byte* _address;
+    private readonly ulong _origin;
+
+    internal VolatileSlice(AccessGate gate, byte* address, ulong size, ulong origin)
+    {
+        _gate = gate;
+        _address = address;
+        Size = size;
+        _origin = origin;
+    }
+
+    /// <summary>
+    /// A slice of any memory, whose owner keeps it mapped as long as a slice of it is used (vm-memory's new and with_bitmap).
+    /// </summary>
+    /// <param name="address">The first byte.</param>
+    /// <param name="size">The length in bytes.</param>
+    /// <param name="bitmap">Where writes are marked; the default: nowhere.</param>
+    public VolatileSlice(void* address, ulong size, BitmapSlice bitmap = default)
+        : this(new AccessGate(null), (byte*)address, size, bitmap.BaseOffset)
+    {
+        if (bitmap.Bitmap is not null) _gate.Track(bitmap.Bitmap);
+    }
+
+    /// <summary>The length in bytes.</summary>
+    public ulong Size { get; }
+
+    /// <summary>Whether it has no bytes.</summary>
+    public bool IsEmpty => Size == 0;
+
+    /// <summary>Where writes are marked; its offset 0 is the slice's first byte.</summary>
+    public BitmapSlice Bitmap => new(_gate?.Bitmap, _origin);
+
+    /// <summary>A slice of an array, which stays where it is as long as a slice of it is held.</summary>
+    /// <param name="array">The array.</param>
+    /// <param name="bitmap">Where writes are marked; the default: nowhere.</param>
+    public static VolatileSlice FromArray<T>(T[] array, BitmapSlice bitmap = default)
+        where T : unmanaged
+    {
+        ArgumentNullException.ThrowIfNull(array);
+        var pin = new ArrayPin(array);
+        var gate = new AccessGate(null, pin);
+        if (bitmap.Bitmap is not null) gate.Track(bitmap.Bitmap);
+        return new VolatileSlice(gate, pin.Address, (ulong)array.Length * (ulong)sizeof(T), bitmap.BaseOffset);
+    }
+
+    /// <summary>The sum of two offsets.</summary>
+    /// <exception cref="VolatileMemoryException">Overflow.</exception>
+    public static ulong ComputeOffset(ulong start, ulong offset) => offset <= ulong.MaxValue - start ? start + offset : throw VolatileMemoryException.Overflow(start, offset);
+
+    /// <summary>The end of a range of the slice; a range of no bytes may lie at its end.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds with the range's end; Overflow.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public ulong ComputeEndOffset(ulong offset, ulong count)
+    {
+        var end = unchecked(offset + count);
+        if (end < offset || end > Size) ThrowOutside(offset, count);
+        return end;
+    }
+
+    /// <summary>A part of the slice (vm-memory's subslice and get_slice).</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow.</exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public VolatileSlice Subslice(ulong offset, ulong count)
+    {
+        _ = ComputeEndOffset(offset, count);
+        return new VolatileSlice(_gate, _address + offset, count, unchecked(_origin + offset));
+    }
+
+    /// <summary>The slice without its first bytes; all of them may go.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds and Overflow name host addresses, as upstream does.</exception>
+    public VolatileSlice Offset(ulong count)
+    {
+        if (count > ulong.MaxValue - (ulong)_address) throw VolatileMemoryException.Overflow((ulong)_address, count);
+        if (count > Size) throw VolatileMemoryException.OutOfBounds((ulong)_address + count);
+        return new VolatileSlice(_gate, _address + count, Size - count, unchecked(_origin + count));
+    }
+
+    /// <summary>The first bytes, and the rest.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds.</exception>
+    public (VolatileSlice First, VolatileSlice Second) SplitAt(ulong middle)
+    {
+        var rest = Offset(middle);
+        return (new VolatileSlice(_gate, _address, middle, _origin), rest);
+    }
+
+    /// <summary>Keeps the memory in place and gives its address, for system calls (vm-memory's ptr_guard and ptr_guard_mut).</summary>
+    /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
+    public PtrGuard PtrGuard() => new(_gate?.Region, _address, Size);
+
+    /// <summary>Whether the slice begins at a multiple of <paramref name="alignment"/>, a power of two.</summary>
+    /// <exception cref="VolatileMemoryException">Misaligned.</exception>
+    public void CheckAlignment(ulong alignment)
+    {
+        if (!ulong.IsPow2(alignment)) throw new ArgumentOutOfRangeException(nameof(alignment), alignment, "An alignment is a power of two.");
+        if (((ulong)_address & (alignment - 1)) != 0) throw VolatileMemoryException.Misaligned((ulong)_address, alignment);
+    }
+
+    /// <summary>One value at an offset, at any alignment.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow.</exception>
+    public VolatileRef<T> GetRef<T>(ulong offset)
+        where T : unmanaged => new(Subslice(offset, (ulong)sizeof(T)));
+
+    /// <summary>Values one behind the other from an offset on.</summary>
+    /// <param name="offset">The first byte.</param>
+    /// <param name="count">How many values.</param>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow; TooBig: so many do not fit in any memory.</exception>
+    public VolatileArrayRef<T> GetArrayRef<T>(ulong offset, ulong count)
+        where T : unmanaged
+    {
+        var size = (UInt128)count * (ulong)sizeof(T);
+        if (size > long.MaxValue) throw VolatileMemoryException.TooBig(count, (ulong)sizeof(T));
+        return new VolatileArrayRef<T>(Subslice(offset, (ulong)size));
+    }
+
+    /// <summary>A value for atomic operations, which nobody marks as dirty.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow; Misaligned: the address is no multiple of the size.</exception>
+    public AtomicRef<T> GetAtomicRef<T>(ulong offset)
+        where T : unmanaged, IBinaryInteger<T> => new(_gate, Aligned<T>(offset));
+
+    /// <summary>
+    /// A reference to a value in place, to read it as often as one likes. It is good as long as the region is not removed, and others
+    /// may write what it refers to.
+    /// </summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded.</exception>
+    public ref readonly T AlignedAsRef<T>(ulong offset)
+        where T : unmanaged => ref AlignedAsMut<T>(offset);
+
+    /// <summary>The same to write to; nobody marks as dirty what is written.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
+    public ref T AlignedAsMut<T>(ulong offset)
+        where T : unmanaged
+    {
+        _ = ComputeEndOffset(offset, (ulong)sizeof(T));
+        var at = _address + offset;
+        var alignment = (ulong)AlignmentOf<T>();
+        if (((ulong)at & (alignment - 1)) != 0) throw VolatileMemoryException.Misaligned((ulong)at, alignment);
+        var state = _gate.State;
+        if ((state & AccessGate.Disposed) != 0) throw MmapRegion.Disposed();
+        if ((state & AccessGate.Guarded) != 0) throw MmapRegion.NoHostAddress();
+        return ref *(T*)at;
+    }
+
+    /// <summary>The memory as a span, or the null span: guarded memory, more than 2 GiB, or removed.</summary>
+    internal Span<byte> AsSpan() => _gate is not null && Size <= int.MaxValue && (_gate.State & (AccessGate.Guarded | AccessGate.Disposed)) == 0 ? new Span<byte>(_address, (int)Size) : default;
+
+    private static int AlignmentOf<T>()
+        where T : unmanaged => sizeof(AlignmentProbe<T>) - sizeof(T);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private byte* Aligned<T>(ulong offset)
+        where T : unmanaged
+    {
+        _ = ComputeEndOffset(offset, (ulong)sizeof(T));
+        var at = _address + offset;
+        if (((ulong)at & ((ulong)sizeof(T) - 1)) != 0) ThrowMisaligned(at, (ulong)sizeof(T));
+        return at;
+    }
+
+    private static void ThrowMisaligned(byte* at, ulong alignment) => throw VolatileMemoryException.Misaligned((ulong)at, alignment);
+
+    private void ThrowOutside(ulong offset, ulong count) =>
+        throw (count > ulong.MaxValue - offset ? VolatileMemoryException.Overflow(offset, count) : VolatileMemoryException.OutOfBounds(offset + count));
+
+#pragma warning disable CS0649 // Only its size is of interest: what the compiler puts between the two.
+    private struct AlignmentProbe<T>
+        where T : unmanaged
+    {
+        public byte First;
+        public T Second;
+    }
+#pragma warning restore CS0649
+}
