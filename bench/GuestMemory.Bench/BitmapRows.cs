@@ -1,5 +1,3 @@
-using System.Diagnostics;
-using System.Globalization;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
 
@@ -8,10 +6,8 @@ namespace GuestMemory.Bench;
 /// <summary>
 /// The bitmap's operations, one figure each: the same loops over data of the same generator as in cbase.c, 64 GiB in pages of 4 KiB.
 /// </summary>
-internal sealed unsafe class BitmapRows
+internal sealed unsafe class BitmapRows : RowSet
 {
-    private const int Repetitions = 5;
-    private const int WarmUps = 35;
     private const ulong Page = 4096;
     private const ulong Range = 2 << 20;
     private const long Pages = 16 << 20;
@@ -32,47 +28,35 @@ internal sealed unsafe class BitmapRows
         for (var i = 0; i < Marks; i++) _random[i] = (uint)(Next() % Pages);
     }
 
-    /// <summary>The rows: what it is, C's name for it, what it may take of C's time, and how often the body does it.</summary>
-    public static (string Name, string Baseline, double Target, int Operations)[] Rows { get; } =
+    public override string Name => "bitmaps";
+
+    public override string Setup => "64 GiB in pages of 4 KiB";
+
+    public override string[] Filters => ["bitmap_"];
+
+    public override string Mebibytes => "16";
+
+    public override Row[] Rows { get; } =
     [
-        ("mark a page, random", "\"bench\":\"bitmap_set_atomic_rand\"", 1.1, Marks),
-        ("the same, already dirty", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", 1.05, Marks),
-        ("the same, through a slice", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", double.NaN, Marks),
-        ("is a page dirty, random", "\"bench\":\"bitmap_test_rand\"", double.NaN, Marks),
-        ("mark 2 MiB, random", "\"bench\":\"bitmap_set_2M_range_atomic_words\"", 1, Ranges),
-        ("get and reset, clean", "\"bench\":\"bitmap_get_and_reset_xchg_if_nonzero\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":0", 0.6, 1),
-        ("get and reset, 1 %", "\"bench\":\"bitmap_get_and_reset_xchg_if_nonzero\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", 1, 1),
-        ("list pages, 1 %", "\"bench\":\"bitmap_list_pages\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", 0.9, 1),
-        ("list runs, 1 %", "\"bench\":\"bitmap_list_runs\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", 0.8, 1),
-        ("count, 30 %", "\"bench\":\"bitmap_popcount_avx2\"", 1.05, 1),
-        ("any, clean", "\"bench\":\"bitmap_any_avx2_clean\"", double.NaN, 1),
+        new("mark a page, random", "\"bench\":\"bitmap_set_atomic_rand\"", "1.10", Marks),
+        new("the same, already dirty", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "1.05", Marks),
+        new("the same, through a slice", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "", Marks),
+        new("is a page dirty, random", "\"bench\":\"bitmap_test_rand\"", "", Marks),
+        new("mark 2 MiB, random", "\"bench\":\"bitmap_set_2M_range_atomic_words\"", "1.00", Ranges),
+        new("get and reset, clean", "\"bench\":\"bitmap_get_and_reset_xchg_if_nonzero\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":0", "0.60", 1),
+        new("get and reset, 1 %", "\"bench\":\"bitmap_get_and_reset_xchg_if_nonzero\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", "1.00", 1),
+        new("list pages, 1 %", "\"bench\":\"bitmap_list_pages\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", "0.90", 1),
+        new("list runs, 1 %", "\"bench\":\"bitmap_list_runs\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":1,", "0.80", 1),
+        new("count, 30 %", "\"bench\":\"bitmap_popcount_avx2\"", "1.05", 1),
+        new("any, clean", "\"bench\":\"bitmap_any_avx2_clean\"", "", 1),
     ];
 
-    /// <summary>Answers every line of input with a line "ns ns ..., bytes", until the input ends.</summary>
-    public int Run()
+    protected override int WarmUps => 35;
+
+    protected override double[] Measure()
     {
-        // What runs first is compiled first, and compiled again when it has run often: none of that is measured.
-        for (var round = 0; round < 4; round++)
-        {
-            for (var i = 0; i < WarmUps; i++) Measure(1);
-            Thread.Sleep(300);
-        }
-
-        Console.WriteLine("ready");
-        while (Console.In.ReadLine() is not null)
-        {
-            var (times, allocated) = Measure(Repetitions);
-            Console.WriteLine(string.Join(' ', times.Select(time => time.ToString("R", CultureInfo.InvariantCulture)).Append($"{allocated}")));
-        }
-
-        return 0;
-    }
-
-    private (double[] Nanoseconds, long AllocatedBytes) Measure(int repetitions)
-    {
-        long allocated = 0;
         var slice = new BitmapSlice(_bitmap);
-        double[] times =
+        return
         [
             Time(Clear, MarkPages),
             Time(MarkPages, MarkPages),
@@ -86,27 +70,6 @@ internal sealed unsafe class BitmapRows
             Time(() => Fill(30), () => _bitmap.CountDirty(), once: true),
             Time(Clear, () => _bitmap.Any()),
         ];
-        for (var i = 0; i < times.Length; i++) times[i] /= Rows[i].Operations;
-        return (times, allocated);
-
-        // As cbase.c does it: one unmeasured repetition, then the median.
-        double Time(Action? prepare, Action body, bool once = false)
-        {
-            var measured = new double[repetitions];
-            for (var i = -1; i < repetitions; i++)
-            {
-                if (i < 0 || !once) prepare?.Invoke();
-                var before = GC.GetAllocatedBytesForCurrentThread();
-                var start = Stopwatch.GetTimestamp();
-                body();
-                var ticks = Stopwatch.GetTimestamp() - start;
-                if (i < 0) continue;
-                allocated += GC.GetAllocatedBytesForCurrentThread() - before;
-                measured[i] = ticks * (1e9 / Stopwatch.Frequency);
-            }
-
-            return BenchTools.Median(measured);
-        }
     }
 
     private void MarkPages()

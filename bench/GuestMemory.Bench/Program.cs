@@ -2,21 +2,28 @@ using GuestMemory.Bench;
 
 // bench serve SOCKET IMAGE       a handler in a process of its own, until its input ends
 // bench faults [--mib N] [--pairs N] [--write FILE]
-// bench bitmaps [--pairs N] [--cpu N] [--write FILE]
-// bench bitmap-rows              ours of the bitmaps, in a process of its own: a line in, a line of figures out
+// bench memory|bitmaps|log [--pairs N] [--cpu N] [--write FILE]
+// bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
 return args switch
 {
     ["serve", var socket, var image] => Server.Run(socket, image),
     ["faults", .. var options] => new FaultScenario(options).Run(),
-    ["bitmap-rows"] => new BitmapRows().Run(),
-    ["bitmaps", .. var options] => new BitmapScenario(options).Run(),
+    ["rows", var name] => Rows(name).Run(),
+    ["memory" or "bitmaps" or "log", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
     [] => new FaultScenario([]).Run(),
     _ => Usage(),
+};
+
+static RowSet Rows(string name) => name switch
+{
+    "memory" => new MemoryRows(),
+    "bitmaps" => new BitmapRows(),
+    _ => new LogRows(),
 };
 
 static int Usage()
 {
     Console.Error.WriteLine("usage: ./build.sh Bench [faults [--mib 256] [--pairs 15] [--write docs/performance.md]]");
-    Console.Error.WriteLine("       ./build.sh Bench bitmaps [--pairs 15] [--cpu 0] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log [--pairs 15] [--cpu 0] [--write docs/performance.md]");
     return 2;
 }

@@ -25,6 +25,7 @@ public sealed unsafe partial class GuestMemoryMmap
     public T ReadObject<T>(GuestAddress address)
         where T : unmanaged
     {
+        if (FindDirect(address, sizeof(T), out var offset) is { } mapping) return mapping.AsVolatileSlice().ReadObject<T>(offset);
         Unsafe.SkipInit(out T value);
         ReadExact(address, new Span<byte>(&value, sizeof(T)));
         return value;
@@ -33,7 +34,11 @@ public sealed unsafe partial class GuestMemoryMmap
     /// <summary>Writes a value and marks it (vm-memory's write_obj); it may lie in regions that touch.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="WriteExact(GuestAddress, ReadOnlySpan{byte})"/>.</exception>
     public void WriteObject<T>(GuestAddress address, T value)
-        where T : unmanaged => WriteExact(address, new ReadOnlySpan<byte>(&value, sizeof(T)));
+        where T : unmanaged
+    {
+        if (FindDirect(address, sizeof(T), out var offset) is { } mapping) mapping.AsVolatileSlice().WriteObject(value, offset);
+        else WriteExact(address, new ReadOnlySpan<byte>(&value, sizeof(T)));
+    }
 
     /// <summary>Loads an integer atomically; see <see cref="VolatileSlice.Load"/>.</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it lies in two regions, or is not aligned. PageNotAccessible.</exception>
@@ -112,6 +117,17 @@ public sealed unsafe partial class GuestMemoryMmap
     /// <exception cref="GuestMemoryException">As <see cref="WriteVolatileTo"/>, and PartialBuffer where the range runs into a hole.</exception>
     public void WriteAllVolatileTo<TSink>(GuestAddress address, ref TSink sink, ulong count)
         where TSink : IWriteVolatile, allows ref struct => ThrowIfPartial(address, count, WriteVolatileTo(address, ref sink, count), "written");
+
+    /// <summary>The direct memory that holds so many bytes in one region, or null; what else there is has its own way, and its errors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private MmapRegion? FindDirect(GuestAddress address, int size, out ulong offset)
+    {
+        offset = 0;
+        if (FindRegion(address) is not { } region) return null;
+        offset = address.Value - region.GuestAddress;
+        var mapping = region.GetMapping();
+        return region.Size - offset >= (ulong)size && !mapping.IsGuarded ? mapping : null;
+    }
 
     /// <summary>The slice of the range's beginning, as far as one region reaches; the error where there is none.</summary>
     internal VolatileSlice FirstSlice(GuestAddress address, ulong count)

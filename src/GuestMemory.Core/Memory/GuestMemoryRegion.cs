@@ -62,34 +62,24 @@ public abstract class GuestMemoryRegion
 
     /// <summary>All of the memory.</summary>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable.</exception>
-    public VolatileSlice AsVolatileSlice() => GetSlice(default, Size);
+    public virtual VolatileSlice AsVolatileSlice() => GetSlice(default, Size);
 
     /// <summary>Reads bytes from an offset on; returns how many there were.</summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed, HostAddressNotAvailable.</exception>
-    public int Read(Span<byte> destination, MemoryRegionAddress address)
+    public virtual int Read(Span<byte> destination, MemoryRegionAddress address)
     {
-        try
-        {
-            return AsVolatileSlice().Read(destination, address.Value);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        var slice = AsVolatileSlice();
+        if (!destination.IsEmpty && address.Value >= slice.Size) throw Outside(address);
+        return slice.Read(destination, address.Value);
     }
 
     /// <summary>Writes bytes from an offset on and marks them; returns how many there was room for.</summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed, HostAddressNotAvailable.</exception>
-    public int Write(ReadOnlySpan<byte> source, MemoryRegionAddress address)
+    public virtual int Write(ReadOnlySpan<byte> source, MemoryRegionAddress address)
     {
-        try
-        {
-            return AsVolatileSlice().Write(source, address.Value);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        var slice = AsVolatileSlice();
+        if (!source.IsEmpty && address.Value >= slice.Size) throw Outside(address);
+        return slice.Write(source, address.Value);
     }
 
     /// <summary>Fills the buffer (vm-memory's read_slice).</summary>
@@ -243,6 +233,8 @@ public abstract class GuestMemoryRegion
     /// <summary>The error of a region for one of a slice: upstream keeps no more than that; here the cause is inside.</summary>
     internal static GuestMemoryException Convert(VolatileMemoryException cause) =>
         new(GuestMemoryError.InvalidBackendAddress, $"The access leaves its region or is not aligned: {cause.Message}", cause) { Address = cause.Address };
+
+    private protected static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
 
     private static GuestMemoryException NoHostAddress() => new(GuestMemoryError.HostAddressNotAvailable, "This region gives no access to its memory by host addresses.");
 }

@@ -97,6 +97,9 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     public override Span<byte> AsMutSlice() => _mapping.AsVolatileSlice().AsSpan();
 
     /// <inheritdoc/>
+    public override VolatileSlice AsVolatileSlice() => _mapping.AsVolatileSlice();
+
+    /// <inheritdoc/>
     public override VolatileSlice GetSlice(MemoryRegionAddress offset, ulong count)
     {
         // Nearly always the whole region, or inside it.
@@ -109,6 +112,28 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
         {
             throw Convert(exception);
         }
+    }
+
+    // The two that are called most know their way without a slice.
+
+    /// <inheritdoc/>
+    public override int Read(Span<byte> destination, MemoryRegionAddress address)
+    {
+        if (destination.IsEmpty) return 0;
+        if (address.Value >= Size) throw Outside(address);
+        var count = _mapping.TryRead(address.Value, destination, out var error);
+        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, write: false, "process_vm_readv", error);
+        return count;
+    }
+
+    /// <inheritdoc/>
+    public override int Write(ReadOnlySpan<byte> source, MemoryRegionAddress address)
+    {
+        if (source.IsEmpty) return 0;
+        if (address.Value >= Size) throw Outside(address);
+        var count = _mapping.TryWrite(address.Value, source, out var error);
+        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, write: true, "process_vm_writev", error);
+        return count;
     }
 
     /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, none is seen twice.</summary>

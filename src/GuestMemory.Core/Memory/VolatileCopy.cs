@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
@@ -13,12 +14,41 @@ internal static unsafe class VolatileCopy
     // Up to here the change of the thread's mode costs more than it is worth; beyond, a collection should not wait for the copy.
     private const nuint Few = 1024;
 
+    // Two vectors hold it: quicker than the call of a function that has to find that out.
+    private const nuint Short = 64;
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Copy(byte* destination, byte* source, nuint length)
     {
-        if (length <= sizeof(ulong)) CopyStepped(destination, source, length);
+        if (length <= Short) CopyShort(destination, source, length);
         else if (length <= Few) Mman.CopyFew(destination, source, length);
         else Mman.Copy(destination, source, length);
+    }
+
+    private static void CopyShort(byte* destination, byte* source, nuint length)
+    {
+        if (length > 32)
+        {
+            var end = Vector256.Load(source + length - 32);
+            Vector256.Load(source).Store(destination);
+            end.Store(destination + length - 32);
+        }
+        else if (length > 16)
+        {
+            var end = Vector128.Load(source + length - 16);
+            Vector128.Load(source).Store(destination);
+            end.Store(destination + length - 16);
+        }
+        else if (length > 8)
+        {
+            var end = Unsafe.ReadUnaligned<ulong>(source + length - 8);
+            Unsafe.WriteUnaligned(destination, Unsafe.ReadUnaligned<ulong>(source));
+            Unsafe.WriteUnaligned(destination + length - 8, end);
+        }
+        else
+        {
+            CopyStepped(destination, source, length);
+        }
     }
 
     /// <summary>Copies 0 to 8 bytes.</summary>

@@ -164,7 +164,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <summary>The memory as a span, or the null span: guarded memory, more than 2 GiB, or removed.</summary>
     internal Span<byte> AsSpan() => _gate is not null && Size <= int.MaxValue && (_gate.State & (AccessGate.Guarded | AccessGate.Disposed)) == 0 ? new Span<byte>(_address, (int)Size) : default;
 
-    private static int AlignmentOf<T>()
+    internal static int AlignmentOf<T>()
         where T : unmanaged => sizeof(AlignmentProbe<T>) - sizeof(T);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

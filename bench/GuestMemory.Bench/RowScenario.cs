@@ -7,16 +7,16 @@ using static GuestMemory.Bench.BenchTools;
 namespace GuestMemory.Bench;
 
 /// <summary>
-/// What the bitmap's operations cost beside the same loops in C, in alternating pairs on one CPU. A row in which the baseline's own
-/// spread is over 5 % is void and measured again.
+/// What operations cost beside the same loops in C, in alternating pairs on one CPU. A row in which the baseline's own spread is over
+/// 5 % is void and measured again.
 /// </summary>
-internal sealed class BitmapScenario(string[] options)
+internal sealed class RowScenario(RowSet set, string[] options)
 {
     private const int Attempts = 4;
     private const int PairsPerProcess = 3;
 
     private readonly int _pairs = Option(options, "--pairs", 15);
-    private readonly string _cpu = Text(options, "--cpu") ?? "0";
+    private readonly string _cpu = Text(options, "--cpu") ?? set.Cpus;
     private readonly string? _write = Text(options, "--write");
     private readonly string _folder = Directory.CreateTempSubdirectory("gm-bench-").FullName;
 
@@ -25,7 +25,7 @@ internal sealed class BitmapScenario(string[] options)
         try
         {
             var baseline = Compile(_folder, "cbase", "-mavx2", "-w");
-            var results = new Result?[BitmapRows.Rows.Length];
+            var results = new Result?[set.Rows.Length];
             var allocated = 0L;
             for (var attempt = 0; attempt < Attempts && results.Any(result => result is null or { Spread: > AllowedSpread }); attempt++)
             {
@@ -37,7 +37,7 @@ internal sealed class BitmapScenario(string[] options)
             Console.WriteLine($"allocated: {allocated} bytes");
             if (_write is not null)
             {
-                WriteSection(_write, "bitmaps", $"64 GiB in pages of 4 KiB, {_pairs} alternating pairs, medians. All of ours together allocated {allocated} bytes.\n\n{table}");
+                WriteSection(_write, set.Name, $"{set.Setup}, {_pairs} alternating pairs, medians. All of ours together allocated {allocated} bytes.\n\n{table}");
             }
 
             return 0;
@@ -55,8 +55,9 @@ internal sealed class BitmapScenario(string[] options)
         while (pairs.Count < _pairs) allocated += MeasureInOneProcess(baseline, pairs);
         for (var i = 0; i < results.Length; i++)
         {
-            var own = pairs.Select(pair => pair.Ours[i]).ToArray();
-            var c = pairs.Select(pair => pair.Baseline[i]).ToArray();
+            var row = i;
+            var own = pairs.Select(pair => pair.Ours[row]).ToArray();
+            var c = pairs.Select(pair => set.Rows[row].Reference is { } reference ? pair.Ours[set.IndexOf(reference)] : pair.Baseline[row]).ToArray();
             var result = new Result(Median(own), Median(c), Ratio(own, c), Spread(c));
             if (results[i] is null || results[i]!.Spread > AllowedSpread) results[i] = result;
         }
@@ -68,14 +69,14 @@ internal sealed class BitmapScenario(string[] options)
     private long MeasureInOneProcess(string baseline, List<(double[] Ours, double[] Baseline)> pairs)
     {
         var allocated = 0L;
-        using var ours = Process.Start(new ProcessStartInfo("taskset", ["-c", _cpu, "dotnet", Environment.GetCommandLineArgs()[0], "bitmap-rows"])
+        using var ours = Process.Start(new ProcessStartInfo("taskset", ["-c", _cpu, "dotnet", Environment.GetCommandLineArgs()[0], "rows", set.Name])
         {
             UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true,
         })!;
         ours.StandardOutput.ReadLine();
         for (var i = 0; i < PairsPerProcess && pairs.Count < _pairs; i++)
         {
-            var c = Baseline(Execute("taskset", "-c", _cpu, baseline, "--filter", "bitmap_", "--mib", "16", "--reps", "5"));
+            var c = Baseline(string.Concat(set.Filters.Select(filter => Execute("taskset", "-c", _cpu, baseline, "--filter", filter, "--mib", set.Mebibytes, "--reps", "5"))));
             ours.StandardInput.WriteLine();
             var figures = (ours.StandardOutput.ReadLine() ?? throw new InvalidOperationException("The measuring process ended.")).Split(' ');
             pairs.Add(([.. figures[..^1].Select(text => double.Parse(text, CultureInfo.InvariantCulture))], c));
@@ -87,10 +88,10 @@ internal sealed class BitmapScenario(string[] options)
         return allocated;
     }
 
-    private static double[] Baseline(string output)
+    private double[] Baseline(string output)
     {
         var lines = output.Split('\n');
-        return [.. BitmapRows.Rows.Select(row => NanosecondsOf(lines.First(line => line.Contains(row.Baseline, StringComparison.Ordinal))))];
+        return [.. set.Rows.Select(row => row.Baseline is null ? double.NaN : NanosecondsOf(lines.First(line => line.Contains(row.Baseline, StringComparison.Ordinal))))];
 
         static double NanosecondsOf(string line)
         {
@@ -99,16 +100,17 @@ internal sealed class BitmapScenario(string[] options)
         }
     }
 
-    private static string Table(Result?[] results)
+    private string Table(Result?[] results)
     {
         var table = new StringBuilder("| operation | C | GuestMemory | ratio | to reach |\n|---|---:|---:|---:|---:|\n");
         for (var i = 0; i < results.Length; i++)
         {
-            var row = BitmapRows.Rows[i];
+            var row = set.Rows[i];
             var result = results[i]!;
-            var target = double.IsNaN(row.Target) ? "" : row.Target.ToString("0.00", CultureInfo.InvariantCulture);
-            var remark = result.Spread > AllowedSpread ? $" (void: C's own spread {result.Spread:P1})" : "";
-            table.AppendLine(CultureInfo.InvariantCulture, $"| {row.Name} | {Time(result.Baseline)} | {Time(result.Ours)} | **{result.Ratio:0.00}**{remark} | {target} |");
+            var against = double.IsNaN(result.Baseline) ? "" : row.Reference is null ? Time(result.Baseline) : $"({Time(result.Baseline)})";
+            var ratio = double.IsNaN(result.Ratio) ? "" : string.Create(CultureInfo.InvariantCulture, $"**{result.Ratio:0.00}**");
+            var remark = result.Spread > AllowedSpread ? string.Create(CultureInfo.InvariantCulture, $" (void: the baseline's own spread {result.Spread:P1})") : "";
+            table.AppendLine(CultureInfo.InvariantCulture, $"| {row.Name} | {against} | {Time(result.Ours)} | {ratio}{remark} | {row.Target} |");
         }
 
         return table.ToString();
