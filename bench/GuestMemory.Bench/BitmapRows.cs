@@ -38,9 +38,11 @@ internal sealed unsafe class BitmapRows : RowSet
 
     public override Row[] Rows { get; } =
     [
-        new("mark a page, random", "\"bench\":\"bitmap_set_atomic_rand\"", "1.10", Marks),
+        new("mark the page of 4096 bytes, random", "\"bench\":\"bitmap_set_atomic_rand\"", "1.10", Marks),
         new("the same, already dirty", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "1.05", Marks),
-        new("the same, through a slice", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "", Marks),
+        new("mark a page by its number, random", "\"bench\":\"bitmap_set_atomic_rand\"", "1.10", Marks),
+        new("the same, already dirty", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "1.05", Marks),
+        new("mark a page through a slice, already dirty", "\"bench\":\"bitmap_set_test_first_rand_already_dirty\"", "", Marks),
         new("is a page dirty, random", "\"bench\":\"bitmap_test_rand\"", "", Marks),
         new("mark 2 MiB, random", "\"bench\":\"bitmap_set_2M_range_atomic_words\"", "1.00", Ranges),
         new("get and reset, clean", "\"bench\":\"bitmap_get_and_reset_xchg_if_nonzero\",\"span_gib\":64,\"page\":4096,\"dirty_pct\":0", "0.60", 1),
@@ -60,6 +62,8 @@ internal sealed unsafe class BitmapRows : RowSet
         [
             Time(Clear, MarkPages),
             Time(MarkPages, MarkPages),
+            Time(Clear, SetPages),
+            Time(SetPages, SetPages),
             Time(MarkPages, () => MarkThrough(slice)),
             Time(null, () => TestPages()),
             Time(Clear, MarkRanges),
@@ -76,6 +80,12 @@ internal sealed unsafe class BitmapRows : RowSet
     {
         var bitmap = _bitmap;
         foreach (var page in new ReadOnlySpan<uint>(_random, Marks)) bitmap.MarkDirty(page * Page, Page);
+    }
+
+    private void SetPages()
+    {
+        var bitmap = _bitmap;
+        foreach (var page in new ReadOnlySpan<uint>(_random, Marks)) bitmap.SetBit(page);
     }
 
     private void MarkThrough(BitmapSlice slice)

@@ -164,7 +164,9 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void Set(ulong page)
     {
-        if (!IsSet(page)) Interlocked.Or(ref _bits[page >> 6], 1UL << (int)(page & 63));
+        var bit = 1UL << (int)(page & 63);
+        ref var word = ref _bits[page >> 6];
+        if ((Volatile.Read(ref word) & bit) == 0) Interlocked.Or(ref word, bit);
         GC.KeepAlive(this);
     }
 
