@@ -19,7 +19,7 @@ public enum GuestMemoryError
     MapFixed,
     /// <summary>The mapping would reach past the end of its file (upstream: MappingPastEof).</summary>
     MappingPastEof,
-    /// <summary>What is at the path is a directory.</summary>
+    /// <summary>What is at the path is not a file that can be used: a directory, a device, a symbolic link.</summary>
     NotAFile,
     /// <summary>Not enough memory for the mapping.</summary>
     OutOfMemory,

@@ -18,7 +18,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     /// Counts pages as upstream does: from the region's start, whole ones only, so that of a region that is not aligned to 4096 bytes
     /// the wrong pages, and the part of a page at its end not at all, are marked. Else every byte belongs to the page that holds it.
     /// </param>
-    /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log.</exception>
+    /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log; or the log cannot be written.</exception>
     public AtomicBitmapMmap(GuestAddress startAddress, ulong length, MmapLogReg log, bool strict = false)
     {
         ArgumentNullException.ThrowIfNull(log);
@@ -30,6 +30,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
         _firstPage = startAddress.Value / MmapLogReg.PageSize;
         _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
         _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
+        log.Populate(_firstPage / 8, last.Value / MmapLogReg.PageSize / 8);
     }
 
     /// <summary>The log that it is a part of.</summary>

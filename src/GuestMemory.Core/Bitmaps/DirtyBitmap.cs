@@ -4,7 +4,7 @@ namespace GuestMemory.Core;
 /// Which pages of a stretch of guest memory are dirty, as they were when asked: what every dirty-tracking source answers with.
 /// Page i stands in word i / 64, bit i % 64.
 /// </summary>
-public sealed class DirtyBitmap
+public sealed partial class DirtyBitmap
 {
     private readonly ulong[] _words;
 
@@ -36,7 +36,12 @@ public sealed class DirtyBitmap
     /// <param name="words">The bits.</param>
     /// <param name="source">Where the bits come from, for people.</param>
     internal DirtyBitmap(ulong address, ulong size, IDirtyTracker tracker, ulong[] words, string source)
-        : this(unchecked(address - tracker.Lead), size + tracker.Lead, tracker.PageSize, Cut(words, size + tracker.Lead, tracker.PageSize), source) => _lead = tracker.Lead;
+        : this(address, size, tracker.Lead, tracker.PageSize, words, source)
+    {
+    }
+
+    private DirtyBitmap(ulong address, ulong size, ulong lead, ulong pageSize, ulong[] words, string source)
+        : this(unchecked(address - lead), size + lead, pageSize, Cut(words, size + lead, pageSize), source) => _lead = lead;
 
     /// <summary>The guest address of the first page.</summary>
     public ulong StartAddress { get; }

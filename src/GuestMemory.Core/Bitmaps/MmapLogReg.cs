@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
 
@@ -27,7 +28,7 @@ public sealed unsafe class MmapLogReg
         Path = path;
     }
 
-    /// <summary>What the file is called.</summary>
+    /// <summary>What the file is called; of a memfd that was made here, how other processes open it.</summary>
     public string Path { get; }
 
     /// <summary>The length in bytes; each holds 8 pages.</summary>
@@ -38,6 +39,9 @@ public sealed unsafe class MmapLogReg
 
     /// <summary>The log as words. Mappings begin and end at pages, so the word of every byte lies inside.</summary>
     internal ulong* Words => (ulong*)_mapping.Address;
+
+    /// <summary>The memfd, where it was made here: open as long as the log is, for others to open it.</summary>
+    internal SafeDescriptor? File { get; private init; }
 
     /// <summary>How long a log must be, in bytes, to reach to an address.</summary>
     public static ulong RequiredLength(GuestAddress last) => last.Value / PageSize / 8 + 1;
@@ -50,16 +54,153 @@ public sealed unsafe class MmapLogReg
     public static MmapLogReg FromFile(SafeHandle file, ulong offset, ulong length)
     {
         ArgumentNullException.ThrowIfNull(file);
-        if (offset > long.MaxValue || length > long.MaxValue)
-            throw new GuestMemoryException(GuestMemoryError.InvalidLog, $"A log of {length} bytes at offset {offset} is larger than any file.");
-        var what = $"Mapping a dirty log of {length} bytes at offset {offset}";
+        return Map(file, offset, length, path: null);
+    }
+
+    /// <summary>Maps the log in a file, or in another process's memfd (/proc/PID/fd/N).</summary>
+    /// <param name="path">The file; not through a symbolic link at its end, which somebody else may have put there.</param>
+    /// <param name="offset">Where the log starts, in bytes; a multiple of the host's page size.</param>
+    /// <param name="length">Its length in bytes; null: to the end of the file.</param>
+    /// <param name="required">How many bytes it must have at least; see <see cref="RequiredLength"/>.</param>
+    /// <param name="create">Makes the file, of the length that is required, where it is not there.</param>
+    /// <exception cref="GuestMemoryException">InvalidLog: too short, or too large; UnalignedOffset, ZeroSize; NotAFile.</exception>
+    /// <exception cref="IOException">The file cannot be opened or made.</exception>
+    public static MmapLogReg FromPath(string path, ulong offset = 0, ulong? length = null, ulong required = 1, bool create = false)
+    {
+        CheckNumbers(offset, length ?? required);
+        if (length < required) throw Invalid($"A log of {length} bytes is too short: {required} bytes are needed, one for every {8 * PageSize / 1024} KiB up to the memory's last address.");
+        var make = create && !System.IO.Path.Exists(path);
+        using var file = make ? Make(path, offset + (length ?? required)) : Open(path, FileAccess.ReadWrite);
+        try
+        {
+            var there = CheckLength(file, path, offset, length ?? required, create ? " Lengthen it with 'truncate', or name a file that is not there yet." : "");
+            return Map(file, offset, length ?? there, path);
+        }
+        catch
+        {
+            if (make) System.IO.File.Delete(path);
+            throw;
+        }
+    }
+
+    /// <summary>
+    /// Makes a log in a memfd that is sealed against every change of its length. <see cref="Path"/> is how other processes of the
+    /// same user open it, as long as somebody can mark in it.
+    /// </summary>
+    /// <param name="length">Its length in bytes; 1 or more.</param>
+    /// <exception cref="GuestMemoryException">ZeroSize, InvalidLog, OutOfMemory.</exception>
+    public static MmapLogReg FromMemfd(ulong length)
+    {
+        CheckNumbers(0, length);
+        var file = Memfd.CreateSealed("dirty_log", (long)length, 0);
+        try
+        {
+            return Map(file, 0, length, $"/proc/{Environment.ProcessId}/fd/{file.Number}", file);
+        }
+        catch
+        {
+            file.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>
+    /// Takes the marks of all of the log, as a front end does: every mark is either in the result or still in the log. The result
+    /// begins at guest address 0.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">InvalidLog: larger than any memory's.</exception>
+    public DirtyBitmap GetAndReset()
+    {
+        var size = SizeOf(Length);
+        var all = new AtomicBitmapMmap(new GuestAddress(0), size, this);
+        return new DirtyBitmap(0, size, all, all.GetAndReset(), $"log {Path}");
+    }
+
+    /// <summary>The bytes of memory that so many bytes of a log are about.</summary>
+    internal static ulong SizeOf(ulong length) => length <= int.MaxValue
+        ? length * 8 * PageSize
+        : throw Invalid($"A log of {length} bytes is larger than that of any memory; this may be a memory image.");
+
+    /// <summary>Opens a log's file: one that is there, and whose length means something.</summary>
+    internal static SafeFileHandle Open(string path, FileAccess access)
+    {
+        var straight = access != FileAccess.Read && !IsDescriptor(path);
+        if (straight && new FileInfo(path).LinkTarget is not null) throw Link(path);
+        // A pipe or a device may wait, or do something, when it is opened.
+        if (FileStatus.TryGet(path, out var target, follow: true) == 0 && (target.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFREG)
+        {
+            throw new GuestMemoryException(GuestMemoryError.NotAFile,
+                $"{path} is {((target.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFDIR ? "a directory" : "not a regular file")}; a dirty log is a file or a memfd.");
+        }
+
+        var file = System.IO.File.OpenHandle(path, FileMode.Open, access, FileShare.ReadWrite | FileShare.Delete);
+        if (!straight || IsItself(file, path)) return file;
+        file.Dispose();
+        throw Link(path);
+    }
+
+    /// <summary>The bytes from an offset to the end of a log's file, which must be enough.</summary>
+    internal static ulong CheckLength(SafeFileHandle file, string path, ulong offset, ulong required, string remedy = "")
+    {
+        var size = FileStatus.Get(file).stx_size;
+        return offset <= size && required <= size - offset
+            ? size - offset
+            : throw Invalid($"{path} is {size} bytes long, too short: a log of {required} bytes{(offset == 0 ? "" : $" at offset {offset} ends at byte {offset + required}")} is needed.{remedy}");
+    }
+
+    /// <summary>Checks what can be checked without a file.</summary>
+    internal static void CheckNumbers(ulong offset, ulong length)
+    {
+        if (length == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A log has at least one byte.");
+        if (offset > long.MaxValue || length > long.MaxValue - offset) throw Invalid($"A log of {length} bytes at offset {offset} is larger than any file.");
+        if (!HostPage.IsAligned(offset, HostPage.Size))
+            throw new GuestMemoryException(GuestMemoryError.UnalignedOffset, $"The offset of a log must be a multiple of the page size, {HostPage.Size} bytes; {offset} is not.");
+    }
+
+    /// <summary>
+    /// Brings in the pages of a part of the log, so that marking in it cannot fail: a hole in a file needs room on the disk.
+    /// </summary>
+    internal void Populate(ulong firstByte, ulong lastByte)
+    {
+        var first = firstByte & ~(HostPage.Size - 1);
+        var error = Mman.TryAdvise(_mapping.Address + (nint)first, (nuint)(lastByte - first + 1), Mman.MADV_POPULATE_WRITE);
+        // EINVAL: a kernel before 5.14.
+        if (error is not (0 or Errno.EINVAL))
+            throw new SyscallException("madvise", error, $"Bringing in the dirty log {Path}", GuestMemoryError.InvalidLog, "Its file was cut short, or the disk is full.");
+        GC.KeepAlive(this);
+    }
+
+    private static MmapLogReg Map(SafeHandle file, ulong offset, ulong length, string? path, SafeDescriptor? keep = null)
+    {
+        CheckNumbers(offset, length);
         using var lease = new DescriptorLease(file);
         var mapping = Mman.TryMap((nuint)length, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, (long)offset, out var error)
-            ?? throw new SyscallException("mmap", error, what,
-                error != Errno.EINVAL ? GuestMemoryError.SyscallFailed : length == 0 ? GuestMemoryError.ZeroSize : GuestMemoryError.UnalignedOffset);
+            ?? throw new SyscallException("mmap", error, $"Mapping a dirty log of {length} bytes at offset {offset}", error == Errno.ENOMEM ? GuestMemoryError.OutOfMemory : GuestMemoryError.SyscallFailed);
         var size = FileStatus.Get(file).stx_size;
-        if (offset <= size && length <= size - offset) return new MmapLogReg(mapping, length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0, Descriptor.PathOf(lease.Number));
+        if (offset <= size && length <= size - offset)
+            return new MmapLogReg(mapping, length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0, path ?? Descriptor.PathOf(lease.Number)) { File = keep };
         mapping.Dispose();
-        throw new GuestMemoryException(GuestMemoryError.InvalidLog, $"The log's file is {size} bytes long, shorter than offset {offset} plus {length} bytes.");
+        throw Invalid($"The log's file is {size} bytes long, shorter than offset {offset} plus {length} bytes.");
     }
+
+    private static SafeFileHandle Make(string path, ulong length)
+    {
+        var file = System.IO.File.OpenHandle(path, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.ReadWrite | FileShare.Delete, preallocationSize: (long)length);
+        RandomAccess.SetLength(file, (long)length);
+        return file;
+    }
+
+    /// <summary>Whether a path names a descriptor of a process, which is a link that nobody else can put there.</summary>
+    private static bool IsDescriptor(string path) => path.Split('/') is ["", "proc", _, "fd", _];
+
+    private static bool IsItself(SafeFileHandle file, string path)
+    {
+        var opened = FileStatus.Get(file);
+        return FileStatus.TryGet(path, out var named) == 0 && (named.stx_dev_major, named.stx_dev_minor, named.stx_ino) == (opened.stx_dev_major, opened.stx_dev_minor, opened.stx_ino);
+    }
+
+    private static GuestMemoryException Link(string path) => new(GuestMemoryError.NotAFile,
+        $"{path} is a symbolic link{(new FileInfo(path).LinkTarget is { } target ? $" to {target}" : "")}. A log is not written through a link, which could lead into any file: give the path of the file itself.");
+
+    private static GuestMemoryException Invalid(string message) => new(GuestMemoryError.InvalidLog, message);
 }

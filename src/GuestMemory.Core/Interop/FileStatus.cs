@@ -32,11 +32,11 @@ internal static unsafe partial class FileStatus
     public const int S_IWOTH = 2;
     public const long HUGETLBFS_MAGIC = 0x958458f6;
 
-    /// <summary>The status of a path without following a last symbolic link; 0 or the error number.</summary>
-    public static int TryGet(string path, out Statx status)
+    /// <summary>The status of a path, without following a last symbolic link unless asked to; 0 or the error number.</summary>
+    public static int TryGet(string path, out Statx status, bool follow = false)
     {
         fixed (Statx* pointer = &status)
-            return statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, pointer) == 0 ? 0 : Marshal.GetLastPInvokeError();
+            return statx(AT_FDCWD, path, follow ? 0 : AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, pointer) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
     /// <summary>The status of an open file.</summary>

@@ -140,18 +140,44 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
-        if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region '{Name}' was removed.");
         var tracker = RequireTracker();
         return new DirtyBitmap(GuestAddress, Size, tracker, clear ? tracker.GetAndReset() : tracker.Snapshot(), $"region {Name}");
     }
 
     /// <summary>What writes are marked in.</summary>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff.</exception>
-    public IDirtyTracker RequireTracker() => _mapping.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-        $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
+    public IDirtyTracker RequireTracker()
+    {
+        ThrowIfDisposed();
+        return _mapping.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
+            $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+    }
+
+    /// <summary>
+    /// Has the writes of regions marked in other trackers from now on, or in none; all regions, or none where one cannot
+    /// (vhost-user-backend's handler of SET_LOG_BASE). What is marked in the former trackers stays there.
+    /// </summary>
+    /// <param name="regions">The regions.</param>
+    /// <param name="make">Makes the tracker of a region, whose offset 0 is the region's first byte; null: no tracking.</param>
+    /// <param name="keepDirty">Brings over what is marked and was not taken; upstream does not.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed; what <paramref name="make"/> throws.</exception>
+    public static void SetTrackers(IReadOnlyList<GuestRegionMmap> regions, Func<GuestRegionMmap, IDirtyTracker?> make, bool keepDirty)
+    {
+        ArgumentNullException.ThrowIfNull(regions);
+        ArgumentNullException.ThrowIfNull(make);
+        var trackers = new IDirtyTracker?[regions.Count];
+        foreach (var region in regions) region.ThrowIfDisposed();
+        for (var i = 0; i < trackers.Length; i++) trackers[i] = make(regions[i]);
+        for (var i = 0; i < trackers.Length; i++) regions[i]._mapping.SetTracker(trackers[i], keepDirty);
+    }
 
     /// <summary>Unmaps the memory; see <see cref="MmapRegion.Dispose"/>.</summary>
     public void Dispose() => _mapping.Dispose();
+
+    private void ThrowIfDisposed()
+    {
+        if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {this} was removed; its memory is no longer mapped.");
+    }
 
     /// <summary>The name and the range.</summary>
     public override string ToString() => $"{Name} [0x{GuestAddress:x}-0x{LastAddress:x}]";

@@ -1,0 +1,123 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core;
+
+/// <content>Bitmaps as sets of pages, and as files.</content>
+public sealed partial class DirtyBitmap
+{
+    private const int Piece = 1 << 20;
+
+    /// <summary>The pages that are dirty in both.</summary>
+    /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    public DirtyBitmap And(DirtyBitmap other) => Combine(other, "and", static (mine, theirs) => mine & theirs);
+
+    /// <summary>The pages that are dirty in one of them, or in both.</summary>
+    /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    public DirtyBitmap Or(DirtyBitmap other) => Combine(other, "or", static (mine, theirs) => mine | theirs);
+
+    /// <summary>The pages that are dirty here and not there.</summary>
+    /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    public DirtyBitmap Except(DirtyBitmap other) => Combine(other, "except", static (mine, theirs) => mine & ~theirs);
+
+    /// <summary>The part of the bitmap that is about a stretch of the memory: of a region, in the log of a whole guest.</summary>
+    /// <param name="startAddress">The guest address of the first byte.</param>
+    /// <param name="byteSize">The bytes of the stretch.</param>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: the bitmap is not about all of it.</exception>
+    public DirtyBitmap Slice(ulong startAddress, ulong byteSize)
+    {
+        var offset = unchecked(startAddress - StartAddress);
+        if (startAddress < StartAddress || offset > ByteSize || byteSize > ByteSize - offset)
+        {
+            throw new GuestMemoryException(GuestMemoryError.InvalidGuestAddress,
+                $"The bitmap is about 0x{ByteSize:x} bytes at 0x{StartAddress:x}, not about all of the 0x{byteSize:x} bytes at 0x{startAddress:x}.") { Address = startAddress };
+        }
+
+        if (offset < _lead)
+        {
+            // Nothing is known of what lies before the memory.
+            byteSize -= Math.Min(byteSize, _lead - offset);
+            offset = _lead;
+        }
+
+        var (page, lead) = Math.DivRem(offset, PageSize);
+        var words = _words[(int)(page >> 6)..];
+        var shift = (int)(page & 63);
+        for (var i = 0; shift != 0 && i < words.Length; i++) words[i] = words[i] >> shift | (i + 1 < words.Length ? words[i + 1] << 64 - shift : 0);
+        return new DirtyBitmap(StartAddress + offset, byteSize, lead, PageSize, words, Source);
+    }
+
+    /// <summary>
+    /// Writes the bitmap to a new file as a dirty log of the whole guest: page n of guest physical memory, of 4096 bytes, is bit
+    /// n % 8 of byte n / 8. What lies below the first page is a hole in the file.
+    /// </summary>
+    /// <param name="path">The file, which must not be there yet.</param>
+    /// <exception cref="IOException">It is there, or cannot be written.</exception>
+    public void Save(string path)
+    {
+        // Whole words of the log, the first of which holds the first page.
+        var origin = StartAddress & ~(64 * MmapLogReg.PageSize - 1);
+        var last = StartAddress + Math.Max(1, ByteSize) - 1;
+        var log = new AtomicBitmap(last - origin + 1, MmapLogReg.PageSize);
+        MarkIn(log, origin);
+        var first = (long)(origin / MmapLogReg.PageSize / 8);
+        var length = (long)MmapLogReg.RequiredLength(new GuestAddress(last));
+        using var file = File.OpenHandle(path, FileMode.CreateNew, FileAccess.Write);
+        try
+        {
+            RandomAccess.SetLength(file, length);
+            RandomAccess.Write(file, MemoryMarshal.AsBytes<ulong>(log.Snapshot())[..(int)(length - first)], first);
+        }
+        catch
+        {
+            File.Delete(path);
+            throw;
+        }
+    }
+
+    /// <summary>
+    /// Reads a dirty log from a file or a memfd (/proc/PID/fd/N), and leaves it as it is. The result begins at guest address 0 and is
+    /// about as many pages of 4096 bytes as the log has bits; <see cref="Slice"/> gives a part of it.
+    /// </summary>
+    /// <param name="path">The file.</param>
+    /// <param name="offset">Where the log starts, in bytes.</param>
+    /// <param name="length">Its length in bytes; null: to the end of the file.</param>
+    /// <param name="cancellation">Ends it.</param>
+    /// <exception cref="GuestMemoryException">InvalidLog: the file is too short, or larger than any memory's log; ZeroSize; NotAFile.</exception>
+    /// <exception cref="IOException">The file cannot be read.</exception>
+    public static DirtyBitmap Load(string path, ulong offset = 0, ulong? length = null, CancellationToken cancellation = default)
+    {
+        MmapLogReg.CheckNumbers(offset, length ?? 1);
+        using var file = MmapLogReg.Open(path, FileAccess.Read);
+        var there = MmapLogReg.CheckLength(file, path, offset, length ?? 1);
+        var size = MmapLogReg.SizeOf(length ?? there);
+        var words = new ulong[(size / MmapLogReg.PageSize + 63) / 64];
+        var bytes = MemoryMarshal.AsBytes(words.AsSpan())[..(int)(length ?? there)];
+        for (var done = 0; done < bytes.Length;)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            var count = RandomAccess.Read(file, bytes[done..Math.Min(bytes.Length, done + Piece)], (long)offset + done);
+            if (count == 0) throw new GuestMemoryException(GuestMemoryError.InvalidLog, $"{path} became shorter while it was read.");
+            done += count;
+        }
+
+        return new DirtyBitmap(0, size, MmapLogReg.PageSize, words, $"log {path}");
+    }
+
+    private DirtyBitmap Combine(DirtyBitmap other, string operation, Func<ulong, ulong, ulong> combine)
+    {
+        ArgumentNullException.ThrowIfNull(other);
+        if ((StartAddress, ByteSize, PageSize) != (other.StartAddress, other.ByteSize, other.PageSize))
+        {
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
+                $"The bitmaps are not of the same memory: {ByteSize} bytes at 0x{StartAddress:x} in pages of {PageSize}, and {other.ByteSize} at 0x{other.StartAddress:x} in pages of {other.PageSize}. Slice() gives a part of a larger one.");
+        }
+
+        var words = new ulong[_words.Length];
+        for (var i = 0; i < words.Length; i++) words[i] = combine(_words[i], other._words[i]);
+        var lead = Math.Min(_lead, other._lead);
+        return new DirtyBitmap(StartAddress + lead, ByteSize - lead, lead, PageSize, words, $"{Source} {operation} {other.Source}");
+    }
+}

@@ -1,0 +1,161 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Logs in files and memfds, and the regions that mark in them.</summary>
+public sealed class DirtyLogFileTests : IDisposable
+{
+    private readonly TestFolder _folder = new();
+
+    public void Dispose() => _folder.Dispose();
+
+    [Fact]
+    public void AFileIsMadeOfTheLengthThatIsNeeded()
+    {
+        var log = MmapLogReg.FromPath(_folder["log"], required: 3, create: true);
+        Assert.Equal((3UL, _folder["log"], false), (log.Length, log.Path, log.IsSealed));
+        Assert.Equal(3, new FileInfo(_folder["log"]).Length);
+        Assert.Equal(8UL, MmapLogReg.FromPath(_folder["longer"], 4096, 8, required: 3, create: true).Length);
+        Assert.Equal(4104, new FileInfo(_folder["longer"]).Length);
+    }
+
+    [Fact]
+    public void AFileThatIsThereIsMappedToItsEnd()
+    {
+        File.WriteAllBytes(_folder["log"], new byte[5000]);
+        Assert.Equal(5000UL, MmapLogReg.FromPath(_folder["log"], create: true).Length);
+        Assert.Equal(904UL, MmapLogReg.FromPath(_folder["log"], 4096).Length);
+        Assert.Equal(10UL, MmapLogReg.FromPath(_folder["log"], 4096, 10).Length);
+    }
+
+    [Theory]
+    [InlineData(GuestMemoryError.InvalidLog, 0, -1, 5001, "5001 bytes")]
+    [InlineData(GuestMemoryError.InvalidLog, 4096, -1, 905, "byte 5001")]
+    [InlineData(GuestMemoryError.InvalidLog, 8192, -1, 1, "byte 8193")]
+    [InlineData(GuestMemoryError.InvalidLog, 0, 10, 11, "11 bytes")]
+    [InlineData(GuestMemoryError.InvalidLog, 0, 5001, 1, "5001 bytes")]
+    [InlineData(GuestMemoryError.InvalidLog, -4096, -1, 1, "larger than any file")]
+    [InlineData(GuestMemoryError.UnalignedOffset, 100, -1, 1, "4096")]
+    [InlineData(GuestMemoryError.ZeroSize, 0, 0, 1, "at least one byte")]
+    public void NumbersThatCannotBeAreRefused(GuestMemoryError error, long offset, int length, ulong required, string message)
+    {
+        File.WriteAllBytes(_folder["log"], new byte[5000]);
+        var failure = Assert.Throws<GuestMemoryException>(() => MmapLogReg.FromPath(_folder["log"], (ulong)offset, length < 0 ? null : (ulong)length, required, create: true));
+        Assert.Equal(error, failure.Error);
+        Assert.Contains(message, failure.Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData(GuestMemoryError.InvalidLog, 0, 10)]
+    [InlineData(GuestMemoryError.InvalidLog, -4096, 11)]
+    [InlineData(GuestMemoryError.UnalignedOffset, 100, 11)]
+    [InlineData(GuestMemoryError.ZeroSize, 0, 0)]
+    public void NumbersThatCannotBeLeaveNoFile(GuestMemoryError error, long offset, int length)
+    {
+        Assert.Equal(error, Failure(() => MmapLogReg.FromPath(_folder["none"], (ulong)offset, (ulong)length, required: 11, create: true)));
+        Assert.False(Path.Exists(_folder["none"]));
+    }
+
+    [Fact]
+    public void WhatIsNotAFileIsRefused()
+    {
+        File.WriteAllBytes(_folder["file"], new byte[64]);
+        File.CreateSymbolicLink(_folder["link"], _folder["file"]);
+        File.CreateSymbolicLink(_folder["dangling"], _folder["none"]);
+        Assert.Equal(GuestMemoryError.NotAFile, Failure(() => MmapLogReg.FromPath(_folder.Path, create: true)));
+        Assert.Equal(GuestMemoryError.NotAFile, Failure(() => MmapLogReg.FromPath("/dev/zero", create: true)));
+        Assert.Equal(GuestMemoryError.NotAFile, Failure(() => MmapLogReg.FromPath(_folder["link"], create: true)));
+        Assert.Equal(GuestMemoryError.NotAFile, Failure(() => MmapLogReg.FromPath(_folder["dangling"], create: true)));
+        Assert.False(Path.Exists(_folder["none"]));
+        Assert.Equal(GuestMemoryError.NotAFile, Failure(() => DirtyBitmap.Load("/dev/zero")));
+        Assert.Throws<FileNotFoundException>(() => MmapLogReg.FromPath(_folder["none"]));
+    }
+
+    [Fact]
+    public void AMemfdIsOpenedByItsPath()
+    {
+        var log = MmapLogReg.FromMemfd(4);
+        Assert.True(log.IsSealed);
+        Assert.StartsWith($"/proc/{Environment.ProcessId}/fd/", log.Path, StringComparison.Ordinal);
+        var other = MmapLogReg.FromPath(log.Path);
+        Assert.Equal((4UL, true), (other.Length, other.IsSealed));
+        new AtomicBitmapMmap(new GuestAddress(0x3000), 0x2000, log).MarkDirty(0x1000, 1);
+        Assert.Equal([new AddressRange(0x4000, 0x1000, 1)], DirtyBitmap.Load(log.Path).GetRanges());
+        Assert.Equal([new AddressRange(0x4000, 0x1000, 1)], other.GetAndReset().GetRanges());
+        Assert.Equal(0, other.GetAndReset().DirtyCount);
+        Assert.Equal(GuestMemoryError.ZeroSize, Failure(() => MmapLogReg.FromMemfd(0)));
+        Assert.Equal(GuestMemoryError.OutOfMemory, Failure(() => MmapLogReg.FromMemfd(1UL << 49)));
+        GC.KeepAlive(log);
+    }
+
+    [Fact]
+    public void AMemfdIsClosedWhenNobodyCanMarkInIt()
+    {
+        using var region = Region(0, tracked: false);
+        var path = Track(region);
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        Assert.True(Path.Exists(path));
+        region.GetMapping().SetTracker(null);
+        Host.Until(() =>
+        {
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+            return !IsLog(path);
+        });
+        Assert.False(IsLog(path));
+
+        static string Track(GuestRegionMmap region)
+        {
+            var log = MmapLogReg.FromMemfd(1);
+            region.GetMapping().SetTracker(new AtomicBitmapMmap(new GuestAddress(0), region.Size, log));
+            return log.Path;
+        }
+
+        static bool IsLog(string path) => new FileInfo(path).LinkTarget?.Contains("dirty_log", StringComparison.Ordinal) == true;
+    }
+
+    [Fact]
+    public void AllRegionsGetALogOrNone()
+    {
+        using var low = Region(0, tracked: true);
+        using var high = Region(0x100000, tracked: false);
+        var memory = GuestMemoryMmap.FromRegions([low, high]);
+        memory.Write(new GuestAddress(0x2000), [1]);
+        var before = low.RequireTracker();
+        var small = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(low.LastAddress)));
+        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(small, region), keepDirty: true)));
+        Assert.Equal((before, false), (low.RequireTracker(), high.DirtyTracking));
+
+        var log = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
+        GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true);
+        memory.Write(new GuestAddress(0x101fff), [1, 2]);
+        Assert.Equal([new AddressRange(0x2000, 0x1000, 1), new AddressRange(0x101000, 0x2000, 2)], log.GetAndReset().GetRanges());
+        GuestRegionMmap.SetTrackers(memory.Regions, region => new AtomicBitmap(region.Size, HostPage.Size), keepDirty: false);
+        Assert.Equal((0L, null), (low.GetDirtyBitmap().DirtyCount, low.DirtyLog));
+
+        high.Dispose();
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true)));
+        Assert.Null(low.DirtyLog);
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => high.RequireTracker()));
+    }
+
+    /// <summary>A page that the file cannot give, behind its end or in a hole on a full disk, would end the process at the first mark.</summary>
+    [Fact]
+    public void ALogThatCannotBeWrittenIsRefused()
+    {
+        var path = _folder["log"];
+        using var file = File.OpenHandle(path, FileMode.CreateNew, FileAccess.ReadWrite);
+        RandomAccess.SetLength(file, 8192);
+        var log = MmapLogReg.FromFile(file, 0, 8192);
+        _ = new AtomicBitmapMmap(new GuestAddress(0), 8192UL * 8 * 4096, log);
+        RandomAccess.SetLength(file, 4096);
+        _ = new AtomicBitmapMmap(new GuestAddress(0), 4096UL * 8 * 4096, log);
+        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => new AtomicBitmapMmap(new GuestAddress(0), 8192UL * 8 * 4096, log)));
+    }
+
+    private static GuestMemoryError Failure(Action action) => Assert.ThrowsAny<GuestMemoryException>(action).Error;
+
+    private static AtomicBitmapMmap In(MmapLogReg log, GuestRegionMmap region) => new(new GuestAddress(region.GuestAddress), region.Size, log);
+
+    private static GuestRegionMmap Region(ulong address, bool tracked) =>
+        new(new MmapRegionBuilder(0x8000).WithDirtyTracking(tracked).Build(), new GuestAddress(address));
+}
