@@ -24,6 +24,7 @@
         'New-MmapRegion'
         'Read-GuestMemory'
         'Remove-MmapRegion'
+        'Set-DirtyBitmap'
         'Start-UffdHandler'
         'Stop-UffdHandler'
         'Test-GuestMemorySupport'

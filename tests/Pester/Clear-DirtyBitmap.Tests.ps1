@@ -12,7 +12,7 @@ Describe 'Clear-DirtyBitmap' {
     }
 
     AfterEach {
-        Clear-TestState
+        Clear-TestState $TestDrive
     }
 
     It 'makes every page of a region clean, and leaves the memory as it is' {
@@ -37,6 +37,15 @@ Describe 'Clear-DirtyBitmap' {
         ($low | Get-DirtyBitmap -AsRange).Address | Should -Be 0x3000
     }
 
+    It 'clears a region''s part of a shared log, and no other' {
+        $low, $high | Set-DirtyBitmap "$TestDrive/vm.log"
+        $low | Clear-DirtyBitmap
+        ($low, $high | Get-DirtyBitmap).DirtyCount | Should -Be 0, 1
+        (Get-DirtyBitmap -LogPath "$TestDrive/vm.log" -AsRange).Address | Should -Be 0x100000000
+        $high | Clear-DirtyBitmap
+        (Get-DirtyBitmap -LogPath "$TestDrive/vm.log").DirtyCount | Should -Be 0
+    }
+
     It 'clears nothing with -WhatIf' {
         Get-MmapRegion | Clear-DirtyBitmap -WhatIf
         (Get-MmapRegion | Get-DirtyBitmap).DirtyCount | Should -Be 2, 1
@@ -54,6 +63,14 @@ Describe 'Clear-DirtyBitmap' {
     It 'refuses a region that was removed' {
         $low | Remove-MmapRegion
         { $low | Clear-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'RegionDisposed,*'
+    }
+
+    It 'refuses a region of an address space that was removed, and clears the others' {
+        $memory = $low, $high | Get-GuestMemory
+        $low | Remove-MmapRegion
+        $memory | Clear-DirtyBitmap -ErrorAction SilentlyContinue -ErrorVariable failure
+        $failure.FullyQualifiedErrorId | Should -BeLike 'RegionDisposed,*'
+        ($high | Get-DirtyBitmap).DirtyCount | Should -Be 0
     }
 
     It 'says so where no region came' {

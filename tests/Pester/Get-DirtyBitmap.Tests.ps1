@@ -10,7 +10,7 @@ Describe 'Get-DirtyBitmap' {
     }
 
     AfterEach {
-        Clear-TestState
+        Clear-TestState $TestDrive
     }
 
     It 'is clean for memory that nobody wrote' {
@@ -113,6 +113,117 @@ Describe 'Get-DirtyBitmap' {
         $high | Write-GuestMemory 0x100001000 -Bytes ([byte[]]::new(0x3000))
         $high | Get-DirtyBitmap | Out-String -Width 200 | Should -Match '0x100000000\s+4 KiB\s+256\s+3\s+12 KiB\s+region high'
         $high | Get-DirtyBitmap -AsRange | Out-String -Width 200 | Should -Match '0x100001000\s+0x100003fff\s+12 KiB\s+3'
+    }
+
+    Context 'A log' {
+        BeforeEach {
+            $log = "$TestDrive/vm.log"
+            [IO.File]::WriteAllBytes($log, [byte[]] (0x81, 0x01, 0, 0xC0, 0x03))
+        }
+
+        It 'is read from a file, from guest address 0 on' {
+            $bitmap = Get-DirtyBitmap -LogPath $log
+            $bitmap | Should -BeOfType GuestMemory.Core.DirtyBitmap
+            $bitmap.StartAddress | Should -BeExactly 0ul
+            $bitmap.PageSize | Should -Be 4096
+            $bitmap.PageCount | Should -Be 40
+            $bitmap.DirtyCount | Should -Be 7
+            $bitmap.Source | Should -Be "log $log"
+            $ranges = Get-DirtyBitmap -LogPath $log -AsRange
+            $ranges | ForEach-Object Address | Should -Be 0, 0x7000, 0x1E000
+            $ranges.PageCount | Should -Be 1, 2, 4
+            [IO.File]::ReadAllBytes($log) | Should -Be 0x81, 0x01, 0, 0xC0, 0x03
+        }
+
+        It 'is emptied with -Clear' {
+            (Get-DirtyBitmap -LogPath $log -Clear).DirtyCount | Should -Be 7
+            [IO.File]::ReadAllBytes($log) | Should -Be 0, 0, 0, 0, 0
+            Get-DirtyBitmap -LogPath $log -Clear -AsRange | Should -BeNullOrEmpty
+        }
+
+        It 'may be a part of the file' {
+            [IO.File]::WriteAllBytes($log, [byte[]]::new(8192) + [byte[]] (0, 0x10, 0xFF))
+            (Get-DirtyBitmap -LogPath $log -Offset 8KiB -Size 2 -AsRange).Address | Should -Be 0xC000
+            (Get-DirtyBitmap -LogPath $log -Offset 8KiB).DirtyCount | Should -Be 9
+            (Get-DirtyBitmap -LogPath $log -Offset 8KiB -Size 2 -Clear).DirtyCount | Should -Be 1
+            [IO.File]::ReadAllBytes($log)[8192..8194] | Should -Be 0, 0, 0xFF
+        }
+
+        It 'needs no right to write the file, nor a regular path, unless -Clear' {
+            $null = New-Item -ItemType SymbolicLink "$TestDrive/link.log" -Target $log
+            (Get-DirtyBitmap -LogPath "$TestDrive/link.log").DirtyCount | Should -Be 7
+            { Get-DirtyBitmap -LogPath "$TestDrive/link.log" -Clear -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*'
+        }
+
+        It 'loses no mark and gives none twice, while another thread marks' {
+            $null = $high | Set-DirtyBitmap "$TestDrive/busy.log"
+            $shell = [powershell]::Create()
+            try {
+                $null = $shell.AddScript({
+                    param($Manifest, $Region)
+                    Import-Module $Manifest
+                    foreach ($page in 0..255) { $Region | Write-GuestMemory (0x100000000 + $page * 4KB) 1 }
+                }).AddArgument("$PSScriptRoot/../../GuestMemory.psd1").AddArgument($high)
+                $writing = $shell.BeginInvoke()
+                $count = 0
+                do {
+                    $last = $writing.IsCompleted
+                    $count += (Get-DirtyBitmap -LogPath "$TestDrive/busy.log" -Clear).DirtyCount
+                } until ($last)
+                $shell.HadErrors | Should -BeFalse
+                $count | Should -Be 256
+            }
+            finally {
+                $shell.Dispose()
+            }
+        }
+
+        It 'can be sliced, combined, saved and loaded' {
+            $low | Set-DirtyBitmap "$TestDrive/low.log"
+            $low | Write-GuestMemory 0x7000 -Bytes 1
+            $bitmap = $low | Get-DirtyBitmap
+            $part = (Get-DirtyBitmap -LogPath $log).Slice(0, 40KB)
+            $part.And($bitmap).DirtyCount | Should -Be 1
+            $part.Or($bitmap).DirtyCount | Should -Be 3
+            $part.Except($bitmap).GetRanges() | ForEach-Object Address | Should -Be 0, 0x8000
+            $part.Save("$TestDrive/saved.log")
+            Get-DirtyBitmap -LogPath "$TestDrive/saved.log" -AsRange | ForEach-Object Address | Should -Be 0, 0x7000
+            { $part.And(($high | Get-DirtyBitmap)) } | Should -Throw -ExpectedMessage '*not of the same memory*'
+        }
+
+        It 'refuses <What> with <Id>' -ForEach @(
+            @{ What = 'a file that is not there'; Id = 'FileNotFound'; Category = 'ObjectNotFound'; Arguments = @{ LogPath = 'none.log' } }
+            @{ What = 'a folder'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ LogPath = '.' } }
+            @{ What = 'a device'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ LogPath = '/dev/zero' } }
+            @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Arguments = @{ LogPath = 'Env:/PATH' } }
+            @{ What = 'an empty file'; Id = 'InvalidLog'; Category = 'InvalidData'; Arguments = @{ LogPath = 'empty.log' } }
+            @{ What = 'a size past the end'; Id = 'InvalidLog'; Category = 'InvalidData'; Arguments = @{ LogPath = 'vm.log'; Size = 6 } }
+            @{ What = 'an offset past the end'; Id = 'InvalidLog'; Category = 'InvalidData'; Arguments = @{ LogPath = 'vm.log'; Offset = 4096 } }
+            @{ What = 'an offset inside a page'; Id = 'UnalignedOffset'; Category = 'InvalidArgument'; Arguments = @{ LogPath = 'vm.log'; Offset = 1 } }
+            @{ What = 'a size of 0'; Id = 'ZeroSize'; Category = 'InvalidArgument'; Arguments = @{ LogPath = 'vm.log'; Size = 0 } }
+            @{ What = 'a file larger than any log'; Id = 'InvalidLog'; Category = 'InvalidData'; Arguments = @{ LogPath = 'image.mem' } }
+        ) {
+            [IO.File]::WriteAllBytes("$TestDrive/empty.log", @())
+            truncate -s 2G "$TestDrive/image.mem"
+            Push-Location $TestDrive
+            try {
+                foreach ($clear in $false, $true) {
+                    $failure = { Get-DirtyBitmap @Arguments -Clear:$clear -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" -PassThru
+                    $failure.CategoryInfo.Category | Should -Be $Category
+                }
+            }
+            finally {
+                Pop-Location
+            }
+            [IO.File]::ReadAllBytes($log) | Should -Be 0x81, 0x01, 0, 0xC0, 0x03
+        }
+    }
+
+    It 'refuses a region of an address space that was removed, and still gives the others' {
+        $memory = $low, $high | Get-GuestMemory
+        $low | Remove-MmapRegion
+        ($memory | Get-DirtyBitmap -ErrorAction SilentlyContinue -ErrorVariable failure).Source | Should -Be 'region high'
+        $failure.FullyQualifiedErrorId | Should -BeLike 'RegionDisposed,*'
     }
 
     It 'says what it gives' {

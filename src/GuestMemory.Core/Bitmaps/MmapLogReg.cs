@@ -73,7 +73,7 @@ public sealed unsafe class MmapLogReg
         using var file = make ? Make(path, offset + (length ?? required)) : Open(path, FileAccess.ReadWrite);
         try
         {
-            var there = CheckLength(file, path, offset, length ?? required, create ? " Lengthen it with 'truncate', or name a file that is not there yet." : "");
+            var there = CheckLength(file, path, offset, length ?? required, create ? $" Lengthen it with 'truncate -s {offset + (length ?? required)}', or name a file that is not there yet." : "");
             return Map(file, offset, length ?? there, path);
         }
         catch
@@ -145,7 +145,7 @@ public sealed unsafe class MmapLogReg
         var size = FileStatus.Get(file).stx_size;
         return offset <= size && required <= size - offset
             ? size - offset
-            : throw Invalid($"{path} is {size} bytes long, too short: a log of {required} bytes{(offset == 0 ? "" : $" at offset {offset} ends at byte {offset + required}")} is needed.{remedy}");
+            : throw Invalid($"{path} is {size} bytes long, too short: the log must reach {(offset == 0 ? "" : $"from offset {offset} ")}to byte {offset + required}.{remedy}");
     }
 
     /// <summary>Checks what can be checked without a file.</summary>

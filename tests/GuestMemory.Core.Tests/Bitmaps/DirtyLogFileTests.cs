@@ -27,11 +27,11 @@ public sealed class DirtyLogFileTests : IDisposable
     }
 
     [Theory]
-    [InlineData(GuestMemoryError.InvalidLog, 0, -1, 5001, "5001 bytes")]
+    [InlineData(GuestMemoryError.InvalidLog, 0, -1, 5001, "byte 5001")]
     [InlineData(GuestMemoryError.InvalidLog, 4096, -1, 905, "byte 5001")]
     [InlineData(GuestMemoryError.InvalidLog, 8192, -1, 1, "byte 8193")]
     [InlineData(GuestMemoryError.InvalidLog, 0, 10, 11, "11 bytes")]
-    [InlineData(GuestMemoryError.InvalidLog, 0, 5001, 1, "5001 bytes")]
+    [InlineData(GuestMemoryError.InvalidLog, 0, 5001, 1, "byte 5001")]
     [InlineData(GuestMemoryError.InvalidLog, -4096, -1, 1, "larger than any file")]
     [InlineData(GuestMemoryError.UnalignedOffset, 100, -1, 1, "4096")]
     [InlineData(GuestMemoryError.ZeroSize, 0, 0, 1, "at least one byte")]

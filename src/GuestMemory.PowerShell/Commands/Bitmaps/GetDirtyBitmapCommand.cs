@@ -1,13 +1,39 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Get-DirtyBitmap: which pages were written.</summary>
-[Cmdlet(VerbsCommon.Get, "DirtyBitmap")]
+[Cmdlet(VerbsCommon.Get, "DirtyBitmap", DefaultParameterSetName = MemorySet)]
 [OutputType(typeof(DirtyBitmap), typeof(AddressRange))]
 public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 {
+    private const string MemorySet = "Memory";
+    private const string LogSet = "Log";
+
+    /// <inheritdoc/>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
+    [ValidateNotNull]
+    public override IGuestMemorySource[] Memory { get; set; } = [];
+
+    /// <summary>The file that holds a log.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = LogSet)]
+    [Alias("Path")]
+    [ValidateNotNullOrEmpty]
+    public string LogPath { get; set; } = "";
+
+    /// <summary>Where in the file the log starts, in bytes.</summary>
+    [Parameter(ParameterSetName = LogSet)]
+    [Number]
+    public ulong Offset { get; set; }
+
+    /// <summary>The length of the log in bytes.</summary>
+    [Parameter(ParameterSetName = LogSet)]
+    [Alias("Length", "Count")]
+    [Number]
+    public ulong Size { get; set; }
+
     /// <summary>Takes the marks: the pages are clean afterwards.</summary>
     [Parameter]
     public SwitchParameter Clear { get; set; }
@@ -17,17 +43,34 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     public SwitchParameter AsRange { get; set; }
 
     /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        if (ParameterSetName == MemorySet) base.ProcessRecord();
+        else Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
+    }
+
+    /// <inheritdoc/>
+    protected override void EndProcessing()
+    {
+        if (ParameterSetName == MemorySet) base.EndProcessing();
+    }
+
+    /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory)
     {
         ArgumentNullException.ThrowIfNull(memory);
-        foreach (var region in memory.Regions)
-        {
-            Attempt(() =>
-            {
-                var bitmap = region.GetDirtyBitmap(Clear);
-                if (!AsRange) WriteObject(bitmap);
-                else WriteObject(bitmap.GetRanges(), enumerateCollection: true);
-            }, region);
-        }
+        foreach (var region in memory.Regions) Attempt(() => Write(region.GetDirtyBitmap(Clear)), region);
+    }
+
+    private DirtyBitmap ReadLog(string path)
+    {
+        ulong? length = MyInvocation.BoundParameters.ContainsKey(nameof(Size)) ? Size : null;
+        return Clear ? MmapLogReg.FromPath(path, Offset, length).GetAndReset() : DirtyBitmap.Load(path, Offset, length, StopToken);
+    }
+
+    private void Write(DirtyBitmap bitmap)
+    {
+        if (!AsRange) WriteObject(bitmap);
+        else WriteObject(bitmap.GetRanges(), enumerateCollection: true);
     }
 }
