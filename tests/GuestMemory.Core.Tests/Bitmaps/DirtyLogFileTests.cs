@@ -138,6 +138,43 @@ public sealed class DirtyLogFileTests : IDisposable
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => high.RequireTracker()));
     }
 
+    /// <summary>Four threads write while the trackers change: nobody takes, so all that was written is marked in the end.</summary>
+    [Fact]
+    public void NoMarkIsLeftBehindWhileTrackersChange()
+    {
+        const int Pages = 512, Writers = 4, Writes = 200;
+        for (var round = 0; round < 20; round++)
+        {
+            using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithDirtyTracking(round % 2 == 0).Build(), new GuestAddress(0x7000));
+            GuestRegionMmap.SetTrackers([region], Next(0), keepDirty: true);
+            var memory = GuestMemoryMmap.FromRegions([region]);
+            var expected = new bool[Pages];
+            var running = Writers;
+            var writers = Enumerable.Range(0, Writers).Select(seed => new Thread(() =>
+            {
+                var random = new Random(round * Writers + seed);
+                for (var i = 0; i < Writes; i++)
+                {
+                    var page = random.Next(Pages);
+                    memory.Write(new GuestAddress(0x7000 + (ulong)page * 4096), [1]);
+                    expected[page] = true;
+                    Thread.SpinWait(100);
+                }
+
+                Interlocked.Decrement(ref running);
+            })).ToArray();
+            foreach (var thread in writers) thread.Start();
+            for (var i = 0; Volatile.Read(ref running) > 0; i++) GuestRegionMmap.SetTrackers([region], Next(i), keepDirty: true);
+            foreach (var thread in writers) thread.Join();
+            var dirty = region.GetDirtyBitmap();
+            Assert.Equal(expected, Enumerable.Range(0, Pages).Select(page => dirty.IsDirty(page)));
+        }
+
+        static Func<GuestRegionMmap, IDirtyTracker> Next(int i) => region => i % 3 == 0
+            ? new AtomicBitmap(region.Size, HostPage.Size)
+            : In(MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(region.LastAddress))), region);
+    }
+
     /// <summary>A page that the file cannot give, behind its end or in a hole on a full disk, would end the process at the first mark.</summary>
     [Fact]
     public void ALogThatCannotBeWrittenIsRefused()
