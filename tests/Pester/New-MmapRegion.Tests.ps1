@@ -161,8 +161,10 @@ high,0x100000000,128KiB
             $region.BackingPath | Should -Be $path
         }
 
-        It 'keeps no descriptor of the file' {
-            $null = New-MmapRegion 8KiB -BackingPath $path
+        It 'keeps one descriptor of the file, and none once it is removed' {
+            $region = New-MmapRegion 8KiB -BackingPath $path
+            @(Get-ChildItem "/proc/$PID/fd").Where{ $_.Target -eq $path } | Should -HaveCount 1
+            $region | Remove-MmapRegion
             @(Get-ChildItem "/proc/$PID/fd").Where{ $_.Target -eq $path } | Should -BeNullOrEmpty
         }
     }
