@@ -122,6 +122,29 @@ Describe 'Read-GuestMemory' {
             $bytes[0xFFE..0x1001] | Should -Be 1, 2, 3, 4
         }
 
+        It 'writes what is larger than a buffer, of <Kind> memory, with holes for pages of zeros' -ForEach @(
+            @{ Kind = 'anonymous'; Arguments = @{} }
+            @{ Kind = 'a file''s'; Arguments = @{ BackingPath = 'large.img' } }
+        ) {
+            $bytes = Write-RandomFile "$TestDrive/large.img" 13MB
+            [Array]::Clear($bytes, 3MB, 6MB)
+            [IO.File]::WriteAllBytes("$TestDrive/large.img", $bytes)
+            if ($Arguments.BackingPath) {
+                $Arguments = @{ BackingPath = "$TestDrive/large.img" }
+            }
+            $region = New-MmapRegion 13MiB 0x200000000 @Arguments
+            if (-not $Arguments.BackingPath) {
+                $region | Write-GuestMemory 0x200000000 -InFile "$TestDrive/large.img"
+            }
+
+            $region | Read-GuestMemory 0x200000000 (13MB - 5) -OutFile "$TestDrive/large.bin"
+            $blocks, $size = (stat -c '%b %B' "$TestDrive/large.bin") -split ' '
+            [long] $blocks * [long] $size | Should -BeLessThan 8MB
+            Resize-File "$TestDrive/large.img" (13MB - 5)
+            (Get-FileHash "$TestDrive/large.bin").Hash | Should -BeExactly (Get-FileHash "$TestDrive/large.img").Hash
+            Remove-Item "$TestDrive/large.*"
+        }
+
         It 'gives the file with -PassThru' {
             $file = $low | Read-GuestMemory 0 100 -OutFile "$TestDrive/passed.bin" -PassThru
             $file | Should -BeOfType IO.FileInfo

@@ -9,6 +9,8 @@ namespace GuestMemory.Core;
 /// </summary>
 public static class RawImage
 {
+    private const int Part = 1 << 20;
+
     /// <summary>
     /// Writes the whole memory. The file is made beside its place and renamed when it is complete, so that nobody sees half an
     /// image; pages of zeros become holes. Dirty bitmaps stay as they are.
@@ -41,7 +43,7 @@ public static class RawImage
             }
 
             return output.Written;
-        });
+        }, cancellation);
         return new ImageInfo(path, ImageFormat.Raw, memory.Size, bytes, pages, hash is null ? null : Convert.ToHexStringLower(hash.GetHashAndReset()));
     }
 
@@ -69,7 +71,7 @@ public static class RawImage
         {
             using var opened = patch ? OpenBase(path, force) : null;
             foreach (var region in memory.Regions) taken.Add(region.GetDirtyBitmap(clear: !keepDirty));
-            var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo);
+            var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo, cancellation);
             return new ImageInfo(path, ImageFormat.Diff, memory.Size, bytes, pages, null);
         }
         catch
@@ -97,7 +99,7 @@ public static class RawImage
                 offset += region.Size;
             }
 
-            RandomAccess.FlushToDisk(file);
+            Flush(file, cancellation);
             return output.Written;
         }
     }
@@ -125,7 +127,7 @@ public static class RawImage
                 progress?.Invoke(at - address.Value + (ulong)buffer.Length);
             }, cancellation);
             return output.Written;
-        });
+        }, cancellation);
     }
 
     private static bool IsBase(string path, ulong size, bool force)
@@ -152,7 +154,7 @@ public static class RawImage
         }
     }
 
-    private static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write)
+    private static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write, CancellationToken cancellation)
     {
         var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
         try
@@ -162,7 +164,7 @@ public static class RawImage
             {
                 RandomAccess.SetLength(file, (long)size);
                 written = write(file);
-                RandomAccess.FlushToDisk(file);
+                Flush(file, cancellation);
             }
 
             try
@@ -183,21 +185,43 @@ public static class RawImage
         }
     }
 
-    /// <summary>Reads a range piece by piece and passes each on with its guest address.</summary>
+    /// <summary>Waits until the disk has it, so that after a crash the name never stands for half a file; who cancels leaves the disk alone with it.</summary>
+    private static void Flush(SafeFileHandle file, CancellationToken cancellation) =>
+        Task.Run(() => RandomAccess.FlushToDisk(file), CancellationToken.None).WaitAsync(cancellation).GetAwaiter().GetResult();
+
+    /// <summary>
+    /// Reads a range and passes it on with its guest addresses: while one piece is used the next is read. What is passed on is so
+    /// little at a time that whoever cancels need not wait for a slow disk.
+    /// </summary>
     private static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
     {
-        var buffer = ImageBuffers.Get();
+        // A read that is abandoned keeps its buffer: then both are left to the garbage collector.
+        byte[][] buffers = size > ImageBuffers.Size ? [ImageBuffers.Get(), ImageBuffers.Get()] : [ImageBuffers.Get()];
+        var turn = 0;
+        var piece = Read(buffers[turn], 0);
         for (ulong done = 0; done < size;)
         {
-            // A read that is abandoned keeps the buffer: it is left to the garbage collector.
-            cancellation.ThrowIfCancellationRequested();
-            var piece = buffer.AsMemory(0, (int)Math.Min((ulong)buffer.Length, size - done));
-            memory.ReadExact(new GuestAddress(address + done), piece, cancellation);
-            use(address + done, piece.Span);
-            done += (ulong)piece.Length;
+            var end = done + (ulong)piece.Length;
+            turn ^= 1;
+            var next = end < size ? Task.Run(() => Read(buffers[turn], end), cancellation) : null;
+            for (var at = 0; at < piece.Length; at += Part)
+            {
+                cancellation.ThrowIfCancellationRequested();
+                use(address + done + (ulong)at, piece.Span[at..Math.Min(at + Part, piece.Length)]);
+            }
+
+            if (next is not null) piece = next.WaitAsync(cancellation).GetAwaiter().GetResult();
+            done = end;
         }
 
-        ImageBuffers.Return(buffer);
+        foreach (var buffer in buffers) ImageBuffers.Return(buffer);
+
+        Memory<byte> Read(byte[] into, ulong from)
+        {
+            var destination = ImageBuffers.Aligned(into)[..(int)Math.Min(ImageBuffers.Size, size - from)];
+            memory.ReadExact(new GuestAddress(address + from), destination, cancellation);
+            return destination;
+        }
     }
 
     private static GuestMemoryException FileExists(string path) =>
