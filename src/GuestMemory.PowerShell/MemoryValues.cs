@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Management.Automation;
+using System.Numerics;
 using System.Runtime.InteropServices;
 using System.Text;
 using GuestMemory.Core;
@@ -25,6 +26,12 @@ public enum MemoryValueType
     Int64,
     /// <summary>64 bits, unsigned.</summary>
     UInt64,
+    /// <summary>128 bits, signed.</summary>
+    Int128,
+    /// <summary>128 bits, unsigned.</summary>
+    UInt128,
+    /// <summary>16 bits, IEEE 754.</summary>
+    Half,
     /// <summary>32 bits, IEEE 754.</summary>
     Single,
     /// <summary>64 bits, IEEE 754.</summary>
@@ -46,8 +53,9 @@ internal static class MemoryValues
     public static int SizeOf(MemoryValueType type) => type switch
     {
         MemoryValueType.Byte or MemoryValueType.SByte => 1,
-        MemoryValueType.Int16 or MemoryValueType.UInt16 => 2,
+        MemoryValueType.Int16 or MemoryValueType.UInt16 or MemoryValueType.Half => 2,
         MemoryValueType.Int32 or MemoryValueType.UInt32 or MemoryValueType.Single => 4,
+        MemoryValueType.Int128 or MemoryValueType.UInt128 => 16,
         _ => 8,
     };
 
@@ -92,6 +100,9 @@ internal static class MemoryValues
         MemoryValueType.UInt32 => MemoryMarshal.Read<uint>(bytes),
         MemoryValueType.Int64 => MemoryMarshal.Read<long>(bytes),
         MemoryValueType.UInt64 => MemoryMarshal.Read<ulong>(bytes),
+        MemoryValueType.Int128 => MemoryMarshal.Read<Int128>(bytes),
+        MemoryValueType.UInt128 => MemoryMarshal.Read<UInt128>(bytes),
+        MemoryValueType.Half => MemoryMarshal.Read<Half>(bytes),
         MemoryValueType.Single => MemoryMarshal.Read<float>(bytes),
         _ => MemoryMarshal.Read<double>(bytes),
     };
@@ -106,30 +117,66 @@ internal static class MemoryValues
         {
             return type switch
             {
-                MemoryValueType.Single => BitConverter.GetBytes(Convert.ToSingle(value, CultureInfo.InvariantCulture)),
-                MemoryValueType.Double => BitConverter.GetBytes(Convert.ToDouble(value, CultureInfo.InvariantCulture)),
-                MemoryValueType.Byte => [(byte)Unsigned(item, byte.MaxValue)],
-                MemoryValueType.UInt16 => BitConverter.GetBytes((ushort)Unsigned(item, ushort.MaxValue)),
+                MemoryValueType.Half => BitConverter.GetBytes(Float<Half>(value)),
+                MemoryValueType.Single => BitConverter.GetBytes(Float<float>(value)),
+                MemoryValueType.Double => BitConverter.GetBytes(Float<double>(value)),
                 // Hexadecimal literals in an array are signed: of the same width they keep their bits.
                 MemoryValueType.UInt32 when value is int signed => BitConverter.GetBytes(signed),
                 MemoryValueType.UInt64 when value is long signed => BitConverter.GetBytes(signed),
-                MemoryValueType.UInt32 => BitConverter.GetBytes((uint)Unsigned(item, uint.MaxValue)),
-                MemoryValueType.UInt64 => BitConverter.GetBytes(Unsigned(item, ulong.MaxValue)),
-                MemoryValueType.SByte => [(byte)Convert.ToSByte(value, CultureInfo.InvariantCulture)],
-                MemoryValueType.Int16 => BitConverter.GetBytes(Convert.ToInt16(value, CultureInfo.InvariantCulture)),
-                MemoryValueType.Int32 => BitConverter.GetBytes(Convert.ToInt32(value, CultureInfo.InvariantCulture)),
-                _ => BitConverter.GetBytes(Convert.ToInt64(value, CultureInfo.InvariantCulture)),
+                MemoryValueType.Byte => Integer<byte>(item, value),
+                MemoryValueType.SByte => Integer<sbyte>(item, value),
+                MemoryValueType.Int16 => Integer<short>(item, value),
+                MemoryValueType.UInt16 => Integer<ushort>(item, value),
+                MemoryValueType.Int32 => Integer<int>(item, value),
+                MemoryValueType.UInt32 => Integer<uint>(item, value),
+                MemoryValueType.Int64 => Integer<long>(item, value),
+                MemoryValueType.UInt64 => Integer<ulong>(item, value),
+                MemoryValueType.Int128 => Integer<Int128>(item, value),
+                _ => Integer<UInt128>(item, value),
             };
         }
-        catch (Exception exception) when (exception is FormatException or OverflowException or InvalidCastException)
+        catch (OverflowException exception)
         {
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"'{item}' does not fit in {type}: {exception.Message}", exception);
         }
+        catch (Exception exception) when (exception is FormatException or InvalidCastException)
+        {
+            var kind = type is MemoryValueType.Half or MemoryValueType.Single or MemoryValueType.Double ? "a number" : "a whole number";
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"'{item}' is not {kind} and cannot be written as {type}.{(value is string ? " Leave -As out to write text." : "")}", exception);
+        }
     }
 
-    private static ulong Unsigned(object item, ulong max)
+    private static byte[] Integer<T>(object item, object? value)
+        where T : IBinaryInteger<T>, IMinMaxValue<T>
     {
-        var number = Binding.NumberText.Parse(item);
-        return number <= max ? number : throw new OverflowException($"The largest value is {max}.");
+        var number = Whole(item, value);
+        if (number < BigInteger.CreateChecked(T.MinValue) || number > BigInteger.CreateChecked(T.MaxValue))
+            throw new OverflowException($"it holds {T.MinValue} to {T.MaxValue}.");
+        var bytes = new byte[T.MaxValue.GetByteCount()];
+        T.CreateTruncating(number).WriteLittleEndian(bytes);
+        return bytes;
+    }
+
+    private static BigInteger Whole(object item, object? value) => value switch
+    {
+        BigInteger number => number,
+        Int128 number => number,
+        UInt128 number => number,
+        Enum name => new BigInteger(Convert.ToDecimal(name, CultureInfo.InvariantCulture)),
+        sbyte or short or int or long when !IsHexadecimal(item.ToString()) => Convert.ToInt64(value, CultureInfo.InvariantCulture),
+        Half or float or double or decimal when Convert.ToDouble(value, CultureInfo.InvariantCulture) is < 0 and > long.MinValue and var number && double.IsInteger(number) => new BigInteger(number),
+        string text when IsHexadecimal(text) && text.Length > 18 => BigInteger.Parse("0" + text.AsSpan(2).ToString(), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture),
+        string text when BigInteger.TryParse(text, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out var number) => number,
+        _ => Binding.NumberText.Parse(item),
+    };
+
+    private static bool IsHexadecimal(string? text) => text?.StartsWith("0x", StringComparison.OrdinalIgnoreCase) == true;
+
+    private static T Float<T>(object? value)
+        where T : IFloatingPointIeee754<T>
+    {
+        var number = value is Half half ? (double)half : Convert.ToDouble(value, CultureInfo.InvariantCulture);
+        var result = T.CreateTruncating(number);
+        return T.IsInfinity(result) && double.IsFinite(number) ? throw new OverflowException("the number is too large.") : result;
     }
 }

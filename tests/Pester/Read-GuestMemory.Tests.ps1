@@ -83,8 +83,10 @@ Describe 'Read-GuestMemory' {
             @{ Type = 'Int32'; Width = 4; Little = 0xF4F3F2F1; Big = 0xF1F2F3F4 }
             @{ Type = 'UInt64'; Width = 8; Little = 0xF8F7F6F5F4F3F2F1ul; Big = 0xF1F2F3F4F5F6F7F8ul }
             @{ Type = 'Int64'; Width = 8; Little = 0xF8F7F6F5F4F3F2F1; Big = 0xF1F2F3F4F5F6F7F8 }
+            @{ Type = 'UInt128'; Width = 16; Little = [uint128]::new(0xFFFEFDFCFBFAF9ul, 0xF8F7F6F5F4F3F2F1ul); Big = [uint128]::new(0xF1F2F3F4F5F6F7F8ul, 0xF9FAFBFCFDFEFF00ul) }
+            @{ Type = 'Int128'; Width = 16; Little = [int128]::new(0xFFFEFDFCFBFAF9ul, 0xF8F7F6F5F4F3F2F1ul); Big = [int128]::new(0xF1F2F3F4F5F6F7F8ul, 0xF9FAFBFCFDFEFF00ul) }
         ) {
-            $low | Write-GuestMemory 0 -Bytes (0xF1..0xF8)
+            $low | Write-GuestMemory 0 -Bytes (0xF1..0xFF)
             $value = $low | Read-GuestMemory 0 -As $Type
             $value | Should -BeExactly $Little
             $value.GetType().Name | Should -Be $Type
@@ -97,6 +99,11 @@ Describe 'Read-GuestMemory' {
             $low | Read-GuestMemory 0 -As Double -Count 2 | Should -Be 1.5, -0.25
             $low | Write-GuestMemory 0 2.5 -As Single -Endian Big
             $low | Read-GuestMemory 0 -As Single -Endian Big | Should -Be 2.5
+            $low | Write-GuestMemory 0 -1.5, 65504 -As Half
+            ($low | Read-GuestMemory 0 4).Bytes | Should -Be 0x00, 0xBE, 0xFF, 0x7B
+            $values = $low | Read-GuestMemory 0 -As Half -Count 2
+            $values | Should -BeOfType Half
+            [double[]] $values | Should -Be -1.5, 65504
         }
 
         It 'gives text up to the first NUL' {
@@ -305,7 +312,7 @@ Describe 'Read-GuestMemory' {
     }
 
     It 'completes types, byte orders and encodings' {
-        Get-Completion 'Read-GuestMemory 0 -As UIn' | Should -Be UInt16, UInt32, UInt64
+        Get-Completion 'Read-GuestMemory 0 -As UIn' | Should -Be UInt128, UInt16, UInt32, UInt64
         Get-Completion 'Read-GuestMemory 0 -As UInt32 -Endian ' | Should -Be Big, Little
         Get-Completion 'Read-GuestMemory 0 16 -Encoding u' | Should -Be utf8, unicode, utf32
     }
@@ -321,6 +328,6 @@ Describe 'Read-GuestMemory' {
 
     It 'says what it gives' {
         (Get-Command Read-GuestMemory).OutputType.Type | Should -Be @(
-            [GuestMemory.Core.MemoryBlock], [byte[]], [ulong], [long], [uint], [int], [ushort], [short], [byte], [sbyte], [float], [double], [string], [IO.FileInfo])
+            [GuestMemory.Core.MemoryBlock], [byte[]], [ulong], [long], [uint], [int], [ushort], [short], [byte], [sbyte], [int128], [uint128], [Half], [float], [double], [string], [IO.FileInfo])
     }
 }

@@ -31,6 +31,11 @@ Describe 'Write-GuestMemory' {
             @{ What = 'numbers in big-endian order'; Line = '1, 2 -As UInt16 -Endian Big'; Expected = '00010002' }
             @{ What = 'hexadecimal literals in a list'; Line = '0xDEADBEEF, 0x1 -As UInt32 -Endian Big'; Expected = 'DEADBEEF00000001' }
             @{ What = 'negative numbers'; Line = '-2 -As Int16'; Expected = 'FEFF' }
+            @{ What = 'a negative number of 128 bits'; Line = '-2 -As Int128'; Expected = 'FEFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF' }
+            @{ What = 'hexadecimal text of 128 bits'; Line = "'0xF0000000000000000000000000000001' -As UInt128 -Endian Big"; Expected = 'F0000000000000000000000000000001' }
+            @{ What = 'a UInt128 as it is'; Line = '([uint128] 7)'; Expected = '07000000000000000000000000000000' }
+            @{ What = 'a half'; Line = '1.5 -As Half'; Expected = '003E' }
+            @{ What = 'hexadecimal text of a signed type'; Line = "'0x7f' -As Int16"; Expected = '7F00' }
             @{ What = 'sizes as text'; Line = '4KiB -As UInt32'; Expected = '00100000' }
             @{ What = 'a float'; Line = '-0.5 -As Single -Endian Big'; Expected = 'BF000000' }
             @{ What = 'text in UTF-8'; Line = '"a`u{fc}"'; Expected = '61C3BC' }
@@ -94,6 +99,9 @@ Describe 'Write-GuestMemory' {
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = 'Variable:/x' } }
             @{ What = 'a value that does not fit'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 1, 256; As = 'Byte' } }
             @{ What = 'a negative value of an unsigned type'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = -1; As = 'UInt16' } }
+            @{ What = 'a number past 128 bits'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = '0x100000000000000000000000000000000'; As = 'UInt128' } }
+            @{ What = 'a fraction of an integer type'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 1.5; As = 'Int32' } }
+            @{ What = 'a number that would be infinite'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 1, 65536; As = 'Half' } }
             @{ What = 'text that is not a number'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 'many'; As = 'UInt32' } }
             @{ What = 'an object that is no value'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = [guid]::Empty } }
         ) {

@@ -9,7 +9,7 @@ namespace GuestMemory.PowerShell.Commands;
 [Cmdlet(VerbsCommunications.Read, "GuestMemory", DefaultParameterSetName = Block)]
 [OutputType(typeof(MemoryBlock), ParameterSetName = [Block])]
 [OutputType(typeof(byte[]), ParameterSetName = [Bytes])]
-[OutputType(typeof(ulong), typeof(long), typeof(uint), typeof(int), typeof(ushort), typeof(short), typeof(byte), typeof(sbyte), typeof(float), typeof(double), ParameterSetName = [Values])]
+[OutputType(typeof(ulong), typeof(long), typeof(uint), typeof(int), typeof(ushort), typeof(short), typeof(byte), typeof(sbyte), typeof(Int128), typeof(UInt128), typeof(Half), typeof(float), typeof(double), ParameterSetName = [Values])]
 [OutputType(typeof(string), ParameterSetName = [Text])]
 [OutputType(typeof(FileInfo), ParameterSetName = [ToFile])]
 public sealed class ReadGuestMemoryCommand : MemoryCmdlet
