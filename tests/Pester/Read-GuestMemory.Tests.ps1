@@ -211,6 +211,15 @@ Describe 'Read-GuestMemory' {
             Get-ChildItem -Force $TestDrive -Filter *none* | Should -BeNullOrEmpty
         }
 
+        It 'says what is wrong with the file to write, with and without -Force' {
+            foreach ($force in $false, $true) {
+                $failure = { $low | Read-GuestMemory 0 16 -OutFile $TestDrive -Force:$force -ErrorAction Stop } | Should -Throw -ErrorId ($force ? 'NotAFile,*' : 'FileExists,*') -PassThru
+                $failure.Exception.Message | Should -Match 'is a directory'
+                $failure = { $low | Read-GuestMemory 0 16 -OutFile "$TestDrive/none/x.bin" -Force:$force -ErrorAction Stop } | Should -Throw -ErrorId 'FileNotFound,*' -PassThru
+                $failure.Exception.Message | Should -Match 'no folder .*/none to write x.bin into'
+            }
+        }
+
         It 'refuses regions that overlap' {
             $other = New-MmapRegion 8KiB 0x1000
             $failure = { $low, $other | Read-GuestMemory 0 16 -ErrorAction Stop } | Should -Throw -ErrorId 'MemoryRegionOverlap,*' -PassThru

@@ -96,6 +96,7 @@ Describe 'Write-GuestMemory' {
             @{ What = 'text that runs into a hole'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x3FFE; Value = 'text' } }
             @{ What = 'a file that runs into a hole'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x3F00; InFile = 'big.bin' } }
             @{ What = 'a file that is not there'; Id = 'FileNotFound'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0; InFile = 'none.bin' } }
+            @{ What = 'a folder'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = '.' } }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = 'Variable:/x' } }
             @{ What = 'a value that does not fit'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 1, 256; As = 'Byte' } }
             @{ What = 'a negative value of an unsigned type'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = -1; As = 'UInt16' } }

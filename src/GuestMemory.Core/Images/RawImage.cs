@@ -25,7 +25,7 @@ public static class RawImage
     public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
-        if (!overwrite && Path.Exists(path)) throw FileExists(path);
+        CheckTarget(path, overwrite);
         using var hash = digest ? IncrementalHash.CreateHash(HashAlgorithmName.SHA256) : null;
         var (bytes, pages) = WriteBeside(path, memory.Size, overwrite, file =>
         {
@@ -117,7 +117,7 @@ public static class RawImage
     {
         ArgumentNullException.ThrowIfNull(memory);
         memory.RequireRange(address, size);
-        if (!overwrite && Path.Exists(path)) throw FileExists(path);
+        CheckTarget(path, overwrite);
         WriteBeside(path, size, overwrite, file =>
         {
             var output = new PageWriter(file);
@@ -130,6 +130,15 @@ public static class RawImage
         }, cancellation);
     }
 
+    private static void CheckTarget(string path, bool overwrite)
+    {
+        if (!overwrite && Path.Exists(path)) throw FileExists(path);
+        if (Directory.Exists(path)) throw NotAFile(path);
+        // Or the message would name the file that is made beside it.
+        if (Path.GetDirectoryName(Path.GetFullPath(path)) is { } folder && !Directory.Exists(folder))
+            throw new DirectoryNotFoundException($"There is no folder {folder} to write {Path.GetFileName(path)} into. Make it first: 'New-Item -ItemType Directory {folder}'.");
+    }
+
     private static bool IsBase(string path, ulong size, bool force)
     {
         var file = new FileInfo(path);
@@ -137,7 +146,7 @@ public static class RawImage
         if (file.Exists && force) return false;
         throw file.Exists
             ? new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it.")
-            : new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
+            : NotAFile(path);
     }
 
     private static SafeFileHandle OpenBase(string path, bool force)
@@ -224,8 +233,10 @@ public static class RawImage
         }
     }
 
+    private static GuestMemoryException NotAFile(string path) => new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
+
     private static GuestMemoryException FileExists(string path) =>
-        new(GuestMemoryError.FileExists, $"{path} is there already. Give another path, or -Force to replace it.");
+        new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} is there already. Give another path, or -Force to replace it.");
 
     /// <summary>Writes pages at their places and counts them.</summary>
     private sealed class PageWriter(SafeFileHandle file)

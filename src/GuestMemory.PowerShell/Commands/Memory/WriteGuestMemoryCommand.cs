@@ -75,6 +75,7 @@ public sealed class WriteGuestMemoryCommand : MemoryCmdlet
 
     private void WriteFile(GuestMemoryMmap memory, string path)
     {
+        if (Directory.Exists(path)) throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
         using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite, bufferSize: 0);
         var size = (ulong)file.Length;
         memory.RequireRange(new GuestAddress(Address), size, MemoryProtection.Write);
