@@ -4,12 +4,14 @@ using GuestMemory.Bench;
 // bench faults [--mib N] [--pairs N] [--write FILE]
 // bench memory|bitmaps|log [--pairs N] [--cpu N] [--write FILE]
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
+// bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
 return args switch
 {
     ["serve", var socket, var image] => Server.Run(socket, image),
     ["faults", .. var options] => new FaultScenario(options).Run(),
     ["rows", var name] => Rows(name).Run(),
     ["memory" or "bitmaps" or "log", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
+    ["shell", .. var options] => new ShellScenario(options).Run(),
     [] => new FaultScenario([]).Run(),
     _ => Usage(),
 };
@@ -25,5 +27,6 @@ static int Usage()
 {
     Console.Error.WriteLine("usage: ./build.sh Bench [faults [--mib 256] [--pairs 15] [--write docs/performance.md]]");
     Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log [--pairs 15] [--cpu 0] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench shell [--mib 1024] [--pairs 9] [--calls 1000000] [--write docs/performance.md]");
     return 2;
 }
