@@ -1,0 +1,19 @@
+using System.Reflection;
+using Xunit.Sdk;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>
+/// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and, where the host lets us, memory whose
+/// pages a handler serves, which are guarded. Further arguments follow the kind.
+/// </summary>
+/// <param name="more">The arguments behind the kind.</param>
+[AttributeUsage(AttributeTargets.Method, AllowMultiple = true)]
+public sealed class BackingDataAttribute(params object?[] more) : DataAttribute
+{
+    /// <summary>Whether regions have parts of pages, which no handler serves.</summary>
+    public bool OddSizes { get; set; }
+
+    public override IEnumerable<object?[]> GetData(MethodInfo testMethod) =>
+        TestMemory.Backings.Where(backing => !OddSizes || backing != "served").Select(backing => (object?[])[backing, .. more]);
+}
