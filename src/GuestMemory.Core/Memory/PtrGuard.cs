@@ -7,10 +7,12 @@ namespace GuestMemory.Core;
 public readonly unsafe ref struct PtrGuard
 {
     private readonly MmapRegion.MappingLease _lease;
+    private readonly object? _keep;
 
-    internal PtrGuard(MmapRegion? region, byte* address, ulong size)
+    internal PtrGuard(AccessGate? gate, byte* address, ulong size)
     {
-        if (region is not null) _lease = region.Lease();
+        if (gate?.Region is { } region) _lease = region.Lease();
+        _keep = gate?.Keep;
         Pointer = (nint)address;
         Size = size;
     }
@@ -22,5 +24,9 @@ public readonly unsafe ref struct PtrGuard
     public ulong Size { get; }
 
     /// <summary>Lets the memory go.</summary>
-    public void Dispose() => _lease.Dispose();
+    public void Dispose()
+    {
+        _lease.Dispose();
+        GC.KeepAlive(_keep);
+    }
 }

@@ -104,7 +104,7 @@ public readonly unsafe partial struct VolatileSlice
 
     /// <summary>Keeps the memory in place and gives its address, for system calls (vm-memory's ptr_guard and ptr_guard_mut).</summary>
     /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
-    public PtrGuard PtrGuard() => new(_gate?.Region, _address, Size);
+    public PtrGuard PtrGuard() => new(_gate, _address, Size);
 
     /// <summary>Whether the slice begins at a multiple of <paramref name="alignment"/>, a power of two.</summary>
     /// <exception cref="VolatileMemoryException">Misaligned.</exception>
