@@ -175,8 +175,9 @@ public readonly unsafe partial struct VolatileSlice
         if (_gate.IsDirect && destination._gate.IsDirect)
         {
             Buffer.MemoryCopy(_address, destination._address, count, count);
-            _gate.Leave();
+            // Marked first: where the source was taken away meanwhile, something has been written all the same.
             destination._gate.Written(destination._origin, count);
+            _gate.Leave();
             return;
         }
 
