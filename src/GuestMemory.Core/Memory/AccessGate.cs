@@ -98,12 +98,8 @@ internal sealed unsafe class AccessGate(MmapRegion? region, object? keep = null)
         return length;
     }
 
-    /// <summary>Before single accesses: makes sure that they neither wait nor fail.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public void Enter(byte* memory, nuint length, bool write)
-    {
-        if (!IsDirect) Region!.Populate(memory, length, write);
-    }
+    /// <summary>Around single accesses: makes sure that they neither wait nor fail. Direct memory needs nothing.</summary>
+    public MmapRegion.TouchLease Touch(byte* memory, nuint length, bool write) => IsDirect ? default : Region!.Touch(memory, length, write);
 
     /// <summary>After reading: whether what was read was the memory.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -26,7 +26,7 @@ public readonly unsafe struct AtomicRef<T>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public T Load(AtomicOrdering ordering)
     {
-        _gate.Enter(_address, (nuint)sizeof(T), write: false);
+        if (!_gate.IsDirect) return LoadGuarded(ordering);
         var value = AtomicAccess.Load<T>(_address, ordering);
         _gate.Leave();
         return value;
@@ -39,8 +39,8 @@ public readonly unsafe struct AtomicRef<T>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Store(T value, AtomicOrdering ordering)
     {
-        _gate.Enter(_address, (nuint)sizeof(T), write: true);
-        AtomicAccess.Store(_address, value, ordering);
+        if (_gate.IsDirect) AtomicAccess.Store(_address, value, ordering);
+        else StoreGuarded(value, ordering);
         _gate.Leave();
     }
 
@@ -48,7 +48,7 @@ public readonly unsafe struct AtomicRef<T>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public T Exchange(T value)
     {
-        _gate.Enter(_address, (nuint)sizeof(T), write: true);
+        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
         var former = AtomicAccess.Exchange(_address, value);
         _gate.Leave();
         return former;
@@ -60,7 +60,7 @@ public readonly unsafe struct AtomicRef<T>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public T CompareExchange(T value, T comparand)
     {
-        _gate.Enter(_address, (nuint)sizeof(T), write: true);
+        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
         var former = AtomicAccess.CompareExchange(_address, value, comparand);
         _gate.Leave();
         return former;
@@ -77,6 +77,21 @@ public readonly unsafe struct AtomicRef<T>
     /// <summary>Keeps only some bits and returns what was there; SeqCst.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public T FetchAnd(T value) => Fetch(value, static (old, operand) => old & operand);
+
+    // Apart, since what has to be undone keeps a method from being inlined.
+    private T LoadGuarded(AtomicOrdering ordering)
+    {
+        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: false);
+        var value = AtomicAccess.Load<T>(_address, ordering);
+        _gate.Leave();
+        return value;
+    }
+
+    private void StoreGuarded(T value, AtomicOrdering ordering)
+    {
+        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
+        AtomicAccess.Store(_address, value, ordering);
+    }
 
     private T Fetch(T operand, Func<T, T, T> change)
     {

@@ -229,6 +229,7 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     private static int Part(GuestRegionMmap region, ulong offset, int count, int error, MemoryProtection access)
     {
         if (error == 0) return count;
+        if (region.IsDisposed) throw MmapRegion.Disposed();
         var at = offset + (ulong)count;
         throw Inaccessible(region, new GuestAddress(region.GuestAddress + at), access,
             new SyscallException(access == MemoryProtection.Read ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + at:x}"));

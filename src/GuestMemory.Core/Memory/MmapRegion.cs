@@ -21,6 +21,9 @@ public sealed unsafe class MmapRegion : IDisposable
     private readonly bool _canShrink;
     private bool _disposed;
 
+    // Single accesses to guarded memory that are under way.
+    private int _touching;
+
     internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, FileOffset? file,
         bool? isHugetlbfs, bool owned, bool guarded, bool canShrink, IDirtyTracker? tracker)
     {
@@ -155,6 +158,8 @@ public sealed unsafe class MmapRegion : IDisposable
         }
 
         _gate.Set(AccessGate.Disposed);
+        // Of a page that is there: it is a matter of nanoseconds.
+        SpinWait.SpinUntil(() => Volatile.Read(ref _touching) == 0);
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
         File?.File.Dispose();
@@ -254,22 +259,28 @@ public sealed unsafe class MmapRegion : IDisposable
     }
 
     /// <summary>
-    /// Brings in the pages of guarded memory, so that touching them neither waits nor fails. (Somebody who takes a page away in the
-    /// very next moment, or shortens the file, defeats that; nothing shorter than a signal handler helps against it.)
+    /// Brings in the pages of guarded memory, so that touching them neither waits nor fails, and keeps the region from being released
+    /// until that is over. (Somebody who takes a page away in the very next moment, or shortens the file, defeats that; nothing
+    /// shorter than a signal handler helps against it.)
     /// </summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    internal void Populate(byte* memory, nuint length, bool write)
+    internal TouchLease Touch(byte* memory, nuint length, bool write)
     {
-        using var lease = Lease();
-        if (!IsGuarded) return;
-        var error = TryPopulate(memory, length, write);
-        if (error != 0) throw NotAccessible((ulong)memory - HostAddress, write, "madvise", error);
+        using (Lease())
+        {
+            var error = IsGuarded ? TryPopulate(memory, length, write) : 0;
+            if (error != 0) throw NotAccessible((ulong)memory - HostAddress, write, "madvise", error);
+        }
+
+        return new TouchLease(this);
     }
 
     /// <summary>The error for bytes of the region that cannot be had.</summary>
     internal GuestMemoryException NotAccessible(ulong offset, bool write, string function, int error)
     {
+        // A region that a handler serves loses its access rights before it goes.
+        if ((_gate.State & AccessGate.Disposed) != 0) return Disposed();
         var access = write ? MemoryProtection.Write : MemoryProtection.Read;
         return new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at offset 0x{offset:x} of the region cannot be {(write ? "written" : "read")}: {WhyNot(access)}.",
             new SyscallException(function, error, $"Access to host address 0x{HostAddress + offset:x}")) { Address = offset };
@@ -287,6 +298,7 @@ public sealed unsafe class MmapRegion : IDisposable
         // is in; but never a file, which somebody may shorten in between.
         if (IsSingle(memory, length) && !_canShrink && TryPopulate(memory, length, write) == 0)
         {
+            using var touch = new TouchLease(this);
             if (write) VolatileCopy.CopyStepped(memory, local, length);
             else VolatileCopy.CopyStepped(local, memory, length);
             error = 0;
@@ -333,6 +345,30 @@ public sealed unsafe class MmapRegion : IDisposable
 
     internal static GuestMemoryException NoHostAddress() => new(GuestMemoryError.HostAddressNotAvailable,
         "The memory is guarded: an access by its host address can fail or wait (a file, huge pages, or a page-fault handler lies behind it). Read and write it by offsets instead.");
+
+    /// <summary>
+    /// A single access to guarded memory whose pages are there. It is brief, and never a wait for a page: a release waits for it, since
+    /// for whoever waits it takes the access rights away.
+    /// </summary>
+    internal readonly ref struct TouchLease
+    {
+        private readonly MmapRegion? _region;
+
+        public TouchLease(MmapRegion region)
+        {
+            // Either the release sees this one, or this one sees the release.
+            Interlocked.Increment(ref region._touching);
+            _region = region;
+            if ((region._gate.State & AccessGate.Disposed) == 0) return;
+            Dispose();
+            throw Disposed();
+        }
+
+        public void Dispose()
+        {
+            if (_region is not null) Interlocked.Decrement(ref _region._touching);
+        }
+    }
 
     /// <summary>Holds a mapping open; its address is good until disposal.</summary>
     internal readonly ref struct MappingLease
