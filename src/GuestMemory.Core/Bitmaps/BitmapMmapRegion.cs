@@ -40,16 +40,15 @@ public sealed class BitmapMmapRegion : IBitmap
     {
         if (offset > ulong.MaxValue - _base) return;
         offset += _base;
-        var tracker = _place.Tracker;
-        if (tracker is AtomicBitmap bitmap)
+        var replacements = _place.Replacements;
+        if (_place.Tracker is AtomicBitmap bitmap)
         {
             bitmap.MarkDirty(offset, length);
             Volatile.ReadBarrier();
-            if (ReferenceEquals(_place.Tracker, bitmap)) return;
-            tracker = _place.Tracker;
+            if (_place.Replacements == replacements) return;
         }
 
-        MarkOther(tracker, offset, length);
+        MarkOther(offset, length);
     }
 
     /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
@@ -57,37 +56,44 @@ public sealed class BitmapMmapRegion : IBitmap
 
     /// <summary>
     /// Puts a tracker in the place of the one that was there; null ends the tracking. Every mark that has not returned by now is in the
-    /// new one, and so is every later one. Markers never wait; a log that was there is unmapped when nobody holds it any more.
+    /// new one, and so is every later one; those that are in the former one alone can be seen there, so that who takes them now has
+    /// them all. Markers never wait; a log that was there is unmapped when nobody holds it any more.
     /// </summary>
-    public void Replace(IDirtyTracker? tracker) => _place.Tracker = tracker;
+    public void Replace(IDirtyTracker? tracker) => Replace(tracker, 0);
 
     /// <summary>The same, and brings over what was marked in the first bytes and not taken.</summary>
     internal void Replace(IDirtyTracker? tracker, ulong keepBytes)
     {
         var former = _place.Tracker;
         _place.Tracker = tracker;
-        if (former is null || tracker is null || keepBytes == 0) return;
-        // Whoever marked in the former one alone has read that it was in place: by now its mark can be seen.
+        Interlocked.Increment(ref _place.Replacements);
+        // Markers pay for no barrier between their mark and their second look at the tracker. So all pass one here: who has looked
+        // before and found the former one in place has its mark visible by now; who looks later finds the new one.
         Interlocked.MemoryBarrierProcessWide();
+        if (former is null || tracker is null || keepBytes == 0) return;
         new DirtyBitmap(former.Lead, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.Lead);
     }
 
-    private void MarkOther(IDirtyTracker? tracker, ulong offset, ulong length)
+    private void MarkOther(ulong offset, ulong length)
     {
-        while (tracker is not null)
+        int replacements;
+        do
         {
+            replacements = _place.Replacements;
+            var tracker = _place.Tracker;
             if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
-            else tracker.MarkDirty(offset, length);
+            else tracker?.MarkDirty(offset, length);
             Volatile.ReadBarrier();
-            var now = _place.Tracker;
-            if (ReferenceEquals(now, tracker)) return;
-            tracker = now;
         }
+        while (_place.Replacements != replacements);
     }
 
     /// <summary>Where the tracker is; shared by all slices.</summary>
     private sealed class Place
     {
         public volatile IDirtyTracker? Tracker;
+
+        // Counted after each. The tracker itself would not do for the second look: it can have gone, been emptied, and come back.
+        public volatile int Replacements;
     }
 }
