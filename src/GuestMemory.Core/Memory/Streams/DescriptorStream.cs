@@ -57,7 +57,13 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
         {
             nint count;
             fixed (byte* local = buffer) count = Descriptor.TryRead(descriptor, local, (nuint)Math.Min((ulong)buffer.Length, slice.Size));
-            if (count < 0) throw Failure("read", count, "Reading into guest memory");
+            if (count < 0)
+            {
+                // Nothing has come, but nobody should have to know which way was taken.
+                slice.MarkWritten(slice.Size);
+                throw Failure("read", count, "Reading into guest memory");
+            }
+
             slice.WriteExact(buffer.AsSpan(0, (int)count), 0);
             return (ulong)count;
         }
