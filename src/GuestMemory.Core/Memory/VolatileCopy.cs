@@ -51,6 +51,26 @@ internal static unsafe class VolatileCopy
         }
     }
 
+    /// <summary>Reads a value of 1, 2, 4 or 8 bytes by one access, also one of several fields, which the compiler would read field by field.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static T Load<T>(byte* address)
+        where T : unmanaged
+    {
+        if (typeof(T).IsPrimitive) return Unsafe.ReadUnaligned<T>(address);
+        Unsafe.SkipInit(out T value);
+        CopyStepped((byte*)&value, address, (nuint)sizeof(T));
+        return value;
+    }
+
+    /// <summary>Writes a value of 1, 2, 4 or 8 bytes by one access.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Store<T>(byte* address, T value)
+        where T : unmanaged
+    {
+        if (typeof(T).IsPrimitive) Unsafe.WriteUnaligned(address, value);
+        else CopyStepped(address, (byte*)&value, (nuint)sizeof(T));
+    }
+
     /// <summary>Copies 0 to 8 bytes.</summary>
     public static void CopyStepped(byte* destination, byte* source, nuint length)
     {

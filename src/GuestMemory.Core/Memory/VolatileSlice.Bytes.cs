@@ -70,7 +70,7 @@ public readonly unsafe partial struct VolatileSlice
     {
         if (IsSingle<T>(offset))
         {
-            var value = Unsafe.ReadUnaligned<T>(_address + offset);
+            var value = VolatileCopy.Load<T>(_address + offset);
             _gate.Leave();
             return value;
         }
@@ -86,7 +86,7 @@ public readonly unsafe partial struct VolatileSlice
     {
         if (IsSingle<T>(offset))
         {
-            Unsafe.WriteUnaligned(_address + offset, value);
+            VolatileCopy.Store(_address + offset, value);
             _gate.Written(unchecked(_origin + offset), (ulong)sizeof(T));
             return;
         }
@@ -130,7 +130,7 @@ public readonly unsafe partial struct VolatileSlice
         {
             if (sizeof(T) > 1 && IsSingle<T>(0))
             {
-                for (var i = 0; i < count; i++) local[i] = Unsafe.ReadUnaligned<T>(_address + (nint)i * sizeof(T));
+                for (var i = 0; i < count; i++) local[i] = VolatileCopy.Load<T>(_address + (nint)i * sizeof(T));
                 _gate.Leave();
                 return count;
             }
@@ -154,7 +154,7 @@ public readonly unsafe partial struct VolatileSlice
         {
             if (sizeof(T) > 1 && IsSingle<T>(0))
             {
-                for (var i = 0; i < count; i++) Unsafe.WriteUnaligned(_address + (nint)i * sizeof(T), local[i]);
+                for (var i = 0; i < count; i++) VolatileCopy.Store(_address + (nint)i * sizeof(T), local[i]);
                 _gate.Written(_origin, length);
                 return;
             }
