@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.Tests;
 
-/// <summary>The vectors of mmap-region-and-xen.md, section 3.1 to 3.4, and what this builder adds.</summary>
+/// <summary>The vectors of mmap-region-and-xen.md, section 3.1 to 3.5, and what this builder adds.</summary>
 public sealed class MmapRegionTests : IDisposable
 {
     private readonly TestFolder _folder = new();
@@ -58,6 +58,54 @@ public sealed class MmapRegionTests : IDisposable
         Assert.Equal(GuestMemoryError.InvalidPointer, error.Error);
         using var region = new MmapRegionBuilder(4096).WithRawPointer(0).Build();
         Assert.False(region.IsOwned);
+    }
+
+    [Fact]
+    public void V3_3_TheBuilderRecordsWhatItIsTold()
+    {
+        using var region = new MmapRegionBuilder(0x100000).WithHugetlbfs(true).WithProtection(MemoryProtection.ReadWrite).WithTracker(AtomicBitmap.WithLength(0x100000)).Build();
+        Assert.Equal((0x100000UL, true, 3, 0x4022, true), (region.Size, region.IsHugetlbfs, (int)region.Protection, (int)region.Flags, region.IsOwned));
+        // The generic test of 16.16: what is marked shows through views further on.
+        IBitmap bitmap = region.Bitmap!;
+        var view = bitmap.SliceAt(0x400);
+        Assert.False(view.IsDirtyAt(0));
+        bitmap.MarkDirty(0x400, 0x100);
+        for (ulong offset = 0; offset < 0x100; offset++) Assert.True(view.IsDirtyAt(offset) && bitmap.IsDirtyAt(0x400 + offset));
+        region.GetSlice(0x80000, 16).WriteObject(1UL, 8);
+        Assert.Equal((true, false), (bitmap.IsDirtyAt(0x80008), bitmap.IsDirtyAt(0x81000)));
+    }
+
+    /// <summary>Two regions of a file of 10240 bytes, of another file, or of none.</summary>
+    [Theory]
+    [InlineData("a", 0, 4096, "a", 4096, 4096, false)]
+    [InlineData("a", 0, 5000, "a", 4096, 4096, true)]
+    [InlineData("a", 0, 5000, "a", 0, 1000, true)]
+    [InlineData("a", 0, 4096, "b", 0, 4096, false)]
+    [InlineData("a", 0, 4096, null, 0, 4096, false)]
+    [InlineData(null, 0, 4096, null, 0, 4096, false)]
+    [InlineData("a", 4096, 4096, "a", 0, 10240, true)]
+    public void V3_5_FdsOverlap(string? first, ulong firstStart, ulong firstSize, string? second, ulong secondStart, ulong secondSize, bool expected)
+    {
+        using var a = Of(first, firstStart, firstSize);
+        using var b = Of(second, secondStart, secondSize);
+        Assert.Equal((expected, expected), (a.FdsOverlap(b), b.FdsOverlap(a)));
+
+        MmapRegion Of(string? name, ulong start, ulong size)
+        {
+            var builder = new MmapRegionBuilder(size);
+            if (name is null) return builder.Build();
+            if (!File.Exists(_folder[name])) File.WriteAllBytes(_folder[name], new byte[10240]);
+            return builder.WithFile(_folder[name], start).Build();
+        }
+    }
+
+    [Fact]
+    public void V3_5_MemfdsAreFiles()
+    {
+        using var one = new MmapRegionBuilder(4096).WithMemfd().Build();
+        using var another = new MmapRegionBuilder(4096).WithMemfd().Build();
+        using var again = new MmapRegionBuilder(4096).WithFile(one.File!.File).Build();
+        Assert.Equal((false, true, true), (one.FdsOverlap(another), one.FdsOverlap(again), one.FdsOverlap(one)));
     }
 
     [Fact]
