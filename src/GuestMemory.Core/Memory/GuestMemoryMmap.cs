@@ -33,8 +33,8 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     /// <summary>The last guest address of the last region; 0 without regions.</summary>
     public ulong LastAddress => _regions.Length == 0 ? 0 : _regions[^1].LastAddress;
 
-    /// <summary>Whether an access may fail or wait: a file, huge pages, or a page-fault handler lies behind a region.</summary>
-    internal bool IsGuarded => Array.Exists(_regions, region => region.GetMapping().IsGuarded);
+    /// <summary>Whether an access may have to wait for somebody: a page-fault handler lies behind a region.</summary>
+    internal bool MayWait => Array.Exists(_regions, static region => region.GetMapping().MayWait);
 
     /// <summary>An address space without regions.</summary>
     public static GuestMemoryMmap Empty { get; } = new([]);
@@ -160,15 +160,14 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     public void ReadExact(GuestAddress address, Span<byte> destination) => ThrowIfPartial(address, (ulong)destination.Length, (ulong)Read(address, destination), "read");
 
     /// <summary>
-    /// Reads exactly as many bytes as the buffer has; where a region may make it wait, on a thread of its own that is abandoned
+    /// Reads exactly as many bytes as the buffer has; where a page-fault handler may make it wait, on a thread of its own that is abandoned
     /// when the token says so. The buffer must not be used again after that.
     /// </summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
     /// <exception cref="GuestMemoryException">As without a token, and HandlerGone: a page is missing and its handler has hung up.</exception>
     public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
     {
-        if (!IsGuarded) ReadExact(address, destination.Span);
-        else ThrowIfPartial(address, (ulong)destination.Length, (ulong)Abandonable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
+        ThrowIfPartial(address, (ulong)destination.Length, (ulong)Stoppable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
     }
 
     /// <summary>Writes all the bytes.</summary>
@@ -179,8 +178,7 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
     public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
     {
-        if (!IsGuarded) WriteExact(address, source.Span);
-        else ThrowIfPartial(address, (ulong)source.Length, (ulong)Abandonable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
+        ThrowIfPartial(address, (ulong)source.Length, (ulong)Stoppable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
     }
 
     /// <summary>Checks that every byte of a range is mapped with a protection that allows an access, before anything is changed.</summary>
@@ -196,27 +194,35 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         }
     }
 
-    /// <summary>Runs an access piece by piece on a thread of its own; a page that can never come ends the wait with an error.</summary>
-    private int Abandonable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
+    /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
+    private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
+    {
+        if (MayWait) return BlockingAccess.Run(progress => Pieces(address, length, access, progress, cancellation), Orphaned, cancellation);
+        var done = Pieces(address, length, access, null, cancellation);
+        if (done < length) cancellation.ThrowIfCancellationRequested();
+        return done;
+    }
+
+    private int Pieces(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
     {
         const int Piece = 1 << 20;
-        return BlockingAccess.Run(progress =>
+        var done = 0;
+        while (done < length && !cancellation.IsCancellationRequested)
         {
-            var done = 0;
-            while (done < length && !cancellation.IsCancellationRequested)
-            {
-                var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
-                if (done > 0 && FindRegion(at) is null) break;
-                done += access(at, done, Math.Min(Piece, length - done));
-                Volatile.Write(ref progress.Value, done);
-            }
+            var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
+            if (done > 0 && FindRegion(at) is null) break;
+            done += access(at, done, Math.Min(Piece, length - done));
+            if (progress is not null) Volatile.Write(ref progress.Value, done);
+        }
 
-            return done;
-        }, () => Array.Find(_regions, region => region.GetMapping().GoneHolder is not null) is { } orphan
-            ? new GuestMemoryException(GuestMemoryError.HandlerGone,
-                $"A page of region '{orphan.Name}' is missing and will not come: {orphan.GetMapping().GoneHolder} has hung up. It ended, or it refused the hand-over because the memory does not fit its image; its Error says which. Remove the region with -Force and connect fresh memory.")
-            : null, cancellation);
+        return done;
     }
+
+    /// <summary>Why a page will never come, or null.</summary>
+    private GuestMemoryException? Orphaned() => Array.Find(_regions, static region => region.GetMapping().GoneHolder is not null) is { } orphan
+        ? new GuestMemoryException(GuestMemoryError.HandlerGone,
+            $"A page of region '{orphan.Name}' is missing and will not come: {orphan.GetMapping().GoneHolder} has hung up. It ended, or it refused the hand-over because the memory does not fit its image; its Error says which. Remove the region with -Force and connect fresh memory.")
+        : null;
 
     private bool Locate(GuestAddress address, int done, out GuestRegionMmap region, out ulong offset)
     {

@@ -77,6 +77,19 @@ public sealed unsafe class MmapRegion : IDisposable
     /// <summary>Whether accesses are guarded: they may fail or wait.</summary>
     public bool IsGuarded => (_gate.State & AccessGate.Guarded) != 0;
 
+    /// <summary>
+    /// Whether an access may have to wait for somebody who provides its pages; a file has its pages itself. Of memory that somebody else
+    /// mapped nobody knows.
+    /// </summary>
+    internal bool MayWait
+    {
+        get
+        {
+            if (!IsGuarded) return false;
+            lock (_lock) return !IsOwned || _holders.Count > 0;
+        }
+    }
+
     /// <summary>Who should provide missing pages and is gone: "the page-fault handler at ..."; null where nobody is, or nobody needs to.</summary>
     internal string? GoneHolder
     {
