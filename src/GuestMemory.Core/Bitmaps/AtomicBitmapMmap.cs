@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace GuestMemory.Core;
 
 /// <summary>
@@ -10,6 +12,12 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     private readonly ulong _firstPage;
     private readonly ulong _pageCount;
     private readonly ulong _shift;
+
+    // The bytes of the region whose pages are counted.
+    private readonly ulong _reach;
+
+    // The mapping lives as long as this object does: the log is one of its fields.
+    private readonly ulong* _words;
 
     /// <param name="startAddress">The region's guest physical address.</param>
     /// <param name="length">The region's length in bytes; 1 or more.</param>
@@ -30,6 +38,8 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
         _firstPage = startAddress.Value / MmapLogReg.PageSize;
         _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
         _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
+        _reach = _pageCount == 0 ? 0 : _pageCount * MmapLogReg.PageSize - _shift;
+        _words = log.Words;
         log.Populate(_firstPage / 8, last.Value / MmapLogReg.PageSize / 8);
     }
 
@@ -43,28 +53,21 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     public ulong Lead => _shift;
 
     /// <summary>Marks the pages of bytes of the region; what lies past its end is ignored. <paramref name="offset"/> is relative to the region.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
-        if (length == 0) return;
-        var first = Saturate(offset, _shift) / MmapLogReg.PageSize;
-        if (first >= _pageCount) return;
-        var last = Math.Min(Saturate(Saturate(offset, length - 1), _shift) / MmapLogReg.PageSize, _pageCount - 1);
-        first += _firstPage;
-        last += _firstPage;
-        var word = _log.Words + (first >> 6);
-        var lastWord = _log.Words + (last >> 6);
-        var mask = ulong.MaxValue << (int)(first & 63);
-        while (word < lastWord)
+        // What nearly every write is: inside one page that the log has.
+        var at = offset + _shift;
+        if (offset < _reach && unchecked(length - 1) <= (~at & (MmapLogReg.PageSize - 1)))
         {
-            Interlocked.Or(ref *word++, mask);
-            mask = ulong.MaxValue;
+            var page = _firstPage + at / MmapLogReg.PageSize;
+            Interlocked.Or(ref _words[page >> 6], 1UL << (int)(page & 63));
+            GC.KeepAlive(this);
         }
-
-        // Never tested first: the front end clears in another process, and only this barrier keeps it from taking a mark before it
-        // can see the bytes that were written.
-        Interlocked.Or(ref *word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
-        // The mapping must outlive the last touch, not only the last use of this object.
-        GC.KeepAlive(_log);
+        else
+        {
+            MarkRange(offset, length);
+        }
     }
 
     /// <summary>Whether the page that holds this byte of the region is marked; false past the end.</summary>
@@ -73,8 +76,8 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
         var page = Saturate(offset, _shift) / MmapLogReg.PageSize;
         if (page >= _pageCount) return false;
         page += _firstPage;
-        var dirty = (Volatile.Read(ref *(_log.Words + (page >> 6))) >> (int)(page & 63) & 1) != 0;
-        GC.KeepAlive(_log);
+        var dirty = (Volatile.Read(ref *(_words + (page >> 6))) >> (int)(page & 63) & 1) != 0;
+        GC.KeepAlive(this);
         return dirty;
     }
 
@@ -99,7 +102,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
             var count = Math.Min(64 - (_firstPage + page & 63), _pageCount - page);
             var at = (int)(_firstPage + page & 63);
             var mask = ulong.MaxValue >> (int)(64 - count) << at;
-            ref var word = ref _log.Words[_firstPage + page >> 6];
+            ref var word = ref _words[_firstPage + page >> 6];
             var bits = Volatile.Read(ref word) & mask;
             if (take && bits != 0) bits = Interlocked.And(ref word, ~mask) & mask;
             bits >>= at;
@@ -108,8 +111,31 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
             page += count;
         }
 
-        GC.KeepAlive(_log);
+        GC.KeepAlive(this);
         return words;
+    }
+
+    private void MarkRange(ulong offset, ulong length)
+    {
+        if (length == 0) return;
+        var first = Saturate(offset, _shift) / MmapLogReg.PageSize;
+        if (first >= _pageCount) return;
+        var last = Math.Min(Saturate(Saturate(offset, length - 1), _shift) / MmapLogReg.PageSize, _pageCount - 1);
+        first += _firstPage;
+        last += _firstPage;
+        var word = _words + (first >> 6);
+        var lastWord = _words + (last >> 6);
+        var mask = ulong.MaxValue << (int)(first & 63);
+        while (word < lastWord)
+        {
+            Interlocked.Or(ref *word++, mask);
+            mask = ulong.MaxValue;
+        }
+
+        // Never tested first: the front end clears in another process, and only this barrier keeps it from taking a mark before it
+        // can see the bytes that were written.
+        Interlocked.Or(ref *word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
+        GC.KeepAlive(this);
     }
 
     private static ulong Saturate(ulong left, ulong right) => left > ulong.MaxValue - right ? ulong.MaxValue : left + right;

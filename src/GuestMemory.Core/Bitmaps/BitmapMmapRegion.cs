@@ -41,14 +41,12 @@ public sealed class BitmapMmapRegion : IBitmap
         if (offset > ulong.MaxValue - _base) return;
         offset += _base;
         var replacements = _place.Replacements;
-        if (_place.Tracker is AtomicBitmap bitmap)
-        {
-            bitmap.MarkDirty(offset, length);
-            Volatile.ReadBarrier();
-            if (_place.Replacements == replacements) return;
-        }
-
-        MarkOther(offset, length);
+        var tracker = _place.Tracker;
+        if (tracker is AtomicBitmap bitmap) bitmap.MarkDirty(offset, length);
+        else if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
+        else tracker?.MarkDirty(offset, length);
+        Volatile.ReadBarrier();
+        if (_place.Replacements != replacements) MarkAgain(offset, length);
     }
 
     /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
@@ -74,15 +72,13 @@ public sealed class BitmapMmapRegion : IBitmap
         new DirtyBitmap(former.Lead, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.Lead);
     }
 
-    private void MarkOther(ulong offset, ulong length)
+    private void MarkAgain(ulong offset, ulong length)
     {
         int replacements;
         do
         {
             replacements = _place.Replacements;
-            var tracker = _place.Tracker;
-            if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
-            else tracker?.MarkDirty(offset, length);
+            _place.Tracker?.MarkDirty(offset, length);
             Volatile.ReadBarrier();
         }
         while (_place.Replacements != replacements);
