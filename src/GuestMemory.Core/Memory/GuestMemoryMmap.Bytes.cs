@@ -18,7 +18,10 @@ public sealed unsafe partial class GuestMemoryMmap
     /// A range as slices, one a region, as they are asked for (vm-memory's get_slices). An address that is not mapped is an error where
     /// it is reached, and the end.
     /// </summary>
-    public GuestMemorySlices GetSlices(GuestAddress address, ulong count) => new(this, address, count, throwLater: true);
+    /// <param name="address">The first byte.</param>
+    /// <param name="count">How many bytes.</param>
+    /// <param name="access">What they are wanted for: a region that does not allow it is an error like a hole (PageNotAccessible).</param>
+    public GuestMemorySlices GetSlices(GuestAddress address, ulong count, MemoryProtection access = MemoryProtection.None) => new(this, address, count, access, throwLater: true);
 
     /// <summary>Reads a value (vm-memory's read_obj); it may lie in regions that touch.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="ReadExact(GuestAddress, Span{byte})"/>.</exception>
@@ -83,15 +86,22 @@ public sealed unsafe partial class GuestMemoryMmap
         return total;
     }
 
-    /// <summary>Fills exactly so much memory from a source.</summary>
-    /// <exception cref="GuestMemoryException">InvalidGuestAddress; UnexpectedEof; PartialBuffer: the range runs into a hole. PageNotAccessible.</exception>
+    /// <summary>Fills exactly so much memory from a source, which is read as often as it takes.</summary>
+    /// <exception cref="PartialBufferException">The source ends, or the range runs into a hole; what came is in the memory.</exception>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. What the source throws; PageNotAccessible.</exception>
     public void ReadExactVolatileFrom<TSource>(GuestAddress address, ref TSource source, ulong count)
         where TSource : IReadVolatile, allows ref struct
     {
         ulong total = 0;
         foreach (var slice in GetSlices(address, count).StopOnError())
         {
-            source.ReadExactVolatile(slice);
+            for (ulong done = 0; done < slice.Size;)
+            {
+                var came = source.ReadVolatile(slice.Offset(done));
+                if (came == 0) throw new PartialBufferException(count, total + done, $"The source ended after {total + done} of {count} bytes for {address}.");
+                done += came;
+            }
+
             total += slice.Size;
         }
 
@@ -130,9 +140,10 @@ public sealed unsafe partial class GuestMemoryMmap
     }
 
     /// <summary>The slice of the range's beginning, as far as one region reaches; the error where there is none.</summary>
-    internal VolatileSlice FirstSlice(GuestAddress address, ulong count)
+    internal VolatileSlice FirstSlice(GuestAddress address, ulong count, MemoryProtection access)
     {
         var region = FindRegion(address) ?? throw Unmapped(address);
+        if (!region.Protection.Allows(access)) throw Inaccessible(region, address, access, null);
         var offset = address.Value - region.GuestAddress;
         return region.GetSlice(new MemoryRegionAddress(offset), Math.Min(count, region.Size - offset));
     }

@@ -114,12 +114,15 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     /// <summary>The address so many bytes above another, where a region holds it, or null. What lies between does not matter.</summary>
     public GuestAddress? CheckedOffset(GuestAddress start, ulong offset) => start.CheckedAdd(offset) is { } address ? CheckAddress(address) : null;
 
-    /// <summary>Whether every byte of a range is mapped; a range of no bytes always is.</summary>
-    public bool CheckRange(GuestAddress address, ulong size)
+    /// <summary>
+    /// Whether every byte of a range is mapped, with a protection that allows an access (vm-memory's check_range; upstream's plain
+    /// memory leaves the access out of account). A range of no bytes always is.
+    /// </summary>
+    public bool CheckRange(GuestAddress address, ulong size, MemoryProtection access = MemoryProtection.None)
     {
         for (ulong done = 0; done < size;)
         {
-            if (address.CheckedAdd(done) is not { } at || FindRegion(at) is not { } region) return false;
+            if (address.CheckedAdd(done) is not { } at || FindRegion(at) is not { } region || !region.Protection.Allows(access)) return false;
             done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
         }
 
@@ -189,7 +192,7 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         {
             var at = address.CheckedAdd(done) ?? throw Overflow(address, size);
             var region = FindRegion(at) ?? throw Unmapped(at);
-            if ((region.Protection & access) != access) throw Inaccessible(region, at, access, null);
+            if (!region.Protection.Allows(access)) throw Inaccessible(region, at, access, null);
             done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
         }
     }

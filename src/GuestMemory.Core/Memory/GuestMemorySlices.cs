@@ -7,16 +7,18 @@ namespace GuestMemory.Core;
 public struct GuestMemorySlices
 {
     private readonly GuestMemoryMmap _memory;
+    private readonly MemoryProtection _access;
     private readonly bool _throwLater;
     private GuestAddress _address;
     private ulong _count;
     private bool _started;
 
-    internal GuestMemorySlices(GuestMemoryMmap memory, GuestAddress address, ulong count, bool throwLater)
+    internal GuestMemorySlices(GuestMemoryMmap memory, GuestAddress address, ulong count, MemoryProtection access, bool throwLater)
     {
         _memory = memory;
         _address = address;
         _count = count;
+        _access = access;
         _throwLater = throwLater;
     }
 
@@ -27,18 +29,18 @@ public struct GuestMemorySlices
     public readonly GuestMemorySlices GetEnumerator() => this;
 
     /// <summary>The same slices, with the range's end where the first hole is: only what is wrong at once is an error.</summary>
-    public readonly GuestMemorySlices StopOnError() => new(_memory, _address, _count, throwLater: false);
+    public readonly GuestMemorySlices StopOnError() => new(_memory, _address, _count, _access, throwLater: false);
 
     /// <summary>Goes on to the next slice; false after the last one, and after an error.</summary>
-    /// <exception cref="GuestMemoryException">InvalidGuestAddress: the range goes on where nothing is mapped.</exception>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: the range goes on where nothing is mapped. PageNotAccessible: where the access is not allowed.</exception>
     public bool MoveNext()
     {
         if (_count == 0) return false;
         var left = _count;
         // Whatever goes wrong now, it was the last one.
         _count = 0;
-        if (_started && !_throwLater && !_memory.AddressInRange(_address)) return false;
-        Current = _memory.FirstSlice(_address, left);
+        if (_started && !_throwLater && !_memory.CheckRange(_address, 1, _access)) return false;
+        Current = _memory.FirstSlice(_address, left, _access);
         _count = left - Current.Size;
         // No region reaches to 2^64, so the sum does not pass it.
         _address += Current.Size;

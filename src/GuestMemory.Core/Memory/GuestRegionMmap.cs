@@ -136,7 +136,8 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
         return count;
     }
 
-    /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, none is seen twice.</summary>
+    /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, and none is seen twice
+    /// (but where the tracker is being replaced at that moment).</summary>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {

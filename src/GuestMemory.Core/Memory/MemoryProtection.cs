@@ -1,6 +1,8 @@
 namespace GuestMemory.Core;
 
-/// <summary>What may be done with mapped memory: the PROT_ bits of <c>mmap(2)</c>.</summary>
+/// <summary>
+/// What may be done with mapped memory: the PROT_ bits of <c>mmap(2)</c>, and vm-memory's Permissions, whose numbers are the same.
+/// </summary>
 [Flags]
 public enum MemoryProtection
 {

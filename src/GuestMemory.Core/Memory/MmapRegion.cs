@@ -300,7 +300,7 @@ public sealed unsafe class MmapRegion : IDisposable
     }
 
     /// <summary>What most likely keeps a page from being accessed, as the end of a sentence.</summary>
-    internal string WhyNot(MemoryProtection access) => (Protection & access) != access ? $"its protection is {Protection}"
+    internal string WhyNot(MemoryProtection access) => !Protection.Allows(access) ? $"its protection is {Protection}"
         : _canShrink && BackingPath is not null ? $"the file behind it, {BackingPath}, may have been truncated"
         : PageSize != HostPage.Size ? "the pool of huge pages may be empty"
         : "its handler gave it up, or the memory was taken away";

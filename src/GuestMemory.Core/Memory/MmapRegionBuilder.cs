@@ -153,7 +153,7 @@ public sealed class MmapRegionBuilder
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
         var mapping = TryMap(file, flags, out var error) ?? throw MapFailure(error, what, pageSize);
         // Direct access is for memory that no fault can fail on: ordinary anonymous pages and memfds that nobody can shrink.
-        var guarded = canFail || pageSize != HostPage.Size || (_protection & MemoryProtection.ReadWrite) != MemoryProtection.ReadWrite;
+        var guarded = canFail || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
         try
         {
             return new MmapRegion(guarded ? mapping : mapping.Share(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
@@ -239,7 +239,7 @@ public sealed class MmapRegionBuilder
     {
         if (Directory.Exists(path)) throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
         var shared = ((_flags ?? MapFlags.Shared) & MapFlags.Shared) != 0;
-        var write = shared && (_protection & MemoryProtection.Write) != 0;
+        var write = shared && _protection.HasWrite();
         return File.OpenHandle(path, FileMode.Open, write ? FileAccess.ReadWrite : FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
     }
 

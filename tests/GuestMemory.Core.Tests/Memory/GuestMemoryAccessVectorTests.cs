@@ -142,7 +142,7 @@ public sealed class GuestMemoryAccessVectorTests : IDisposable
         var memory = _memory.Space(backing, (0x1000, 0x1000));
         using var file = File.OpenHandle(_memory.NewFile(0));
         var empty = new DescriptorStream(file);
-        Assert.Equal(GuestMemoryError.UnexpectedEof, Failure.Of(() => memory.ReadExactVolatileFrom(new GuestAddress(0x1010), ref empty, 4)));
+        Assert.Equal(GuestMemoryError.PartialBuffer, Failure.Of(() => memory.ReadExactVolatileFrom(new GuestAddress(0x1010), ref empty, 4)));
         Assert.Equal(GuestMemoryError.UnexpectedEof, Failure.Of(() => memory.Regions[0].ReadExactVolatileFrom(new MemoryRegionAddress(0x10), ref empty, 4)));
         Assert.Equal(0UL, memory.ReadVolatileFrom(new GuestAddress(0x1010), ref empty, 4));
     }

@@ -54,7 +54,7 @@ public sealed class RemovalStressTests
         Assert.True(made > Slots, $"{made} regions");
         // Descriptors are back at once, memory with the last slice.
         Host.Until(() => Descriptors() <= before.Descriptors);
-        Assert.Equal(before.Descriptors, Descriptors());
+        Assert.InRange(Descriptors(), 0, before.Descriptors);
         Host.Until(() =>
         {
             GC.Collect();
