@@ -7,7 +7,7 @@ internal static class Server
 {
     public static int Run(string socket, string image)
     {
-        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = socket, MemoryPath = image });
+        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = socket, MemoryPath = image, Strategy = UffdStrategy.OnDemand });
         Console.WriteLine("ready");
         while (Console.In.Read() >= 0)
         {

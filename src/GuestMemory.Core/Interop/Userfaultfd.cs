@@ -39,7 +39,7 @@ internal struct UffdioCopy
     public long copy;
 }
 
-/// <summary><c>struct uffdio_zeropage</c>; <c>struct uffdio_poison</c> has the same layout.</summary>
+/// <summary><c>struct uffdio_zeropage</c>; <c>uffdio_poison</c> and <c>uffdio_continue</c> have the same layout.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal struct UffdioZeropage
 {
@@ -75,6 +75,7 @@ internal static unsafe partial class Userfaultfd
     public const uint UFFDIO_WAKE = 0x8010AA02;
     public const uint UFFDIO_COPY = 0xC028AA03;
     public const uint UFFDIO_ZEROPAGE = 0xC020AA04;
+    public const uint UFFDIO_CONTINUE = 0xC020AA07;
     public const uint UFFDIO_POISON = 0xC020AA08;
     public const uint USERFAULTFD_IOC_NEW = 0xAA00;
 
@@ -192,10 +193,14 @@ internal static unsafe partial class Userfaultfd
         return error;
     }
 
-    public static int TryZero(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_ZEROPAGE, start, length);
+    /// <summary>Fills a missing range with zeros and wakes who waits for it. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
+    public static int TryZero(int uffd, ulong start, ulong length, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, out done);
+
+    /// <summary>Maps a range that is in the page cache already and wakes who waits for it.</summary>
+    public static int TryContinue(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, out _);
 
     /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
-    public static int TryPoison(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_POISON, start, length);
+    public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, out _);
 
     /// <summary>Reads events without waiting; returns how many came, or the negated error number.</summary>
     public static int TryRead(int uffd, UffdMsg* messages, int capacity)
@@ -231,10 +236,12 @@ internal static unsafe partial class Userfaultfd
         return number >= 0 ? number : throw new SyscallException("ioctl(USERFAULTFD_IOC_NEW)", Marshal.GetLastPInvokeError(), "Creating a userfaultfd");
     }
 
-    private static int ZeroOrPoison(int uffd, uint request, ulong start, ulong length)
+    private static int FillWithout(int uffd, uint request, ulong start, ulong length, out long done)
     {
         var zeropage = new UffdioZeropage { range = { start = start, len = length } };
-        return ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        var error = ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        done = zeropage.zeropage;
+        return error;
     }
 
     [LibraryImport("libc", SetLastError = true)]

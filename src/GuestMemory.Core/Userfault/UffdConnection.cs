@@ -36,7 +36,7 @@ internal sealed class UffdConnection : IDisposable
 
     /// <summary>Receives what there is; true with a VM when a hand-over is complete and fits the image.</summary>
     /// <exception cref="GuestMemoryException">The hand-over is wrong, contradicts the image, or takes too long.</exception>
-    public bool TryReceive(UffdImage image, [NotNullWhen(true)] out UffdVm? vm)
+    public bool TryReceive(PageSource source, UffdPolicy policy, [NotNullWhen(true)] out UffdVm? vm)
     {
         vm = null;
         var handover = _receiver.Receive(out var ended);
@@ -55,8 +55,8 @@ internal sealed class UffdConnection : IDisposable
 
         try
         {
-            UffdMappingList.Validate(handover.Mappings, image.Length);
-            vm = new UffdVm(handover, image);
+            UffdMappingList.Validate(handover.Mappings, source.Length);
+            vm = new UffdVm(handover.Userfaultfd, handover.Mappings, new UffdVmState(UffdVmState.PagesOf(handover.Mappings)), source, policy);
         }
         catch
         {

@@ -79,12 +79,13 @@ public sealed class UffdHandler : IDisposable
     public static UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        var image = UffdImage.Open(options.MemoryPath);
+        var policy = Policy(options);
+        var image = MappedFileSource.Open(options.MemoryPath);
         UffdListener? listener = null;
         try
         {
             listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            return new UffdHandler(options, new UffdServer(listener, image, options.HandoverTimeout), image.Path);
+            return new UffdHandler(options, new UffdServer(listener, image, policy, options.HandoverTimeout), image.Name);
         }
         catch
         {
@@ -92,6 +93,22 @@ public sealed class UffdHandler : IDisposable
             image.Dispose();
             throw;
         }
+    }
+
+    private static UffdPolicy Policy(UffdHandlerOptions options)
+    {
+        if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
+        {
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
+                $"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
+        }
+
+        return new UffdPolicy
+        {
+            Strategy = options.Strategy,
+            Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
+            OnError = options.OnError,
+        };
     }
 
     /// <summary>Waits until the handler has ended; false when the time is over first.</summary>

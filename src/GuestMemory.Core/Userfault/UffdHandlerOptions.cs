@@ -1,12 +1,5 @@
 namespace GuestMemory.Core;
 
-/// <summary>How faults are answered.</summary>
-public enum UffdStrategy
-{
-    /// <summary>The page that was touched, when it is touched.</summary>
-    OnDemand,
-}
-
 /// <summary>What a page-fault handler serves, where, and for whom.</summary>
 public sealed class UffdHandlerOptions
 {
@@ -17,7 +10,13 @@ public sealed class UffdHandlerOptions
     public required string MemoryPath { get; init; }
 
     /// <summary>How faults are answered.</summary>
-    public UffdStrategy Strategy { get; init; } = UffdStrategy.OnDemand;
+    public UffdStrategy Strategy { get; init; }
+
+    /// <summary>The bytes of the block that a fault brings in with <see cref="UffdStrategy.Window"/>: a power of two of pages.</summary>
+    public ulong WindowSize { get; init; } = 64 << 10;
+
+    /// <summary>What follows where a page cannot be read.</summary>
+    public UffdOnError OnError { get; init; }
 
     /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
     public string? AllowUser { get; init; }

@@ -15,7 +15,10 @@ internal sealed class UffdServer : IDisposable
 
     private readonly TimeSpan _handoverTimeout;
     private readonly UffdListener _listener;
-    private readonly UffdImage _image;
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
+    private readonly PageScratch _scratch = new();
+    private readonly UffdFiller? _filler;
     private readonly SafeDescriptor _stop = EventFd.Create();
     private readonly Epoll _epoll = new();
     private readonly Lock _lock = new();
@@ -29,11 +32,13 @@ internal sealed class UffdServer : IDisposable
     private long _endedBytes;
     private int _accepted;
 
-    /// <summary>Takes the listener and the image over.</summary>
-    public UffdServer(UffdListener listener, UffdImage image, TimeSpan handoverTimeout)
+    /// <summary>Takes the listener and the source over.</summary>
+    public UffdServer(UffdListener listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
     {
         _listener = listener;
-        _image = image;
+        _source = source;
+        _policy = policy;
+        if (policy.Strategy is UffdStrategy.Background or UffdStrategy.FaultAll) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
         _handoverTimeout = handoverTimeout;
     }
 
@@ -116,7 +121,9 @@ internal sealed class UffdServer : IDisposable
         {
             while (_connections.Count > 0) Close(_connections[^1]);
             _listener.Dispose();
-            _image.Dispose();
+            _filler?.Dispose();
+            _source.Dispose();
+            _scratch.Dispose();
             _stop.Dispose();
             _epoll.Dispose();
         }
@@ -153,7 +160,7 @@ internal sealed class UffdServer : IDisposable
 
     private bool Serve(UffdVm vm)
     {
-        vm.Serve();
+        vm.Serve(_scratch);
         _timed |= vm.HasDeferred;
         return vm.IsGone;
     }
@@ -249,10 +256,11 @@ internal sealed class UffdServer : IDisposable
         {
             var changed = false;
             // What was read may hold more than one.
-            while (connection.TryReceive(_image, out var vm))
+            while (connection.TryReceive(_source, _policy, out var vm))
             {
                 lock (_lock) connection.Vms.Add(vm);
                 _epoll.Add(vm.Descriptor, vm);
+                _filler?.Add(vm);
                 Interlocked.Increment(ref _accepted);
                 changed = true;
             }
@@ -271,6 +279,7 @@ internal sealed class UffdServer : IDisposable
     {
         foreach (var vm in connection.Vms)
         {
+            _filler?.Remove(vm);
             _endedFaults += vm.FaultCount;
             _endedBytes += vm.ByteCount;
             _endedLatency.Add(vm.Latency);

@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -26,6 +27,7 @@
 
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/userfaultfd.h>
@@ -355,6 +357,9 @@ static void sockets(void)
 
 static void events(void)
 {
+    CONSTANT(FUTEX_WAIT_PRIVATE);
+    CONSTANT(FUTEX_WAKE_PRIVATE);
+    CONSTANT(PRIO_PROCESS);
     CONSTANT(EFD_CLOEXEC);
     CONSTANT(EFD_NONBLOCK);
     CONSTANT(EFD_SEMAPHORE);

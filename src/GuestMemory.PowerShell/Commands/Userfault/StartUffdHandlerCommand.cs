@@ -22,7 +22,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>How faults are answered.</summary>
     [Parameter]
-    public UffdStrategy Strategy { get; set; } = UffdStrategy.OnDemand;
+    public UffdStrategy Strategy { get; set; }
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]

@@ -7,33 +7,32 @@ namespace GuestMemory.Core;
 /// A memory image, mapped for the handler. The kernel copies out of the mapping, so that a page that cannot be read is an error of
 /// that copy and not a signal to this process. The file is locked against writers that ask (flock, shared) while it is served.
 /// </summary>
-internal sealed unsafe class UffdImage : IDisposable
+internal sealed unsafe class MappedFileSource : PageSource
 {
     private const int PopulateChunk = 16 << 20;
 
     private readonly SafeFileHandle _file;
     private readonly SafeMapping _mapping;
     private readonly Thread _populate;
+    private long _populated;
     private volatile bool _disposed;
 
-    private UffdImage(SafeFileHandle file, SafeMapping mapping, string path, ulong length)
+    private MappedFileSource(SafeFileHandle file, SafeMapping mapping, string path, ulong length)
     {
         _file = file;
         _mapping = mapping;
-        Path = path;
+        Name = path;
         Length = length;
         _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead", Priority = ThreadPriority.BelowNormal };
         _populate.Start();
     }
 
-    public string Path { get; }
+    public override string Name { get; }
 
-    public ulong Length { get; }
-
-    public byte* Start => (byte*)_mapping.Address;
+    public override ulong Length { get; }
 
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static UffdImage Open(string path)
+    public static MappedFileSource Open(string path)
     {
         SafeFileHandle? file = null;
         try
@@ -44,7 +43,7 @@ internal sealed unsafe class UffdImage : IDisposable
             SafeMapping mapping;
             using (var lease = new DescriptorLease(file))
                 mapping = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {path}");
-            return new UffdImage(file, mapping, path, (ulong)length);
+            return new MappedFileSource(file, mapping, path, (ulong)length);
         }
         catch (Exception exception)
         {
@@ -59,7 +58,18 @@ internal sealed unsafe class UffdImage : IDisposable
         }
     }
 
-    public void Dispose()
+    public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
+    {
+        run = new PageRunData((byte*)_mapping.Address + offset, length);
+        return 0;
+    }
+
+    public override void Prepare(ulong offset, ulong length)
+    {
+        if (offset + length > (ulong)Volatile.Read(ref _populated)) _ = Mman.TryAdvise(_mapping.Address + (nint)offset, (nuint)length, Mman.MADV_POPULATE_READ);
+    }
+
+    public override void Dispose()
     {
         _disposed = true;
         _populate.Join();
@@ -74,6 +84,7 @@ internal sealed unsafe class UffdImage : IDisposable
         {
             // A part that cannot be read is found, and answered for, when a fault needs it.
             _ = Mman.TryAdvise(_mapping.Address + (nint)at, (nuint)Math.Min(PopulateChunk, Length - at), Mman.MADV_POPULATE_READ);
+            Volatile.Write(ref _populated, (long)(at + PopulateChunk));
         }
     }
 }

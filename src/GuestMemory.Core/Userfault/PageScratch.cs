@@ -1,0 +1,39 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>One thread's memory for pages that must be made before they can be copied: unpacked, or put together of several pieces.</summary>
+internal sealed unsafe class PageScratch : IDisposable
+{
+    private byte* _chunk;
+    private byte* _page;
+    private nuint _chunkSize;
+    private nuint _pageSize;
+
+    /// <summary>Which chunk of a source <see cref="Chunk"/> holds; -1 for none.</summary>
+    public long ChunkNumber { get; set; } = -1;
+
+    /// <summary>Room for a chunk; what it holds stays until the next call with a larger size.</summary>
+    public byte* Chunk(nuint size) => Room(ref _chunk, ref _chunkSize, size);
+
+    /// <summary>Room for a page.</summary>
+    public byte* Page(nuint size) => Room(ref _page, ref _pageSize, size);
+
+    public void Dispose()
+    {
+        NativeMemory.AlignedFree(_chunk);
+        NativeMemory.AlignedFree(_page);
+        _chunk = _page = null;
+        _chunkSize = _pageSize = 0;
+        ChunkNumber = -1;
+    }
+
+    private static byte* Room(ref byte* place, ref nuint have, nuint size)
+    {
+        if (have >= size) return place;
+        NativeMemory.AlignedFree(place);
+        place = (byte*)NativeMemory.AlignedAlloc(size, (nuint)HostPage.Size);
+        have = size;
+        return place;
+    }
+}
