@@ -6,7 +6,7 @@ using GuestMemory.Bench;
 // bench bitmap-rows              ours of the bitmaps, in a process of its own: a line in, a line of figures out
 return args switch
 {
-    ["serve", var socket, var image] => Server.Run(socket, image),
+    ["serve", var socket, var image, .. var rest] => Server.Run(socket, image, rest),
     ["faults", .. var options] => new FaultScenario(options).Run(),
     ["bitmap-rows"] => new BitmapRows().Run(),
     ["bitmaps", .. var options] => new BitmapScenario(options).Run(),

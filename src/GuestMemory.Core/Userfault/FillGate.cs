@@ -12,7 +12,7 @@ internal sealed class FillGate
     private const int Free = 0;
     private const int Filling = 1;
     private const int Awaited = 2;
-    private const int Spins = 200;
+    private const int Spins = 40;
 
     private static readonly bool s_alone = Environment.ProcessorCount == 1;
 

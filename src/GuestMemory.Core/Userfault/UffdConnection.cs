@@ -9,10 +9,16 @@ internal sealed class UffdConnection : IDisposable
 {
     private readonly UffdHandoverReceiver _receiver;
     private readonly TimeSpan _limit;
+    private readonly SafeDescriptor? _process;
     private long _deadline;
 
-    public UffdConnection(SafeDescriptor socket, UCred peer, TimeSpan limit)
+    /// <param name="socket">The connection; owned from here on.</param>
+    /// <param name="peer">Who is at its other end.</param>
+    /// <param name="process">The same as a process that can be killed; null where that is not wanted.</param>
+    /// <param name="limit">How long a hand-over may take.</param>
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, TimeSpan limit)
     {
+        _process = process;
         Socket = socket;
         Peer = peer;
         _receiver = new UffdHandoverReceiver(socket);
@@ -68,8 +74,13 @@ internal sealed class UffdConnection : IDisposable
         return true;
     }
 
+    /// <summary>Kills the VMM; says why not where it cannot.</summary>
+    public string? Kill() => _process is null ? $"Process {Peer.pid} is not known well enough to be killed."
+        : Pidfd.TryKill(_process) is var error and not (0 or Errno.ESRCH) ? $"Process {Peer.pid} could not be killed ({Errno.Name(error)})." : null;
+
     public void Dispose()
     {
+        _process?.Dispose();
         foreach (var vm in Vms) vm.Dispose();
         _receiver.Dispose();
         Socket.Dispose();

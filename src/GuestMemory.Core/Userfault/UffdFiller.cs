@@ -3,12 +3,13 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// Brings in what nobody has touched yet: one thread for all VMs of a handler, a piece of each in turn. Where it works in the
-/// background it has the lowest priority there is, so that on a busy host it takes only what nobody else wants.
+/// Brings in what nobody has touched yet: one thread for all VMs of a handler, a piece of each in turn. In the background it has a
+/// lower priority and gives its processor away after every piece.
 /// </summary>
 internal sealed class UffdFiller : IDisposable
 {
-    private const int LowestPriority = 19;
+    // Less than everybody else gets, and not so little that a busy host starves it: what has not come must come by faults.
+    private const int Nice = 5;
     private const int BusySpins = 50;
     private const int BusyYields = 200;
     private const int MemoryPause = 100;
@@ -58,7 +59,7 @@ internal sealed class UffdFiller : IDisposable
 
     private void Run()
     {
-        if (_background) Scheduling.LowerThread(LowestPriority);
+        if (_background) Scheduling.LowerThread(Nice);
         var busy = 0;
         while (!_stopping)
         {
@@ -78,6 +79,8 @@ internal sealed class UffdFiller : IDisposable
                 _current = null;
             }
 
+            // A fault's thread that waits for this processor gets it now, and not only when a slice of time is over.
+            if (_background) Thread.Yield();
             busy = outcome == FillOutcome.Busy ? busy + 1 : 0;
             if (busy > 0) GiveWay(busy);
             else if (outcome == FillOutcome.NoMemory) _work.WaitOne(MemoryPause);

@@ -79,18 +79,23 @@ public sealed class UffdHandler : IDisposable
     public static UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        var policy = Policy(options);
-        var image = MappedFileSource.Open(options.MemoryPath);
+        _ = Policy(options);
+        return Start(options, MappedFileSource.Open(options.MemoryPath));
+    }
+
+    /// <summary>The same with a source, which is taken over.</summary>
+    internal static UffdHandler Start(UffdHandlerOptions options, PageSource source)
+    {
         UffdListener? listener = null;
         try
         {
             listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            return new UffdHandler(options, new UffdServer(listener, image, policy, options.HandoverTimeout), image.Name);
+            return new UffdHandler(options, new UffdServer(listener, source, Policy(options), options.HandoverTimeout), source.Name);
         }
         catch
         {
             listener?.Dispose();
-            image.Dispose();
+            source.Dispose();
             throw;
         }
     }

@@ -162,7 +162,21 @@ internal sealed class UffdServer : IDisposable
     {
         vm.Serve(_scratch);
         _timed |= vm.HasDeferred;
-        return vm.IsGone;
+        return vm.IsGone || vm.Verdict is not null;
+    }
+
+    /// <summary>Does what was ordered for a VM whose pages cannot be had.</summary>
+    private void Carry(UffdVm vm, UffdConnection connection)
+    {
+        switch (vm.Verdict)
+        {
+            case UffdOnError.Kill:
+                _error = connection.Kill() ?? vm.Error;
+                connection.IsEnded = true;
+                break;
+            case UffdOnError.Stop:
+                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, vm.Error!);
+        }
     }
 
     /// <summary>Does what is due: deferred faults, hand-overs that took too long, connections that had to wait.</summary>
@@ -196,7 +210,9 @@ internal sealed class UffdServer : IDisposable
         {
             for (var i = _connections.Count - 1; i >= 0; i--)
             {
-                if (_connections[i].IsEnded || _connections[i].Vms.Exists(static vm => vm.IsGone)) Close(_connections[i]);
+                var connection = _connections[i];
+                foreach (var vm in connection.Vms) Carry(vm, connection);
+                if (connection.IsEnded || connection.Vms.Exists(static vm => vm.IsGone)) Close(connection);
             }
         }
 
@@ -243,7 +259,8 @@ internal sealed class UffdServer : IDisposable
             }
 
             changed = true;
-            var connection = new UffdConnection(socket, peer, _handoverTimeout);
+            var process = _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
+            var connection = new UffdConnection(socket, peer, process, _handoverTimeout);
             lock (_lock) _connections.Add(connection);
             _epoll.Add(socket, connection);
         }

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
@@ -10,10 +11,13 @@ internal sealed unsafe partial class UffdVm
     private const ulong LargePiece = 256 << 10;
     private const ulong FullPiece = 2 << 20;
 
+    private static readonly long s_quiet = Stopwatch.Frequency / 1000;
+
     private ulong _cursor;
     private ulong _piece = SmallPiece;
     private int _activity;
     private int _seen;
+    private long _paced;
 
     /// <summary>Changes with every fault that is read.</summary>
     public int Activity
@@ -70,8 +74,11 @@ internal sealed unsafe partial class UffdVm
     private ulong Pace()
     {
         var activity = Activity;
+        var now = Stopwatch.GetTimestamp();
+        if (activity == _seen && now - _paced < s_quiet) return _piece;
         _piece = activity == _seen ? Math.Min(LargePiece, _piece * 2) : SmallPiece;
         _seen = activity;
+        _paced = now;
         return _piece;
     }
 

@@ -42,7 +42,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT"];
 
     private static IEnumerable<Type> InteropTypes => typeof(Errno).Assembly.GetTypes().Where(type => type.Namespace == typeof(Errno).Namespace);
 

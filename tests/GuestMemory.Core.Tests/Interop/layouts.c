@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pwd.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -360,6 +361,10 @@ static void events(void)
     CONSTANT(FUTEX_WAIT_PRIVATE);
     CONSTANT(FUTEX_WAKE_PRIVATE);
     CONSTANT(PRIO_PROCESS);
+#ifdef SO_PEERPIDFD /* Linux 6.5 */
+    CONSTANT(SO_PEERPIDFD);
+#endif
+    CONSTANT(SIGKILL);
     CONSTANT(EFD_CLOEXEC);
     CONSTANT(EFD_NONBLOCK);
     CONSTANT(EFD_SEMAPHORE);
