@@ -96,6 +96,10 @@ public enum GuestMemoryError
     ImageNotFound,
     /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
+    /// <summary>There is no record of touches to replay.</summary>
+    RecordNotFound,
+    /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>
+    InvalidRecord,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
     /// <summary>No such user.</summary>

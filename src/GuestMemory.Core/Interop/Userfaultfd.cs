@@ -87,6 +87,9 @@ internal static unsafe partial class Userfaultfd
 
     public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
 
+    /// <summary>Wakes nobody; UFFDIO_ZEROPAGE has the same flag.</summary>
+    public const ulong UFFDIO_COPY_MODE_DONTWAKE = 1;
+
     public const byte UFFD_EVENT_PAGEFAULT = 0x12;
     public const byte UFFD_EVENT_FORK = 0x13;
     public const byte UFFD_EVENT_REMAP = 0x14;
@@ -185,22 +188,22 @@ internal static unsafe partial class Userfaultfd
     }
 
     /// <summary>Fills a missing range and wakes who waits for it. <paramref name="copied"/>: bytes done, also when it stops half way.</summary>
-    public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, out long copied)
+    public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, ulong mode, out long copied)
     {
-        var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length };
+        var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length, mode = mode };
         var error = ioctl(uffd, UFFDIO_COPY, &copy) == 0 ? 0 : Marshal.GetLastPInvokeError();
         copied = copy.copy;
         return error;
     }
 
     /// <summary>Fills a missing range with zeros and wakes who waits for it. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
-    public static int TryZero(int uffd, ulong start, ulong length, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, out done);
+    public static int TryZero(int uffd, ulong start, ulong length, ulong mode, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, mode, out done);
 
     /// <summary>Maps a range that is in the page cache already and wakes who waits for it.</summary>
-    public static int TryContinue(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, out _);
+    public static int TryContinue(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, 0, out _);
 
     /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
-    public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, out _);
+    public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out _);
 
     /// <summary>Reads events without waiting; returns how many came, or the negated error number.</summary>
     public static int TryRead(int uffd, UffdMsg* messages, int capacity)
@@ -236,9 +239,9 @@ internal static unsafe partial class Userfaultfd
         return number >= 0 ? number : throw new SyscallException("ioctl(USERFAULTFD_IOC_NEW)", Marshal.GetLastPInvokeError(), "Creating a userfaultfd");
     }
 
-    private static int FillWithout(int uffd, uint request, ulong start, ulong length, out long done)
+    private static int FillWithout(int uffd, uint request, ulong start, ulong length, ulong mode, out long done)
     {
-        var zeropage = new UffdioZeropage { range = { start = start, len = length } };
+        var zeropage = new UffdioZeropage { range = { start = start, len = length }, mode = mode };
         var error = ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
         done = zeropage.zeropage;
         return error;

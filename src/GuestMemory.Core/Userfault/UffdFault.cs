@@ -14,4 +14,7 @@ internal struct UffdFault
     public int Attempts;
 
     public bool IsDeferred;
+
+    /// <summary>Whether it is left to the end of a slice of a replay.</summary>
+    public bool IsHeld;
 }

@@ -79,7 +79,6 @@ public sealed class UffdHandler : IDisposable
     public static UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        _ = Policy(options);
         return Start(options, MappedFileSource.Open(options.MemoryPath));
     }
 
@@ -87,34 +86,43 @@ public sealed class UffdHandler : IDisposable
     internal static UffdHandler Start(UffdHandlerOptions options, PageSource source)
     {
         UffdListener? listener = null;
+        UffdPolicy? policy = null;
         try
         {
+            policy = Policy(options, source);
             listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            return new UffdHandler(options, new UffdServer(listener, source, Policy(options), options.HandoverTimeout), source.Name);
+            return new UffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source.Name);
         }
         catch
         {
             listener?.Dispose();
+            policy?.Dispose();
             source.Dispose();
             throw;
         }
     }
 
-    private static UffdPolicy Policy(UffdHandlerOptions options)
+    private static UffdPolicy Policy(UffdHandlerOptions options, PageSource source)
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
-        {
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
-                $"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
-        }
-
+            throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
+        if (options.RecordPath is not null && options.Strategy != UffdStrategy.OnDemand)
+            throw Refuse($"Only on demand is every first touch a fault that can be recorded; the strategy is {options.Strategy}.");
+        if (options.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
+            throw Refuse("A replay needs a record: the file that a handler with -RecordPath has written.");
+        if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
+            throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
         return new UffdPolicy
         {
             Strategy = options.Strategy,
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
+            Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
+            Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),
         };
     }
+
+    private static GuestMemoryException Refuse(string why) => new(GuestMemoryError.ValueNotSupported, why);
 
     /// <summary>Waits until the handler has ended; false when the time is over first.</summary>
     public bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);

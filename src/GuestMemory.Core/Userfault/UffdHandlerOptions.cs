@@ -15,6 +15,12 @@ public sealed class UffdHandlerOptions
     /// <summary>The bytes of the block that a fault brings in with <see cref="UffdStrategy.Window"/>: a power of two of pages.</summary>
     public ulong WindowSize { get; init; } = 64 << 10;
 
+    /// <summary>Writes which pages are touched first, in their order, to this file; with <see cref="UffdStrategy.OnDemand"/>.</summary>
+    public string? RecordPath { get; init; }
+
+    /// <summary>Brings the pages of such a file in first; with <see cref="UffdStrategy.Replay"/>, Background or FaultAll.</summary>
+    public string? ReplayPath { get; init; }
+
     /// <summary>What follows where a page cannot be read.</summary>
     public UffdOnError OnError { get; init; }
 

@@ -1,7 +1,7 @@
 namespace GuestMemory.Core;
 
 /// <summary>How the VMs of a handler are served; the same for all of them.</summary>
-internal sealed class UffdPolicy
+internal sealed class UffdPolicy : IDisposable
 {
     public UffdStrategy Strategy { get; init; } = UffdStrategy.OnDemand;
 
@@ -9,4 +9,15 @@ internal sealed class UffdPolicy
     public ulong Window { get; init; }
 
     public UffdOnError OnError { get; init; }
+
+    /// <summary>Notes the touches; null where nobody asked.</summary>
+    public UffdRecorder? Recorder { get; init; }
+
+    /// <summary>What comes first; null where nothing does.</summary>
+    public UffdReplay? Replay { get; init; }
+
+    /// <summary>Whether everything is brought in.</summary>
+    public bool FillsAll => Strategy is UffdStrategy.Background or UffdStrategy.FaultAll;
+
+    public void Dispose() => Recorder?.Dispose();
 }

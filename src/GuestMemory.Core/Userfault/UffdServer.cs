@@ -38,7 +38,7 @@ internal sealed class UffdServer : IDisposable
         _listener = listener;
         _source = source;
         _policy = policy;
-        if (policy.Strategy is UffdStrategy.Background or UffdStrategy.FaultAll) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
+        if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
         _handoverTimeout = handoverTimeout;
     }
 
@@ -122,6 +122,7 @@ internal sealed class UffdServer : IDisposable
             while (_connections.Count > 0) Close(_connections[^1]);
             _listener.Dispose();
             _filler?.Dispose();
+            _policy.Dispose();
             _source.Dispose();
             _scratch.Dispose();
             _stop.Dispose();
@@ -304,8 +305,8 @@ internal sealed class UffdServer : IDisposable
             _epoll.Remove(vm.Descriptor);
         }
 
+        if (_policy.Recorder?.TrySave() is { } error) _error = error;
         _epoll.Remove(connection.Socket);
-
         _connections.Remove(connection);
         connection.Dispose();
     }

@@ -36,10 +36,10 @@ internal sealed unsafe partial class UffdVm
     /// <param name="scratch">The calling thread's.</param>
     public FillOutcome FillAhead(bool background, PageScratch scratch)
     {
-        var limit = background ? Pace() : FullPiece;
-        var end = _state.Filled.PageCount;
         if (_gone) return FillOutcome.Gone;
-        if (NextMissing(end) is not { } region)
+        if (_replaying) return ReplayAhead(scratch);
+        var limit = background ? Pace() : FullPiece;
+        if (!_policy.FillsAll || NextMissing(_state.Filled.PageCount) is not { } region)
         {
             _counters->FillDone = 1;
             return FillOutcome.Complete;
@@ -49,26 +49,57 @@ internal sealed unsafe partial class UffdVm
         var length = Math.Max(limit, region.PageSize) & ~(region.PageSize - 1);
         length = Math.Min(length, region.End - at);
         length = (_state.Filled.Next(_cursor, _cursor + (length / HostPage.Size), set: true) - _cursor) * HostPage.Size;
+        var outcome = FillBehindGate(region, at, length, 0, scratch, out var done);
+        _cursor += done / HostPage.Size;
+        if (outcome == FillOutcome.Filled && done == 0) _cursor += region.PageSize / HostPage.Size;
+        return outcome;
+    }
+
+    /// <summary>Fills ahead while no events are read. What comes in nothing but was passed over counts as filled.</summary>
+    private FillOutcome FillBehindGate(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done)
+    {
+        done = 0;
         // What takes its time is done before the gate is closed to the reader of events.
         _source.Prepare(region.Offset + (at - region.Base), length);
         if (_source.Locate(region.Offset + (at - region.Base), length, scratch, out var run) == 0) length = Math.Min(length, Math.Max(run.Length, region.PageSize));
         if (!_gate.TryEnterFill()) return FillOutcome.Busy;
         int error;
-        ulong done;
         bool zero, ofSource;
         try
         {
-            error = Fill(region, at, length, scratch, out done, out zero, out ofSource);
+            if (_state.Removed.IsSet(region.PageOf(at)))
+            {
+                // What was given back since is not brought in again.
+                done = HostPage.Size;
+                return FillOutcome.Filled;
+            }
+
+            error = Fill(region, at, length, mode, scratch, out done, out zero, out ofSource);
         }
         finally
         {
             _gate.ExitFill();
         }
 
-        _cursor += done / HostPage.Size;
         if (zero) _counters->FillZeroBytes += (long)done;
         else _counters->FillBytes += (long)done;
-        return error == 0 ? FillOutcome.Filled : Skip(region, error, ofSource, done);
+        if (error == 0 || done > 0) return FillOutcome.Filled;
+        switch (error)
+        {
+            case Errno.EAGAIN when !ofSource:
+                return FillOutcome.Busy;
+            case Errno.ESRCH when !ofSource:
+                return FillOutcome.Gone;
+            case Errno.ENOMEM or Errno.ENOSPC when !ofSource:
+                return FillOutcome.NoMemory;
+            case Errno.EEXIST when !ofSource:
+                _state.Filled.Set(region.PageOf(at));
+                done = HostPage.Size;
+                return FillOutcome.Filled;
+            default:
+                _counters->FillErrors++;
+                return FillOutcome.Filled;
+        }
     }
 
     private ulong Pace()
@@ -80,27 +111,6 @@ internal sealed unsafe partial class UffdVm
         _seen = activity;
         _paced = now;
         return _piece;
-    }
-
-    private FillOutcome Skip(UffdVmRegion region, int error, bool ofSource, ulong done)
-    {
-        switch (error)
-        {
-            case Errno.EAGAIN when !ofSource:
-                return done > 0 ? FillOutcome.Filled : FillOutcome.Busy;
-            case Errno.ESRCH when !ofSource:
-                return FillOutcome.Gone;
-            case Errno.ENOMEM or Errno.ENOSPC when !ofSource:
-                return FillOutcome.NoMemory;
-            case Errno.EEXIST when !ofSource:
-                _state.Filled.Set(_cursor);
-                _cursor++;
-                return FillOutcome.Filled;
-            default:
-                _counters->FillErrors++;
-                _cursor += region.PageSize / HostPage.Size;
-                return FillOutcome.Filled;
-        }
     }
 
     /// <summary>Moves the cursor to the next page that is missing, and not because it was removed.</summary>
@@ -140,7 +150,7 @@ internal sealed unsafe partial class UffdVm
             }
 
             var end = _state.Filled.Next(page, last, set: true);
-            var error = Fill(region, at, (end - page) * HostPage.Size, scratch, out var done, out var zero, out _);
+            var error = Fill(region, at, (end - page) * HostPage.Size, 0, scratch, out var done, out var zero, out _);
             if (!came && start >= at && start - at < done)
             {
                 came = true;

@@ -28,6 +28,14 @@ internal sealed unsafe partial class UffdVm
 
         var start = fault.Address & ~(region.PageSize - 1);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start);
+        if (IsHeld(region, start))
+        {
+            fault.IsHeld = true;
+            _counters->Deferred++;
+            return true;
+        }
+
+        _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.PageSize);
         return (_policy.Window > region.PageSize && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);
     }
 
@@ -41,7 +49,7 @@ internal sealed unsafe partial class UffdVm
         var present = false;
         for (var at = start; at < end;)
         {
-            var error = Fill(region, at, end - at, scratch, out var done, out var zero, out var ofSource);
+            var error = Fill(region, at, end - at, 0, scratch, out var done, out var zero, out var ofSource);
             at += done;
             if (!zero) copied += done;
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
@@ -156,18 +164,19 @@ internal sealed unsafe partial class UffdVm
     /// <param name="region">Where they lie.</param>
     /// <param name="at">The first address.</param>
     /// <param name="length">The bytes at most.</param>
+    /// <param name="mode">UFFDIO_COPY_MODE flags.</param>
     /// <param name="scratch">The calling thread's.</param>
     /// <param name="done">The bytes that came, also where an error ended it.</param>
     /// <param name="zero">Whether they are zeros, and not out of the source.</param>
     /// <param name="ofSource">Whether the error is one of the source.</param>
-    private int Fill(UffdVmRegion region, ulong at, ulong length, PageScratch scratch, out ulong done, out bool zero, out bool ofSource)
+    private int Fill(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done, out bool zero, out bool ofSource)
     {
         done = 0;
         var error = Locate(region, at, length, scratch, out var run);
         zero = run.Data is null && error == 0;
         ofSource = error != 0;
         if (ofSource) return error;
-        error = zero ? Zero(at, run.Length, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, out copied);
+        error = zero ? Zero(at, run.Length, mode, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
         if (error == 0) done = run.Length;
         else if (copied > 0) done = (ulong)copied;
         // Before any further event is read.
@@ -217,9 +226,9 @@ internal sealed unsafe partial class UffdVm
         return 0;
     }
 
-    private int Zero(ulong start, ulong length, out long done)
+    private int Zero(ulong start, ulong length, ulong mode, out long done)
     {
-        var error = Userfaultfd.TryZero(_uffd, start, length, out done);
+        var error = Userfaultfd.TryZero(_uffd, start, length, mode, out done);
         if (error != Errno.EINVAL) return error;
         // Huge pages know no ZEROPAGE: copy zeros, out of memory that was never touched.
         if (_zeros is null || _zeros.Length < length)
@@ -228,6 +237,6 @@ internal sealed unsafe partial class UffdVm
             _zeros = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a page of zeros");
         }
 
-        return Userfaultfd.TryCopy(_uffd, start, (byte*)_zeros.Address, length, out done);
+        return Userfaultfd.TryCopy(_uffd, start, (byte*)_zeros.Address, length, mode, out done);
     }
 }

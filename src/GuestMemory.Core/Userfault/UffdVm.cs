@@ -51,6 +51,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         }
 
         _regions = [.. _byPage.OrderBy(static region => region.Base)];
+        _replaying = policy.Replay is not null && _counters->FillDone == 0;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
 
@@ -94,7 +95,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
             if (_message[i].@event == Userfaultfd.UFFD_EVENT_REMOVE) MarkRemoved(_message[i].remove_start, _message[i].remove_end);
         }
 
-        foreach (var region in _regions) _ = Userfaultfd.TryWake(_uffd, region.Base, region.Size);
+        WakeAll();
     }
 
     /// <summary>Answers every fault that is waiting. Called when the userfaultfd is readable, and again while faults are deferred.</summary>
@@ -113,7 +114,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 continue;
             }
 
-            if (TryAnswer(ref fault, scratch)) Answered(fault.Since);
+            if (TryAnswer(ref fault, scratch))
+            {
+                if (!fault.IsHeld) Answered(fault.Since);
+            }
             else
             {
                 if (!fault.IsDeferred) _counters->Deferred++;
