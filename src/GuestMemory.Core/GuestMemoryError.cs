@@ -100,6 +100,8 @@ public enum GuestMemoryError
     RecordNotFound,
     /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>
     InvalidRecord,
+    /// <summary>An image that is damaged or contradicts itself.</summary>
+    InvalidImage,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
     /// <summary>No such user.</summary>

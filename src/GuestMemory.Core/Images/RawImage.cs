@@ -23,7 +23,6 @@ public static class RawImage
     public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
-        if (!overwrite && Path.Exists(path)) throw FileExists(path);
         using var hash = digest ? IncrementalHash.CreateHash(HashAlgorithmName.SHA256) : null;
         var (bytes, pages) = WriteBeside(path, memory.Size, overwrite, file =>
         {
@@ -117,7 +116,6 @@ public static class RawImage
     {
         ArgumentNullException.ThrowIfNull(memory);
         memory.RequireRange(address, size);
-        if (!overwrite && Path.Exists(path)) throw FileExists(path);
         WriteBeside(path, size, overwrite, file =>
         {
             var output = new PageWriter(file);
@@ -154,8 +152,9 @@ public static class RawImage
         }
     }
 
-    private static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write)
+    internal static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write)
     {
+        if (!overwrite && Path.Exists(path)) throw FileExists(path);
         var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
         try
         {
@@ -186,7 +185,7 @@ public static class RawImage
     }
 
     /// <summary>Reads a range piece by piece and passes each on with its guest address.</summary>
-    private static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
+    internal static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
     {
         var buffer = ImageBuffers.Get();
         for (ulong done = 0; done < size;)

@@ -7,14 +7,19 @@ internal sealed unsafe class PageScratch : IDisposable
 {
     private byte* _chunk;
     private byte* _page;
+    private byte* _packed;
     private nuint _chunkSize;
     private nuint _pageSize;
+    private nuint _packedSize;
 
     /// <summary>Which chunk of a source <see cref="Chunk"/> holds; -1 for none.</summary>
     public long ChunkNumber { get; set; } = -1;
 
     /// <summary>Room for a chunk; what it holds stays until the next call with a larger size.</summary>
     public byte* Chunk(nuint size) => Room(ref _chunk, ref _chunkSize, size);
+
+    /// <summary>Room for a chunk before it is unpacked.</summary>
+    public byte* Packed(nuint size) => Room(ref _packed, ref _packedSize, size);
 
     /// <summary>Room for a page.</summary>
     public byte* Page(nuint size) => Room(ref _page, ref _pageSize, size);
@@ -23,8 +28,9 @@ internal sealed unsafe class PageScratch : IDisposable
     {
         NativeMemory.AlignedFree(_chunk);
         NativeMemory.AlignedFree(_page);
-        _chunk = _page = null;
-        _chunkSize = _pageSize = 0;
+        NativeMemory.AlignedFree(_packed);
+        _chunk = _page = _packed = null;
+        _chunkSize = _pageSize = _packedSize = 0;
         ChunkNumber = -1;
     }
 

@@ -79,7 +79,18 @@ public sealed class UffdHandler : IDisposable
     public static UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        return Start(options, MappedFileSource.Open(options.MemoryPath));
+        return Start(options, ImageFile.OpenSource(options.MemoryPath, options.LayerPaths));
+    }
+
+    /// <summary>
+    /// The same with memory of this process in place of an image: each page is handed on as it is when it is needed. The regions
+    /// stay mapped as long as the handler runs.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">As above; RegionInUse: a page-fault handler serves the memory itself.</exception>
+    public static UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        return Start(options, new MemorySource(memory));
     }
 
     /// <summary>The same with a source, which is taken over.</summary>

@@ -6,8 +6,11 @@ public sealed class UffdHandlerOptions
     /// <summary>Where the handler listens; at most 107 bytes.</summary>
     public required string SocketPath { get; init; }
 
-    /// <summary>The memory image: the VM's regions, one behind the other.</summary>
+    /// <summary>The memory image: the VM's regions, one behind the other; or an image of chunks (<see cref="ChunkedImage"/>).</summary>
     public required string MemoryPath { get; init; }
+
+    /// <summary>Sparse files of the image's length with the changes of later snapshots, the oldest first; the last one that has a page is right.</summary>
+    public IReadOnlyList<string> LayerPaths { get; init; } = [];
 
     /// <summary>How faults are answered.</summary>
     public UffdStrategy Strategy { get; init; }
