@@ -102,6 +102,8 @@ public enum GuestMemoryError
     InvalidRecord,
     /// <summary>An image that is damaged or contradicts itself.</summary>
     InvalidImage,
+    /// <summary>The port for metrics is taken, or may not be used.</summary>
+    PortInUse,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
     /// <summary>No such user.</summary>

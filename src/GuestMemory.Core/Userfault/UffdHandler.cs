@@ -13,6 +13,7 @@ public sealed class UffdHandler : IDisposable
     private readonly Thread _thread;
     private readonly ManualResetEventSlim _ended = new();
     private volatile UffdHandlerState _end;
+    private MetricsEndpoint? _metrics;
     private volatile string? _failure;
 
     private UffdHandler(UffdHandlerOptions options, UffdServer server, string memoryPath)
@@ -57,10 +58,10 @@ public sealed class UffdHandler : IDisposable
     public int AbandonedCount => _server.AbandonedCount;
 
     /// <summary>Faults answered since the start. Who waited for a page may see it before it is counted.</summary>
-    public long FaultCount => _server.FaultCount;
+    public long FaultCount => _server.Counters().Faults;
 
     /// <summary>Bytes copied out of the image since the start.</summary>
-    public long ByteCount => _server.ByteCount;
+    public long ByteCount => _server.Counters().Bytes;
 
     /// <summary>The time from reading a fault to its answer that half of them stayed below.</summary>
     public TimeSpan LatencyP50 => _server.Latency().Percentile(0.5);
@@ -70,6 +71,12 @@ public sealed class UffdHandler : IDisposable
 
     /// <summary>The longest.</summary>
     public TimeSpan LatencyMax => _server.Latency().Max;
+
+    /// <summary>The port at which metrics are served; null where none are.</summary>
+    public int? MetricsPort => _metrics?.Port;
+
+    /// <summary>Everything that was counted, for all VMs together and for each that is served now.</summary>
+    public UffdFigures GetFigures() => _server.Figures() with { Error = Error };
 
     /// <summary>What went wrong last, of the handler or one of its connections; null where nothing did.</summary>
     public string? Error => _failure ?? _server.Error;
@@ -102,7 +109,9 @@ public sealed class UffdHandler : IDisposable
         {
             policy = Policy(options, source);
             listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            return new UffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source.Name);
+            var handler = new UffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source.Name);
+            handler.OfferMetrics(options);
+            return handler;
         }
         catch
         {
@@ -146,6 +155,7 @@ public sealed class UffdHandler : IDisposable
     {
         _server.Stop();
         _thread.Join();
+        _metrics?.Dispose();
     }
 
     /// <summary>Stops the handler.</summary>
@@ -153,6 +163,22 @@ public sealed class UffdHandler : IDisposable
     {
         Stop();
         _ended.Dispose();
+    }
+
+    private void OfferMetrics(UffdHandlerOptions options)
+    {
+        try
+        {
+            if (options.MetricsPort is { } port) _metrics = MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, Text);
+            else if (options.MetricsPath is { } path) _metrics = MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, Text);
+        }
+        catch
+        {
+            Stop();
+            throw;
+        }
+
+        string Text() => UffdFiguresText.ToOpenMetrics(SocketPath, GetFigures());
     }
 
     private void Run()

@@ -33,6 +33,12 @@ public sealed class UffdHandlerOptions
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }
 
+    /// <summary>Serves metrics (OpenMetrics text at /metrics) at this port of 127.0.0.1; 0 for any that is free.</summary>
+    public int? MetricsPort { get; init; }
+
+    /// <summary>Serves metrics at this Unix socket, where no port is given.</summary>
+    public string? MetricsPath { get; init; }
+
     /// <summary>How long a VMM that has connected may take to hand its memory over.</summary>
     public TimeSpan HandoverTimeout { get; init; } = TimeSpan.FromSeconds(5);
 }

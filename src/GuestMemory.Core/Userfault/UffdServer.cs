@@ -28,8 +28,7 @@ internal sealed class UffdServer : IDisposable
     private volatile bool _stopping;
     private bool _timed;
     private long _acceptPausedUntil;
-    private long _endedFaults;
-    private long _endedBytes;
+    private UffdCounters _ended;
     private int _accepted;
 
     /// <summary>Takes the listener and the source over.</summary>
@@ -54,27 +53,26 @@ internal sealed class UffdServer : IDisposable
         }
     }
 
-    public long FaultCount
-    {
-        get
-        {
-            lock (_lock) return _endedFaults + _connections.Sum(static connection => connection.Vms.Sum(static vm => vm.FaultCount));
-        }
-    }
-
-    public long ByteCount
-    {
-        get
-        {
-            lock (_lock) return _endedBytes + _connections.Sum(static connection => connection.Vms.Sum(static vm => vm.ByteCount));
-        }
-    }
-
     public string? Error
     {
         get
         {
             lock (_lock) return _error ?? _connections.SelectMany(static connection => connection.Vms).FirstOrDefault(static vm => vm.Error is not null)?.Error;
+        }
+    }
+
+    /// <summary>What was counted for all VMs, those that have ended among them.</summary>
+    public UffdCounters Counters()
+    {
+        lock (_lock)
+        {
+            var all = _ended;
+            foreach (var connection in _connections)
+            {
+                foreach (var vm in connection.Vms) all.Add(ref vm.Counters);
+            }
+
+            return all;
         }
     }
 
@@ -88,6 +86,16 @@ internal sealed class UffdServer : IDisposable
         }
 
         return all;
+    }
+
+    public UffdFigures Figures()
+    {
+        lock (_lock)
+        {
+            var vms = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.State.Figures(connection.Peer.pid, vm.Error))).ToArray();
+            var counters = Counters();
+            return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with { Vms = vms };
+        }
     }
 
     /// <summary>Serves until it is told to stop.</summary>
@@ -298,8 +306,8 @@ internal sealed class UffdServer : IDisposable
         foreach (var vm in connection.Vms)
         {
             _filler?.Remove(vm);
-            _endedFaults += vm.FaultCount;
-            _endedBytes += vm.ByteCount;
+            _ended.Add(ref vm.Counters);
+            _ended.QueueDepth = 0;
             _endedLatency.Add(vm.Latency);
             _error ??= vm.Error;
             _epoll.Remove(vm.Descriptor);

@@ -57,13 +57,11 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     public SafeDescriptor Descriptor => _descriptor;
 
-    /// <summary>Faults that were answered: with a page of the image, with zeros, or by waking who waited for a page that was there.</summary>
-    public long FaultCount => _counters->Copied + _counters->Zero + _counters->Present + _counters->Continued + _counters->Poisoned + _counters->Failed;
-
-    /// <summary>Bytes copied out of the image.</summary>
-    public long ByteCount => _counters->FaultBytes + _counters->WindowBytes + _counters->FillBytes;
+    public ref UffdCounters Counters => ref *_counters;
 
     public LatencyHistogram Latency => _state.Latency;
+
+    public UffdVmState State => _state;
 
     /// <summary>What went wrong last, or null.</summary>
     public string? Error { get; private set; }
@@ -135,7 +133,6 @@ internal sealed unsafe partial class UffdVm : IDisposable
         var now = Stopwatch.GetTimestamp();
         if (_counters->FirstPageAt == 0)
         {
-            _counters->FirstFaultAt = since;
             _counters->FirstPageAt = now;
         }
 

@@ -55,6 +55,12 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Pages that have come once.</summary>
     public PageBits Filled { get; }
 
+    /// <summary>All pages, those that came and those that were removed at least once.</summary>
+    public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
+
+    /// <summary>What was done for the VM, up to now.</summary>
+    public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error);
+
     /// <summary>The bytes of a state: 12 KiB and two bits a page.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (2 * PageBits.SizeOf(pageCount)), HostPage.Size);
 
