@@ -10,18 +10,22 @@ public sealed class UffdHandler : IDisposable
     private static int s_lastId;
 
     private readonly UffdServer _server;
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
     private readonly Thread _thread;
     private readonly ManualResetEventSlim _ended = new();
     private volatile UffdHandlerState _end;
     private MetricsEndpoint? _metrics;
     private volatile string? _failure;
 
-    private UffdHandler(UffdHandlerOptions options, UffdServer server, string memoryPath)
+    private UffdHandler(UffdHandlerOptions options, UffdServer server, PageSource source, UffdPolicy policy)
     {
         _server = server;
         Id = Interlocked.Increment(ref s_lastId);
         SocketPath = options.SocketPath;
-        MemoryPath = memoryPath;
+        _source = source;
+        _policy = policy;
+        MemoryPath = source.Name;
         Strategy = options.Strategy;
         _thread = new Thread(Run) { IsBackground = true, Name = $"uffd-handler-{Id}" };
         _thread.Start();
@@ -108,8 +112,9 @@ public sealed class UffdHandler : IDisposable
         try
         {
             policy = Policy(options, source);
+            UffdRehearsal.Run(policy, source);
             listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            var handler = new UffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source.Name);
+            var handler = new UffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source, policy);
             handler.OfferMetrics(options);
             return handler;
         }
@@ -198,6 +203,8 @@ public sealed class UffdHandler : IDisposable
         finally
         {
             _server.Dispose();
+            _policy.Dispose();
+            _source.Dispose();
             _end = end;
             _ended.Set();
         }

@@ -31,7 +31,7 @@ internal sealed class UffdServer : IDisposable
     private UffdCounters _ended;
     private int _accepted;
 
-    /// <summary>Takes the listener and the source over.</summary>
+    /// <summary>Takes the listener over; the source and the policy must outlive the server.</summary>
     public UffdServer(UffdListener listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
     {
         _listener = listener;
@@ -130,8 +130,6 @@ internal sealed class UffdServer : IDisposable
             while (_connections.Count > 0) Close(_connections[^1]);
             _listener.Dispose();
             _filler?.Dispose();
-            _policy.Dispose();
-            _source.Dispose();
             _scratch.Dispose();
             _stop.Dispose();
             _epoll.Dispose();
