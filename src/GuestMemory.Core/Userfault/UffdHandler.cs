@@ -142,6 +142,7 @@ public sealed class UffdHandler : IDisposable
             Strategy = options.Strategy,
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
+            MaxConnections = options.MaxConnections,
             Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
             Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),
         };

@@ -33,6 +33,9 @@ public sealed class UffdHandlerOptions
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }
 
+    /// <summary>How many VMMs may be connected at once; who comes then is turned away.</summary>
+    public int MaxConnections { get; init; } = int.MaxValue;
+
     /// <summary>Serves metrics (OpenMetrics text at /metrics) at this port of 127.0.0.1; 0 for any that is free.</summary>
     public int? MetricsPort { get; init; }
 

@@ -10,6 +10,8 @@ internal sealed class UffdPolicy : IDisposable
 
     public UffdOnError OnError { get; init; }
 
+    public int MaxConnections { get; init; } = int.MaxValue;
+
     /// <summary>Notes the touches; null where nobody asked.</summary>
     public UffdRecorder? Recorder { get; init; }
 

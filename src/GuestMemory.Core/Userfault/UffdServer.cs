@@ -265,6 +265,13 @@ internal sealed class UffdServer : IDisposable
                 continue;
             }
 
+            if (_connections.Count >= _policy.MaxConnections)
+            {
+                _error = $"Process {peer.pid} of user {peer.uid} was turned away: {_connections.Count} VMMs are connected, and no more may be.";
+                socket.Dispose();
+                continue;
+            }
+
             changed = true;
             var process = _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
             var connection = new UffdConnection(socket, peer, process, _handoverTimeout);

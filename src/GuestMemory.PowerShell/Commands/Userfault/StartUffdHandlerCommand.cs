@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -23,6 +24,45 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     /// <summary>How faults are answered.</summary>
     [Parameter]
     public UffdStrategy Strategy { get; set; }
+
+    /// <summary>The bytes of the block that a fault brings in with -Strategy Window.</summary>
+    [Parameter]
+    [Number]
+    public ulong WindowSize { get; set; } = 64 << 10;
+
+    /// <summary>Sparse files with the changes of later snapshots, the oldest first.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string[] Layer { get; set; } = [];
+
+    /// <summary>Writes which pages are touched first to this file.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? RecordPath { get; set; }
+
+    /// <summary>Brings the pages of such a file in first.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? ReplayPath { get; set; }
+
+    /// <summary>What follows where a page cannot be read.</summary>
+    [Parameter]
+    public UffdOnError OnError { get; set; }
+
+    /// <summary>How many VMMs may be connected at once.</summary>
+    [Parameter]
+    [ValidateRange(1, int.MaxValue)]
+    public int MaxConnections { get; set; } = int.MaxValue;
+
+    /// <summary>Serves metrics at this port of 127.0.0.1; 0 for any that is free.</summary>
+    [Parameter]
+    [ValidateRange(0, 65535)]
+    public int MetricsPort { get; set; }
+
+    /// <summary>Serves metrics at this Unix socket.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? MetricsPath { get; set; }
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]
@@ -50,7 +90,16 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         {
             SocketPath = ResolvePath(SocketPath),
             MemoryPath = ResolvePath(MemoryPath),
-            Strategy = Strategy,
+            // Only on demand is every first touch a fault.
+            Strategy = RecordPath is not null && !MyInvocation.BoundParameters.ContainsKey(nameof(Strategy)) ? UffdStrategy.OnDemand : Strategy,
+            WindowSize = WindowSize,
+            LayerPaths = [.. Layer.Select(ResolvePath)],
+            RecordPath = RecordPath is null ? null : ResolvePath(RecordPath),
+            ReplayPath = ReplayPath is null ? null : ResolvePath(ReplayPath),
+            OnError = OnError,
+            MaxConnections = MaxConnections,
+            MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
+            MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
             AllowUser = AllowUser,
             Force = Force,
         };
@@ -75,8 +124,12 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         {
             while (!handler.Wait(TimeSpan.FromMilliseconds(250), StopToken))
             {
+                var figures = handler.GetFigures();
                 WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
-                    $"{handler.ConnectionCount} VMs, {handler.FaultCount} faults, {Formatting.Size((ulong)handler.ByteCount)}, p50 {Formatting.Time(handler.LatencyP50)}, p99 {Formatting.Time(handler.LatencyP99)}"));
+                    $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)handler.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
+                {
+                    PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,
+                });
             }
         }
         finally
