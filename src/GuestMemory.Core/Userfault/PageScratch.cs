@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
@@ -8,6 +9,7 @@ internal sealed unsafe class PageScratch : IDisposable
     private byte* _chunk;
     private byte* _page;
     private byte* _packed;
+    private SafeMapping? _zeros;
     private nuint _chunkSize;
     private nuint _pageSize;
     private nuint _packedSize;
@@ -21,6 +23,18 @@ internal sealed unsafe class PageScratch : IDisposable
     /// <summary>Room for a chunk before it is unpacked.</summary>
     public byte* Packed(nuint size) => Room(ref _packed, ref _packedSize, size);
 
+    /// <summary>Zeros that are nowhere in memory.</summary>
+    public byte* Zeros(nuint size)
+    {
+        if (_zeros is null || _zeros.Length < size)
+        {
+            _zeros?.Dispose();
+            _zeros = Mman.Map(size, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping pages of zeros");
+        }
+
+        return (byte*)_zeros.Address;
+    }
+
     /// <summary>Room for a page.</summary>
     public byte* Page(nuint size) => Room(ref _page, ref _pageSize, size);
 
@@ -29,6 +43,8 @@ internal sealed unsafe class PageScratch : IDisposable
         NativeMemory.AlignedFree(_chunk);
         NativeMemory.AlignedFree(_page);
         NativeMemory.AlignedFree(_packed);
+        _zeros?.Dispose();
+        _zeros = null;
         _chunk = _page = _packed = null;
         _chunkSize = _pageSize = _packedSize = 0;
         ChunkNumber = -1;

@@ -82,6 +82,17 @@ public sealed class UffdHandler : IDisposable
     /// <summary>Everything that was counted, for all VMs together and for each that is served now.</summary>
     public UffdFigures GetFigures() => _server.Figures() with { Error = Error };
 
+    /// <summary>
+    /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
+    /// mappings. Addresses are offsets in the image; the handler does not know any other.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported.</exception>
+    public IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    {
+        if (!_policy.TrackDirty) throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"The handler at {SocketPath} does not track what VMs write. Start it with -TrackDirty.");
+        return _server.DirtyBitmaps();
+    }
+
     /// <summary>What went wrong last, of the handler or one of its connections; null where nothing did.</summary>
     public string? Error => _failure ?? _server.Error;
 
@@ -142,6 +153,7 @@ public sealed class UffdHandler : IDisposable
             Strategy = options.Strategy,
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
+            TrackDirty = options.TrackDirty,
             MaxConnections = options.MaxConnections,
             Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
             Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),

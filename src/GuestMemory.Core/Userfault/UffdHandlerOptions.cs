@@ -33,6 +33,12 @@ public sealed class UffdHandlerOptions
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }
 
+    /// <summary>
+    /// Write-protects every page that comes, and so learns what a VM writes: <see cref="UffdHandler.GetDirtyBitmaps"/>. Each first
+    /// write of a page costs the VM another fault, unless the VMM asked the kernel to resolve those by itself (WP_ASYNC).
+    /// </summary>
+    public bool TrackDirty { get; init; }
+
     /// <summary>How many VMMs may be connected at once; who comes then is turned away.</summary>
     public int MaxConnections { get; init; } = int.MaxValue;
 

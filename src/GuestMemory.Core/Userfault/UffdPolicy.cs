@@ -12,6 +12,9 @@ internal sealed class UffdPolicy : IDisposable
 
     public int MaxConnections { get; init; } = int.MaxValue;
 
+    /// <summary>Whether it is tracked what VMs write.</summary>
+    public bool TrackDirty { get; init; }
+
     /// <summary>Notes the touches; null where nobody asked.</summary>
     public UffdRecorder? Recorder { get; init; }
 

@@ -88,6 +88,11 @@ internal sealed class UffdServer : IDisposable
         return all;
     }
 
+    public IReadOnlyList<DirtyBitmap> DirtyBitmaps()
+    {
+        lock (_lock) return [.. _connections.SelectMany(static connection => connection.Vms.SelectMany(vm => vm.DirtyBitmaps(connection.Peer.pid)))];
+    }
+
     public UffdFigures Figures()
     {
         lock (_lock)

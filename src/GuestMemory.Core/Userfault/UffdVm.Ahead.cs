@@ -49,7 +49,7 @@ internal sealed unsafe partial class UffdVm
         var length = Math.Max(limit, region.PageSize) & ~(region.PageSize - 1);
         length = Math.Min(length, region.End - at);
         length = (_state.Filled.Next(_cursor, _cursor + (length / HostPage.Size), set: true) - _cursor) * HostPage.Size;
-        var outcome = FillBehindGate(region, at, length, 0, scratch, out var done);
+        var outcome = FillBehindGate(region, at, length, _protection, scratch, out var done);
         _cursor += done / HostPage.Size;
         if (outcome == FillOutcome.Filled && done == 0) _cursor += region.PageSize / HostPage.Size;
         return outcome;
@@ -150,7 +150,7 @@ internal sealed unsafe partial class UffdVm
             }
 
             var end = _state.Filled.Next(page, last, set: true);
-            var error = Fill(region, at, (end - page) * HostPage.Size, 0, scratch, out var done, out var zero, out _);
+            var error = Fill(region, at, (end - page) * HostPage.Size, _protection, scratch, out var done, out var zero, out _);
             if (!came && start >= at && start - at < done)
             {
                 came = true;

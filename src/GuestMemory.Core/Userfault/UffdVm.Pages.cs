@@ -13,8 +13,6 @@ internal sealed unsafe partial class UffdVm
     private const int Tries = 6;
     private const int FirstPause = 10;
 
-    private SafeMapping? _zeros;
-
     /// <summary>Answers one fault; false where it must be tried again later.</summary>
     private bool TryAnswer(ref UffdFault fault, PageScratch scratch)
     {
@@ -27,6 +25,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         var start = fault.Address & ~(region.PageSize - 1);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start);
         if (IsHeld(region, start))
         {
@@ -36,7 +35,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.PageSize);
-        return (_policy.Window > region.PageSize && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);
+        return (_policy.Window > region.PageSize && !IsWrite(fault.Flags) && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);
     }
 
     /// <summary>Fills the page that a fault waits for, piece by piece where it is not one piece.</summary>
@@ -47,9 +46,10 @@ internal sealed unsafe partial class UffdVm
         var patience = Patience;
         var copied = 0UL;
         var present = false;
+        var mode = ModeFor(region, start, fault.Flags);
         for (var at = start; at < end;)
         {
-            var error = Fill(region, at, end - at, 0, scratch, out var done, out var zero, out var ofSource);
+            var error = Fill(region, at, end - at, mode, scratch, out var done, out var zero, out var ofSource);
             at += done;
             if (!zero) copied += done;
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
@@ -111,7 +111,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         var what = ofSource
-            ? $"{_source.Name} cannot be read at offset 0x{region.Offset + (at - region.Base):x} ({Errno.Name(error)}{(error == Errno.EFAULT ? "; was it truncated?" : "")})."
+            ? $"{_source.Name} cannot be read at offset 0x{region.Offset + (at - region.Base):x}{(error == Errno.EFAULT ? "; was it truncated?" : $" ({Errno.Name(error)}).")}"
             : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}.";
         if (_policy.OnError != UffdOnError.Poison)
         {
@@ -176,7 +176,7 @@ internal sealed unsafe partial class UffdVm
         zero = run.Data is null && error == 0;
         ofSource = error != 0;
         if (ofSource) return error;
-        error = zero ? Zero(at, run.Length, mode, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
+        error = zero ? Zero(at, run.Length, mode, scratch, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
         if (error == 0) done = run.Length;
         else if (copied > 0) done = (ulong)copied;
         // Before any further event is read.
@@ -226,17 +226,15 @@ internal sealed unsafe partial class UffdVm
         return 0;
     }
 
-    private int Zero(ulong start, ulong length, ulong mode, out long done)
+    private int Zero(ulong start, ulong length, ulong mode, PageScratch scratch, out long done)
     {
-        var error = Userfaultfd.TryZero(_uffd, start, length, mode, out done);
-        if (error != Errno.EINVAL) return error;
-        // Huge pages know no ZEROPAGE: copy zeros, out of memory that was never touched.
-        if (_zeros is null || _zeros.Length < length)
+        // Only a copy can be write-protected, and huge pages know no ZEROPAGE.
+        if ((mode & Userfaultfd.UFFDIO_COPY_MODE_WP) == 0)
         {
-            _zeros?.Dispose();
-            _zeros = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a page of zeros");
+            var error = Userfaultfd.TryZero(_uffd, start, length, mode, out done);
+            if (error != Errno.EINVAL) return error;
         }
 
-        return Userfaultfd.TryCopy(_uffd, start, (byte*)_zeros.Address, length, mode, out done);
+        return Userfaultfd.TryCopy(_uffd, start, scratch.Zeros((nuint)length), length, mode, out done);
     }
 }

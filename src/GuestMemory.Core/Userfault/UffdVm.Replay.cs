@@ -63,7 +63,7 @@ internal sealed unsafe partial class UffdVm
         page = region.PageOf(start);
         length = (_state.Filled.Next(page, page + (length / HostPage.Size), set: true) - page) * HostPage.Size;
         if (length == 0) return FillOutcome.Filled;
-        var outcome = FillBehindGate(region, start, length, Userfaultfd.UFFDIO_COPY_MODE_DONTWAKE, scratch, out var done);
+        var outcome = FillBehindGate(region, start, length, Userfaultfd.UFFDIO_COPY_MODE_DONTWAKE | _protection, scratch, out var done);
         passed = Math.Max(done == 0 ? region.PageSize : done, at - start + HostPage.Size) - (at - start);
         return outcome;
     }

@@ -51,6 +51,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         }
 
         _regions = [.. _byPage.OrderBy(static region => region.Base)];
+        if (policy.TrackDirty) Protect();
         _replaying = policy.Replay is not null && _counters->FillDone == 0;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
@@ -79,7 +80,6 @@ internal sealed unsafe partial class UffdVm : IDisposable
     {
         _descriptor.Dispose();
         _state.Dispose();
-        _zeros?.Dispose();
     }
 
     /// <summary>
@@ -161,7 +161,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     {
         switch (message.@event)
         {
-            case Userfaultfd.UFFD_EVENT_PAGEFAULT when (message.pagefault_flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) == 0:
+            case Userfaultfd.UFFD_EVENT_PAGEFAULT:
                 if (_waitingCount == _waiting.Length) Array.Resize(ref _waiting, _waiting.Length * 2);
                 _waiting[_waitingCount++] = new UffdFault { Address = message.pagefault_address, Flags = message.pagefault_flags, Since = now };
                 Activity++;

@@ -40,6 +40,7 @@ internal sealed unsafe class UffdVmState : IDisposable
         Latency = new LatencyHistogram((long*)(start + HistogramOffset));
         Removed = new PageBits((ulong*)(start + BitsOffset), pageCount);
         Filled = new PageBits((ulong*)(start + BitsOffset + PageBits.SizeOf(pageCount)), pageCount);
+        Written = new PageBits((ulong*)(start + BitsOffset + (2 * PageBits.SizeOf(pageCount))), pageCount);
     }
 
     /// <summary>Where events are read to: <see cref="Batch"/> of them.</summary>
@@ -55,14 +56,17 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Pages that have come once.</summary>
     public PageBits Filled { get; }
 
+    /// <summary>Pages that the VM was seen to write, where that is tracked by faults.</summary>
+    public PageBits Written { get; }
+
     /// <summary>All pages, those that came and those that were removed at least once.</summary>
     public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
 
     /// <summary>What was done for the VM, up to now.</summary>
     public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error);
 
-    /// <summary>The bytes of a state: 12 KiB and two bits a page.</summary>
-    public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (2 * PageBits.SizeOf(pageCount)), HostPage.Size);
+    /// <summary>The bytes of a state: 12 KiB and three bits a page, of which the third takes memory only where writes are tracked.</summary>
+    public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (3 * PageBits.SizeOf(pageCount)), HostPage.Size);
 
     /// <summary>The pages of a mapping list.</summary>
     public static ulong PagesOf(IEnumerable<GuestRegionUffdMapping> mappings) => mappings.Aggregate(0UL, static (pages, mapping) => pages + (mapping.Size / HostPage.Size));

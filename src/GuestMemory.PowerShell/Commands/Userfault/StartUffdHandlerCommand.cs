@@ -49,6 +49,10 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Parameter]
     public UffdOnError OnError { get; set; }
 
+    /// <summary>Tracks what VMs write; Get-DirtyBitmap -Handler gives it.</summary>
+    [Parameter]
+    public SwitchParameter TrackDirty { get; set; }
+
     /// <summary>How many VMMs may be connected at once.</summary>
     [Parameter]
     [ValidateRange(1, int.MaxValue)]
@@ -97,6 +101,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             RecordPath = RecordPath is null ? null : ResolvePath(RecordPath),
             ReplayPath = ReplayPath is null ? null : ResolvePath(ReplayPath),
             OnError = OnError,
+            TrackDirty = TrackDirty,
             MaxConnections = MaxConnections,
             MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
             MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
