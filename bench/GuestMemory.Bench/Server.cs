@@ -13,6 +13,8 @@ internal static class Server
             SocketPath = socket,
             MemoryPath = image,
             Strategy = Enum.Parse<UffdStrategy>(Text(options, "--strategy") ?? nameof(UffdStrategy.OnDemand)),
+            RecordPath = Text(options, "--record"),
+            ReplayPath = Text(options, "--replay"),
             WindowSize = (ulong)Option(options, "--window", 64 << 10),
         });
         Console.WriteLine("ready");

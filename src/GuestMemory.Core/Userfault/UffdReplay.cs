@@ -8,7 +8,7 @@ namespace GuestMemory.Core;
 internal sealed class UffdReplay
 {
     private const int FirstSlice = 512;
-    private const int Growth = 16;
+    private const int Growth = 256;
 
     private readonly AtomicBitmap _set;
 
