@@ -59,14 +59,17 @@ internal sealed class UffdConnection : IDisposable
             return false;
         }
 
+        UffdVmState? state = null;
         try
         {
             UffdMappingList.Validate(handover.Mappings, source.Length);
-            vm = new UffdVm(handover.Userfaultfd, handover.Mappings, new UffdVmState(UffdVmState.PagesOf(handover.Mappings)), source, policy);
+            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
+            vm = new UffdVm(handover.Userfaultfd, handover.Mappings, state, source, policy);
         }
         catch
         {
             handover.Userfaultfd.Dispose();
+            state?.Dispose();
             throw;
         }
 
