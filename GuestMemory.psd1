@@ -27,6 +27,7 @@
         'Start-UffdHandler'
         'Stop-UffdHandler'
         'Test-GuestMemorySupport'
+        'Wait-UffdHandler'
         'Write-GuestMemory'
     )
     PrivateData            = @{

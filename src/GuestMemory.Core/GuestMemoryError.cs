@@ -128,6 +128,12 @@ public enum GuestMemoryError
     HandlerNotFound,
     /// <summary>The handler ended on its own.</summary>
     HandlerFailed,
+    /// <summary>The handler's process could not be started, or ended before it listened.</summary>
+    HandlerStartFailed,
+    /// <summary>The handler's process does not answer, or not as it must.</summary>
+    ControlFailed,
+    /// <summary>What was waited for did not come in time.</summary>
+    WaitTimeout,
     /// <summary>A value or a combination of parameters that cannot be used.</summary>
     ValueNotSupported,
 }

@@ -16,14 +16,23 @@ internal sealed class UffdConnection : IDisposable
     /// <param name="peer">Who is at its other end.</param>
     /// <param name="process">The same as a process that can be killed; null where that is not wanted.</param>
     /// <param name="limit">How long a hand-over may take.</param>
-    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, TimeSpan limit)
+    /// <param name="isAwaited">Whether one must come now; else one may come.</param>
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, TimeSpan limit, bool isAwaited = true)
     {
         _process = process;
         Socket = socket;
         Peer = peer;
         _receiver = new UffdHandoverReceiver(socket);
         _limit = limit;
-        _deadline = Deadline();
+        if (isAwaited) _deadline = Deadline();
+    }
+
+    /// <summary>The connection of a VM that somebody else received, and whose further hand-overs that one receives too.</summary>
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, UffdVm vm)
+        : this(socket, peer, process, TimeSpan.Zero, isAwaited: false)
+    {
+        Vms.Add(vm);
+        IsAdopted = true;
     }
 
     public SafeDescriptor Socket { get; }
@@ -34,47 +43,35 @@ internal sealed class UffdConnection : IDisposable
 
     public bool IsEnded { get; set; }
 
+    /// <summary>Whether nothing is to be read from it; all that can happen is its end.</summary>
+    public bool IsAdopted { get; }
+
     public bool IsOverdue => _deadline != 0 && Stopwatch.GetTimestamp() >= _deadline;
 
     /// <summary>How long the hand-over may still take, rounded up; null where none is awaited.</summary>
     public int? MillisecondsLeft => _deadline == 0 ? null
         : (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds));
 
-    /// <summary>Receives what there is; true with a VM when a hand-over is complete and fits the image.</summary>
-    /// <exception cref="GuestMemoryException">The hand-over is wrong, contradicts the image, or takes too long.</exception>
-    public bool TryReceive(PageSource source, UffdPolicy policy, [NotNullWhen(true)] out UffdVm? vm)
+    /// <summary>Receives what there is; true with a hand-over that is complete. Whoever takes it owns the userfaultfd.</summary>
+    /// <exception cref="GuestMemoryException">The hand-over is wrong, or takes too long.</exception>
+    public bool TryReceive([NotNullWhen(true)] out UffdHandover? handover)
     {
-        vm = null;
-        var handover = _receiver.Receive(out var ended);
+        handover = _receiver.Receive(out var ended);
         IsEnded = ended;
-        if (handover is null)
+        if (handover is not null)
         {
-            if (_receiver.IsPartial && _deadline == 0) _deadline = Deadline();
-            if (!ended && IsOverdue)
-            {
-                throw new GuestMemoryException(GuestMemoryError.HandoverTimeout,
-                    $"The VMM connected but did not hand its memory over within {_limit.TotalSeconds:0.#} s.");
-            }
-
-            return false;
+            _deadline = 0;
+            return true;
         }
 
-        UffdVmState? state = null;
-        try
+        if (_receiver.IsPartial && _deadline == 0) _deadline = Deadline();
+        if (!ended && IsOverdue)
         {
-            UffdMappingList.Validate(handover.Mappings, source.Length);
-            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
-            vm = new UffdVm(handover.Userfaultfd, handover.Mappings, state, source, policy);
-        }
-        catch
-        {
-            handover.Userfaultfd.Dispose();
-            state?.Dispose();
-            throw;
+            throw new GuestMemoryException(GuestMemoryError.HandoverTimeout,
+                $"The VMM connected but did not hand its memory over within {_limit.TotalSeconds:0.#} s.");
         }
 
-        _deadline = 0;
-        return true;
+        return false;
     }
 
     /// <summary>Kills the VMM; says why not where it cannot.</summary>

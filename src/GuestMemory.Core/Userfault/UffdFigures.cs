@@ -53,6 +53,9 @@ public sealed record UffdFigures
     /// <summary>Bytes copied without a fault, ahead or as a replay.</summary>
     public required long FillByteCount { get; init; }
 
+    /// <summary>Bytes that came out of the image, one way or another.</summary>
+    public long ByteCount => FaultByteCount + WindowByteCount + FillByteCount;
+
     /// <summary>Bytes of zeros that came without a fault.</summary>
     public required long FillZeroByteCount { get; init; }
 
@@ -67,6 +70,9 @@ public sealed record UffdFigures
 
     /// <summary>How much of the memory has come, from 0 to 100.</summary>
     public double PercentPresent => PageCount == 0 ? 0 : 100.0 * PresentPageCount / PageCount;
+
+    /// <summary>Whether there is a VM, and every page has come or was given back.</summary>
+    public bool IsRestored => PageCount > 0 && PresentPageCount + RemovedPageCount >= PageCount;
 
     /// <summary>The time from reading a fault to its answer that half of them stayed below.</summary>
     public required TimeSpan LatencyP50 { get; init; }

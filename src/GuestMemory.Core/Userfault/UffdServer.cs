@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
@@ -14,15 +15,16 @@ internal sealed class UffdServer : IDisposable
     private const int LastRounds = 16;
 
     private readonly TimeSpan _handoverTimeout;
-    private readonly UffdListener _listener;
+    private readonly UffdListener? _listener;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
     private readonly PageScratch _scratch = new();
     private readonly UffdFiller? _filler;
-    private readonly SafeDescriptor _stop = EventFd.Create();
+    private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly Epoll _epoll = new();
     private readonly Lock _lock = new();
     private readonly List<UffdConnection> _connections = [];
+    private readonly ConcurrentQueue<UffdConnection> _adopted = new();
     private readonly LatencyHistogram _endedLatency = new();
     private volatile string? _error;
     private volatile bool _stopping;
@@ -31,8 +33,10 @@ internal sealed class UffdServer : IDisposable
     private UffdCounters _ended;
     private int _accepted;
 
-    /// <summary>Takes the listener over; the source and the policy must outlive the server.</summary>
-    public UffdServer(UffdListener listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
+    /// <summary>
+    /// Takes the listener over; without one only VMs that are adopted are served. The source and the policy must outlive the server.
+    /// </summary>
+    public UffdServer(UffdListener? listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
     {
         _listener = listener;
         _source = source;
@@ -40,6 +44,12 @@ internal sealed class UffdServer : IDisposable
         if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
         _handoverTimeout = handoverTimeout;
     }
+
+    /// <summary>Called on the serving thread with what went wrong with a VM that goes on.</summary>
+    public Action<UffdVm, string>? Failed { get; init; }
+
+    /// <summary>Called on the serving thread when a VM has ended.</summary>
+    public Action<UffdVm>? Ended { get; init; }
 
     public int AcceptedCount => Volatile.Read(ref _accepted);
 
@@ -106,11 +116,11 @@ internal sealed class UffdServer : IDisposable
     /// <summary>Serves until it is told to stop.</summary>
     public void Run()
     {
-        _epoll.Add(_stop, _stop);
-        _epoll.Add(_listener.Socket, _listener);
+        _epoll.Add(_wake, _wake);
+        if (_listener is not null) _epoll.Add(_listener.Socket, _listener);
         while (!_stopping) Step(_timed ? Timeout() : -1);
         // What ended at the same time as the handler is no VM that was left alone.
-        _epoll.Remove(_stop);
+        _epoll.Remove(_wake);
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
         {
         }
@@ -122,10 +132,14 @@ internal sealed class UffdServer : IDisposable
     public void Stop()
     {
         _stopping = true;
-        lock (_lock)
-        {
-            if (!_stop.IsClosed) EventFd.Signal(_stop);
-        }
+        Wake();
+    }
+
+    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread.</summary>
+    public void Adopt(SafeDescriptor socket, UCred peer, UffdVm vm)
+    {
+        _adopted.Enqueue(new UffdConnection(socket, peer, ProcessOf(socket, peer), vm));
+        Wake();
     }
 
     public void Dispose()
@@ -133,10 +147,11 @@ internal sealed class UffdServer : IDisposable
         lock (_lock)
         {
             while (_connections.Count > 0) Close(_connections[^1]);
-            _listener.Dispose();
+            while (_adopted.TryDequeue(out var connection)) connection.Dispose();
+            _listener?.Dispose();
             _filler?.Dispose();
             _scratch.Dispose();
-            _stop.Dispose();
+            _wake.Dispose();
             _epoll.Dispose();
         }
     }
@@ -159,8 +174,12 @@ internal sealed class UffdServer : IDisposable
                 case UffdConnection connection:
                     changed |= Receive(connection);
                     break;
-                case UffdListener:
-                    changed |= Accept();
+                case UffdListener listener:
+                    changed |= Accept(listener);
+                    break;
+                case SafeDescriptor when !_stopping:
+                    EventFd.Clear(_wake);
+                    TakeAdopted();
                     break;
             }
         }
@@ -173,6 +192,7 @@ internal sealed class UffdServer : IDisposable
     private bool Serve(UffdVm vm)
     {
         vm.Serve(_scratch);
+        if (vm.TakeError() is { } error) Failed?.Invoke(vm, error);
         _timed |= vm.HasDeferred;
         return vm.IsGone || vm.Verdict is not null;
     }
@@ -208,7 +228,7 @@ internal sealed class UffdServer : IDisposable
         if (_acceptPausedUntil != 0 && Stopwatch.GetTimestamp() >= _acceptPausedUntil)
         {
             _acceptPausedUntil = 0;
-            _epoll.Add(_listener.Socket, _listener);
+            _epoll.Add(_listener!.Socket, _listener);
         }
 
         _timed = Timeout() >= 0;
@@ -244,12 +264,12 @@ internal sealed class UffdServer : IDisposable
         return timeout;
     }
 
-    private bool Accept()
+    private bool Accept(UffdListener listener)
     {
         var changed = false;
         while (true)
         {
-            var socket = UnixSocket.TryAccept(_listener.Socket, out var error);
+            var socket = UnixSocket.TryAccept(listener.Socket, out var error);
             if (socket is null)
             {
                 if (error == Errno.EAGAIN) return changed;
@@ -257,13 +277,13 @@ internal sealed class UffdServer : IDisposable
                 // The connection stays in the queue; trying again at once would only burn the processor.
                 _error = new SyscallException("accept4", error, "Accepting a connection",
                     remedy: error == Errno.EMFILE ? "Raise the limit of open files ('ulimit -n')." : null).Message;
-                _epoll.Remove(_listener.Socket);
+                _epoll.Remove(listener.Socket);
                 _acceptPausedUntil = Stopwatch.GetTimestamp() + Stopwatch.Frequency / 1000 * AcceptPause;
                 return true;
             }
 
             var peer = UnixSocket.PeerCredentials(socket);
-            if (!_listener.Allows(peer))
+            if (!listener.Allows(peer))
             {
                 _error = $"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.";
                 socket.Dispose();
@@ -278,8 +298,7 @@ internal sealed class UffdServer : IDisposable
             }
 
             changed = true;
-            var process = _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
-            var connection = new UffdConnection(socket, peer, process, _handoverTimeout);
+            var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
             lock (_lock) _connections.Add(connection);
             _epoll.Add(socket, connection);
         }
@@ -288,16 +307,21 @@ internal sealed class UffdServer : IDisposable
     /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>
     private bool Receive(UffdConnection connection)
     {
+        if (connection.IsAdopted)
+        {
+            connection.IsEnded = true;
+            return true;
+        }
+
         try
         {
             var changed = false;
             // What was read may hold more than one.
-            while (connection.TryReceive(_source, _policy, out var vm))
+            while (connection.TryReceive(out var handover))
             {
+                var vm = Create(handover);
                 lock (_lock) connection.Vms.Add(vm);
-                _epoll.Add(vm.Descriptor, vm);
-                _filler?.Add(vm);
-                Interlocked.Increment(ref _accepted);
+                Begin(vm);
                 changed = true;
             }
 
@@ -311,6 +335,47 @@ internal sealed class UffdServer : IDisposable
         }
     }
 
+    private UffdVm Create(UffdHandover handover)
+    {
+        try
+        {
+            UffdMappingList.Validate(handover.Mappings, _source.Length);
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, new UffdVmState(UffdVmState.PagesOf(handover.Mappings)), _source, _policy);
+        }
+        catch
+        {
+            handover.Userfaultfd.Dispose();
+            throw;
+        }
+    }
+
+    private void Begin(UffdVm vm)
+    {
+        _epoll.Add(vm.Descriptor, vm);
+        _filler?.Add(vm);
+        Interlocked.Increment(ref _accepted);
+    }
+
+    private void TakeAdopted()
+    {
+        while (_adopted.TryDequeue(out var connection))
+        {
+            lock (_lock) _connections.Add(connection);
+            _epoll.AddEnd(connection.Socket, connection);
+            foreach (var vm in connection.Vms) Begin(vm);
+        }
+    }
+
+    private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
+
+    private void Wake()
+    {
+        lock (_lock)
+        {
+            if (!_wake.IsClosed) EventFd.Signal(_wake);
+        }
+    }
+
     private void Close(UffdConnection connection)
     {
         foreach (var vm in connection.Vms)
@@ -321,6 +386,7 @@ internal sealed class UffdServer : IDisposable
             _endedLatency.Add(vm.Latency);
             _error ??= vm.Error;
             _epoll.Remove(vm.Descriptor);
+            Ended?.Invoke(vm);
         }
 
         if (_policy.Recorder?.TrySave() is { } error) _error = error;

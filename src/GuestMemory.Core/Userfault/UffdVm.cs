@@ -26,6 +26,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private int _waitingCount;
     private int _last;
     private volatile bool _gone;
+    private string? _untold;
 
     /// <summary>Takes the userfaultfd and the state over. Where the state was used before, <see cref="Recover"/> comes next.</summary>
     /// <param name="userfaultfd">The userfaultfd.</param>
@@ -66,6 +67,14 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     /// <summary>What went wrong last, or null.</summary>
     public string? Error { get; private set; }
+
+    /// <summary>What went wrong since this was asked last, or null.</summary>
+    public string? TakeError()
+    {
+        var error = _untold;
+        _untold = null;
+        return error;
+    }
 
     /// <summary>What is to be done beyond this VM's memory, where a page cannot be had.</summary>
     public UffdOnError? Verdict { get; private set; }
@@ -147,6 +156,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         {
             _gate.EnterRead();
             count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
+            if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
             var now = Stopwatch.GetTimestamp();
             for (var i = 0; i < count; i++) Take(_message[i], now);
             _gate.ExitRead();
@@ -214,5 +224,9 @@ internal sealed unsafe partial class UffdVm : IDisposable
         return null;
     }
 
-    private void Fail(string error) => Error = error;
+    private void Fail(string error)
+    {
+        Error = error;
+        _untold = error;
+    }
 }

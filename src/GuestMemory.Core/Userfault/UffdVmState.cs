@@ -71,5 +71,10 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>The pages of a mapping list.</summary>
     public static ulong PagesOf(IEnumerable<GuestRegionUffdMapping> mappings) => mappings.Aggregate(0UL, static (pages, mapping) => pages + (mapping.Size / HostPage.Size));
 
+    /// <summary>
+    /// Keeps the events in memory: the kernel stores them while a killed process ends, and then waits for no disk but drops them.
+    /// </summary>
+    public void Lock() => _ = Mman.TryLock(_mapping.Address, (nuint)HostPage.Size);
+
     public void Dispose() => _mapping.Dispose();
 }

@@ -90,8 +90,8 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
-        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
-        GuestMemoryError.HandoverTimeout => ErrorCategory.OperationTimeout,
+        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
+        GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout => ErrorCategory.OperationTimeout,
         GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable => ErrorCategory.ReadError,
         _ => exception is SyscallException { ErrorCode: Errno.EPERM or Errno.EACCES } ? ErrorCategory.PermissionDenied : ErrorCategory.InvalidOperation,
     };

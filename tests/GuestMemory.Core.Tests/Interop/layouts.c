@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -24,6 +25,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <linux/falloc.h>
@@ -304,12 +306,15 @@ static void sockets(void)
 {
     CONSTANT(AF_UNIX);
     CONSTANT(SOCK_STREAM);
+    CONSTANT(SOCK_DGRAM);
     CONSTANT(SOCK_SEQPACKET);
     CONSTANT(SOCK_CLOEXEC);
     CONSTANT(SOCK_NONBLOCK);
     CONSTANT(SOL_SOCKET);
     CONSTANT(SOMAXCONN);
     CONSTANT(SCM_RIGHTS);
+    CONSTANT(SO_TYPE);
+    CONSTANT(SO_DOMAIN);
     CONSTANT(SO_ERROR);
     CONSTANT(SO_SNDBUF);
     CONSTANT(SO_RCVBUF);
@@ -391,6 +396,7 @@ static void files(void)
     CONSTANT(O_CREAT);
     CONSTANT(O_EXCL);
     CONSTANT(O_TRUNC);
+    CONSTANT(O_APPEND);
     CONSTANT(O_CLOEXEC);
     CONSTANT(O_NONBLOCK);
     CONSTANT(O_NOFOLLOW);
@@ -523,6 +529,19 @@ static void errors(void)
     CONSTANT(EHWPOISON);
 }
 
+static void processes(void)
+{
+    CONSTANT(POSIX_SPAWN_SETSIGDEF);
+    CONSTANT(POSIX_SPAWN_SETSIGMASK);
+    CONSTANT(SIGKILL);
+    CONSTANT(P_PIDFD);
+    CONSTANT(WNOHANG);
+    CONSTANT(WEXITED);
+    CONSTANT(CLD_EXITED);
+    CONSTANT(SYS_pidfd_send_signal);
+    CONSTANT(SYS_pidfd_open);
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -532,6 +551,7 @@ int main(void)
     sockets();
     events();
     files();
+    processes();
     errors();
     return 0;
 }

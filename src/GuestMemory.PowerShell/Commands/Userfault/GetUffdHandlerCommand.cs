@@ -4,7 +4,7 @@ using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Get-UffdHandler: the handlers of this shell, with live figures.</summary>
+/// <summary>Get-UffdHandler: the handlers of this user, with live figures.</summary>
 [Cmdlet(VerbsCommon.Get, "UffdHandler", DefaultParameterSetName = "Socket")]
 [OutputType(typeof(UffdHandler), typeof(UffdFigures), typeof(string))]
 public sealed class GetUffdHandlerCommand : GuestMemoryCmdlet
@@ -37,7 +37,7 @@ public sealed class GetUffdHandlerCommand : GuestMemoryCmdlet
         foreach (var id in Id)
         {
             Attempt(() => Write([Session.Handlers.FirstOrDefault(handler => handler.Id == id)
-                ?? throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"There is no handler {id} in this shell. 'Get-UffdHandler' lists them.")]), id);
+                ?? throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"There is no handler {id} of this user. 'Get-UffdHandler' lists them.")]), id);
         }
     }
 

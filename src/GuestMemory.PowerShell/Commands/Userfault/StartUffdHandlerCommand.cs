@@ -73,17 +73,19 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 
-    /// <summary>Runs the handler inside this shell.</summary>
+    /// <summary>Runs the handler inside this shell, with which it ends.</summary>
     [Parameter]
-    public SwitchParameter InProcess { get; set; } = true;
+    public SwitchParameter InProcess { get; set; }
 
-    /// <summary>Waits until the handler ends; Ctrl+C stops it.</summary>
+    /// <summary>Waits until all memory has come or the handler ends; with -InProcess until it ends, and Ctrl+C stops it.</summary>
     [Parameter]
     public SwitchParameter Wait { get; set; }
 
     /// <summary>Listens also where everyone may replace the socket.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
+
+    private static TimeSpan Pause => TimeSpan.FromMilliseconds(250);
 
     /// <inheritdoc/>
     protected override void ProcessRecord() => Attempt(Start, SocketPath);
@@ -108,13 +110,32 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             AllowUser = AllowUser,
             Force = Force,
         };
-        if (!InProcess)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "The handler runs inside the shell only; leave -InProcess:$false out.");
         if (!ShouldProcess(options.SocketPath, $"Serve page faults from {options.MemoryPath}")) return;
-        var handler = UffdHandler.Start(options);
-        Session.Add(handler);
-        if (Wait) Follow(handler);
-        else WriteObject(handler);
+        if (!InProcess)
+        {
+            var handler = UffdHandler.StartProcess(options, StopToken);
+            if (Wait) FollowRestore(handler);
+            WriteObject(handler);
+            return;
+        }
+
+        var own = UffdHandler.Start(options);
+        Session.Add(own);
+        if (Wait) Follow(own);
+        else WriteObject(own);
+    }
+
+    /// <summary>Until there is nothing left to bring in. The handler goes on, also after Ctrl+C.</summary>
+    private void FollowRestore(UffdHandler handler)
+    {
+        while (!handler.Wait(Pause, StopToken))
+        {
+            var figures = handler.GetFigures();
+            Show(handler, figures);
+            if (figures.IsRestored) return;
+        }
+
+        ThrowIfFailed(handler);
     }
 
     private void Follow(UffdHandler handler)
@@ -127,15 +148,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         });
         try
         {
-            while (!handler.Wait(TimeSpan.FromMilliseconds(250), StopToken))
-            {
-                var figures = handler.GetFigures();
-                WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
-                    $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)handler.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
-                {
-                    PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,
-                });
-            }
+            while (!handler.Wait(Pause, StopToken)) Show(handler, handler.GetFigures());
         }
         finally
         {
@@ -143,8 +156,19 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             Session.Remove(handler);
         }
 
+        ThrowIfFailed(handler);
+        WriteObject(handler);
+    }
+
+    private void Show(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
+        $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)figures.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
+    {
+        PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,
+    });
+
+    private static void ThrowIfFailed(UffdHandler handler)
+    {
         if (handler.State == UffdHandlerState.Failed)
             throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler.SocketPath} ended: {handler.Error}");
-        WriteObject(handler);
     }
 }
