@@ -451,7 +451,7 @@ if what != 'dies':
             $null = $shell.AddScript({
                 param($Manifest, $SocketPath, $MemoryPath)
                 Import-Module $Manifest
-                Start-UffdHandler $SocketPath $MemoryPath -Wait
+                Start-UffdHandler $SocketPath $MemoryPath -InProcess -Wait
             }).AddArgument($manifest).AddArgument($path).AddArgument($image)
             $running = $shell.BeginInvoke()
             Wait-Until { Get-UffdHandler }
@@ -487,7 +487,7 @@ if what != 'dies':
 
     Context 'Removing the module' {
         It 'warns about a live handler and stops it' {
-            $text = "Import-Module '$manifest'; `$handler = Start-UffdHandler '$path' '$image'; Remove-Module GuestMemory; " +
+            $text = "Import-Module '$manifest'; `$handler = Start-UffdHandler '$path' '$image' -InProcess; Remove-Module GuestMemory; " +
                 "`"state=`$(`$handler.State) socket=`$(Test-Path '$path')`""
             $output = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1 | Out-String
             $LASTEXITCODE | Should -Be 0
@@ -497,13 +497,13 @@ if what != 'dies':
         }
 
         It 'says nothing where no handler lives' {
-            $text = "Import-Module '$manifest'; Start-UffdHandler '$path' '$image' | Stop-UffdHandler; `$null = New-MmapRegion 4KiB; Remove-Module GuestMemory; 'done'"
+            $text = "Import-Module '$manifest'; Start-UffdHandler '$path' '$image' -InProcess | Stop-UffdHandler; `$null = New-MmapRegion 4KiB; Remove-Module GuestMemory; 'done'"
             $output = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1 | Out-String
             $output.Trim() | Should -BeExactly done
         }
 
         It 'takes the socket away also where the shell just exits' {
-            $text = "Import-Module '$manifest'; `$null = Start-UffdHandler '$path' '$image'; exit 7"
+            $text = "Import-Module '$manifest'; `$null = Start-UffdHandler '$path' '$image' -InProcess; exit 7"
             $null = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1
             $LASTEXITCODE | Should -Be 7
             # A socket that was left is no hindrance either.

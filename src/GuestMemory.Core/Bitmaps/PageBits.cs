@@ -56,4 +56,14 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     }
 
     public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)((PageCount + 63) / 64))));
+
+    /// <summary>How many are set here or there.</summary>
+    public long CountWith(PageBits other)
+    {
+        long count = 0;
+        for (ulong i = 0; i < (PageCount + 63) / 64; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
+        return count;
+    }
+
+    private ref ulong WordAt(ulong index) => ref words[index];
 }

@@ -71,8 +71,11 @@ public sealed record UffdFigures
     /// <summary>How much of the memory has come, from 0 to 100.</summary>
     public double PercentPresent => PageCount == 0 ? 0 : 100.0 * PresentPageCount / PageCount;
 
-    /// <summary>Whether there is a VM, and every page has come or was given back.</summary>
-    public bool IsRestored => PageCount > 0 && PresentPageCount + RemovedPageCount >= PageCount;
+    /// <summary>Those that neither came nor were given back.</summary>
+    public long MissingPageCount { get; init; }
+
+    /// <summary>Whether there is a VM, and every page of all of them has come or was given back.</summary>
+    public bool IsRestored => PageCount > 0 && MissingPageCount == 0 && Vms.All(static vm => vm.MissingPageCount == 0);
 
     /// <summary>The time from reading a fault to its answer that half of them stayed below.</summary>
     public required TimeSpan LatencyP50 { get; init; }

@@ -63,7 +63,7 @@ internal sealed unsafe class UffdVmState : IDisposable
     public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
 
     /// <summary>What was done for the VM, up to now.</summary>
-    public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error);
+    public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error) with { MissingPageCount = (long)Filled.PageCount - Filled.CountWith(Removed) };
 
     /// <summary>The bytes of a state: 12 KiB and three bits a page, of which the third takes memory only where writes are tracked.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (3 * PageBits.SizeOf(pageCount)), HostPage.Size);
