@@ -15,6 +15,7 @@ internal sealed partial class Supervisor : IDisposable
     private const int MaxFailedStarts = 10;
     private const int MaxPause = 250;
     private const int LastRounds = 16;
+    private const int TellPause = 20;
     private static readonly TimeSpan Steady = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan StopTimeout = TimeSpan.FromSeconds(3);
 
@@ -119,6 +120,8 @@ internal sealed partial class Supervisor : IDisposable
 
     private int Step(int timeout)
     {
+        Tell();
+        _systemd.Flush();
         var ready = _epoll.Wait(timeout);
         for (var i = 0; i < ready; i++)
         {
@@ -141,18 +144,20 @@ internal sealed partial class Supervisor : IDisposable
 
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
         _reception?.LookAtTheClock();
-        if (_told != _vms.Count && _reception is not null)
-        {
-            _told = _vms.Count;
-            _systemd.Notify($"STATUS=Serving {_told} VMs at {_reception.Path}");
-        }
-
         return ready;
+    }
+
+    private void Tell()
+    {
+        if (_told == _vms.Count || _reception is null) return;
+        _told = _vms.Count;
+        _systemd.Notify($"STATUS=Serving {_told} VMs at {_reception.Path}");
     }
 
     private int Timeout()
     {
         var timeout = _reception?.Timeout() ?? -1;
+        if (_systemd.HasPending) timeout = timeout < 0 ? TellPause : Math.Min(timeout, TellPause);
         if (_startAt == 0) return timeout;
         var left = (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds));
         return timeout < 0 ? left : Math.Min(timeout, left);

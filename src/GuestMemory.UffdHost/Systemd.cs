@@ -14,6 +14,7 @@ internal sealed class Systemd
     private const int MaxDescriptors = 65536;
 
     private readonly string? _notify = Take("NOTIFY_SOCKET");
+    private readonly Queue<(string Text, SafeDescriptor? Descriptor)> _pending = new();
 
     /// <summary>What came with this process, by name. Whoever takes one owns it.</summary>
     public List<(string Name, SafeDescriptor Descriptor)> Descriptors { get; } = Inherit();
@@ -21,25 +22,45 @@ internal sealed class Systemd
     /// <summary>Whether descriptors can be kept; the manager decides how many (FileDescriptorStoreMax=).</summary>
     public bool IsThere => _notify is not null;
 
+    /// <summary>Whether something is still to be told.</summary>
+    public bool HasPending => _pending.Count > 0;
+
     /// <summary>Tells it something: "READY=1", "STATUS=...".</summary>
-    public void Notify(string state) => Send(state, []);
+    public void Notify(string state) => Send(state);
 
     /// <summary>Has it keep a descriptor under a name.</summary>
-    public void Store(string name, SafeDescriptor descriptor)
-    {
-        using var lease = new DescriptorLease(descriptor);
-        // Without FDPOLL it would drop a descriptor whose other end is gone, and a later one of the same name would be another.
-        Send($"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [lease.Number]);
-    }
+    // Without FDPOLL it would drop a descriptor whose other end is gone, and a later one of the same name would be another.
+    public void Store(string name, SafeDescriptor descriptor) => Send($"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor);
 
     /// <summary>Has it close every descriptor of a name.</summary>
-    public void Remove(string name) => Send($"FDSTOREREMOVE=1\nFDNAME={name}", []);
+    public void Remove(string name) => Send($"FDSTOREREMOVE=1\nFDNAME={name}");
 
-    private void Send(string text, ReadOnlySpan<int> descriptors)
+    /// <summary>Tells what could not be told yet, because the manager does not keep up; the handler never waits for it.</summary>
+    public void Flush()
+    {
+        while (_pending.TryPeek(out var next))
+        {
+            var error = TrySend(next.Text, next.Descriptor);
+            if (error == Errno.EAGAIN) return;
+            if (error != 0) Log.Write($"the service manager could not be told {next.Text.Split('\n')[0]}: {Errno.Name(error)}");
+            _ = _pending.Dequeue();
+        }
+    }
+
+    private void Send(string text, SafeDescriptor? descriptor = null)
     {
         if (_notify is null) return;
-        var error = UnixSocket.TrySendTo(_notify, Encoding.UTF8.GetBytes(text), descriptors);
-        if (error != 0) Log.Write($"the service manager could not be told {text.Split('\n')[0]}: {Errno.Name(error)}");
+        _pending.Enqueue((text, descriptor));
+        Flush();
+    }
+
+    private int TrySend(string text, SafeDescriptor? descriptor)
+    {
+        if (descriptor is null) return UnixSocket.TrySendTo(_notify!, Encoding.UTF8.GetBytes(text), []);
+        // A VM that has ended meanwhile needs no keeping.
+        if (descriptor.IsClosed) return 0;
+        using var lease = new DescriptorLease(descriptor);
+        return UnixSocket.TrySendTo(_notify!, Encoding.UTF8.GetBytes(text), [lease.Number]);
     }
 
     private static List<(string Name, SafeDescriptor Descriptor)> Inherit()

@@ -97,12 +97,12 @@ internal static unsafe partial class UnixSocket
     }
 
     /// <summary>
-    /// Sends one datagram, with descriptors, to an address: a path, or a name in the abstract namespace after '@'. Returns 0 or the
+    /// Sends one datagram, with descriptors and without waiting, to an address: a path, or a name in the abstract namespace after '@'. Returns 0 or the
     /// error number.
     /// </summary>
     public static int TrySendTo(string address, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
     {
-        var number = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        var number = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (number < 0) return Marshal.GetLastPInvokeError();
         using var datagram = new SafeDescriptor(number);
         var error = TryConnect(datagram, address);
