@@ -123,7 +123,7 @@ Describe 'The memory of a VM that QEMU runs' {
             if ($lackingForFaults) { return }
             $null = Invoke-Qmp $qemu.Qmp quit
             $qemu.Process.WaitForExit(30000) | Should -BeTrue -Because 'QEMU was told to quit'
-            $handler = Start-UffdHandler -SocketPath (Join-Path $directory uffd.sock) -MemoryPath $memoryPath
+            $handler = Start-UffdHandler -SocketPath (Join-Path $directory uffd.sock) -MemoryPath $memoryPath -Strategy OnDemand
             $restored = New-MmapRegion -Size $size -GuestAddress 0
             Connect-UffdHandler -Memory $restored -SocketPath $handler.SocketPath
         }

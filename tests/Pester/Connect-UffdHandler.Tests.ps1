@@ -289,7 +289,7 @@ Describe 'Connect-UffdHandler' {
             Set-Content "$TestDrive/denied.ps1" @'
 param($Manifest, $Image)
 Import-Module $Manifest
-$handler = Start-UffdHandler "$HOME/vm.sock" $Image
+$handler = Start-UffdHandler "$HOME/vm.sock" $Image -InProcess
 $region = New-MmapRegion 64KiB
 $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue
 $count = { @([IO.Directory]::GetFileSystemEntries("/proc/$PID/fd")).Where{ [IO.FileInfo]::new($_).LinkTarget -match '^socket:|userfaultfd' }.Count }

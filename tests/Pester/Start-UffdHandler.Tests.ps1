@@ -160,7 +160,6 @@ Describe 'Start-UffdHandler' {
             @{ What = 'a user nobody knows'; Id = 'UserNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowUser = 'no-such-user' } }
             @{ What = 'a folder that everyone may write to'; Id = 'InsecureDirectory'; Category = 'SecurityError'; Socket = 'open/vm.sock'; Memory = 'vm.mem' }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Socket = 'Env:/vm.sock'; Memory = 'vm.mem' }
-            @{ What = 'a process of its own, which it has not yet'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ InProcess = $false } }
         ) {
             $null = New-Item "$TestDrive/empty.mem"
             $null = New-Item -ItemType Directory "$TestDrive/open"
