@@ -35,6 +35,11 @@ internal static class Program
     private static int Supervise(UffdHandlerOptions options, bool isDetached)
     {
         var systemd = new Systemd();
+        using var supervisor = new Supervisor(options, systemd);
+        // From here on whoever ends this process leaves nothing behind.
+        using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop);
+        using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Stop);
+        using var hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, static context => context.Cancel = true);
         var controlPath = UffdRuntimeFolder.SocketOf(UffdRuntimeFolder.Make(), Environment.ProcessId);
         var log = UffdRuntimeFolder.LogOf(controlPath);
         if (isDetached)
@@ -43,10 +48,6 @@ internal static class Program
             OwnSession.RedirectErrors(log);
         }
 
-        using var supervisor = new Supervisor(options, systemd);
-        using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop);
-        using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Stop);
-        using var hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, static context => context.Cancel = true);
         try
         {
             supervisor.Start(controlPath);

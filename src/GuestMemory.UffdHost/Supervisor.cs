@@ -55,6 +55,7 @@ internal sealed partial class Supervisor : IDisposable
         StartWorker();
         while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
         if (_failure is not null) throw _failure;
+        if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
         _control = ControlServer.Open(_epoll, controlPath, Status, Stop);

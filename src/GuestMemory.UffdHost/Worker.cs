@@ -115,12 +115,14 @@ internal sealed class Worker : IDisposable
 
     private void Take(ChannelMessage message, List<SafeDescriptor> descriptors)
     {
+        UffdVmState? state = null;
         try
         {
             if (descriptors.Count != 4) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM came with {descriptors.Count} descriptors.");
             var list = KeptVm.ReadList(descriptors[3]);
             UffdMappingList.Validate(list.Mappings, _source.Length);
-            var vm = new UffdVm(descriptors[1], list.Mappings, new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[2]), _source, _policy);
+            state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[2]);
+            var vm = new UffdVm(descriptors[1], list.Mappings, state, _source, _policy);
             if (message.IsUsed) vm.Recover();
             _ids[vm] = message.Vm;
             _server.Adopt(descriptors[0], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm);
@@ -129,6 +131,7 @@ internal sealed class Worker : IDisposable
         }
         catch (GuestMemoryException exception)
         {
+            state?.Dispose();
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = message.Vm, Message = exception.Message });
         }
     }

@@ -6,6 +6,7 @@ namespace GuestMemory.Core.Interop;
 internal static unsafe partial class Pidfd
 {
     public const int SIGKILL = 9;
+    public const int SIGTERM = 15;
     public const int SO_PEERPIDFD = 77;
 
     public const int P_PIDFD = 3;

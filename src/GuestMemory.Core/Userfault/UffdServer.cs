@@ -337,13 +337,16 @@ internal sealed class UffdServer : IDisposable
 
     private UffdVm Create(UffdHandover handover)
     {
+        UffdVmState? state = null;
         try
         {
             UffdMappingList.Validate(handover.Mappings, _source.Length);
-            return new UffdVm(handover.Userfaultfd, handover.Mappings, new UffdVmState(UffdVmState.PagesOf(handover.Mappings)), _source, _policy);
+            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
         }
         catch
         {
+            state?.Dispose();
             handover.Userfaultfd.Dispose();
             throw;
         }

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Text.Json;
+using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
@@ -35,7 +36,9 @@ internal static class UffdHostProcess
         }
         catch (OperationCanceledException)
         {
-            process.Kill(entireProcessTree: true);
+            // It takes away what it has made; nobody waits for that.
+            using var started = Pidfd.TryOpen(process.Id, out _);
+            if (started is not null) _ = Pidfd.TrySignal(started, Pidfd.SIGTERM);
             throw;
         }
 
