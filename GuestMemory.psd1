@@ -28,6 +28,7 @@
         'Start-UffdHandler'
         'Stop-UffdHandler'
         'Test-GuestMemorySupport'
+        'Wait-UffdHandler'
         'Write-GuestMemory'
     )
     PrivateData            = @{

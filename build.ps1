@@ -325,6 +325,13 @@ function Invoke-Package {
     foreach ($name in 'GuestMemory.psd1', 'bin', 'en-US', 'LICENSE', 'README.md') {
         Copy-Item (Join-Path $root $name) $target -Recurse
     }
+    # The handler's program with a runtime of its own, compiled ahead: a host that has PowerShell alone can run it.
+    $architecture = [Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant()
+    $hostFolder = Join-Path $target bin uffdhost
+    Remove-Item $hostFolder -Recurse -Force -ErrorAction Ignore
+    $project = Join-Path $root src GuestMemory.UffdHost
+    Invoke-Native dotnet publish $project --configuration Release --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
+    Get-ChildItem $hostFolder -Filter *.pdb | Remove-Item
     $archive = Join-Path $artifacts "GuestMemory-$version.tar.gz"
     Invoke-Native tar --create --gzip --file $archive --directory $artifacts --sort=name --owner=0 --group=0 GuestMemory
     Write-Host "Packaged $target and $archive."

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
@@ -54,7 +53,7 @@ internal sealed class FaultScenario(string[] options)
         {
             var ours = new List<Sample>();
             var baseline = new List<Sample>();
-            using (var server = new Handler(placement.Handler, "dotnet", [Environment.GetCommandLineArgs()[0], "serve", Socket("ours"), Image]))
+            using (var server = new HandlerProcess(placement.Handler, "dotnet", [Environment.GetCommandLineArgs()[0], "serve", Socket("ours"), Image]))
             {
                 server.Expect("ready");
                 // Both get one unmeasured pair: what is compiled on first use is another figure.
@@ -86,7 +85,7 @@ internal sealed class FaultScenario(string[] options)
     private Sample Baseline((string Name, string Handler, string Client) placement)
     {
         var socket = Socket("c");
-        using var handler = new Handler(placement.Handler, Path.Combine(_folder, "uffd-handler"), [socket, Image, "--mode", "poll"]);
+        using var handler = new HandlerProcess(placement.Handler, Path.Combine(_folder, "uffd-handler"), [socket, Image, "--mode", "poll"]);
         handler.WaitFor(socket);
         return Client(placement.Client, socket, 0);
     }
@@ -107,34 +106,4 @@ internal sealed class FaultScenario(string[] options)
     private static double Median(List<Sample> samples, Func<Sample, double> figure) => BenchTools.Median(samples.Select(figure));
 
     private sealed record Sample(double P50, double P99, double First, double Total);
-
-    /// <summary>A handler process, pinned; ended with its standard input, or killed.</summary>
-    private sealed class Handler : IDisposable
-    {
-        private readonly Process _process;
-
-        public Handler(string cpu, string program, string[] arguments) => _process = Process.Start(
-            new ProcessStartInfo("taskset", ["-c", cpu, program, .. arguments]) { UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true })!;
-
-        public void Expect(string line)
-        {
-            if (_process.StandardOutput.ReadLine() != line) throw new InvalidOperationException("The handler did not start.");
-        }
-
-        public void WaitFor(string socket)
-        {
-            for (var i = 0; i < 2000 && !IsListening(socket) && !_process.HasExited; i++) Thread.Sleep(5);
-        }
-
-        public void Dispose()
-        {
-            _process.StandardInput.Close();
-            if (!_process.WaitForExit(5000)) _process.Kill();
-            _process.Dispose();
-        }
-
-        /// <summary>Asking by connecting would use up the baseline's only connection.</summary>
-        private static bool IsListening(string socket) =>
-            File.ReadLines("/proc/net/unix").Any(line => line.EndsWith(" " + socket, StringComparison.Ordinal) && line.Contains(" 00010000 ", StringComparison.Ordinal));
-    }
 }

@@ -1,13 +1,22 @@
 using GuestMemory.Core;
+using static GuestMemory.Bench.BenchTools;
 
 namespace GuestMemory.Bench;
 
 /// <summary>The handler under test, alone in its process.</summary>
 internal static class Server
 {
-    public static int Run(string socket, string image)
+    public static int Run(string socket, string image, string[] options)
     {
-        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = socket, MemoryPath = image });
+        using var handler = UffdHandler.Start(new UffdHandlerOptions
+        {
+            SocketPath = socket,
+            MemoryPath = image,
+            Strategy = Enum.Parse<UffdStrategy>(Text(options, "--strategy") ?? nameof(UffdStrategy.OnDemand)),
+            RecordPath = Text(options, "--record"),
+            ReplayPath = Text(options, "--replay"),
+            WindowSize = (ulong)Option(options, "--window", 64 << 10),
+        });
         Console.WriteLine("ready");
         while (Console.In.Read() >= 0)
         {

@@ -113,6 +113,14 @@ public enum GuestMemoryError
     ImageNotFound,
     /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
+    /// <summary>There is no record of touches to replay.</summary>
+    RecordNotFound,
+    /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>
+    InvalidRecord,
+    /// <summary>An image that is damaged or contradicts itself.</summary>
+    InvalidImage,
+    /// <summary>The port for metrics is taken, or may not be used.</summary>
+    PortInUse,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
     /// <summary>No such user.</summary>
@@ -137,6 +145,12 @@ public enum GuestMemoryError
     HandlerNotFound,
     /// <summary>The handler ended on its own.</summary>
     HandlerFailed,
+    /// <summary>The handler's process could not be started, or ended before it listened.</summary>
+    HandlerStartFailed,
+    /// <summary>The handler's process does not answer, or not as it must.</summary>
+    ControlFailed,
+    /// <summary>What was waited for did not come in time.</summary>
+    WaitTimeout,
     /// <summary>A value or a combination of parameters that cannot be used.</summary>
     ValueNotSupported,
 }

@@ -13,7 +13,11 @@ internal static class Session
 
     public static IEnumerable<GuestRegionMmap> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
-    public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id);
+    /// <summary>The handlers of this shell, and those of this user in processes of their own.</summary>
+    public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id).Concat(UffdHandler.FindAll());
+
+    /// <summary>The handlers that end with this shell.</summary>
+    public static IEnumerable<UffdHandler> OwnHandlers => s_handlers.Values.OrderBy(handler => handler.Id);
 
     public static string NextRegionName()
     {
@@ -49,7 +53,7 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
     /// <inheritdoc/>
     public void OnRemove(PSModuleInfo psModuleInfo)
     {
-        var live = Session.Handlers.Where(handler => handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening).ToArray();
+        var live = Session.OwnHandlers.Where(handler => handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening).ToArray();
         if (live.Length > 0)
         {
             using var shell = System.Management.Automation.PowerShell.Create(RunspaceMode.CurrentRunspace);

@@ -26,3 +26,12 @@ public sealed class UffdFactAttribute : FactAttribute
         if (Userfaultfd.TryProbe(out _) is var error and not 0) Skip = $"this user may not create a userfaultfd ({Errno.Name(error)})";
     }
 }
+
+/// <summary>A test with data that needs a userfaultfd.</summary>
+public sealed class UffdTheoryAttribute : TheoryAttribute
+{
+    public UffdTheoryAttribute()
+    {
+        if (Userfaultfd.TryProbe(out _) is var error and not 0) Skip = $"this user may not create a userfaultfd ({Errno.Name(error)})";
+    }
+}

@@ -20,7 +20,8 @@ Describe 'Connect-UffdHandler' {
     Context 'With a handler' {
         BeforeEach {
             Skip-UnlessSupported $userfaultfd
-            $handler = Start-UffdHandler $path $image
+            # Nothing comes that was not touched, so that faults can be counted.
+            $handler = Start-UffdHandler $path $image -Strategy OnDemand
         }
 
         It 'has the pages of a region come from the image' {
@@ -104,7 +105,7 @@ Describe 'Connect-UffdHandler' {
         It 'serves 2 MiB huge pages' {
             Invoke-WithHugePage 1 {
                 $whole = Write-RandomFile "$TestDrive/huge.mem" 2MB
-                $huge = Start-UffdHandler "$TestDrive/huge.sock" "$TestDrive/huge.mem"
+                $huge = Start-UffdHandler "$TestDrive/huge.sock" "$TestDrive/huge.mem" -Strategy OnDemand
                 $region = New-MmapRegion 2MiB -HugePageSize 2MiB
                 $region | Connect-UffdHandler $huge.SocketPath
                 $read = $region | Read-GuestMemory 0 2MiB -Raw
@@ -155,6 +156,31 @@ Describe 'Connect-UffdHandler' {
             $before = Get-DescriptorCount
             1..10 | ForEach-Object { & $cycle }
             Wait-Until { (Get-DescriptorCount) -le $before }
+        }
+
+        It 'touches pages as a VM would, and tells what that took' {
+            $region = New-MmapRegion 256KiB
+            $result = $region | Connect-UffdHandler $path -Touch Random -ThreadCount 2
+            $result | Should -BeOfType GuestMemory.Core.UffdTouchResult
+            $result.TouchCount | Should -Be 64
+            $result.ErrorCount | Should -Be 0
+            $result.LatencyP50 | Should -BeLessOrEqual $result.LatencyMax
+            Wait-Until { $handler.FaultCount -eq 64 }
+            $few = New-MmapRegion 256KiB 0x100000 | Connect-UffdHandler $path -Touch Strided -Stride 8 -TouchCount 10
+            $few.TouchCount | Should -Be 10
+        }
+
+        It 'gives pages back like a balloon' {
+            $region = New-MmapRegion 256KiB
+            $region | Connect-UffdHandler $path -RemoveRange '0x1000+8KiB', '0x8000+4096'
+            ($region | Read-GuestMemory 0x1000 16).Bytes | Should -Be (,0 * 16)
+            ($region | Read-GuestMemory 0x8000 16).Bytes | Should -Be (,0 * 16)
+            ($region | Read-GuestMemory 0x3000 16).Bytes | Should -Be $content[0x3000..0x300F]
+            (Get-UffdHandler -Figures).RemovedPageCount | Should -Be 3
+            $other = New-MmapRegion 256KiB 0x100000
+            { $other | Connect-UffdHandler $path -RemoveRange '0x200000+4096' -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidGuestAddress,*'
+            { $other | Connect-UffdHandler $path -RemoveRange 'all of it' -ErrorAction Stop } | Should -Throw '*is not a range*'
+            $other | Read-GuestMemory 0x100000 -As UInt64 | Should -Be 0
         }
 
         It 'completes the paths of handlers' {
@@ -263,7 +289,7 @@ Describe 'Connect-UffdHandler' {
             Set-Content "$TestDrive/denied.ps1" @'
 param($Manifest, $Image)
 Import-Module $Manifest
-$handler = Start-UffdHandler "$HOME/vm.sock" $Image
+$handler = Start-UffdHandler "$HOME/vm.sock" $Image -InProcess
 $region = New-MmapRegion 64KiB
 $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue
 $count = { @([IO.Directory]::GetFileSystemEntries("/proc/$PID/fd")).Where{ [IO.FileInfo]::new($_).LinkTarget -match '^socket:|userfaultfd' }.Count }
@@ -289,6 +315,6 @@ $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue 
     }
 
     It 'says what it gives' {
-        (Get-Command Connect-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap])
+        (Get-Command Connect-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap]), ([GuestMemory.Core.UffdTouchResult])
     }
 }

@@ -104,6 +104,21 @@ Describe 'Export-GuestMemory' {
         }
     }
 
+    Context 'Chunked' {
+        It 'writes an image that a handler serves' {
+            Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $region = New-MmapRegion 256KiB | Write-GuestMemory 0x12345 'chunks' -PassThru
+            $info = $region | Export-GuestMemory "$TestDrive/vm.chunks" -Format Chunked -PassThru
+            $info.Format | Should -Be Chunked
+            $info.BytesWritten | Should -BeLessThan 8KB
+            $handler = Start-UffdHandler "$TestDrive/chunks.sock" "$TestDrive/vm.chunks"
+            $copy = New-MmapRegion 256KiB 0x100000000
+            $copy | Connect-UffdHandler $handler.SocketPath
+            $copy | Read-GuestMemory 0x100012345 6 -Encoding ascii | Should -Be chunks
+            { $region | Export-GuestMemory "$TestDrive/vm.chunks" -Format Chunked -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*'
+        }
+    }
+
     Context 'Diff' {
         BeforeEach {
             $low | Write-GuestMemory 0x1000 'base'
@@ -304,7 +319,7 @@ Describe 'Export-GuestMemory' {
     }
 
     It 'completes formats' {
-        Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Diff, Raw
+        Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Chunked, Diff, Raw
     }
 
     It 'says what it gives' {

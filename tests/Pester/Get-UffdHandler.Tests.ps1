@@ -7,7 +7,7 @@ BeforeAll {
 Describe 'Get-UffdHandler' {
     BeforeEach {
         [IO.File]::WriteAllBytes("$TestDrive/vm.mem", [byte[]]::new(64KB))
-        $first = Start-UffdHandler "$TestDrive/first.sock" "$TestDrive/vm.mem"
+        $first = Start-UffdHandler "$TestDrive/first.sock" "$TestDrive/vm.mem" -Strategy OnDemand
         $second = Start-UffdHandler "$TestDrive/second.sock" "$TestDrive/vm.mem"
     }
 
@@ -53,6 +53,15 @@ Describe 'Get-UffdHandler' {
         Get-UffdHandler | Should -Be $second
     }
 
+    It 'gives figures as an object and as JSON' {
+        $figures = Get-UffdHandler $first.SocketPath -Figures
+        $figures | Should -BeOfType GuestMemory.Core.UffdFigures
+        $figures.FaultCount | Should -Be 0
+        $json = @(Get-UffdHandler -AsJson)
+        $json.Count | Should -Be 2
+        ($json[0] | ConvertFrom-Json).faults.all | Should -Be 0
+    }
+
     It 'counts what is served' {
         Skip-UnlessSupported $userfaultfd
         $region = New-MmapRegion 64KiB
@@ -91,6 +100,6 @@ Describe 'Get-UffdHandler' {
     }
 
     It 'says what it gives' {
-        (Get-Command Get-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler])
+        (Get-Command Get-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler]), ([GuestMemory.Core.UffdFigures]), ([string])
     }
 }

@@ -81,7 +81,7 @@ Describe 'From one cmdlet to the next' {
 
         It 'is restored through page faults, changed, and saved again' {
             Push-Location $TestDrive -StackName tests
-            $handler = Start-UffdHandler vm.sock vm.mem
+            $handler = Start-UffdHandler vm.sock vm.mem -Strategy OnDemand
             $memory = (New-MmapRegion 2MiB -DirtyTracking), (New-MmapRegion 6MiB 0x100000000 -DirtyTracking)
             $memory | Connect-UffdHandler vm.sock
 
@@ -118,7 +118,7 @@ Describe 'From one cmdlet to the next' {
         }
 
         It 'is restored by two VMs at once, each with its own changes' {
-            $handler = Start-UffdHandler "$TestDrive/vm.sock" $image
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" $image -Strategy OnDemand
             $first, $second = (New-MmapRegion 8MiB -Name first), (New-MmapRegion 8MiB -Name second)
             $first | Connect-UffdHandler $handler.SocketPath
             $second | Connect-UffdHandler $handler.SocketPath
@@ -137,7 +137,7 @@ Describe 'From one cmdlet to the next' {
         }
 
         It 'is restored by a VM in another process, whose death ends only its own connection' {
-            $handler = Start-UffdHandler "$TestDrive/vm.sock" $image
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" $image -Strategy OnDemand
             $mine = New-MmapRegion 8MiB
             $mine | Connect-UffdHandler $handler.SocketPath
             Wait-Until { $handler.ConnectionCount -eq 1 }
@@ -172,7 +172,7 @@ $null = [Console]::In.ReadLine()
 
         It 'is restored into 2 MiB pages from an image of small ones' {
             Invoke-WithHugePage 4 {
-                $handler = Start-UffdHandler "$TestDrive/vm.sock" $image
+                $handler = Start-UffdHandler "$TestDrive/vm.sock" $image -Strategy OnDemand
                 $memory = (New-MmapRegion 2MiB -HugePageSize 2MiB), (New-MmapRegion 6MiB 0x100000000 -HugePageSize 2MiB)
                 $memory | Connect-UffdHandler $handler.SocketPath
                 $read = $memory | Read-GuestMemory 0x100000000 6MiB -Raw

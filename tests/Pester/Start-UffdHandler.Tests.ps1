@@ -51,7 +51,7 @@ Describe 'Start-UffdHandler' {
             $handler | Should -BeOfType GuestMemory.Core.UffdHandler
             $handler.SocketPath | Should -Be $path
             $handler.MemoryPath | Should -Be $image
-            $handler.Strategy | Should -Be OnDemand
+            $handler.Strategy | Should -Be Background
             $handler.State | Should -Be Listening
             $handler.ProcessId | Should -Be $PID
             $handler.WorkerProcessId | Should -Be $PID
@@ -160,7 +160,6 @@ Describe 'Start-UffdHandler' {
             @{ What = 'a user nobody knows'; Id = 'UserNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowUser = 'no-such-user' } }
             @{ What = 'a folder that everyone may write to'; Id = 'InsecureDirectory'; Category = 'SecurityError'; Socket = 'open/vm.sock'; Memory = 'vm.mem' }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Socket = 'Env:/vm.sock'; Memory = 'vm.mem' }
-            @{ What = 'a process of its own, which it has not yet'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ InProcess = $false } }
         ) {
             $null = New-Item "$TestDrive/empty.mem"
             $null = New-Item -ItemType Directory "$TestDrive/open"
@@ -451,7 +450,7 @@ if what != 'dies':
             $null = $shell.AddScript({
                 param($Manifest, $SocketPath, $MemoryPath)
                 Import-Module $Manifest
-                Start-UffdHandler $SocketPath $MemoryPath -Wait
+                Start-UffdHandler $SocketPath $MemoryPath -InProcess -Wait
             }).AddArgument($manifest).AddArgument($path).AddArgument($image)
             $running = $shell.BeginInvoke()
             Wait-Until { Get-UffdHandler }
@@ -487,7 +486,7 @@ if what != 'dies':
 
     Context 'Removing the module' {
         It 'warns about a live handler and stops it' {
-            $text = "Import-Module '$manifest'; `$handler = Start-UffdHandler '$path' '$image'; Remove-Module GuestMemory; " +
+            $text = "Import-Module '$manifest'; `$handler = Start-UffdHandler '$path' '$image' -InProcess; Remove-Module GuestMemory; " +
                 "`"state=`$(`$handler.State) socket=`$(Test-Path '$path')`""
             $output = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1 | Out-String
             $LASTEXITCODE | Should -Be 0
@@ -497,13 +496,13 @@ if what != 'dies':
         }
 
         It 'says nothing where no handler lives' {
-            $text = "Import-Module '$manifest'; Start-UffdHandler '$path' '$image' | Stop-UffdHandler; `$null = New-MmapRegion 4KiB; Remove-Module GuestMemory; 'done'"
+            $text = "Import-Module '$manifest'; Start-UffdHandler '$path' '$image' -InProcess | Stop-UffdHandler; `$null = New-MmapRegion 4KiB; Remove-Module GuestMemory; 'done'"
             $output = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1 | Out-String
             $output.Trim() | Should -BeExactly done
         }
 
         It 'takes the socket away also where the shell just exits' {
-            $text = "Import-Module '$manifest'; `$null = Start-UffdHandler '$path' '$image'; exit 7"
+            $text = "Import-Module '$manifest'; `$null = Start-UffdHandler '$path' '$image' -InProcess; exit 7"
             $null = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1
             $LASTEXITCODE | Should -Be 7
             # A socket that was left is no hindrance either.
@@ -515,6 +514,70 @@ if what != 'dies':
         Start-UffdHandler $path $image -WhatIf | Should -BeNullOrEmpty
         Get-UffdHandler | Should -BeNullOrEmpty
         $path | Should -Not -Exist
+    }
+
+    Context 'Strategies and sources' {
+        BeforeEach {
+            Skip-UnlessSupported $userfaultfd
+            $read = { param($Handler) $vm = New-MmapRegion 64KiB 0x7000000000; $vm | Connect-UffdHandler $Handler.SocketPath; $vm | Read-GuestMemory 0x7000000000 64KiB -Raw; $vm | Remove-MmapRegion -Force }
+        }
+
+        It 'serves the image with -Strategy <_>' -ForEach 'OnDemand', 'Background', 'FaultAll', 'Window' {
+            $handler = Start-UffdHandler $path $image -Strategy $_ -WindowSize 32KiB
+            $handler.Strategy | Should -Be $_
+            [Convert]::ToHexString((& $read $handler)) | Should -BeExactly ([Convert]::ToHexString($content))
+        }
+
+        It 'records what is touched and replays it' {
+            $handler = Start-UffdHandler $path $image -RecordPath "$TestDrive/touches"
+            $handler.Strategy | Should -Be OnDemand
+            $null = & $read $handler
+            $handler | Stop-UffdHandler
+            $handler = Start-UffdHandler $path $image -Strategy Replay -ReplayPath "$TestDrive/touches"
+            [Convert]::ToHexString((& $read $handler)) | Should -BeExactly ([Convert]::ToHexString($content))
+            $handler.FaultCount | Should -BeLessThan 16
+            { Start-UffdHandler "$TestDrive/2.sock" $image -Strategy Replay -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+            { Start-UffdHandler "$TestDrive/2.sock" $image -ReplayPath "$TestDrive/none" -ErrorAction Stop } | Should -Throw -ErrorId 'RecordNotFound,*'
+            { Start-UffdHandler "$TestDrive/2.sock" $image -ReplayPath $image -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidRecord,*'
+        }
+
+        It 'puts layers over the image' {
+            $layer = [byte[]]::new(4096)
+            [Array]::Fill($layer, [byte] 7)
+            $file = [IO.File]::Create("$TestDrive/layer")
+            $file.SetLength(64KB)
+            $file.Position = 0x3000
+            $file.Write($layer)
+            $file.Dispose()
+            $bytes = & $read (Start-UffdHandler $path $image -Layer "$TestDrive/layer")
+            $bytes[0x3000] | Should -Be 7
+            $bytes[0x2FFF] | Should -Be $content[0x2FFF]
+            $bytes[0x4000] | Should -Be $content[0x4000]
+        }
+
+        It 'serves metrics at a port and at a socket' {
+            $handler = Start-UffdHandler $path $image -MetricsPort 0
+            $null = & $read $handler
+            $text = Invoke-RestMethod "http://127.0.0.1:$($handler.MetricsPort)/metrics"
+            $text | Should -Match 'guestmemory_uffd_faults_total'
+            $text | Should -Match '# EOF'
+            $null = Start-UffdHandler "$TestDrive/2.sock" $image -MetricsPath "$TestDrive/metrics.sock"
+            "$TestDrive/metrics.sock" | Should -Exist
+            Get-UffdHandler | Stop-UffdHandler
+            "$TestDrive/metrics.sock" | Should -Not -Exist
+        }
+
+        It 'turns away who comes when -MaxConnections are there' {
+            $handler = Start-UffdHandler $path $image -MaxConnections 1
+            $first = New-MmapRegion 64KiB
+            $first | Connect-UffdHandler $path
+            Wait-Until { $handler.ConnectionCount -eq 1 }
+            $second = New-MmapRegion 64KiB 0x100000
+            $second | Connect-UffdHandler $path -ErrorAction SilentlyContinue
+            Wait-Until { $handler.Error }
+            $handler.Error | Should -Match 'turned away'
+            ($first | Read-GuestMemory 0 16).Bytes | Should -Be $content[0..15]
+        }
     }
 
     It 'completes strategies' {

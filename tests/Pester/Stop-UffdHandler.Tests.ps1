@@ -8,7 +8,7 @@ Describe 'Stop-UffdHandler' {
     BeforeEach {
         $path = "$TestDrive/vm.sock"
         [IO.File]::WriteAllBytes("$TestDrive/vm.mem", [byte[]]::new(64KB))
-        $handler = Start-UffdHandler $path "$TestDrive/vm.mem"
+        $handler = Start-UffdHandler $path "$TestDrive/vm.mem" -Strategy OnDemand
     }
 
     AfterEach {

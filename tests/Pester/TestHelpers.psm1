@@ -2,6 +2,13 @@
 Set-StrictMode -Version 3.0
 $ErrorActionPreference = 'Stop'
 
+# Handlers of other shells of this user are none of a test's business, nor are its handlers theirs.
+if (-not $env:GUESTMEMORY_RUNTIME_DIR) {
+    $env:GUESTMEMORY_RUNTIME_DIR = [IO.Directory]::CreateTempSubdirectory('gm-').FullName
+}
+# A handler of this shell starts at once and can be looked into. UffdHost.Tests.ps1 is about those in processes of their own.
+$global:PSDefaultParameterValues['Start-UffdHandler:InProcess'] = $true
+
 function Wait-Until([scriptblock] $Condition, [int] $Seconds = 60, [switch] $PassThru) {
     # Asks the condition again and again until it is true; -PassThru gives what it gave then.
     $watch = [Diagnostics.Stopwatch]::StartNew()

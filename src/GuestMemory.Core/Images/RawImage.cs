@@ -25,7 +25,6 @@ public static class RawImage
     public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
-        CheckTarget(path, overwrite);
         using var hash = digest ? IncrementalHash.CreateHash(HashAlgorithmName.SHA256) : null;
         var (bytes, pages) = WriteBeside(path, memory.Size, overwrite, file =>
         {
@@ -117,7 +116,6 @@ public static class RawImage
     {
         ArgumentNullException.ThrowIfNull(memory);
         memory.RequireRange(address, size);
-        CheckTarget(path, overwrite);
         WriteBeside(path, size, overwrite, file =>
         {
             var output = new PageWriter(file);
@@ -163,8 +161,9 @@ public static class RawImage
         }
     }
 
-    private static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write, CancellationToken cancellation)
+    internal static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write, CancellationToken cancellation)
     {
+        CheckTarget(path, overwrite);
         var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
         try
         {
@@ -202,7 +201,7 @@ public static class RawImage
     /// Reads a range and passes it on with its guest addresses: while one piece is used the next is read. What is passed on is so
     /// little at a time that whoever cancels need not wait for a slow disk.
     /// </summary>
-    private static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
+    internal static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
     {
         // A read that is abandoned keeps its buffer: then both are left to the garbage collector.
         byte[][] buffers = size > ImageBuffers.Size ? [ImageBuffers.Get(), ImageBuffers.Get()] : [ImageBuffers.Get()];

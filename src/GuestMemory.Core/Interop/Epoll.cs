@@ -34,11 +34,16 @@ internal sealed unsafe partial class Epoll : IDisposable
     public static (int Size, int DataOffset) Layout => (s_stride, s_stride - sizeof(ulong));
 
     /// <summary>Watches a descriptor for input and for the end of its peer.</summary>
-    public void Add(SafeDescriptor descriptor, object owner)
+    public void Add(SafeDescriptor descriptor, object owner) => Add(descriptor, owner, EPOLLIN | EPOLLRDHUP);
+
+    /// <summary>Watches a descriptor for the end of its peer alone.</summary>
+    public void AddEnd(SafeDescriptor descriptor, object owner) => Add(descriptor, owner, EPOLLRDHUP);
+
+    private void Add(SafeDescriptor descriptor, object owner, uint events)
     {
         var number = descriptor.Number;
         var entry = stackalloc byte[16];
-        *(uint*)entry = EPOLLIN | EPOLLRDHUP;
+        *(uint*)entry = events;
         *(ulong*)(entry + s_stride - sizeof(ulong)) = (ulong)number;
         if (epoll_ctl(_descriptor.Number, EPOLL_CTL_ADD, number, entry) != 0)
             throw new SyscallException("epoll_ctl", Marshal.GetLastPInvokeError(), "Watching a descriptor");

@@ -22,6 +22,17 @@ internal static unsafe partial class EventFd
         _ = write(lease.Number, &one, sizeof(ulong));
     }
 
+    /// <summary>Takes what was signalled, so that the descriptor is not readable any more.</summary>
+    public static void Clear(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        ulong count;
+        _ = read(lease.Number, &count, sizeof(ulong));
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint read(int fd, void* buf, nuint count);
+
     [LibraryImport("libc", SetLastError = true)]
     private static partial int eventfd(uint initval, int flags);
 

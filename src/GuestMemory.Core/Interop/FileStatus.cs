@@ -64,6 +64,9 @@ internal static unsafe partial class FileStatus
     /// <summary>Sets the mode of a path; 0 or the error number.</summary>
     public static int TryChangeMode(string path, uint mode) => chmod(path, mode) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
+    /// <summary>Makes a directory with a mode; 0 or the error number.</summary>
+    public static int TryMakeDirectory(string path, uint mode) => mkdir(path, mode) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Whether this process may open the path for reading and writing.</summary>
     public static bool CanReadWrite(string path) => access(path, 6) == 0;
 
@@ -78,6 +81,9 @@ internal static unsafe partial class FileStatus
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int chmod(string pathname, uint mode);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int mkdir(string pathname, uint mode);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int access(string pathname, int mode);

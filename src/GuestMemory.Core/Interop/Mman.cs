@@ -54,6 +54,9 @@ internal static unsafe partial class Mman
     public static int TryProtect(nint address, nuint length, int protection) =>
         mprotect(address, length, protection) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
+    /// <summary>Keeps a range in memory, so that touching it never waits for the disk; 0 or the error number.</summary>
+    public static int TryLock(nint address, nuint length) => mlock(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Unmaps a range; returns 0 or the error number.</summary>
     public static int TryUnmap(nint address, nuint length) =>
         munmap(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
@@ -76,6 +79,9 @@ internal static unsafe partial class Mman
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mmap(nint addr, nuint length, int prot, int flags, int fd, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int mlock(nint addr, nuint len);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int munmap(nint addr, nuint length);

@@ -20,11 +20,23 @@ internal struct PmScanArg
     public ulong return_mask;
 }
 
+/// <summary><c>struct page_region</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct PageRegion
+{
+    public ulong start;
+    public ulong end;
+    public ulong categories;
+}
+
 /// <summary>The PAGEMAP_SCAN ioctl of <c>/proc/PID/pagemap</c> (Linux 6.7 and later).</summary>
 internal static unsafe partial class Pagemap
 {
     public const uint PAGEMAP_SCAN = 0xC0606610;
+    public const ulong PAGE_IS_WRITTEN = 1 << 1;
     public const ulong PAGE_IS_PRESENT = 1 << 3;
+    public const ulong PAGE_IS_SWAPPED = 1 << 4;
+    public const ulong PM_SCAN_CHECK_WPASYNC = 1 << 1;
 
     /// <summary>Whether the kernel knows the ioctl; 0 or the error number.</summary>
     public static int TryProbe()
@@ -43,6 +55,36 @@ internal static unsafe partial class Pagemap
         };
         argument.end = argument.start + HostPage.Size;
         return ioctl(lease.Number, PAGEMAP_SCAN, &argument) >= 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>
+    /// Finds the next ranges of a process's pages that were written since they were write-protected. Returns how many there are, or
+    /// the negated error number; <paramref name="next"/> is where to go on, <paramref name="end"/> at the end.
+    /// </summary>
+    public static long TryScanWritten(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next)
+    {
+        using var lease = new DescriptorLease(pagemap);
+        fixed (PageRegion* vector = regions)
+        {
+            var argument = new PmScanArg
+            {
+                size = (ulong)sizeof(PmScanArg),
+                flags = PM_SCAN_CHECK_WPASYNC,
+                start = start,
+                end = end,
+                vec = (ulong)vector,
+                vec_len = (ulong)regions.Length,
+                category_mask = PAGE_IS_WRITTEN,
+                // A page that never came counts as written otherwise.
+                category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask = PAGE_IS_WRITTEN,
+            };
+            long count = ioctl(lease.Number, PAGEMAP_SCAN, &argument);
+            var error = count < 0 ? Marshal.GetLastPInvokeError() : 0;
+            // A vector that is not full holds everything there was.
+            next = count < regions.Length ? end : argument.walk_end;
+            return count < 0 ? -error : count;
+        }
     }
 
     [LibraryImport("libc", SetLastError = true)]

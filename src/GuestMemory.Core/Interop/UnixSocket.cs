@@ -42,17 +42,23 @@ internal struct UCred
     public uint gid;
 }
 
-/// <summary>AF_UNIX stream sockets with descriptor passing (<c>unix(7)</c>).</summary>
+/// <summary>AF_UNIX sockets with descriptor passing (<c>unix(7)</c>).</summary>
 internal static unsafe partial class UnixSocket
 {
     public const int AF_UNIX = 1;
     public const int SOCK_STREAM = 1;
+    public const int SOCK_DGRAM = 2;
+    public const int SOCK_SEQPACKET = 5;
     public const int SOCK_CLOEXEC = 0x80000;
     public const int SOCK_NONBLOCK = 0x800;
     public const int SOL_SOCKET = 1;
     public const int SCM_RIGHTS = 1;
+    public const int SO_TYPE = 3;
     public const int SO_PEERCRED = 17;
+    public const int SO_ACCEPTCONN = 30;
+    public const int SO_DOMAIN = 39;
     public const int MSG_CTRUNC = 0x8;
+    public const int MSG_TRUNC = 0x20;
     public const int MSG_DONTWAIT = 0x40;
     public const int MSG_NOSIGNAL = 0x4000;
     public const int MSG_CMSG_CLOEXEC = 0x40000000;
@@ -80,6 +86,46 @@ internal static unsafe partial class UnixSocket
         if (mode is { } bits) _ = fchmod(number, bits);
         return new SafeDescriptor(number);
     }
+
+    /// <summary>Two ends of a channel that keeps messages whole, non-blocking and close-on-exec.</summary>
+    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair()
+    {
+        var pair = stackalloc int[2];
+        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0
+            ? (new SafeDescriptor(pair[0]), new SafeDescriptor(pair[1]))
+            : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets");
+    }
+
+    /// <summary>
+    /// Sends one datagram, with descriptors and without waiting, to an address: a path, or a name in the abstract namespace after '@'. Returns 0 or the
+    /// error number.
+    /// </summary>
+    public static int TrySendTo(string address, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
+    {
+        var number = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (number < 0) return Marshal.GetLastPInvokeError();
+        using var datagram = new SafeDescriptor(number);
+        var error = TryConnect(datagram, address);
+        if (error != 0) return error;
+        var sent = TrySend(datagram, data, descriptors);
+        return sent < 0 ? (int)-sent : 0;
+    }
+
+    /// <summary>The path that a listening Unix stream socket is bound to; null where the descriptor is none.</summary>
+    public static string? ListeningPath(SafeDescriptor socket)
+    {
+        if (Option(socket, SO_DOMAIN) != AF_UNIX || Option(socket, SO_TYPE) != SOCK_STREAM || Option(socket, SO_ACCEPTCONN) != 1) return null;
+        using var lease = new DescriptorLease(socket);
+        SockAddrUn address = default;
+        var length = (uint)sizeof(SockAddrUn);
+        if (getsockname(lease.Number, &address, &length) != 0) return null;
+        var path = new ReadOnlySpan<byte>(address.sun_path, Math.Clamp((int)length - sizeof(ushort), 0, 108));
+        var end = path.IndexOf((byte)0);
+        return Encoding.UTF8.GetString(end < 0 ? path : path[..end]);
+    }
+
+    /// <summary>Makes what is accepted and sent never wait; an inherited socket may be otherwise.</summary>
+    public static void SetNonBlocking(SafeDescriptor socket) => Userfaultfd.SetNonBlocking(socket.Number);
 
     public static int TryBind(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: false);
 
@@ -143,7 +189,8 @@ internal static unsafe partial class UnixSocket
     /// <summary>
     /// Receives bytes without waiting and adds the descriptors that came with them, close-on-exec, to
     /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
-    /// <paramref name="truncated"/> tells that more descriptors came than there was room for (the kernel closed those).
+    /// <paramref name="truncated"/> tells that more bytes of a message or more descriptors came than there was room for (the kernel
+    /// dropped those).
     /// </summary>
     public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated)
     {
@@ -160,7 +207,7 @@ internal static unsafe partial class UnixSocket
             while (received < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
             truncated = false;
             if (received < 0) return -Marshal.GetLastPInvokeError();
-            truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+            truncated = (message.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) != 0;
             TakeDescriptors(control, (long)message.msg_controllen, descriptors);
             return received;
         }
@@ -190,16 +237,33 @@ internal static unsafe partial class UnixSocket
         SockAddrUn address = default;
         address.sun_family = AF_UNIX;
         CheckPath(path);
-        Encoding.UTF8.GetBytes(path, new Span<byte>(address.sun_path, MaxPathLength));
+        var length = (uint)(sizeof(ushort) + Encoding.UTF8.GetBytes(path, new Span<byte>(address.sun_path, MaxPathLength)));
+        // A name in the abstract namespace begins with a zero byte and ends with its length.
+        if (path.StartsWith('@')) address.sun_path[0] = 0;
+        else length = (uint)sizeof(SockAddrUn);
         using var lease = new DescriptorLease(socket);
         while (true)
         {
-            var result = connecting ? connect(lease.Number, &address, (uint)sizeof(SockAddrUn)) : bind(lease.Number, &address, (uint)sizeof(SockAddrUn));
+            var result = connecting ? connect(lease.Number, &address, length) : bind(lease.Number, &address, length);
             if (result == 0) return 0;
             var error = Marshal.GetLastPInvokeError();
             if (error != Errno.EINTR) return error;
         }
     }
+
+    private static int Option(SafeDescriptor socket, int name)
+    {
+        using var lease = new DescriptorLease(socket);
+        int value;
+        uint length = sizeof(int);
+        return getsockopt(lease.Number, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int socketpair(int domain, int type, int protocol, int* sv);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int getsockname(int sockfd, SockAddrUn* addr, uint* addrlen);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int socket(int domain, int type, int protocol);

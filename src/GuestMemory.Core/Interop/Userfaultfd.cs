@@ -39,13 +39,21 @@ internal struct UffdioCopy
     public long copy;
 }
 
-/// <summary><c>struct uffdio_zeropage</c>; <c>struct uffdio_poison</c> has the same layout.</summary>
+/// <summary><c>struct uffdio_zeropage</c>; <c>uffdio_poison</c> and <c>uffdio_continue</c> have the same layout.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal struct UffdioZeropage
 {
     public UffdioRange range;
     public ulong mode;
     public long zeropage;
+}
+
+/// <summary><c>struct uffdio_writeprotect</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct UffdioWriteprotect
+{
+    public UffdioRange range;
+    public ulong mode;
 }
 
 /// <summary><c>struct uffd_msg</c>: one event, 32 bytes. Fields of the union carry the name of their event.</summary>
@@ -75,6 +83,8 @@ internal static unsafe partial class Userfaultfd
     public const uint UFFDIO_WAKE = 0x8010AA02;
     public const uint UFFDIO_COPY = 0xC028AA03;
     public const uint UFFDIO_ZEROPAGE = 0xC020AA04;
+    public const uint UFFDIO_WRITEPROTECT = 0xC018AA06;
+    public const uint UFFDIO_CONTINUE = 0xC020AA07;
     public const uint UFFDIO_POISON = 0xC020AA08;
     public const uint USERFAULTFD_IOC_NEW = 0xAA00;
 
@@ -85,6 +95,12 @@ internal static unsafe partial class Userfaultfd
     public const int O_RDWR = 2;
 
     public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
+    public const ulong UFFDIO_REGISTER_MODE_WP = 2;
+    public const ulong UFFDIO_REGISTER_MODE_MINOR = 4;
+
+    /// <summary>Wakes nobody; UFFDIO_ZEROPAGE has the same flag.</summary>
+    public const ulong UFFDIO_COPY_MODE_DONTWAKE = 1;
+    public const ulong UFFDIO_COPY_MODE_WP = 2;
 
     public const byte UFFD_EVENT_PAGEFAULT = 0x12;
     public const byte UFFD_EVENT_FORK = 0x13;
@@ -107,6 +123,10 @@ internal static unsafe partial class Userfaultfd
     public const ulong UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
     public const ulong UFFD_FEATURE_MISSING_HUGETLBFS = 1 << 4;
     public const ulong UFFD_FEATURE_MISSING_SHMEM = 1 << 5;
+    public const ulong UFFD_FEATURE_MINOR_HUGETLBFS = 1 << 9;
+    public const ulong UFFD_FEATURE_MINOR_SHMEM = 1 << 10;
+    public const ulong UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
+    public const ulong UFFD_FEATURE_WP_ASYNC = 1 << 15;
 
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
     public const string DevicePath = "/dev/userfaultfd";
@@ -184,18 +204,38 @@ internal static unsafe partial class Userfaultfd
     }
 
     /// <summary>Fills a missing range and wakes who waits for it. <paramref name="copied"/>: bytes done, also when it stops half way.</summary>
-    public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, out long copied)
+    public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, ulong mode, out long copied)
     {
-        var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length };
+        var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length, mode = mode };
         var error = ioctl(uffd, UFFDIO_COPY, &copy) == 0 ? 0 : Marshal.GetLastPInvokeError();
         copied = copy.copy;
         return error;
     }
 
-    public static int TryZero(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_ZEROPAGE, start, length);
+    /// <summary>Fills a missing range with zeros and wakes who waits for it. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
+    public static int TryZero(int uffd, ulong start, ulong length, ulong mode, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, mode, out done);
+
+    /// <summary>Maps a range that is in the page cache already and wakes who waits for it.</summary>
+    public static int TryContinue(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, 0, out _);
+
+    /// <summary>Lets a range be written again and wakes who waits to.</summary>
+    public static int TryUnprotect(int uffd, ulong start, ulong length)
+    {
+        var protect = new UffdioWriteprotect { range = { start = start, len = length } };
+        return ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>The features that a userfaultfd was opened with, as /proc tells; 0 where it does not.</summary>
+    public static ulong FeaturesOf(int uffd)
+    {
+        // "API:\taa:FEATURES:IOCTLS", hexadecimal.
+        var line = File.ReadLines($"/proc/self/fdinfo/{uffd}").FirstOrDefault(text => text.StartsWith("API:", StringComparison.Ordinal));
+        var parts = line?.Split(':') ?? [];
+        return parts.Length == 4 && ulong.TryParse(parts[2], System.Globalization.NumberStyles.AllowHexSpecifier, System.Globalization.CultureInfo.InvariantCulture, out var features) ? features : 0;
+    }
 
     /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
-    public static int TryPoison(int uffd, ulong start, ulong length) => ZeroOrPoison(uffd, UFFDIO_POISON, start, length);
+    public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out _);
 
     /// <summary>Reads events without waiting; returns how many came, or the negated error number.</summary>
     public static int TryRead(int uffd, UffdMsg* messages, int capacity)
@@ -231,10 +271,12 @@ internal static unsafe partial class Userfaultfd
         return number >= 0 ? number : throw new SyscallException("ioctl(USERFAULTFD_IOC_NEW)", Marshal.GetLastPInvokeError(), "Creating a userfaultfd");
     }
 
-    private static int ZeroOrPoison(int uffd, uint request, ulong start, ulong length)
+    private static int FillWithout(int uffd, uint request, ulong start, ulong length, ulong mode, out long done)
     {
-        var zeropage = new UffdioZeropage { range = { start = start, len = length } };
-        return ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        var zeropage = new UffdioZeropage { range = { start = start, len = length }, mode = mode };
+        var error = ioctl(uffd, request, &zeropage) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        done = zeropage.zeropage;
+        return error;
     }
 
     [LibraryImport("libc", SetLastError = true)]

@@ -197,6 +197,34 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         }
     }
 
+    /// <summary>
+    /// Gives the pages of a range back to the host, as a balloon does (Firecracker's discard_range); it may span regions. Where a
+    /// page-fault handler serves the memory this waits until the handler has taken note, on a thread of its own that is abandoned
+    /// when the token says so.
+    /// </summary>
+    /// <param name="address">The first guest address; like the size a multiple of the regions' page size.</param>
+    /// <param name="size">The bytes.</param>
+    /// <param name="cancellation">Ends the wait.</param>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress, GuestAddressOverflow: nothing was given back; HandlerGone.</exception>
+    public void Discard(GuestAddress address, ulong size, CancellationToken cancellation = default)
+    {
+        RequireRange(address, size);
+        BlockingAccess.Run(progress =>
+        {
+            for (ulong done = 0; done < size && !cancellation.IsCancellationRequested;)
+            {
+                var region = FindRegion(new GuestAddress(address.Value + done))!;
+                var offset = address.Value + done - region.GuestAddress;
+                var part = Math.Min(size - done, region.Size - offset);
+                region.GetMapping().Discard(offset, part);
+                done += part;
+                Volatile.Write(ref progress.Value, progress.Value + 1);
+            }
+
+            return 0;
+        }, Orphaned, cancellation);
+    }
+
     /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
     private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
     {

@@ -242,6 +242,15 @@ public sealed unsafe class MmapRegion : IDisposable
         }
     }
 
+    /// <summary>Keeps the memory mapped, also where the region is released, until <see cref="LetUnmap"/>.</summary>
+    internal void KeepMapped()
+    {
+        var taken = false;
+        _mapping.DangerousAddRef(ref taken);
+    }
+
+    internal void LetUnmap() => _mapping.DangerousRelease();
+
     /// <summary>Keeps the mapping alive for several accesses or calls.</summary>
     internal MappingLease Lease()
     {

@@ -9,15 +9,30 @@ internal sealed class UffdConnection : IDisposable
 {
     private readonly UffdHandoverReceiver _receiver;
     private readonly TimeSpan _limit;
+    private readonly SafeDescriptor? _process;
     private long _deadline;
 
-    public UffdConnection(SafeDescriptor socket, UCred peer, TimeSpan limit)
+    /// <param name="socket">The connection; owned from here on.</param>
+    /// <param name="peer">Who is at its other end.</param>
+    /// <param name="process">The same as a process that can be killed; null where that is not wanted.</param>
+    /// <param name="limit">How long a hand-over may take.</param>
+    /// <param name="isAwaited">Whether one must come now; else one may come.</param>
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, TimeSpan limit, bool isAwaited = true)
     {
+        _process = process;
         Socket = socket;
         Peer = peer;
         _receiver = new UffdHandoverReceiver(socket);
         _limit = limit;
-        _deadline = Deadline();
+        if (isAwaited) _deadline = Deadline();
+    }
+
+    /// <summary>The connection of a VM that somebody else received, and whose further hand-overs that one receives too.</summary>
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, UffdVm vm)
+        : this(socket, peer, process, TimeSpan.Zero, isAwaited: false)
+    {
+        Vms.Add(vm);
+        IsAdopted = true;
     }
 
     public SafeDescriptor Socket { get; }
@@ -28,48 +43,44 @@ internal sealed class UffdConnection : IDisposable
 
     public bool IsEnded { get; set; }
 
+    /// <summary>Whether nothing is to be read from it; all that can happen is its end.</summary>
+    public bool IsAdopted { get; }
+
     public bool IsOverdue => _deadline != 0 && Stopwatch.GetTimestamp() >= _deadline;
 
     /// <summary>How long the hand-over may still take, rounded up; null where none is awaited.</summary>
     public int? MillisecondsLeft => _deadline == 0 ? null
         : (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds));
 
-    /// <summary>Receives what there is; true with a VM when a hand-over is complete and fits the image.</summary>
-    /// <exception cref="GuestMemoryException">The hand-over is wrong, contradicts the image, or takes too long.</exception>
-    public bool TryReceive(UffdImage image, [NotNullWhen(true)] out UffdVm? vm)
+    /// <summary>Receives what there is; true with a hand-over that is complete. Whoever takes it owns the userfaultfd.</summary>
+    /// <exception cref="GuestMemoryException">The hand-over is wrong, or takes too long.</exception>
+    public bool TryReceive([NotNullWhen(true)] out UffdHandover? handover)
     {
-        vm = null;
-        var handover = _receiver.Receive(out var ended);
+        handover = _receiver.Receive(out var ended);
         IsEnded = ended;
-        if (handover is null)
+        if (handover is not null)
         {
-            if (_receiver.IsPartial && _deadline == 0) _deadline = Deadline();
-            if (!ended && IsOverdue)
-            {
-                throw new GuestMemoryException(GuestMemoryError.HandoverTimeout,
-                    $"The VMM connected but did not hand its memory over within {_limit.TotalSeconds:0.#} s.");
-            }
-
-            return false;
+            _deadline = 0;
+            return true;
         }
 
-        try
+        if (_receiver.IsPartial && _deadline == 0) _deadline = Deadline();
+        if (!ended && IsOverdue)
         {
-            UffdMappingList.Validate(handover.Mappings, image.Length);
-            vm = new UffdVm(handover, image);
-        }
-        catch
-        {
-            handover.Userfaultfd.Dispose();
-            throw;
+            throw new GuestMemoryException(GuestMemoryError.HandoverTimeout,
+                $"The VMM connected but did not hand its memory over within {_limit.TotalSeconds:0.#} s.");
         }
 
-        _deadline = 0;
-        return true;
+        return false;
     }
+
+    /// <summary>Kills the VMM; says why not where it cannot.</summary>
+    public string? Kill() => _process is null ? $"Process {Peer.pid} is not known well enough to be killed."
+        : Pidfd.TryKill(_process) is var error and not (0 or Errno.ESRCH) ? $"Process {Peer.pid} could not be killed ({Errno.Name(error)})." : null;
 
     public void Dispose()
     {
+        _process?.Dispose();
         foreach (var vm in Vms) vm.Dispose();
         _receiver.Dispose();
         Socket.Dispose();

@@ -2,137 +2,125 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// A page-fault handler: listens on a Unix socket, takes over the userfaultfds of VMs that connect, and answers their faults with
-/// pages of a memory image, on one thread of its own (Firecracker's UFFD handler, on demand). It serves any number of VMs from the
-/// same image; one VM's bad message or death ends only its own connection.
+/// pages of a memory image (Firecracker's UFFD handler). It serves any number of VMs from the same image; one VM's bad message or
+/// death ends only its own connection. It runs in this process (<see cref="Start(UffdHandlerOptions)"/>), or in a process of its own that outlives this
+/// one (<see cref="StartProcess"/>, <see cref="FindAll"/>).
 /// </summary>
-public sealed class UffdHandler : IDisposable
+public abstract class UffdHandler : IDisposable
 {
-    private static int s_lastId;
-
-    private readonly UffdServer _server;
-    private readonly Thread _thread;
-    private readonly ManualResetEventSlim _ended = new();
-    private volatile UffdHandlerState _end;
-    private volatile string? _failure;
-
-    private UffdHandler(UffdHandlerOptions options, UffdServer server, string memoryPath)
+    private protected UffdHandler()
     {
-        _server = server;
-        Id = Interlocked.Increment(ref s_lastId);
-        SocketPath = options.SocketPath;
-        MemoryPath = memoryPath;
-        Strategy = options.Strategy;
-        _thread = new Thread(Run) { IsBackground = true, Name = $"uffd-handler-{Id}" };
-        _thread.Start();
     }
 
-    /// <summary>A number that tells the handlers of this process apart.</summary>
-    public int Id { get; }
+    /// <summary>A number that tells handlers apart: that of its process, or a count where it runs in this one.</summary>
+    public abstract int Id { get; }
 
     /// <summary>Where it listens.</summary>
-    public string SocketPath { get; }
+    public abstract string SocketPath { get; }
 
     /// <summary>The image it serves.</summary>
-    public string MemoryPath { get; }
+    public abstract string MemoryPath { get; }
 
     /// <summary>How it answers faults.</summary>
-    public UffdStrategy Strategy { get; }
+    public abstract UffdStrategy Strategy { get; }
 
     /// <summary>What it does now.</summary>
-    public UffdHandlerState State => _end != UffdHandlerState.Listening ? _end : ConnectionCount > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening;
+    public abstract UffdHandlerState State { get; }
 
-    /// <summary>The process it belongs to.</summary>
-    public int ProcessId { get; } = Environment.ProcessId;
+    /// <summary>The process it belongs to: this one, or the supervisor that starts another worker when one dies.</summary>
+    public abstract int ProcessId { get; }
 
     /// <summary>The process that answers the faults.</summary>
-    public int WorkerProcessId { get; } = Environment.ProcessId;
+    public abstract int WorkerProcessId { get; }
+
+    /// <summary>How many workers were started: 1, and one more for each that died. 0 where the handler runs in this process.</summary>
+    public abstract int WorkerCount { get; }
 
     /// <summary>VMs served now.</summary>
-    public int ConnectionCount => _server.ConnectionCount;
+    public abstract int ConnectionCount { get; }
 
     /// <summary>VMs that ever handed their memory over.</summary>
-    public int TotalConnectionCount => _server.AcceptedCount;
+    public abstract int TotalConnectionCount { get; }
 
     /// <summary>VMs that were still running when the handler was stopped: each waits for ever at the next page that it misses.</summary>
-    public int AbandonedCount => _server.AbandonedCount;
+    public abstract int AbandonedCount { get; }
 
     /// <summary>Faults answered since the start. Who waited for a page may see it before it is counted.</summary>
-    public long FaultCount => _server.FaultCount;
+    public abstract long FaultCount { get; }
 
     /// <summary>Bytes copied out of the image since the start.</summary>
-    public long ByteCount => _server.ByteCount;
+    public abstract long ByteCount { get; }
 
     /// <summary>The time from reading a fault to its answer that half of them stayed below.</summary>
-    public TimeSpan LatencyP50 => _server.Latency().Percentile(0.5);
+    public abstract TimeSpan LatencyP50 { get; }
 
     /// <summary>The same for 99 of 100.</summary>
-    public TimeSpan LatencyP99 => _server.Latency().Percentile(0.99);
+    public abstract TimeSpan LatencyP99 { get; }
 
     /// <summary>The longest.</summary>
-    public TimeSpan LatencyMax => _server.Latency().Max;
+    public abstract TimeSpan LatencyMax { get; }
+
+    /// <summary>The port at which metrics are served; null where none are.</summary>
+    public abstract int? MetricsPort { get; }
 
     /// <summary>What went wrong last, of the handler or one of its connections; null where nothing did.</summary>
-    public string? Error => _failure ?? _server.Error;
+    public abstract string? Error { get; }
 
-    /// <summary>Opens the image and the socket and starts serving. When it returns, VMs can connect.</summary>
+    /// <summary>Opens the image and the socket and starts serving on a thread of this process. When it returns, VMs can connect.</summary>
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable, SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound, InsecureDirectory, UserNotFound.</exception>
-    public static UffdHandler Start(UffdHandlerOptions options)
-    {
-        ArgumentNullException.ThrowIfNull(options);
-        var image = UffdImage.Open(options.MemoryPath);
-        UffdListener? listener = null;
-        try
-        {
-            listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            return new UffdHandler(options, new UffdServer(listener, image, options.HandoverTimeout), image.Path);
-        }
-        catch
-        {
-            listener?.Dispose();
-            image.Dispose();
-            throw;
-        }
-    }
+    public static UffdHandler Start(UffdHandlerOptions options) => LocalUffdHandler.Start(options);
+
+    /// <summary>
+    /// The same with memory of this process in place of an image: each page is handed on as it is when it is needed. The regions
+    /// stay mapped as long as the handler runs.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">As above; RegionInUse: a page-fault handler serves the memory itself.</exception>
+    public static UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory) => LocalUffdHandler.Start(options, memory);
+
+    /// <summary>The same with a source, which is taken over.</summary>
+    internal static UffdHandler Start(UffdHandlerOptions options, PageSource source) => LocalUffdHandler.Start(options, source);
+
+    /// <summary>
+    /// Starts a handler in a process of its own, which goes on when this one ends; when it returns, VMs can connect. A second
+    /// process, its worker, answers the faults; when that one dies another takes its place and no VM is lost.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">As <see cref="Start(UffdHandlerOptions)"/>; HandlerStartFailed where the process cannot be started.</exception>
+    /// <exception cref="OperationCanceledException">Cancelled before the handler listened; its process has ended again.</exception>
+    public static UffdHandler StartProcess(UffdHandlerOptions options, CancellationToken cancellation = default) => RemoteUffdHandler.Start(options, cancellation);
+
+    /// <summary>
+    /// The handlers of this user that run in processes of their own, whoever started them. A handler is the same object each time.
+    /// Control sockets that dead handlers have left behind are taken away.
+    /// </summary>
+    public static IReadOnlyList<UffdHandler> FindAll() => RemoteUffdHandler.FindAll();
+
+    /// <summary>Everything that was counted, for all VMs together and for each that is served now.</summary>
+    public abstract UffdFigures GetFigures();
+
+    /// <summary>
+    /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
+    /// mappings. Addresses are offsets in the image; the handler does not know any other.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported; ValueNotSupported where the handler runs in a process of its own.</exception>
+    public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps();
 
     /// <summary>Waits until the handler has ended; false when the time is over first.</summary>
-    public bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);
+    public abstract bool Wait(TimeSpan timeout, CancellationToken cancellation = default);
 
     /// <summary>
     /// Stops serving, takes the socket away and closes every userfaultfd. A VM that still runs keeps its own duplicate, and waits
     /// for ever at the next page that it misses.
     /// </summary>
-    public void Stop()
-    {
-        _server.Stop();
-        _thread.Join();
-    }
+    /// <exception cref="GuestMemoryException">ControlFailed: the handler's process does not answer.</exception>
+    public abstract void Stop();
 
-    /// <summary>Stops the handler.</summary>
+    /// <summary>Stops a handler of this process; lets go of one in a process of its own, which goes on.</summary>
     public void Dispose()
     {
-        Stop();
-        _ended.Dispose();
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
     }
 
-    private void Run()
-    {
-        var end = UffdHandlerState.Stopped;
-        try
-        {
-            _server.Run();
-        }
-#pragma warning disable CA1031 // A background thread must not end the process; what happened stands in State and Error.
-        catch (Exception exception)
-        {
-            _failure = exception.Message;
-            end = UffdHandlerState.Failed;
-        }
-#pragma warning restore CA1031
-        finally
-        {
-            _server.Dispose();
-            _end = end;
-            _ended.Set();
-        }
-    }
+    /// <summary>Frees what the handler holds.</summary>
+    private protected abstract void Dispose(bool disposing);
 }

@@ -1,29 +1,52 @@
 namespace GuestMemory.Core;
 
-/// <summary>How faults are answered.</summary>
-public enum UffdStrategy
-{
-    /// <summary>The page that was touched, when it is touched.</summary>
-    OnDemand,
-}
-
 /// <summary>What a page-fault handler serves, where, and for whom.</summary>
 public sealed class UffdHandlerOptions
 {
     /// <summary>Where the handler listens; at most 107 bytes.</summary>
     public required string SocketPath { get; init; }
 
-    /// <summary>The memory image: the VM's regions, one behind the other.</summary>
+    /// <summary>The memory image: the VM's regions, one behind the other; or an image of chunks (<see cref="ChunkedImage"/>).</summary>
     public required string MemoryPath { get; init; }
 
+    /// <summary>Sparse files of the image's length with the changes of later snapshots, the oldest first; the last one that has a page is right.</summary>
+    public IReadOnlyList<string> LayerPaths { get; init; } = [];
+
     /// <summary>How faults are answered.</summary>
-    public UffdStrategy Strategy { get; init; } = UffdStrategy.OnDemand;
+    public UffdStrategy Strategy { get; init; }
+
+    /// <summary>The bytes of the block that a fault brings in with <see cref="UffdStrategy.Window"/>: a power of two of pages.</summary>
+    public ulong WindowSize { get; init; } = 64 << 10;
+
+    /// <summary>Writes which pages are touched first, in their order, to this file; with <see cref="UffdStrategy.OnDemand"/>.</summary>
+    public string? RecordPath { get; init; }
+
+    /// <summary>Brings the pages of such a file in first; with <see cref="UffdStrategy.Replay"/>, Background or FaultAll.</summary>
+    public string? ReplayPath { get; init; }
+
+    /// <summary>What follows where a page cannot be read.</summary>
+    public UffdOnError OnError { get; init; }
 
     /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
     public string? AllowUser { get; init; }
 
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }
+
+    /// <summary>
+    /// Write-protects every page that comes, and so learns what a VM writes: <see cref="UffdHandler.GetDirtyBitmaps"/>. Each first
+    /// write of a page costs the VM another fault, unless the VMM asked the kernel to resolve those by itself (WP_ASYNC).
+    /// </summary>
+    public bool TrackDirty { get; init; }
+
+    /// <summary>How many VMMs may be connected at once; who comes then is turned away.</summary>
+    public int MaxConnections { get; init; } = int.MaxValue;
+
+    /// <summary>Serves metrics (OpenMetrics text at /metrics) at this port of 127.0.0.1; 0 for any that is free.</summary>
+    public int? MetricsPort { get; init; }
+
+    /// <summary>Serves metrics at this Unix socket, where no port is given.</summary>
+    public string? MetricsPath { get; init; }
 
     /// <summary>How long a VMM that has connected may take to hand its memory over.</summary>
     public TimeSpan HandoverTimeout { get; init; } = TimeSpan.FromSeconds(5);

@@ -42,6 +42,12 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
 
             var before = _descriptors.Count;
             var received = UnixSocket.TryReceive(socket, _buffer.AsSpan(_length), _descriptors, out var truncated);
+            if (truncated && _descriptors.Count == before)
+            {
+                throw new GuestMemoryException(GuestMemoryError.HandoverNoDescriptor,
+                    "The descriptor that came with the hand-over could not be taken: this process may open no more files. Raise the limit ('ulimit -n').");
+            }
+
             if (truncated || _descriptors.Count > before + 1 || _descriptors.Count > MaxDescriptors) throw TooMany();
 
             if (received == -Errno.EAGAIN) return null;

@@ -20,6 +20,9 @@ internal sealed class UffdListener : IDisposable
 
     public string Path { get; }
 
+    /// <summary>Whether the path was made here, or by a process before this one, and goes with the handler.</summary>
+    public bool IsOurs => _inode != 0;
+
     /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory, UserNotFound.</exception>
     public static UffdListener Open(string path, string? allowUser, bool force)
     {
@@ -54,13 +57,27 @@ internal sealed class UffdListener : IDisposable
         }
     }
 
+    /// <summary>Takes a socket over that somebody else made and that listens already, such as a service manager.</summary>
+    /// <param name="socket">The socket.</param>
+    /// <param name="path">Where it listens.</param>
+    /// <param name="allowUser">A further user who may connect.</param>
+    /// <param name="isOurs">Whether the path is taken away in the end.</param>
+    public static UffdListener Adopt(SafeDescriptor socket, string path, string? allowUser, bool isOurs)
+    {
+        var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
+        UnixSocket.SetNonBlocking(socket);
+        ulong inode = 0;
+        if (isOurs && FileStatus.TryGet(path, out var status) == 0) inode = status.stx_ino;
+        return new UffdListener(socket, path, inode, allowed);
+    }
+
     /// <summary>Whether the user at the other end may hand memory over.</summary>
     public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
 
     public void Dispose()
     {
         // Only the socket that was made here; somebody may have put another in its place.
-        if (FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
+        if (IsOurs && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
         Socket.Dispose();
     }
 

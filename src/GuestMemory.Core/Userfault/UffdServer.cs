@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
@@ -14,28 +15,41 @@ internal sealed class UffdServer : IDisposable
     private const int LastRounds = 16;
 
     private readonly TimeSpan _handoverTimeout;
-    private readonly UffdListener _listener;
-    private readonly UffdImage _image;
-    private readonly SafeDescriptor _stop = EventFd.Create();
+    private readonly UffdListener? _listener;
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
+    private readonly PageScratch _scratch = new();
+    private readonly UffdFiller? _filler;
+    private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly Epoll _epoll = new();
     private readonly Lock _lock = new();
     private readonly List<UffdConnection> _connections = [];
+    private readonly ConcurrentQueue<UffdConnection> _adopted = new();
     private readonly LatencyHistogram _endedLatency = new();
     private volatile string? _error;
     private volatile bool _stopping;
     private bool _timed;
     private long _acceptPausedUntil;
-    private long _endedFaults;
-    private long _endedBytes;
+    private UffdCounters _ended;
     private int _accepted;
 
-    /// <summary>Takes the listener and the image over.</summary>
-    public UffdServer(UffdListener listener, UffdImage image, TimeSpan handoverTimeout)
+    /// <summary>
+    /// Takes the listener over; without one only VMs that are adopted are served. The source and the policy must outlive the server.
+    /// </summary>
+    public UffdServer(UffdListener? listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
     {
         _listener = listener;
-        _image = image;
+        _source = source;
+        _policy = policy;
+        if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
         _handoverTimeout = handoverTimeout;
     }
+
+    /// <summary>Called on the serving thread with what went wrong with a VM that goes on.</summary>
+    public Action<UffdVm, string>? Failed { get; init; }
+
+    /// <summary>Called on the serving thread when a VM has ended.</summary>
+    public Action<UffdVm>? Ended { get; init; }
 
     public int AcceptedCount => Volatile.Read(ref _accepted);
 
@@ -49,27 +63,26 @@ internal sealed class UffdServer : IDisposable
         }
     }
 
-    public long FaultCount
-    {
-        get
-        {
-            lock (_lock) return _endedFaults + _connections.Sum(static connection => connection.Vms.Sum(static vm => vm.FaultCount));
-        }
-    }
-
-    public long ByteCount
-    {
-        get
-        {
-            lock (_lock) return _endedBytes + _connections.Sum(static connection => connection.Vms.Sum(static vm => vm.ByteCount));
-        }
-    }
-
     public string? Error
     {
         get
         {
             lock (_lock) return _error ?? _connections.SelectMany(static connection => connection.Vms).FirstOrDefault(static vm => vm.Error is not null)?.Error;
+        }
+    }
+
+    /// <summary>What was counted for all VMs, those that have ended among them.</summary>
+    public UffdCounters Counters()
+    {
+        lock (_lock)
+        {
+            var all = _ended;
+            foreach (var connection in _connections)
+            {
+                foreach (var vm in connection.Vms) all.Add(ref vm.Counters);
+            }
+
+            return all;
         }
     }
 
@@ -85,14 +98,29 @@ internal sealed class UffdServer : IDisposable
         return all;
     }
 
+    public IReadOnlyList<DirtyBitmap> DirtyBitmaps()
+    {
+        lock (_lock) return [.. _connections.SelectMany(static connection => connection.Vms.SelectMany(vm => vm.DirtyBitmaps(connection.Peer.pid)))];
+    }
+
+    public UffdFigures Figures()
+    {
+        lock (_lock)
+        {
+            var vms = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.State.Figures(connection.Peer.pid, vm.Error))).ToArray();
+            var counters = Counters();
+            return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with { Vms = vms };
+        }
+    }
+
     /// <summary>Serves until it is told to stop.</summary>
     public void Run()
     {
-        _epoll.Add(_stop, _stop);
-        _epoll.Add(_listener.Socket, _listener);
+        _epoll.Add(_wake, _wake);
+        if (_listener is not null) _epoll.Add(_listener.Socket, _listener);
         while (!_stopping) Step(_timed ? Timeout() : -1);
         // What ended at the same time as the handler is no VM that was left alone.
-        _epoll.Remove(_stop);
+        _epoll.Remove(_wake);
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
         {
         }
@@ -104,10 +132,14 @@ internal sealed class UffdServer : IDisposable
     public void Stop()
     {
         _stopping = true;
-        lock (_lock)
-        {
-            if (!_stop.IsClosed) EventFd.Signal(_stop);
-        }
+        Wake();
+    }
+
+    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread.</summary>
+    public void Adopt(SafeDescriptor socket, UCred peer, UffdVm vm)
+    {
+        _adopted.Enqueue(new UffdConnection(socket, peer, ProcessOf(socket, peer), vm));
+        Wake();
     }
 
     public void Dispose()
@@ -115,9 +147,11 @@ internal sealed class UffdServer : IDisposable
         lock (_lock)
         {
             while (_connections.Count > 0) Close(_connections[^1]);
-            _listener.Dispose();
-            _image.Dispose();
-            _stop.Dispose();
+            while (_adopted.TryDequeue(out var connection)) connection.Dispose();
+            _listener?.Dispose();
+            _filler?.Dispose();
+            _scratch.Dispose();
+            _wake.Dispose();
             _epoll.Dispose();
         }
     }
@@ -140,8 +174,12 @@ internal sealed class UffdServer : IDisposable
                 case UffdConnection connection:
                     changed |= Receive(connection);
                     break;
-                case UffdListener:
-                    changed |= Accept();
+                case UffdListener listener:
+                    changed |= Accept(listener);
+                    break;
+                case SafeDescriptor when !_stopping:
+                    EventFd.Clear(_wake);
+                    TakeAdopted();
                     break;
             }
         }
@@ -153,9 +191,24 @@ internal sealed class UffdServer : IDisposable
 
     private bool Serve(UffdVm vm)
     {
-        vm.Serve();
+        vm.Serve(_scratch);
+        if (vm.TakeError() is { } error) Failed?.Invoke(vm, error);
         _timed |= vm.HasDeferred;
-        return vm.IsGone;
+        return vm.IsGone || vm.Verdict is not null;
+    }
+
+    /// <summary>Does what was ordered for a VM whose pages cannot be had.</summary>
+    private void Carry(UffdVm vm, UffdConnection connection)
+    {
+        switch (vm.Verdict)
+        {
+            case UffdOnError.Kill:
+                _error = connection.Kill() ?? vm.Error;
+                connection.IsEnded = true;
+                break;
+            case UffdOnError.Stop:
+                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, vm.Error!);
+        }
     }
 
     /// <summary>Does what is due: deferred faults, hand-overs that took too long, connections that had to wait.</summary>
@@ -175,7 +228,7 @@ internal sealed class UffdServer : IDisposable
         if (_acceptPausedUntil != 0 && Stopwatch.GetTimestamp() >= _acceptPausedUntil)
         {
             _acceptPausedUntil = 0;
-            _epoll.Add(_listener.Socket, _listener);
+            _epoll.Add(_listener!.Socket, _listener);
         }
 
         _timed = Timeout() >= 0;
@@ -189,7 +242,9 @@ internal sealed class UffdServer : IDisposable
         {
             for (var i = _connections.Count - 1; i >= 0; i--)
             {
-                if (_connections[i].IsEnded || _connections[i].Vms.Exists(static vm => vm.IsGone)) Close(_connections[i]);
+                var connection = _connections[i];
+                foreach (var vm in connection.Vms) Carry(vm, connection);
+                if (connection.IsEnded || connection.Vms.Exists(static vm => vm.IsGone)) Close(connection);
             }
         }
 
@@ -209,12 +264,12 @@ internal sealed class UffdServer : IDisposable
         return timeout;
     }
 
-    private bool Accept()
+    private bool Accept(UffdListener listener)
     {
         var changed = false;
         while (true)
         {
-            var socket = UnixSocket.TryAccept(_listener.Socket, out var error);
+            var socket = UnixSocket.TryAccept(listener.Socket, out var error);
             if (socket is null)
             {
                 if (error == Errno.EAGAIN) return changed;
@@ -222,21 +277,28 @@ internal sealed class UffdServer : IDisposable
                 // The connection stays in the queue; trying again at once would only burn the processor.
                 _error = new SyscallException("accept4", error, "Accepting a connection",
                     remedy: error == Errno.EMFILE ? "Raise the limit of open files ('ulimit -n')." : null).Message;
-                _epoll.Remove(_listener.Socket);
+                _epoll.Remove(listener.Socket);
                 _acceptPausedUntil = Stopwatch.GetTimestamp() + Stopwatch.Frequency / 1000 * AcceptPause;
                 return true;
             }
 
             var peer = UnixSocket.PeerCredentials(socket);
-            if (!_listener.Allows(peer))
+            if (!listener.Allows(peer))
             {
                 _error = $"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.";
                 socket.Dispose();
                 continue;
             }
 
+            if (_connections.Count >= _policy.MaxConnections)
+            {
+                _error = $"Process {peer.pid} of user {peer.uid} was turned away: {_connections.Count} VMMs are connected, and no more may be.";
+                socket.Dispose();
+                continue;
+            }
+
             changed = true;
-            var connection = new UffdConnection(socket, peer, _handoverTimeout);
+            var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
             lock (_lock) _connections.Add(connection);
             _epoll.Add(socket, connection);
         }
@@ -245,15 +307,21 @@ internal sealed class UffdServer : IDisposable
     /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>
     private bool Receive(UffdConnection connection)
     {
+        if (connection.IsAdopted)
+        {
+            connection.IsEnded = true;
+            return true;
+        }
+
         try
         {
             var changed = false;
             // What was read may hold more than one.
-            while (connection.TryReceive(_image, out var vm))
+            while (connection.TryReceive(out var handover))
             {
+                var vm = Create(handover);
                 lock (_lock) connection.Vms.Add(vm);
-                _epoll.Add(vm.Descriptor, vm);
-                Interlocked.Increment(ref _accepted);
+                Begin(vm);
                 changed = true;
             }
 
@@ -267,19 +335,65 @@ internal sealed class UffdServer : IDisposable
         }
     }
 
+    private UffdVm Create(UffdHandover handover)
+    {
+        UffdVmState? state = null;
+        try
+        {
+            UffdMappingList.Validate(handover.Mappings, _source.Length);
+            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+        }
+        catch
+        {
+            state?.Dispose();
+            handover.Userfaultfd.Dispose();
+            throw;
+        }
+    }
+
+    private void Begin(UffdVm vm)
+    {
+        _epoll.Add(vm.Descriptor, vm);
+        _filler?.Add(vm);
+        Interlocked.Increment(ref _accepted);
+    }
+
+    private void TakeAdopted()
+    {
+        while (_adopted.TryDequeue(out var connection))
+        {
+            lock (_lock) _connections.Add(connection);
+            _epoll.AddEnd(connection.Socket, connection);
+            foreach (var vm in connection.Vms) Begin(vm);
+        }
+    }
+
+    private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
+
+    private void Wake()
+    {
+        lock (_lock)
+        {
+            if (!_wake.IsClosed) EventFd.Signal(_wake);
+        }
+    }
+
     private void Close(UffdConnection connection)
     {
         foreach (var vm in connection.Vms)
         {
-            _endedFaults += vm.FaultCount;
-            _endedBytes += vm.ByteCount;
+            _filler?.Remove(vm);
+            _ended.Add(ref vm.Counters);
+            _ended.QueueDepth = 0;
             _endedLatency.Add(vm.Latency);
             _error ??= vm.Error;
             _epoll.Remove(vm.Descriptor);
+            Ended?.Invoke(vm);
         }
 
+        if (_policy.Recorder?.TrySave() is { } error) _error = error;
         _epoll.Remove(connection.Socket);
-
         _connections.Remove(connection);
         connection.Dispose();
     }

@@ -5,84 +5,147 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// One VM being served: its userfaultfd, its regions, and which of its pages were removed. Runs on the handler's thread alone and
-/// allocates nothing while it serves. The rules are those of the kernel: removals are applied before the faults of the same batch;
-/// a page once removed is zero from then on; while a removal waits to be read no page can be filled, so EAGAIN reads on.
+/// One VM being served: its userfaultfd, its regions, and which of its pages were removed. Events are read and faults answered on
+/// the handler's thread alone; one other thread may fill ahead. Nothing is allocated while it serves. The rules are those of the
+/// kernel: removals are applied before the faults of the same batch; a page once removed is zero from then on; while a removal
+/// waits to be read no page can be filled, so EAGAIN reads on.
 /// </summary>
-internal sealed unsafe class UffdVm : IDisposable
+internal sealed unsafe partial class UffdVm : IDisposable
 {
-    private const int Batch = 64;
-
-    // How often a fault is tried again at once while a removal is under way, before the other VMs get their turn.
-    private const int Patience = 1000;
-
     private readonly SafeDescriptor _descriptor;
-    private readonly UffdImage _image;
-    private readonly Region[] _regions;
-    private readonly UffdMsg[] _messages = GC.AllocateArray<UffdMsg>(Batch, pinned: true);
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
+    private readonly UffdVmRegion[] _regions;
+    private readonly UffdVmRegion[] _byPage;
+    private readonly UffdVmState _state;
     private readonly UffdMsg* _message;
+    private readonly UffdCounters* _counters;
+    private readonly FillGate _gate = new();
     private readonly int _uffd;
-    private (ulong Address, long Since)[] _waiting = new (ulong, long)[Batch];
+    private UffdFault[] _waiting = new UffdFault[UffdVmState.Batch];
     private int _waitingCount;
     private int _last;
-    private SafeMapping? _zeros;
+    private volatile bool _gone;
+    private string? _untold;
 
-    public UffdVm(UffdHandover handover, UffdImage image)
+    /// <summary>Takes the userfaultfd and the state over. Where the state was used before, <see cref="Recover"/> comes next.</summary>
+    /// <param name="userfaultfd">The userfaultfd.</param>
+    /// <param name="mappings">The VM's regions; their order decides which pages of the state are whose.</param>
+    /// <param name="state">What must survive this process.</param>
+    /// <param name="source">Where the pages come from.</param>
+    /// <param name="policy">How they are brought in.</param>
+    public UffdVm(SafeDescriptor userfaultfd, IReadOnlyList<GuestRegionUffdMapping> mappings, UffdVmState state, PageSource source, UffdPolicy policy)
     {
-        _descriptor = handover.Userfaultfd;
+        _descriptor = userfaultfd;
         _uffd = _descriptor.Number;
-        _image = image;
-        _regions = [.. handover.Mappings.OrderBy(m => m.BaseHostVirtAddr).Select(m => new Region(m))];
-        _message = (UffdMsg*)Unsafe.AsPointer(ref _messages[0]);
+        _source = source;
+        _policy = policy;
+        _state = state;
+        _message = state.Messages;
+        _counters = state.Counters;
+        _byPage = new UffdVmRegion[mappings.Count];
+        ulong page = 0;
+        for (var i = 0; i < _byPage.Length; i++)
+        {
+            _byPage[i] = new UffdVmRegion(mappings[i], page);
+            page += _byPage[i].PageCount;
+        }
+
+        _regions = [.. _byPage.OrderBy(static region => region.Base)];
+        if (policy.TrackDirty) Protect();
+        _replaying = policy.Replay is not null && _counters->FillDone == 0;
+        if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
 
     public SafeDescriptor Descriptor => _descriptor;
 
-    /// <summary>Faults that were answered: with a page of the image, with zeros, or by waking who waited for a page that was there.</summary>
-    public long FaultCount { get; private set; }
+    public ref UffdCounters Counters => ref *_counters;
 
-    /// <summary>Bytes copied out of the image.</summary>
-    public long ByteCount { get; private set; }
+    public LatencyHistogram Latency => _state.Latency;
 
-    public LatencyHistogram Latency { get; } = new();
+    public UffdVmState State => _state;
 
     /// <summary>What went wrong last, or null.</summary>
     public string? Error { get; private set; }
 
-    /// <summary>The VMM's memory is gone: nothing is left to serve.</summary>
-    public bool IsGone { get; private set; }
+    /// <summary>What went wrong since this was asked last, or null.</summary>
+    public string? TakeError()
+    {
+        var error = _untold;
+        _untold = null;
+        return error;
+    }
 
-    /// <summary>Whether faults wait for memory, huge pages or the end of a removal.</summary>
+    /// <summary>What is to be done beyond this VM's memory, where a page cannot be had.</summary>
+    public UffdOnError? Verdict { get; private set; }
+
+    /// <summary>The VMM's memory is gone: nothing is left to serve.</summary>
+    public bool IsGone => _gone;
+
+    /// <summary>Whether faults wait for memory, huge pages, the source or the end of a removal.</summary>
     public bool HasDeferred => _waitingCount > 0;
 
     public void Dispose()
     {
         _descriptor.Dispose();
-        _zeros?.Dispose();
+        _state.Dispose();
+    }
+
+    /// <summary>
+    /// Goes on where a process that is gone has stopped: what it read of removals takes effect, then whoever waits is woken, so
+    /// that the kernel reports the faults again that were read and not answered.
+    /// </summary>
+    public void Recover()
+    {
+        for (var i = 0; i < UffdVmState.Batch; i++)
+        {
+            if (_message[i].@event == Userfaultfd.UFFD_EVENT_REMOVE) MarkRemoved(_message[i].remove_start, _message[i].remove_end);
+        }
+
+        WakeAll();
     }
 
     /// <summary>Answers every fault that is waiting. Called when the userfaultfd is readable, and again while faults are deferred.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public void Serve()
+    public void Serve(PageScratch scratch)
     {
         ReadEvents();
         // Serving can read further events, which append to the list; what must be deferred goes back to its front.
         var deferred = 0;
-        for (var i = 0; i < _waitingCount && !IsGone; i++)
+        for (var i = 0; i < _waitingCount && !_gone; i++)
         {
             var fault = _waiting[i];
-            if (TryServe(fault.Address))
+            if (fault.Due != 0 && Stopwatch.GetTimestamp() < fault.Due)
             {
-                FaultCount++;
-                Latency.Record(Stopwatch.GetTimestamp() - fault.Since);
+                _waiting[deferred++] = fault;
+                continue;
+            }
+
+            if (TryAnswer(ref fault, scratch))
+            {
+                if (!fault.IsHeld) Answered(fault.Since);
             }
             else
             {
+                if (!fault.IsDeferred) _counters->Deferred++;
+                fault.IsDeferred = true;
                 _waiting[deferred++] = fault;
             }
         }
 
         _waitingCount = deferred;
+        _counters->QueueDepth = deferred;
+    }
+
+    private void Answered(long since)
+    {
+        var now = Stopwatch.GetTimestamp();
+        if (_counters->FirstPageAt == 0)
+        {
+            _counters->FirstPageAt = now;
+        }
+
+        _state.Latency.Record(now - since);
     }
 
     /// <summary>Takes what is queued in the kernel: removals take effect at once, faults join the list.</summary>
@@ -91,31 +154,31 @@ internal sealed unsafe class UffdVm : IDisposable
         int count;
         do
         {
-            count = Userfaultfd.TryRead(_uffd, _message, Batch);
-            if (count < 0)
-            {
-                if (count is -Errno.EAGAIN or -Errno.EINTR) return;
-                Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
-                IsGone = true;
-                return;
-            }
-
+            _gate.EnterRead();
+            count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
+            if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
             var now = Stopwatch.GetTimestamp();
             for (var i = 0; i < count; i++) Take(_message[i], now);
+            _gate.ExitRead();
+            if (count >= 0 || count is -Errno.EAGAIN or -Errno.EINTR) continue;
+            Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
+            _gone = true;
         }
-        while (count == Batch);
+        while (count == UffdVmState.Batch);
     }
 
     private void Take(UffdMsg message, long now)
     {
         switch (message.@event)
         {
-            case Userfaultfd.UFFD_EVENT_PAGEFAULT when (message.pagefault_flags & (Userfaultfd.UFFD_PAGEFAULT_FLAG_WP | Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR)) == 0:
+            case Userfaultfd.UFFD_EVENT_PAGEFAULT:
                 if (_waitingCount == _waiting.Length) Array.Resize(ref _waiting, _waiting.Length * 2);
-                _waiting[_waitingCount++] = (message.pagefault_address, now);
+                _waiting[_waitingCount++] = new UffdFault { Address = message.pagefault_address, Flags = message.pagefault_flags, Since = now };
+                Activity++;
                 break;
             case Userfaultfd.UFFD_EVENT_REMOVE:
                 MarkRemoved(message.remove_start, message.remove_end);
+                _counters->Removes++;
                 break;
             case Userfaultfd.UFFD_EVENT_UNMAP:
                 // No fault can come from there any more.
@@ -136,11 +199,11 @@ internal sealed unsafe class UffdVm : IDisposable
         {
             var from = Math.Max(start, region.Base);
             var to = Math.Min(end, region.End);
-            if (from < to) (region.Removed ??= new AtomicBitmap(region.End - region.Base, HostPage.Size)).MarkDirty(from - region.Base, to - from);
+            if (from < to) _state.Removed.Set(region.PageOf(from), (to - from) / HostPage.Size);
         }
     }
 
-    private Region? Find(ulong address)
+    private UffdVmRegion? Find(ulong address)
     {
         var last = _regions[_last];
         if (address - last.Base < last.Size) return last;
@@ -161,109 +224,9 @@ internal sealed unsafe class UffdVm : IDisposable
         return null;
     }
 
-    /// <summary>Answers one fault; false where it must be tried again later.</summary>
-    private bool TryServe(ulong address)
+    private void Fail(string error)
     {
-        if (Find(address) is not { } region)
-        {
-            Fail($"A fault at 0x{address:x} lies in none of the VM's {_regions.Length} mappings.");
-            _ = Userfaultfd.TryPoison(_uffd, address & ~(HostPage.Size - 1), HostPage.Size);
-            return true;
-        }
-
-        var start = address & ~(region.PageSize - 1);
-        var step = region.PageSize;
-        var patience = Patience;
-        for (ulong done = 0; done < region.PageSize;)
-        {
-            var at = start + done;
-            var length = region.PageSize - done;
-            var zero = false;
-            if (region.Removed is { } removed) length = Run(removed, at - region.Base, length, out zero);
-            long copied = 0;
-            var error = zero
-                ? Zero(at, length)
-                : Userfaultfd.TryCopy(_uffd, at, _image.Start + region.Offset + (at - region.Base), length, out copied);
-            switch (error)
-            {
-                case 0:
-                    done += length;
-                    if (!zero) ByteCount += (long)length;
-                    break;
-                case Errno.EAGAIN when copied > 0:
-                    done += (ulong)copied;
-                    ByteCount += copied;
-                    break;
-                case Errno.EAGAIN:
-                    // A removal waits to be read, or whoever removed has not run since: read it, give way, look again.
-                    ReadEvents();
-                    if (IsGone) return true;
-                    if (--patience == 0) return false;
-                    Thread.Yield();
-                    break;
-                case Errno.EEXIST:
-                    // Somebody was faster; who waits may have gone to sleep all the same.
-                    step = HostPage.Size;
-                    _ = Userfaultfd.TryWake(_uffd, at, step);
-                    done += step;
-                    break;
-                case Errno.EINVAL when step != region.PageSize:
-                    // The page that was there is a huge one and fills the whole step.
-                    _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
-                    return true;
-                case Errno.ENOENT:
-                    // The range was unregistered since; the kernel has woken its waiters.
-                    return true;
-                case Errno.ESRCH:
-                    IsGone = true;
-                    return true;
-                case Errno.ENOMEM or Errno.ENOSPC:
-                    Fail($"The host has no page for 0x{at:x} ({Errno.Name(error)}); trying again. {(region.PageSize > HostPage.Size ? "Enlarge the pool of huge pages." : "")}");
-                    return false;
-                default:
-                    Fail(error == Errno.EFAULT
-                        ? $"The memory image {_image.Path} cannot be read at offset 0x{region.Offset + (at - region.Base):x}; was it truncated? The page 0x{at:x} of the VM is poisoned: who touches it gets SIGBUS."
-                        : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}. The page is poisoned: who touches it gets SIGBUS.");
-                    _ = Userfaultfd.TryPoison(_uffd, at, length);
-                    return true;
-            }
-        }
-
-        return true;
-    }
-
-    /// <summary>How far from an offset the pages are all removed, or all not; at most <paramref name="length"/> bytes.</summary>
-    private static ulong Run(AtomicBitmap removed, ulong offset, ulong length, out bool zero)
-    {
-        zero = removed.IsDirtyAt(offset);
-        var run = HostPage.Size;
-        while (run < length && removed.IsDirtyAt(offset + run) == zero) run += HostPage.Size;
-        return Math.Min(run, length);
-    }
-
-    private int Zero(ulong start, ulong length)
-    {
-        var error = Userfaultfd.TryZero(_uffd, start, length);
-        if (error != Errno.EINVAL) return error;
-        // Huge pages know no ZEROPAGE: copy zeros, out of memory that was never touched.
-        if (_zeros is null || _zeros.Length < length)
-        {
-            _zeros?.Dispose();
-            _zeros = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a page of zeros");
-        }
-
-        return Userfaultfd.TryCopy(_uffd, start, (byte*)_zeros.Address, length, out _);
-    }
-
-    private void Fail(string error) => Error = error;
-
-    private sealed class Region(GuestRegionUffdMapping mapping)
-    {
-        public readonly ulong Base = mapping.BaseHostVirtAddr;
-        public readonly ulong Size = mapping.Size;
-        public readonly ulong End = mapping.BaseHostVirtAddr + mapping.Size;
-        public readonly ulong Offset = mapping.Offset;
-        public readonly ulong PageSize = mapping.PageSize;
-        public AtomicBitmap? Removed;
+        Error = error;
+        _untold = error;
     }
 }

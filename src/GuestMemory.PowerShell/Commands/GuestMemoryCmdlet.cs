@@ -80,18 +80,18 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.UnsortedMemoryRegions or GuestMemoryError.GuestAddressOverflow
             or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
-            or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,
+            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
-            or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
+            or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted => ErrorCategory.LimitsExceeded,
         GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed => ErrorCategory.NotImplemented,
-        GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse => ErrorCategory.ResourceBusy,
+        GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
-        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
-        GuestMemoryError.HandoverTimeout => ErrorCategory.OperationTimeout,
+        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
+        GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout => ErrorCategory.OperationTimeout,
         GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable => ErrorCategory.ReadError,
         _ => exception is SyscallException { ErrorCode: Errno.EPERM or Errno.EACCES } ? ErrorCategory.PermissionDenied : ErrorCategory.InvalidOperation,
     };

@@ -16,6 +16,8 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(UffdioRegister)] = "uffdio_register",
         [typeof(UffdioCopy)] = "uffdio_copy",
         [typeof(UffdioZeropage)] = "uffdio_zeropage",
+        [typeof(UffdioWriteprotect)] = "uffdio_writeprotect",
+        [typeof(PageRegion)] = "page_region",
         [typeof(UffdMsg)] = "uffd_msg",
         [typeof(SockAddrUn)] = "sockaddr_un",
         [typeof(MsgHdr)] = "msghdr",
@@ -42,7 +44,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC"];
 
     private static IEnumerable<Type> InteropTypes => typeof(Errno).Assembly.GetTypes().Where(type => type.Namespace == typeof(Errno).Namespace);
 
@@ -77,8 +79,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
             Assert.True(s_structs.TryGetValue(type, out var name), $"{type.Name} is not in the list of structures");
             if (!headers.TryGetValue($"sizeof.{name}", out var size))
             {
-                Assert.Equal("pm_scan_arg", name);
-                Assert.Equal(96, Marshal.SizeOf(type));
+                Assert.Contains((name, Marshal.SizeOf(type)), new[] { ("pm_scan_arg", 96), ("page_region", 24) });
                 continue;
             }
 

@@ -10,11 +10,14 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pwd.h>
+#include <signal.h>
+#include <spawn.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -22,10 +25,12 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/userfaultfd.h>
@@ -301,12 +306,15 @@ static void sockets(void)
 {
     CONSTANT(AF_UNIX);
     CONSTANT(SOCK_STREAM);
+    CONSTANT(SOCK_DGRAM);
     CONSTANT(SOCK_SEQPACKET);
     CONSTANT(SOCK_CLOEXEC);
     CONSTANT(SOCK_NONBLOCK);
     CONSTANT(SOL_SOCKET);
     CONSTANT(SOMAXCONN);
     CONSTANT(SCM_RIGHTS);
+    CONSTANT(SO_TYPE);
+    CONSTANT(SO_DOMAIN);
     CONSTANT(SO_ERROR);
     CONSTANT(SO_SNDBUF);
     CONSTANT(SO_RCVBUF);
@@ -355,6 +363,13 @@ static void sockets(void)
 
 static void events(void)
 {
+    CONSTANT(FUTEX_WAIT_PRIVATE);
+    CONSTANT(FUTEX_WAKE_PRIVATE);
+    CONSTANT(PRIO_PROCESS);
+#ifdef SO_PEERPIDFD /* Linux 6.5 */
+    CONSTANT(SO_PEERPIDFD);
+#endif
+    CONSTANT(SIGKILL);
     CONSTANT(EFD_CLOEXEC);
     CONSTANT(EFD_NONBLOCK);
     CONSTANT(EFD_SEMAPHORE);
@@ -381,6 +396,7 @@ static void files(void)
     CONSTANT(O_CREAT);
     CONSTANT(O_EXCL);
     CONSTANT(O_TRUNC);
+    CONSTANT(O_APPEND);
     CONSTANT(O_CLOEXEC);
     CONSTANT(O_NONBLOCK);
     CONSTANT(O_NOFOLLOW);
@@ -494,6 +510,7 @@ static void errors(void)
     CONSTANT(ENAMETOOLONG);
     CONSTANT(ENOSYS);
     CONSTANT(ELOOP);
+    CONSTANT(EBADMSG);
     CONSTANT(EOVERFLOW);
     CONSTANT(ENOTSOCK);
     CONSTANT(EMSGSIZE);
@@ -512,6 +529,20 @@ static void errors(void)
     CONSTANT(EHWPOISON);
 }
 
+static void processes(void)
+{
+    CONSTANT(POSIX_SPAWN_SETSIGDEF);
+    CONSTANT(POSIX_SPAWN_SETSIGMASK);
+    CONSTANT(SIGKILL);
+    CONSTANT(P_PIDFD);
+    CONSTANT(SIGTERM);
+    CONSTANT(WNOHANG);
+    CONSTANT(WEXITED);
+    CONSTANT(CLD_EXITED);
+    CONSTANT(SYS_pidfd_send_signal);
+    CONSTANT(SYS_pidfd_open);
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -521,6 +552,7 @@ int main(void)
     sockets();
     events();
     files();
+    processes();
     errors();
     return 0;
 }

@@ -6,15 +6,18 @@ namespace GuestMemory.Core.Tests;
 internal sealed class RawPeer : IDisposable
 {
     private readonly SafeDescriptor _socket = UnixSocket.Create(nonBlocking: false);
-    private readonly SafeDescriptor _uffd = Userfaultfd.Create(Userfaultfd.UFFD_FEATURE_EVENT_REMOVE);
+    private readonly SafeDescriptor _uffd;
 
-    public RawPeer(string path, GuestRegionMmap? region = null)
+    public RawPeer(string path, GuestRegionMmap? region = null, ulong features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE, ulong mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING, bool connect = true)
     {
-        Assert.Equal(0, UnixSocket.TryConnect(_socket, path));
+        _uffd = Userfaultfd.Create(features);
+        if (connect) Connect(path);
         if (region is null) return;
         using var lease = region.GetMapping().Lease();
-        Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING));
+        Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, mode));
     }
+
+    public void Connect(string path) => Assert.Equal(0, UnixSocket.TryConnect(_socket, path));
 
     public void Send(IReadOnlyList<GuestRegionUffdMapping> mappings) => Send(UffdMappingList.ToJson(mappings), 1);
 

@@ -11,6 +11,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 {
     private const string MemorySet = "Memory";
     private const string LogSet = "Log";
+    private const string HandlerSet = "Handler";
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
@@ -34,8 +35,14 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     [Number]
     public ulong Size { get; set; }
 
+    /// <summary>Page-fault handlers that track what their VMs write.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = HandlerSet)]
+    [ValidateNotNull]
+    public UffdHandler[] Handler { get; set; } = [];
+
     /// <summary>Takes the marks: the pages are clean afterwards.</summary>
-    [Parameter]
+    [Parameter(ParameterSetName = MemorySet)]
+    [Parameter(ParameterSetName = LogSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>
@@ -46,13 +53,20 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     protected override void ProcessRecord()
     {
         if (ParameterSetName == MemorySet) base.ProcessRecord();
-        else Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
+        else if (ParameterSetName == LogSet) Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
     }
 
     /// <inheritdoc/>
     protected override void EndProcessing()
     {
         if (ParameterSetName == MemorySet) base.EndProcessing();
+        foreach (var handler in Handler)
+        {
+            Attempt(() =>
+            {
+                foreach (var bitmap in handler.GetDirtyBitmaps()) Write(bitmap);
+            }, handler);
+        }
     }
 
     /// <inheritdoc/>

@@ -42,14 +42,17 @@ public sealed class ExportGuestMemoryCommand : MemoryCmdlet
         if (_written)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "More than one address space came through the pipeline; each needs a file of its own. Export them one by one.");
         if (Digest && Format != ImageFormat.Raw)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Digest is of a whole image; a {Format} holds only a part of one.");
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Digest is of a raw image, not of a {Format} one.");
         var path = ResolvePath(Path);
         if (!ShouldProcess(path, $"Export {Formatting.Size(memory.Size)} of guest memory as {Format}")) return;
         _written = true;
         var progress = new ProgressBar(this, $"Exporting guest memory to {path}", memory.Size);
-        var info = Format == ImageFormat.Raw
-            ? RawImage.WriteFull(memory, path, Force, Digest, progress.Report, StopToken)
-            : RawImage.WriteDirty(memory, path, Force, KeepDirty, progress.Report, StopToken);
+        var info = Format switch
+        {
+            ImageFormat.Raw => RawImage.WriteFull(memory, path, Force, Digest, progress.Report, StopToken),
+            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, progress.Report, StopToken),
+            _ => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress.Report, StopToken),
+        };
         progress.Complete();
         if (PassThru) WriteObject(info);
     }

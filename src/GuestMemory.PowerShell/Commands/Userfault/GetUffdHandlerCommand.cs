@@ -4,9 +4,9 @@ using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Get-UffdHandler: the handlers of this shell, with live figures.</summary>
+/// <summary>Get-UffdHandler: the handlers of this user, with live figures.</summary>
 [Cmdlet(VerbsCommon.Get, "UffdHandler", DefaultParameterSetName = "Socket")]
-[OutputType(typeof(UffdHandler))]
+[OutputType(typeof(UffdHandler), typeof(UffdFigures), typeof(string))]
 public sealed class GetUffdHandlerCommand : GuestMemoryCmdlet
 {
     /// <summary>Socket paths, with wildcards.</summary>
@@ -21,15 +21,33 @@ public sealed class GetUffdHandlerCommand : GuestMemoryCmdlet
     [ArgumentCompleter(typeof(HandlerIdCompleter))]
     public int[] Id { get; set; } = [];
 
+    /// <summary>Emits everything that was counted, as it is now.</summary>
+    [Parameter]
+    public SwitchParameter Figures { get; set; }
+
+    /// <summary>Emits the figures as a line of JSON for each handler.</summary>
+    [Parameter]
+    public SwitchParameter AsJson { get; set; }
+
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
-        if (SocketPath.Length == 0 && Id.Length == 0) WriteObject(Session.Handlers, enumerateCollection: true);
-        foreach (var path in SocketPath) Attempt(() => WriteObject(HandlerLookup.BySocket(path, ResolvePath), enumerateCollection: true), path);
+        if (SocketPath.Length == 0 && Id.Length == 0) Write(Session.Handlers);
+        foreach (var path in SocketPath) Attempt(() => Write(HandlerLookup.BySocket(path, ResolvePath)), path);
         foreach (var id in Id)
         {
-            Attempt(() => WriteObject(Session.Handlers.FirstOrDefault(handler => handler.Id == id)
-                ?? throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"There is no handler {id} in this shell. 'Get-UffdHandler' lists them.")), id);
+            Attempt(() => Write([Session.Handlers.FirstOrDefault(handler => handler.Id == id)
+                ?? throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"There is no handler {id} of this user. 'Get-UffdHandler' lists them.")]), id);
+        }
+    }
+
+    private void Write(IEnumerable<UffdHandler> handlers)
+    {
+        foreach (var handler in handlers)
+        {
+            if (AsJson) WriteObject(UffdFiguresText.ToJson(handler.GetFigures()));
+            else if (Figures) WriteObject(handler.GetFigures());
+            else WriteObject(handler);
         }
     }
 }

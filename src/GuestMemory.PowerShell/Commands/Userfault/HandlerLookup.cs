@@ -10,11 +10,12 @@ internal static class HandlerLookup
     public static UffdHandler[] BySocket(string path, Func<string, string> resolve)
     {
         var resolved = resolve(path);
-        UffdHandler[] found = [.. Session.Handlers.Where(handler => handler.SocketPath == resolved)];
+        UffdHandler[] all = [.. Session.Handlers];
+        UffdHandler[] found = [.. all.Where(handler => handler.SocketPath == resolved)];
         if (found.Length > 0) return found;
         if (!WildcardPattern.ContainsWildcardCharacters(path))
-            throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"No handler of this shell listens at {resolved}. 'Get-UffdHandler' lists them; a number is given with -Id.");
+            throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"No handler of this user listens at {resolved}. 'Get-UffdHandler' lists them; a number is given with -Id.");
         var pattern = WildcardPattern.Get(path, WildcardOptions.None);
-        return [.. Session.Handlers.Where(handler => pattern.IsMatch(handler.SocketPath))];
+        return [.. all.Where(handler => pattern.IsMatch(handler.SocketPath))];
     }
 }

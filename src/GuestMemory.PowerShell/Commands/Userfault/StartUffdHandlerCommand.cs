@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -22,24 +23,69 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>How faults are answered.</summary>
     [Parameter]
-    public UffdStrategy Strategy { get; set; } = UffdStrategy.OnDemand;
+    public UffdStrategy Strategy { get; set; }
+
+    /// <summary>The bytes of the block that a fault brings in with -Strategy Window.</summary>
+    [Parameter]
+    [Number]
+    public ulong WindowSize { get; set; } = 64 << 10;
+
+    /// <summary>Sparse files with the changes of later snapshots, the oldest first.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string[] Layer { get; set; } = [];
+
+    /// <summary>Writes which pages are touched first to this file.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? RecordPath { get; set; }
+
+    /// <summary>Brings the pages of such a file in first.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? ReplayPath { get; set; }
+
+    /// <summary>What follows where a page cannot be read.</summary>
+    [Parameter]
+    public UffdOnError OnError { get; set; }
+
+    /// <summary>Tracks what VMs write; Get-DirtyBitmap -Handler gives it.</summary>
+    [Parameter]
+    public SwitchParameter TrackDirty { get; set; }
+
+    /// <summary>How many VMMs may be connected at once.</summary>
+    [Parameter]
+    [ValidateRange(1, int.MaxValue)]
+    public int MaxConnections { get; set; } = int.MaxValue;
+
+    /// <summary>Serves metrics at this port of 127.0.0.1; 0 for any that is free.</summary>
+    [Parameter]
+    [ValidateRange(0, 65535)]
+    public int MetricsPort { get; set; }
+
+    /// <summary>Serves metrics at this Unix socket.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? MetricsPath { get; set; }
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 
-    /// <summary>Runs the handler inside this shell.</summary>
+    /// <summary>Runs the handler inside this shell, with which it ends.</summary>
     [Parameter]
-    public SwitchParameter InProcess { get; set; } = true;
+    public SwitchParameter InProcess { get; set; }
 
-    /// <summary>Waits until the handler ends; Ctrl+C stops it.</summary>
+    /// <summary>Waits until all memory has come or the handler ends; with -InProcess until it ends, and Ctrl+C stops it.</summary>
     [Parameter]
     public SwitchParameter Wait { get; set; }
 
     /// <summary>Listens also where everyone may replace the socket.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
+
+    private static TimeSpan Pause => TimeSpan.FromMilliseconds(250);
 
     /// <inheritdoc/>
     protected override void ProcessRecord() => Attempt(Start, SocketPath);
@@ -50,17 +96,46 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         {
             SocketPath = ResolvePath(SocketPath),
             MemoryPath = ResolvePath(MemoryPath),
-            Strategy = Strategy,
+            // Only on demand is every first touch a fault.
+            Strategy = RecordPath is not null && !MyInvocation.BoundParameters.ContainsKey(nameof(Strategy)) ? UffdStrategy.OnDemand : Strategy,
+            WindowSize = WindowSize,
+            LayerPaths = [.. Layer.Select(ResolvePath)],
+            RecordPath = RecordPath is null ? null : ResolvePath(RecordPath),
+            ReplayPath = ReplayPath is null ? null : ResolvePath(ReplayPath),
+            OnError = OnError,
+            TrackDirty = TrackDirty,
+            MaxConnections = MaxConnections,
+            MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
+            MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
             AllowUser = AllowUser,
             Force = Force,
         };
-        if (!InProcess)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "The handler runs inside the shell only; leave -InProcess:$false out.");
         if (!ShouldProcess(options.SocketPath, $"Serve page faults from {options.MemoryPath}")) return;
-        var handler = UffdHandler.Start(options);
-        Session.Add(handler);
-        if (Wait) Follow(handler);
-        else WriteObject(handler);
+        if (!InProcess)
+        {
+            var handler = UffdHandler.StartProcess(options, StopToken);
+            if (Wait) FollowRestore(handler);
+            WriteObject(handler);
+            return;
+        }
+
+        var own = UffdHandler.Start(options);
+        Session.Add(own);
+        if (Wait) Follow(own);
+        else WriteObject(own);
+    }
+
+    /// <summary>Until there is nothing left to bring in. The handler goes on, also after Ctrl+C.</summary>
+    private void FollowRestore(UffdHandler handler)
+    {
+        while (!handler.Wait(Pause, StopToken))
+        {
+            var figures = handler.GetFigures();
+            Show(handler, figures);
+            if (figures.IsRestored) return;
+        }
+
+        ThrowIfFailed(handler);
     }
 
     private void Follow(UffdHandler handler)
@@ -73,11 +148,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         });
         try
         {
-            while (!handler.Wait(TimeSpan.FromMilliseconds(250), StopToken))
-            {
-                WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
-                    $"{handler.ConnectionCount} VMs, {handler.FaultCount} faults, {Formatting.Size((ulong)handler.ByteCount)}, p50 {Formatting.Time(handler.LatencyP50)}, p99 {Formatting.Time(handler.LatencyP99)}"));
-            }
+            while (!handler.Wait(Pause, StopToken)) Show(handler, handler.GetFigures());
         }
         finally
         {
@@ -85,8 +156,19 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             Session.Remove(handler);
         }
 
+        ThrowIfFailed(handler);
+        WriteObject(handler);
+    }
+
+    private void Show(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
+        $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)figures.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
+    {
+        PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,
+    });
+
+    private static void ThrowIfFailed(UffdHandler handler)
+    {
         if (handler.State == UffdHandlerState.Failed)
             throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler.SocketPath} ended: {handler.Error}");
-        WriteObject(handler);
     }
 }

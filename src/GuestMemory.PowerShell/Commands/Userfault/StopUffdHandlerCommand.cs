@@ -28,7 +28,7 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
-        foreach (var handler in Handler) Stop(handler);
+        foreach (var handler in Handler) Attempt(() => Stop(handler), handler);
         foreach (var path in SocketPath)
         {
             Attempt(() =>

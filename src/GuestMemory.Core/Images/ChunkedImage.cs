@@ -1,0 +1,181 @@
+using System.Buffers.Binary;
+using System.IO.Compression;
+using System.Numerics;
+using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Memory images in chunks that are compressed independently, so that any page can be read without what stands before it. All
+/// numbers are little-endian. A header of 32 bytes: "GMCHUNK1", the length of the memory (8), the bytes of a chunk (4), zeros. The
+/// chunks, in any order. The index: for each chunk its offset in the file (8), its stored bytes (4) and their CRC-32C (4). A footer
+/// of 32 bytes: the index's offset (8), the number of chunks (4), the index's CRC-32C (4), the length again (8), "GMCHEND1". A chunk
+/// of no stored bytes is all zeros, one with all its bytes is stored as it is, any other is Brotli.
+/// </summary>
+public static class ChunkedImage
+{
+    /// <summary>The bytes of a chunk.</summary>
+    public const int ChunkSize = 64 << 10;
+
+    internal const int EndSize = 32;
+    internal const int EntrySize = 16;
+
+    private const int Quality = 2;
+    private const int Window = 18;
+    private const int MaxChunkSize = 16 << 20;
+
+    private static ReadOnlySpan<byte> Magic => "GMCHUNK1"u8;
+
+    private static ReadOnlySpan<byte> EndMagic => "GMCHEND1"u8;
+
+    /// <summary>Writes the whole memory; the file is made beside its place and renamed when it is complete.</summary>
+    /// <param name="memory">The memory.</param>
+    /// <param name="path">The file to make.</param>
+    /// <param name="overwrite">Whether a file that is there may be replaced.</param>
+    /// <param name="progress">Told the bytes of memory done.</param>
+    /// <param name="cancellation">Ends the export; what was written is removed.</param>
+    /// <exception cref="GuestMemoryException">FileExists; PageNotAccessible.</exception>
+    public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, Action<ulong>? progress = null, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        var (bytes, pages) = RawImage.WriteBeside(path, 0, overwrite, file =>
+        {
+            var writer = new Writer(file, memory.Size);
+            ulong before = 0;
+            foreach (var region in memory.Regions)
+            {
+                RawImage.Copy(memory, region.GuestAddress, region.Size, (at, buffer) =>
+                {
+                    writer.Append(buffer);
+                    progress?.Invoke(before + (at - region.GuestAddress) + (ulong)buffer.Length);
+                }, cancellation);
+                before += region.Size;
+            }
+
+            return writer.Finish();
+        }, cancellation);
+        return new ImageInfo(path, ImageFormat.Chunked, memory.Size, bytes, pages, null);
+    }
+
+    /// <summary>Whether a file begins as such an image does.</summary>
+    internal static bool IsOne(string path)
+    {
+        try
+        {
+            using var file = File.OpenHandle(path);
+            Span<byte> begin = stackalloc byte[8];
+            return RandomAccess.Read(file, begin, 0) == 8 && begin.SequenceEqual(Magic);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return false;
+        }
+    }
+
+    /// <summary>Reads and checks header, footer and index; nothing of them is believed before.</summary>
+    /// <exception cref="GuestMemoryException">InvalidImage.</exception>
+    internal static (ulong Length, int ChunkSize, byte[] Index) ReadIndex(SafeFileHandle file, string path)
+    {
+        var size = RandomAccess.GetLength(file);
+        if (size < 2 * EndSize) throw Invalid(path, "it is too short");
+        Span<byte> header = stackalloc byte[EndSize];
+        Span<byte> footer = stackalloc byte[EndSize];
+        if (RandomAccess.Read(file, header, 0) != EndSize || RandomAccess.Read(file, footer, size - EndSize) != EndSize) throw Invalid(path, "it changes");
+        if (!header[..8].SequenceEqual(Magic) || !footer[24..].SequenceEqual(EndMagic)) throw Invalid(path, "its end is missing; the export may not have been completed");
+        var length = BinaryPrimitives.ReadUInt64LittleEndian(header[8..]);
+        var chunk = BinaryPrimitives.ReadUInt32LittleEndian(header[16..]);
+        if (BinaryPrimitives.ReadUInt64LittleEndian(footer[16..]) != length) throw Invalid(path, "its beginning and its end contradict each other");
+        if (chunk < HostPage.Size || chunk > MaxChunkSize || !BitOperations.IsPow2(chunk)) throw Invalid(path, $"its chunks cannot have {chunk} bytes");
+        var indexOffset = BinaryPrimitives.ReadUInt64LittleEndian(footer);
+        var count = BinaryPrimitives.ReadUInt32LittleEndian(footer[8..]);
+        if (length == 0 || (length - 1) / chunk + 1 != count) throw Invalid(path, $"{count} chunks of {chunk} bytes are not {length} bytes");
+        var indexSize = (ulong)count * EntrySize;
+        if (indexSize > int.MaxValue || indexOffset < EndSize || indexOffset > (ulong)size || (ulong)size - indexOffset != indexSize + EndSize) throw Invalid(path, "its index is not where it must be");
+        var index = GC.AllocateUninitializedArray<byte>((int)indexSize);
+        if (RandomAccess.Read(file, index, (long)indexOffset) != index.Length) throw Invalid(path, "it changes");
+        if (Crc(index) != BinaryPrimitives.ReadUInt32LittleEndian(footer[12..])) throw Invalid(path, "its index is damaged");
+        for (var i = 0; i < index.Length; i += EntrySize)
+        {
+            var at = BinaryPrimitives.ReadUInt64LittleEndian(index.AsSpan(i));
+            var stored = BinaryPrimitives.ReadUInt32LittleEndian(index.AsSpan(i + 8));
+            if (stored > chunk || (stored > 0 && (at < EndSize || at > indexOffset || stored > indexOffset - at))) throw Invalid(path, $"chunk {i / EntrySize} is not where it could be");
+        }
+
+        return (length, (int)chunk, index);
+    }
+
+    internal static uint Crc(ReadOnlySpan<byte> data)
+    {
+        var crc = uint.MaxValue;
+        foreach (var word in MemoryMarshal.Cast<byte, ulong>(data)) crc = BitOperations.Crc32C(crc, word);
+        foreach (var value in data[(data.Length & ~7)..]) crc = BitOperations.Crc32C(crc, value);
+        return ~crc;
+    }
+
+    private static GuestMemoryException Invalid(string path, string why) =>
+        new(GuestMemoryError.InvalidImage, $"{path} is not a whole image of chunks: {why}.");
+
+    /// <summary>Cuts what comes into chunks and writes them.</summary>
+    private sealed class Writer(SafeFileHandle file, ulong length)
+    {
+        private readonly byte[] _chunk = new byte[ChunkSize];
+        private readonly byte[] _packed = new byte[ChunkSize - 1];
+        private readonly byte[] _index = new byte[checked((int)((length + ChunkSize - 1) / ChunkSize * EntrySize))];
+        private int _filled;
+        private int _chunks;
+        private long _at = EndSize;
+        private long _pages;
+
+        public void Append(ReadOnlySpan<byte> data)
+        {
+            while (!data.IsEmpty)
+            {
+                var part = Math.Min(data.Length, ChunkSize - _filled);
+                data[..part].CopyTo(_chunk.AsSpan(_filled));
+                data = data[part..];
+                _filled += part;
+                if (_filled == ChunkSize) Flush();
+            }
+        }
+
+        public (ulong Bytes, long Pages) Finish()
+        {
+            if (_filled > 0) Flush();
+            Span<byte> header = stackalloc byte[EndSize];
+            header.Clear();
+            Magic.CopyTo(header);
+            BinaryPrimitives.WriteUInt64LittleEndian(header[8..], length);
+            BinaryPrimitives.WriteUInt32LittleEndian(header[16..], ChunkSize);
+            RandomAccess.Write(file, header, 0);
+            Span<byte> footer = stackalloc byte[EndSize];
+            BinaryPrimitives.WriteUInt64LittleEndian(footer, (ulong)_at);
+            BinaryPrimitives.WriteUInt32LittleEndian(footer[8..], (uint)_chunks);
+            BinaryPrimitives.WriteUInt32LittleEndian(footer[12..], Crc(_index));
+            BinaryPrimitives.WriteUInt64LittleEndian(footer[16..], length);
+            EndMagic.CopyTo(footer[24..]);
+            RandomAccess.Write(file, _index, _at);
+            RandomAccess.Write(file, footer, _at + _index.Length);
+            return ((ulong)(_at + _index.Length + EndSize), _pages);
+        }
+
+        private void Flush()
+        {
+            var chunk = _chunk.AsSpan(0, _filled);
+            ReadOnlySpan<byte> stored = [];
+            if (chunk.ContainsAnyExcept((byte)0))
+            {
+                stored = BrotliEncoder.TryCompress(chunk, _packed.AsSpan(0, _filled - 1), out var packed, Quality, Window) ? _packed.AsSpan(0, packed) : chunk;
+                _pages += (_filled + (int)HostPage.Size - 1) / (int)HostPage.Size;
+            }
+
+            var entry = _index.AsSpan(_chunks++ * EntrySize, EntrySize);
+            BinaryPrimitives.WriteUInt64LittleEndian(entry, stored.IsEmpty ? 0 : (ulong)_at);
+            BinaryPrimitives.WriteUInt32LittleEndian(entry[8..], (uint)stored.Length);
+            BinaryPrimitives.WriteUInt32LittleEndian(entry[12..], stored.IsEmpty ? 0 : Crc(stored));
+            RandomAccess.Write(file, stored, _at);
+            _at += stored.Length;
+            _filled = 0;
+        }
+    }
+}

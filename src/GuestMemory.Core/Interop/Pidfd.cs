@@ -1,0 +1,77 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Interop;
+
+/// <summary>Processes that cannot be mistaken for another once their number is used again (<c>pidfd_open(2)</c>).</summary>
+internal static unsafe partial class Pidfd
+{
+    public const int SIGKILL = 9;
+    public const int SIGTERM = 15;
+    public const int SO_PEERPIDFD = 77;
+
+    public const int P_PIDFD = 3;
+    public const int WNOHANG = 1;
+    public const int WEXITED = 4;
+    public const int CLD_EXITED = 1;
+
+    // The same numbers on every architecture: they are younger than the common table.
+    public const int SYS_pidfd_send_signal = 424;
+    public const int SYS_pidfd_open = 434;
+
+    /// <summary>A descriptor of a process, close-on-exec, that becomes readable when the process has ended; null with the error number.</summary>
+    public static SafeDescriptor? TryOpen(int process, out int error)
+    {
+        var number = (int)syscall(SYS_pidfd_open, process, 0, 0, 0);
+        error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
+        return number < 0 ? null : new SafeDescriptor(number);
+    }
+
+    /// <summary>
+    /// The process that connected a Unix socket. Kernels before 6.5 know only its number: it must then still belong to the user
+    /// who connected.
+    /// </summary>
+    public static SafeDescriptor? TryOfPeer(SafeDescriptor socket, UCred peer, out int error)
+    {
+        using var lease = new DescriptorLease(socket);
+        int number;
+        uint length = sizeof(int);
+        error = getsockopt(lease.Number, UnixSocket.SOL_SOCKET, SO_PEERPIDFD, &number, &length) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        if (error == 0) return new SafeDescriptor(number);
+        var descriptor = TryOpen(peer.pid, out error);
+        if (descriptor is null) return null;
+        error = FileStatus.TryGet($"/proc/{peer.pid}", out var status);
+        if (error == 0 && status.stx_uid != peer.uid) error = Errno.ESRCH;
+        if (error == 0) return descriptor;
+        descriptor.Dispose();
+        return null;
+    }
+
+    /// <summary>Ends the process; 0 or the error number.</summary>
+    public static int TryKill(SafeDescriptor process) => TrySignal(process, SIGKILL);
+
+    /// <summary>Sends a signal; 0 or the error number.</summary>
+    public static int TrySignal(SafeDescriptor process, int signal)
+    {
+        using var lease = new DescriptorLease(process);
+        return syscall(SYS_pidfd_send_signal, lease.Number, signal, 0, 0) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Takes the end of a child, so that it is no zombie: how it ended, or null while it runs.</summary>
+    public static string? TryReap(SafeDescriptor process)
+    {
+        using var lease = new DescriptorLease(process);
+        var information = stackalloc int[32];   // siginfo_t: 128 bytes; signo, errno, code, (padding), pid, uid, status
+        new Span<int>(information, 32).Clear();
+        if (waitid(P_PIDFD, (uint)lease.Number, information, WEXITED | WNOHANG) != 0 || information[0] == 0) return null;
+        return information[2] == CLD_EXITED ? $"exit code {information[6]}" : $"signal {information[6]}";
+    }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int getsockopt(int sockfd, int level, int optname, void* optval, uint* optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint syscall(nint number, nint first, nint second, nint third, nint fourth);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int waitid(int idtype, uint id, void* infop, int options);
+}

@@ -1,0 +1,89 @@
+using System.Buffers.Binary;
+using System.IO.Compression;
+using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Core;
+
+/// <summary>An image of compressed chunks. Every thread keeps the chunk that it unpacked last.</summary>
+internal sealed unsafe class ChunkedSource : PageSource
+{
+    private readonly SafeFileHandle _file;
+    private readonly byte[] _index;
+    private readonly int _chunkSize;
+
+    private ChunkedSource(SafeFileHandle file, string path)
+    {
+        _file = file;
+        Name = path;
+        (Length, _chunkSize, _index) = ChunkedImage.ReadIndex(file, path);
+    }
+
+    public override string Name { get; }
+
+    public override ulong Length { get; }
+
+    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable, InvalidImage.</exception>
+    public static ChunkedSource Open(string path)
+    {
+        var file = ImageFile.Open(path);
+        try
+        {
+            return new ChunkedSource(file, path);
+        }
+        catch
+        {
+            file.Dispose();
+            throw;
+        }
+    }
+
+    public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
+    {
+        run = default;
+        var number = (long)(offset / (ulong)_chunkSize);
+        var inside = offset % (ulong)_chunkSize;
+        var entry = _index.AsSpan((int)number * ChunkedImage.EntrySize, ChunkedImage.EntrySize);
+        var stored = (int)BinaryPrimitives.ReadUInt32LittleEndian(entry[8..]);
+        length = Math.Min(length, (ulong)_chunkSize - inside);
+        if (stored == 0)
+        {
+            run = new PageRunData(null, length);
+            return 0;
+        }
+
+        var chunk = scratch.Chunk((nuint)_chunkSize);
+        if (scratch.ChunkNumber != number)
+        {
+            scratch.ChunkNumber = -1;
+            var error = Unpack(entry, stored, (int)Math.Min((ulong)_chunkSize, Length - ((ulong)number * (ulong)_chunkSize)), chunk, scratch);
+            if (error != 0) return error;
+            scratch.ChunkNumber = number;
+        }
+
+        run = new PageRunData(chunk + inside, length);
+        return 0;
+    }
+
+    public override void Dispose() => _file.Dispose();
+
+    private int Unpack(ReadOnlySpan<byte> entry, int stored, int size, byte* chunk, PageScratch scratch)
+    {
+        var target = new Span<byte>(chunk, size);
+        var packed = stored == size ? target : new Span<byte>(scratch.Packed((nuint)_chunkSize), stored);
+        try
+        {
+            if (RandomAccess.Read(_file, packed, (long)BinaryPrimitives.ReadUInt64LittleEndian(entry)) != stored) return Errno.EIO;
+        }
+        catch (IOException)
+        {
+            return Errno.EIO;
+        }
+
+        if (ChunkedImage.Crc(packed) != BinaryPrimitives.ReadUInt32LittleEndian(entry[12..])) return Errno.EBADMSG;
+        if (stored != size && (!BrotliDecoder.TryDecompress(packed, target, out var written) || written != size)) return Errno.EBADMSG;
+        // What a page has behind the end of the image is zero.
+        new Span<byte>(chunk + size, _chunkSize - size).Clear();
+        return 0;
+    }
+}

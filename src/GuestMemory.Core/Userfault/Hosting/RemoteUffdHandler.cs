@@ -1,0 +1,176 @@
+using System.Collections.Concurrent;
+using System.Diagnostics;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>A handler in a process of its own, seen through its control socket. Its figures are asked for when they are read.</summary>
+internal sealed class RemoteUffdHandler : UffdHandler
+{
+    // The properties of one row of a table are of one moment.
+    private static readonly TimeSpan Fresh = TimeSpan.FromMilliseconds(20);
+    private static readonly ConcurrentDictionary<string, RemoteUffdHandler> s_known = new(StringComparer.Ordinal);
+
+    private readonly string _controlPath;
+    private readonly UffdControlClient _client;
+    private readonly Lock _lock = new();
+    private UffdStatus _status;
+    private long _askedAt;
+
+    private RemoteUffdHandler(string controlPath, UffdControlClient client, UffdStatus status)
+    {
+        _controlPath = controlPath;
+        _client = client;
+        _status = status;
+        _askedAt = Stopwatch.GetTimestamp();
+    }
+
+    public override int Id => ProcessId;
+
+    public override string SocketPath => _status.SocketPath;
+
+    public override string MemoryPath => _status.MemoryPath;
+
+    public override UffdStrategy Strategy => _status.Strategy;
+
+    public override int ProcessId => _status.ProcessId;
+
+    public override UffdHandlerState State => Current.State;
+
+    public override int WorkerProcessId => Current.WorkerProcessId;
+
+    public override int WorkerCount => Current.WorkerCount;
+
+    public override int ConnectionCount => Current.ConnectionCount;
+
+    public override int TotalConnectionCount => Current.TotalConnectionCount;
+
+    public override int AbandonedCount => Current.AbandonedCount;
+
+    public override long FaultCount => GetFigures().FaultCount;
+
+    public override long ByteCount => GetFigures().ByteCount;
+
+    public override TimeSpan LatencyP50 => GetFigures().LatencyP50;
+
+    public override TimeSpan LatencyP99 => GetFigures().LatencyP99;
+
+    public override TimeSpan LatencyMax => GetFigures().LatencyMax;
+
+    public override int? MetricsPort => Current.MetricsPort;
+
+    public override string? Error => Current.Error;
+
+    private UffdStatus Current
+    {
+        get
+        {
+            lock (_lock)
+            {
+                if (!_client.IsOver && Stopwatch.GetElapsedTime(_askedAt) < Fresh) return _status;
+                try
+                {
+                    var answer = _client.Ask(UffdControlRequest.Status, CancellationToken.None);
+                    _status = answer ?? LastWords();
+                }
+                catch (GuestMemoryException exception)
+                {
+                    _status = _status with { Error = exception.Message };
+                }
+
+                _askedAt = Stopwatch.GetTimestamp();
+                return _status;
+            }
+        }
+    }
+
+    public static UffdHandler Start(UffdHandlerOptions options, CancellationToken cancellation)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        var path = UffdHostProcess.Start(options, cancellation);
+        return Connect(path) ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"The handler ended right after its start; its log is {UffdRuntimeFolder.LogOf(path)}.");
+    }
+
+    public static new IReadOnlyList<UffdHandler> FindAll()
+    {
+        foreach (var (path, handler) in s_known)
+        {
+            if (handler._client.WaitForEnd(0)) s_known.TryRemove(path, out _);
+        }
+
+        return [.. UffdRuntimeFolder.Sockets().Select(TryConnect).OfType<RemoteUffdHandler>().OrderBy(handler => handler.Id)];
+    }
+
+    public override UffdFigures GetFigures() => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
+
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps() => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
+        $"The handler at {SocketPath} runs in a process of its own, which does not give its dirty bitmaps away. Start it with -InProcess to ask for them.");
+
+    public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default)
+    {
+        var started = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            var left = timeout == Timeout.InfiniteTimeSpan ? int.MaxValue : (timeout - Stopwatch.GetElapsedTime(started)).TotalMilliseconds;
+            if (_client.WaitForEnd((int)Math.Clamp(left, 0, int.MaxValue))) return true;
+            if (left <= 0) return false;
+            cancellation.ThrowIfCancellationRequested();
+        }
+    }
+
+    public override void Stop()
+    {
+        _ = _client.Ask(UffdControlRequest.Stop, CancellationToken.None);
+        s_known.TryRemove(_controlPath, out _);
+    }
+
+    private protected override void Dispose(bool disposing)
+    {
+        if (!disposing) return;
+        s_known.TryRemove(_controlPath, out _);
+        _client.Dispose();
+    }
+
+    private static RemoteUffdHandler? TryConnect(string path)
+    {
+        try
+        {
+            return Connect(path);
+        }
+        catch (GuestMemoryException)
+        {
+            // A process that does not answer cannot be shown; it may do so the next time.
+            return null;
+        }
+    }
+
+    /// <summary>The handler behind a control socket; null where there is none, and then the socket is taken away.</summary>
+    private static RemoteUffdHandler? Connect(string path)
+    {
+        if (s_known.TryGetValue(path, out var known) && !known._client.WaitForEnd(0)) return known;
+        var client = UffdControlClient.TryConnect(path, out var error);
+        if (client is null)
+        {
+            if (error == Errno.ECONNREFUSED) File.Delete(path);
+            return null;
+        }
+
+        UffdStatus? status = null;
+        try
+        {
+            status = client.Ask(UffdControlRequest.Status, CancellationToken.None);
+            return status is null ? null : s_known[path] = new RemoteUffdHandler(path, client, status);
+        }
+        finally
+        {
+            if (status is null) client.Dispose();
+        }
+    }
+
+    private UffdStatus LastWords() => _client.Ended ?? (_status.State is UffdHandlerState.Stopped or UffdHandlerState.Failed ? _status : _status with
+    {
+        State = UffdHandlerState.Failed,
+        ConnectionCount = 0,
+        Error = $"The handler's process {_status.ProcessId} is gone; its log is {UffdRuntimeFolder.LogOf(_controlPath)}. Its worker {_status.WorkerProcessId} serves on, as long as it lives, until its VMs have ended.",
+    });
+}

@@ -1,0 +1,74 @@
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using System.Text.Json.Serialization;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The options of a handler as the command line of its process: --socket-path PATH, --allow-user fc, --force. Each property of
+/// <see cref="UffdHandlerOptions"/> is one, by its name.
+/// </summary>
+internal static class UffdArguments
+{
+    /// <summary>The command line that says the same.</summary>
+    public static IEnumerable<string> From(UffdHandlerOptions options)
+    {
+        foreach (var (name, value) in JsonSerializer.SerializeToNode(options, UffdOptionsJson.Default.UffdHandlerOptions)!.AsObject())
+        {
+            foreach (var item in value is JsonArray array ? [.. array] : new[] { value })
+            {
+                if (item is null || item.GetValueKind() == JsonValueKind.False) continue;
+                yield return "--" + name;
+                if (item.GetValueKind() != JsonValueKind.True) yield return item.ToString();
+            }
+        }
+    }
+
+    /// <summary>Reads a command line.</summary>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: an unknown, repeated, missing or wrong argument.</exception>
+    public static UffdHandlerOptions Parse(IReadOnlyList<string> arguments)
+    {
+        // What is not given keeps its default, which the reader of JSON knows nothing of.
+        var values = JsonSerializer.SerializeToNode(new UffdHandlerOptions { SocketPath = "", MemoryPath = "" }, UffdOptionsJson.Default.UffdHandlerOptions)!.AsObject();
+        foreach (var property in UffdOptionsJson.Default.UffdHandlerOptions.Properties.Where(property => property.IsRequired)) values.Remove(property.Name);
+        var given = new HashSet<string>(StringComparer.Ordinal);
+        for (var i = 0; i < arguments.Count; i++)
+        {
+            if (!arguments[i].StartsWith("--", StringComparison.Ordinal)) throw Wrong($"'{arguments[i]}' stands where an option (--name) must be");
+            var name = arguments[i][2..];
+            var property = UffdOptionsJson.Default.UffdHandlerOptions.Properties.FirstOrDefault(property => property.Name == name) ?? throw Wrong($"there is no option --{name}");
+            if (property.PropertyType == typeof(bool))
+            {
+                values[name] = true;
+                continue;
+            }
+
+            if (++i == arguments.Count) throw Wrong($"--{name} needs a value");
+            var isList = property.PropertyType != typeof(string) && typeof(System.Collections.IEnumerable).IsAssignableFrom(property.PropertyType);
+            if (!given.Add(name))
+            {
+                if (!isList) throw Wrong($"--{name} is given twice");
+                values[name]!.AsArray().Add((JsonNode)arguments[i]);
+            }
+            else
+            {
+                values[name] = isList ? new JsonArray(arguments[i]) : arguments[i];
+            }
+        }
+
+        try
+        {
+            return values.Deserialize(UffdOptionsJson.Default.UffdHandlerOptions)!;
+        }
+        catch (JsonException exception)
+        {
+            throw Wrong(exception.Message.Replace("JSON deserialization for type 'GuestMemory.Core.UffdHandlerOptions' was ", "", StringComparison.Ordinal));
+        }
+    }
+
+    private static GuestMemoryException Wrong(string what) => new(GuestMemoryError.ValueNotSupported, $"Wrong arguments: {what}.");
+}
+
+[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.KebabCaseLower, UseStringEnumConverter = true, NumberHandling = JsonNumberHandling.AllowReadingFromString, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+[JsonSerializable(typeof(UffdHandlerOptions))]
+internal sealed partial class UffdOptionsJson : JsonSerializerContext;

@@ -1,0 +1,115 @@
+using System.Diagnostics;
+using System.Text.Json;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>Starts the program that runs a handler in a process of its own.</summary>
+internal static class UffdHostProcess
+{
+    private const string Name = "GuestMemory.UffdHost";
+    private const int MaxErrorText = 2000;
+
+    /// <summary>The variable that, at 0, keeps .NET from making a socket in /tmp for debuggers.</summary>
+    public const string NoDiagnosticSocket = "DOTNET_EnableDiagnostics_IPC";
+
+    /// <summary>Starts it and waits until the handler listens; returns the path of its control socket.</summary>
+    /// <exception cref="GuestMemoryException">What the handler says; HandlerStartFailed where it says nothing.</exception>
+    public static string Start(UffdHandlerOptions options, CancellationToken cancellation)
+    {
+        cancellation.ThrowIfCancellationRequested();
+        var start = Command();
+        start.ArgumentList.Add("--detach");
+        foreach (var argument in UffdArguments.From(options)) start.ArgumentList.Add(argument);
+        start.RedirectStandardInput = start.RedirectStandardOutput = start.RedirectStandardError = true;
+        start.WorkingDirectory = "/";
+        start.Environment[NoDiagnosticSocket] = "0";
+        using var process = Launch(start);
+        process.StandardInput.Close();
+        var errors = process.StandardError.ReadToEndAsync(CancellationToken.None);
+        string? line;
+        try
+        {
+            line = process.StandardOutput.ReadLineAsync(cancellation).AsTask().GetAwaiter().GetResult();
+            // The process goes on; only one that has failed ends and lets its error text come to an end.
+            cancellation.ThrowIfCancellationRequested();
+        }
+        catch (OperationCanceledException)
+        {
+            // It takes away what it has made; nobody waits for that.
+            using var started = Pidfd.TryOpen(process.Id, out _);
+            if (started is not null) _ = Pidfd.TrySignal(started, Pidfd.SIGTERM);
+            throw;
+        }
+
+        return Read(line) ?? throw Failed(start, errors.Result);
+    }
+
+    private static string? Read(string? line)
+    {
+        if (line is null) return null;
+        UffdControlReply? reply;
+        try
+        {
+            reply = JsonSerializer.Deserialize(line, UffdControlJson.Default.UffdControlReply);
+        }
+        catch (JsonException)
+        {
+            return null;
+        }
+
+        return reply?.ErrorId is null
+            ? reply?.ControlPath
+            : throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.HandlerStartFailed, reply.Message ?? "");
+    }
+
+    private static Process Launch(ProcessStartInfo start)
+    {
+        try
+        {
+            return Process.Start(start)!;
+        }
+        catch (System.ComponentModel.Win32Exception exception)
+        {
+            throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
+                $"The handler's program could not be started: {exception.Message} ({start.FileName}). -InProcess runs the handler in this shell.", exception);
+        }
+    }
+
+    private static GuestMemoryException Failed(ProcessStartInfo start, string errors)
+    {
+        errors = errors.Trim();
+        if (errors.Length > MaxErrorText) errors = errors[..MaxErrorText];
+        return new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
+            $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " It said: " + errors : "")}");
+    }
+
+    /// <summary>The program as it was published, or the library of a build with the dotnet of this host.</summary>
+    private static ProcessStartInfo Command()
+    {
+#pragma warning disable IL3000 // Empty in a single file, where the base directory is right.
+        var here = Path.GetDirectoryName(typeof(UffdHostProcess).Assembly.Location);
+#pragma warning restore IL3000
+        string[] folders = [Path.Combine(here ?? "", "uffdhost"), Path.Combine(AppContext.BaseDirectory, "uffdhost"), AppContext.BaseDirectory];
+        foreach (var folder in folders)
+        {
+            var program = Path.Combine(folder, Name);
+            if (File.Exists(program)) return new ProcessStartInfo(program);
+            if (File.Exists(program + ".dll")) return new ProcessStartInfo(Dotnet(), [program + ".dll"]);
+        }
+
+        throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
+            $"The handler's program {Name} is not in {folders[0]}; the module is not complete. -InProcess runs the handler in this shell.");
+    }
+
+    private static string Dotnet()
+    {
+        string?[] candidates =
+        [
+            Path.GetFileName(Environment.ProcessPath) == "dotnet" ? Environment.ProcessPath : null,
+            Environment.GetEnvironmentVariable("DOTNET_HOST_PATH"),
+            Environment.GetEnvironmentVariable("DOTNET_ROOT") is { Length: > 0 } root ? Path.Combine(root, "dotnet") : null,
+        ];
+        return Array.Find(candidates, File.Exists) ?? "dotnet";
+    }
+}

@@ -1,0 +1,69 @@
+using System.Text.Json;
+using System.Text.Json.Serialization;
+
+namespace GuestMemory.Core;
+
+/// <summary>What a handler in a process of its own says about itself: the properties of <see cref="UffdHandler"/> at one moment.</summary>
+internal sealed record UffdStatus
+{
+    public int ProcessId { get; init; }
+
+    public int WorkerProcessId { get; init; }
+
+    /// <summary>How many workers were started: one, and one for each that died.</summary>
+    public int WorkerCount { get; init; }
+
+    public string SocketPath { get; init; } = "";
+
+    public string MemoryPath { get; init; } = "";
+
+    public UffdStrategy Strategy { get; init; }
+
+    public UffdHandlerState State { get; init; }
+
+    public int ConnectionCount { get; init; }
+
+    public int TotalConnectionCount { get; init; }
+
+    public int AbandonedCount { get; init; }
+
+    public int? MetricsPort { get; init; }
+
+    public UffdFigures? Figures { get; init; }
+
+    public string? Error { get; init; }
+}
+
+/// <summary>One line to the control socket. Requests are status and stop; whoever waits for the end just reads on.</summary>
+internal sealed record UffdControlRequest
+{
+    public const string Status = "status";
+    public const string Stop = "stop";
+    public const string Wait = "wait";
+
+    [JsonRequired]
+    public string Request { get; init; } = "";
+}
+
+/// <summary>One line from the control socket.</summary>
+internal sealed record UffdControlReply
+{
+    /// <summary>The handler as it is now.</summary>
+    public UffdStatus? Handler { get; init; }
+
+    /// <summary>The handler has ended; these are its last figures, and nothing comes after them.</summary>
+    public bool Ended { get; init; }
+
+    /// <summary>Why it could not be done or the handler did not start: the name of a <see cref="GuestMemoryError"/>.</summary>
+    public string? ErrorId { get; init; }
+
+    public string? Message { get; init; }
+
+    /// <summary>Where the handler is controlled, in the answer to its start.</summary>
+    public string? ControlPath { get; init; }
+}
+
+[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, UseStringEnumConverter = true, IgnoreReadOnlyProperties = true)]
+[JsonSerializable(typeof(UffdControlRequest))]
+[JsonSerializable(typeof(UffdControlReply))]
+internal sealed partial class UffdControlJson : JsonSerializerContext;

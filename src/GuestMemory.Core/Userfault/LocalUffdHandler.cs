@@ -1,0 +1,163 @@
+namespace GuestMemory.Core;
+
+/// <summary>A page-fault handler on threads of this process.</summary>
+internal sealed class LocalUffdHandler : UffdHandler
+{
+    private static int s_lastId;
+
+    private readonly UffdServer _server;
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
+    private readonly Thread _thread;
+    private readonly ManualResetEventSlim _ended = new();
+    private volatile UffdHandlerState _end;
+    private MetricsEndpoint? _metrics;
+    private volatile string? _failure;
+
+    private LocalUffdHandler(UffdHandlerOptions options, UffdServer server, PageSource source, UffdPolicy policy)
+    {
+        _server = server;
+        Id = Interlocked.Increment(ref s_lastId);
+        SocketPath = options.SocketPath;
+        _source = source;
+        _policy = policy;
+        MemoryPath = source.Name;
+        Strategy = options.Strategy;
+        _thread = new Thread(Run) { IsBackground = true, Name = $"uffd-handler-{Id}" };
+        _thread.Start();
+    }
+
+    public override int Id { get; }
+
+    public override string SocketPath { get; }
+
+    public override string MemoryPath { get; }
+
+    public override UffdStrategy Strategy { get; }
+
+    public override UffdHandlerState State => _end != UffdHandlerState.Listening ? _end : ConnectionCount > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening;
+
+    public override int ProcessId { get; } = Environment.ProcessId;
+
+    public override int WorkerProcessId { get; } = Environment.ProcessId;
+
+    public override int WorkerCount => 0;
+
+    public override int ConnectionCount => _server.ConnectionCount;
+
+    public override int TotalConnectionCount => _server.AcceptedCount;
+
+    public override int AbandonedCount => _server.AbandonedCount;
+
+    public override long FaultCount => _server.Counters().Faults;
+
+    public override long ByteCount => _server.Counters().Bytes;
+
+    public override TimeSpan LatencyP50 => _server.Latency().Percentile(0.5);
+
+    public override TimeSpan LatencyP99 => _server.Latency().Percentile(0.99);
+
+    public override TimeSpan LatencyMax => _server.Latency().Max;
+
+    public override int? MetricsPort => _metrics?.Port;
+
+    public override UffdFigures GetFigures() => _server.Figures() with { Error = Error };
+
+    public override string? Error => _failure ?? _server.Error;
+
+    public static new UffdHandler Start(UffdHandlerOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        return Start(options, ImageFile.OpenSource(options.MemoryPath, options.LayerPaths));
+    }
+
+    public static new UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        return Start(options, new MemorySource(memory));
+    }
+
+    public static new UffdHandler Start(UffdHandlerOptions options, PageSource source)
+    {
+        UffdListener? listener = null;
+        UffdPolicy? policy = null;
+        try
+        {
+            policy = UffdPolicy.From(options, source);
+            UffdRehearsal.Run(policy, source);
+            listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
+            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source, policy);
+            handler.OfferMetrics(options);
+            return handler;
+        }
+        catch
+        {
+            listener?.Dispose();
+            policy?.Dispose();
+            source.Dispose();
+            throw;
+        }
+    }
+
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    {
+        if (!_policy.TrackDirty) throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"The handler at {SocketPath} does not track what VMs write. Start it with -TrackDirty.");
+        return _server.DirtyBitmaps();
+    }
+
+    public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);
+
+    public override void Stop()
+    {
+        _server.Stop();
+        _thread.Join();
+        _metrics?.Dispose();
+    }
+
+    private protected override void Dispose(bool disposing)
+    {
+        if (!disposing) return;
+        Stop();
+        _ended.Dispose();
+    }
+
+    private void OfferMetrics(UffdHandlerOptions options)
+    {
+        try
+        {
+            if (options.MetricsPort is { } port) _metrics = MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, Text);
+            else if (options.MetricsPath is { } path) _metrics = MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, Text);
+        }
+        catch
+        {
+            Stop();
+            throw;
+        }
+
+        string Text() => UffdFiguresText.ToOpenMetrics(SocketPath, GetFigures());
+    }
+
+    private void Run()
+    {
+        var end = UffdHandlerState.Stopped;
+        try
+        {
+            _server.Run();
+        }
+#pragma warning disable CA1031 // A background thread must not end the process; what happened stands in State and Error.
+        catch (Exception exception)
+        {
+            _failure = exception.Message;
+            end = UffdHandlerState.Failed;
+        }
+#pragma warning restore CA1031
+        finally
+        {
+            _server.Dispose();
+            _policy.Dispose();
+            _source.Dispose();
+            _end = end;
+            _ended.Set();
+        }
+    }
+}

@@ -1,0 +1,132 @@
+using System.Net;
+using System.Net.Sockets;
+using System.Text;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Answers <c>GET /metrics</c> on a loopback port or a Unix socket, one connection after the other, each within two seconds. Nobody
+/// else's HTTP server is needed for so little, and none comes with the runtime that PowerShell carries.
+/// </summary>
+public sealed class MetricsEndpoint : IDisposable
+{
+    private const int MaxRequest = 8192;
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(2);
+
+    private readonly Func<string> _metrics;
+    private readonly string _type;
+    private readonly Socket _listener;
+    private readonly Thread _thread;
+    private readonly string? _path;
+    private volatile bool _disposed;
+
+    private MetricsEndpoint(Socket listener, string? path, string type, Func<string> metrics)
+    {
+        _listener = listener;
+        _path = path;
+        _type = type;
+        _metrics = metrics;
+        _thread = new Thread(Run) { IsBackground = true, Name = "uffd-metrics" };
+        _thread.Start();
+    }
+
+    /// <summary>The port; null on a Unix socket.</summary>
+    public int? Port => (_listener.LocalEndPoint as IPEndPoint)?.Port;
+
+    /// <summary>Listens at 127.0.0.1.</summary>
+    /// <param name="port">The port; 0 for one that is free.</param>
+    /// <param name="type">The media type of the answer.</param>
+    /// <param name="metrics">Gives the answer; called on a thread of this object.</param>
+    /// <exception cref="GuestMemoryException">PortInUse.</exception>
+    public static MetricsEndpoint OnPort(int port, string type, Func<string> metrics) =>
+        Open(new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp), new IPEndPoint(IPAddress.Loopback, port), null, type, metrics);
+
+    /// <summary>Listens at a Unix socket, for this user alone.</summary>
+    /// <param name="path">The path; nothing may be there.</param>
+    /// <param name="type">The media type of the answer.</param>
+    /// <param name="metrics">Gives the answer; called on a thread of this object.</param>
+    /// <exception cref="GuestMemoryException">SocketInUse; SocketPathTooLong.</exception>
+    public static MetricsEndpoint AtPath(string path, string type, Func<string> metrics)
+    {
+        Interop.UnixSocket.CheckPath(path);
+        return Open(new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified), new UnixDomainSocketEndPoint(path), path, type, metrics);
+    }
+
+    /// <summary>Closes the socket; an answer that is under way ends first.</summary>
+    public void Dispose()
+    {
+        if (_disposed) return;
+        _disposed = true;
+        _listener.Dispose();
+        _thread.Join();
+        if (_path is not null) File.Delete(_path);
+    }
+
+    private static MetricsEndpoint Open(Socket listener, EndPoint place, string? path, string type, Func<string> metrics)
+    {
+        try
+        {
+            listener.Bind(place);
+            if (path is not null) _ = Interop.FileStatus.TryChangeMode(path, 0b110_000_000);
+            listener.Listen(16);
+            return new MetricsEndpoint(listener, path, type, metrics);
+        }
+        catch (SocketException exception)
+        {
+            listener.Dispose();
+            throw new GuestMemoryException(path is null ? GuestMemoryError.PortInUse : GuestMemoryError.SocketInUse,
+                $"Metrics cannot be served at {path ?? place.ToString()}: {exception.Message}. Give another place.", exception);
+        }
+    }
+
+    private void Run()
+    {
+        while (!_disposed)
+        {
+            try
+            {
+                using var client = _listener.Accept();
+                client.ReceiveTimeout = client.SendTimeout = (int)s_patience.TotalMilliseconds;
+                Answer(client);
+            }
+            catch (SocketException)
+            {
+                // Closed here, or there; who asks too slowly is dropped.
+                if (!_disposed) Thread.Yield();
+            }
+            catch (ObjectDisposedException)
+            {
+                return;
+            }
+        }
+    }
+
+    private void Answer(Socket client)
+    {
+        var request = new byte[MaxRequest];
+        var length = 0;
+        var started = System.Diagnostics.Stopwatch.StartNew();
+        while (request.AsSpan(0, length).IndexOf("\r\n\r\n"u8) < 0)
+        {
+            if (length == request.Length || started.Elapsed > s_patience) return;
+            var received = client.Receive(request.AsSpan(length));
+            if (received == 0) return;
+            length += received;
+        }
+
+        var isGet = request.AsSpan().StartsWith("GET "u8);
+        var isMetrics = isGet && (request.AsSpan(4).StartsWith("/metrics "u8) || request.AsSpan(4).StartsWith("/metrics?"u8));
+        var body = isMetrics ? _metrics() : isGet ? "There is only /metrics here.\n" : "Only GET is answered.\n";
+        var status = isMetrics ? "200 OK" : isGet ? "404 Not Found" : "405 Method Not Allowed";
+        var bytes = Encoding.UTF8.GetBytes(body);
+        var head = $"HTTP/1.1 {status}\r\nContent-Type: {(isMetrics ? _type : "text/plain")}\r\nContent-Length: {bytes.Length}\r\nConnection: close\r\n\r\n";
+        Send(client, Encoding.ASCII.GetBytes(head));
+        Send(client, bytes);
+        client.Shutdown(SocketShutdown.Send);
+    }
+
+    private static void Send(Socket client, ReadOnlySpan<byte> bytes)
+    {
+        while (!bytes.IsEmpty) bytes = bytes[client.Send(bytes)..];
+    }
+}

@@ -1,0 +1,33 @@
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Where a handler's pages come from. Any thread may ask, each with a scratch of its own. Asking costs one virtual call for each
+/// ioctl, which is nothing beside it.
+/// </summary>
+internal abstract unsafe class PageSource : IDisposable
+{
+    /// <summary>What it is, for people: a path.</summary>
+    public abstract string Name { get; }
+
+    /// <summary>The bytes there are, holes included.</summary>
+    public abstract ulong Length { get; }
+
+    /// <summary>
+    /// Where the bytes from an offset on are, as many as lie together, at most <paramref name="length"/>. Offsets and lengths are
+    /// multiples of the host's page size and lie inside. The kernel copies from there, so that the address may be one that cannot
+    /// be read: that is an error (EFAULT) of the copy.
+    /// </summary>
+    /// <param name="offset">The first byte.</param>
+    /// <param name="length">How many at most.</param>
+    /// <param name="scratch">The calling thread's; what is found may lie in it until the next call.</param>
+    /// <param name="run">Where they are, and how many.</param>
+    /// <returns>0 or an error number.</returns>
+    public abstract int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run);
+
+    /// <summary>Brings bytes near that will soon be asked for, where that takes time; called before, and never instead of, <see cref="Locate"/>.</summary>
+    public virtual void Prepare(ulong offset, ulong length)
+    {
+    }
+
+    public abstract void Dispose();
+}

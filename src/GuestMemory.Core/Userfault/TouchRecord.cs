@@ -1,0 +1,90 @@
+using System.Buffers.Binary;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The file that holds which pages of an image a run touched, in the order of the first touches. A header of 32 bytes: "GMTOUCH1",
+/// the length of the image, the bytes a page has, 0, the number of pages (8, 8, 4, 4 and 8 bytes); then the number of each page, 4
+/// bytes. All of it little-endian.
+/// </summary>
+internal static class TouchRecord
+{
+    private const int HeaderSize = 32;
+
+    private static ReadOnlySpan<byte> Magic => "GMTOUCH1"u8;
+
+    /// <summary>Writes a record beside its place and renames it when it is complete.</summary>
+    public static void Save(string path, ulong imageLength, ReadOnlySpan<uint> pages)
+    {
+        var beside = $"{path}.{Environment.ProcessId}.part";
+        try
+        {
+            using (var file = File.Create(beside))
+            {
+                Span<byte> header = stackalloc byte[HeaderSize];
+                header.Clear();
+                Magic.CopyTo(header);
+                BinaryPrimitives.WriteUInt64LittleEndian(header[8..], imageLength);
+                BinaryPrimitives.WriteUInt32LittleEndian(header[16..], (uint)HostPage.Size);
+                BinaryPrimitives.WriteUInt64LittleEndian(header[24..], (ulong)pages.Length);
+                file.Write(header);
+                var bytes = new byte[sizeof(uint) * 4096];
+                for (; !pages.IsEmpty; pages = pages[Math.Min(4096, pages.Length)..])
+                {
+                    var count = Math.Min(4096, pages.Length);
+                    for (var i = 0; i < count; i++) BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)), pages[i]);
+                    file.Write(bytes, 0, count * sizeof(uint));
+                }
+            }
+
+            File.Move(beside, path, overwrite: true);
+        }
+        catch
+        {
+            File.Delete(beside);
+            throw;
+        }
+    }
+
+    /// <summary>Reads a record and checks that it is of this image: every page lies inside and stands there once.</summary>
+    /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
+    public static uint[] Load(string path, ulong imageLength)
+    {
+        byte[] bytes;
+        try
+        {
+            bytes = File.ReadAllBytes(path);
+        }
+        catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.RecordNotFound, $"There is no record at {path}. Make one with 'Start-UffdHandler -Strategy OnDemand -RecordPath'.", exception);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw Invalid(path, exception.Message);
+        }
+
+        if (bytes.Length < HeaderSize || !bytes.AsSpan(0, Magic.Length).SequenceEqual(Magic)) throw Invalid(path, "it does not begin as a record of touches does");
+        var length = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan(8));
+        var pageSize = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(16));
+        var count = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan(24));
+        if (length != imageLength) throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
+        if (pageSize != HostPage.Size) throw Invalid(path, $"its pages have {pageSize} bytes, and this host's {HostPage.Size}");
+        if (count != (ulong)(bytes.Length - HeaderSize) / sizeof(uint) || bytes.Length % sizeof(uint) != 0) throw Invalid(path, $"it says {count} pages and is {bytes.Length} bytes long");
+        var all = (imageLength + HostPage.Size - 1) / HostPage.Size;
+        var seen = new AtomicBitmap(all, 1);
+        var pages = new uint[(int)count];
+        for (var i = 0; i < pages.Length; i++)
+        {
+            pages[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(HeaderSize + (i * sizeof(uint))));
+            if (pages[i] >= all) throw Invalid(path, $"page {pages[i]} lies behind the image's end");
+            if (seen.IsBitSet(pages[i])) throw Invalid(path, $"page {pages[i]} stands in it twice");
+            seen.SetBit(pages[i]);
+        }
+
+        return pages;
+    }
+
+    private static GuestMemoryException Invalid(string path, string why) =>
+        new(GuestMemoryError.InvalidRecord, $"{path} cannot be replayed: {why}.");
+}

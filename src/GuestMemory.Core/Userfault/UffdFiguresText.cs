@@ -1,0 +1,108 @@
+using System.Buffers;
+using System.Globalization;
+using System.Text;
+using System.Text.Json;
+
+namespace GuestMemory.Core;
+
+/// <summary>Figures as text: a line of JSON, and what Prometheus and its kin read.</summary>
+public static class UffdFiguresText
+{
+    /// <summary>The media type of <see cref="ToOpenMetrics"/>.</summary>
+    public const string OpenMetricsType = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// <summary>One line of JSON, without its end. Times are microseconds, except where the name says seconds.</summary>
+    public static string ToJson(UffdFigures figures)
+    {
+        ArgumentNullException.ThrowIfNull(figures);
+        var buffer = new ArrayBufferWriter<byte>(1024);
+        using (var json = new Utf8JsonWriter(buffer)) Write(json, figures);
+        return Encoding.UTF8.GetString(buffer.WrittenSpan);
+    }
+
+    /// <summary>OpenMetrics text: totals of the handler, then how much of each VM's memory has come.</summary>
+    /// <param name="socketPath">Where the handler listens; the label of every sample.</param>
+    /// <param name="figures">The figures of all its VMs.</param>
+    public static string ToOpenMetrics(string socketPath, UffdFigures figures)
+    {
+        ArgumentNullException.ThrowIfNull(socketPath);
+        ArgumentNullException.ThrowIfNull(figures);
+        var text = new StringBuilder(4096);
+        var handler = $"socket=\"{Escape(socketPath)}\"";
+        Head(text, "faults", "counter", "Page faults that were answered.");
+        foreach (var (outcome, count) in Outcomes(figures)) Sample(text, "faults_total", $"{handler},outcome=\"{outcome}\"", count);
+        Head(text, "deferred", "counter", "Page faults that had to wait.");
+        Sample(text, "deferred_total", handler, figures.DeferredCount);
+        Head(text, "bytes", "counter", "Bytes that were brought in.");
+        foreach (var (path, count) in Paths(figures)) Sample(text, "bytes_total", $"{handler},path=\"{path}\"", count);
+        Head(text, "removes", "counter", "Removals that VMs reported.");
+        Sample(text, "removes_total", handler, figures.RemoveCount);
+        Head(text, "source_errors", "counter", "Times that the source could not be read.");
+        Sample(text, "source_errors_total", handler, figures.SourceErrorCount);
+        Head(text, "vms", "gauge", "VMs that are served.");
+        Sample(text, "vms", handler, figures.Vms.Count);
+        Head(text, "queue_depth", "gauge", "Page faults that are read and not answered.");
+        Sample(text, "queue_depth", handler, figures.QueueDepth);
+        text.Append("# TYPE guestmemory_uffd_latency_seconds summary\n# UNIT guestmemory_uffd_latency_seconds seconds\n# HELP guestmemory_uffd_latency_seconds From reading a fault to its answer.\n");
+        foreach (var (quantile, time) in Quantiles(figures)) Sample(text, "latency_seconds", $"{handler},quantile=\"{quantile}\"", time.TotalSeconds);
+        Sample(text, "latency_seconds_count", handler, figures.FaultCount);
+        Head(text, "present_ratio", "gauge", "How much of a VM's memory has come.");
+        foreach (var vm in figures.Vms) Sample(text, "present_ratio", $"{handler},pid=\"{vm.ProcessId.ToString(CultureInfo.InvariantCulture)}\"", vm.PercentPresent / 100);
+        return text.Append("# EOF\n").ToString();
+    }
+
+    private static void Write(Utf8JsonWriter json, UffdFigures figures)
+    {
+        json.WriteStartObject();
+        json.WriteNumber("process_id", figures.ProcessId);
+        json.WriteStartObject("faults");
+        foreach (var (outcome, count) in Outcomes(figures)) json.WriteNumber(outcome, count);
+        json.WriteNumber("all", figures.FaultCount);
+        json.WriteEndObject();
+        json.WriteNumber("deferred", figures.DeferredCount);
+        json.WriteNumber("removes", figures.RemoveCount);
+        json.WriteNumber("source_errors", figures.SourceErrorCount);
+        json.WriteNumber("queue_depth", figures.QueueDepth);
+        json.WriteStartObject("bytes");
+        foreach (var (path, count) in Paths(figures)) json.WriteNumber(path, count);
+        json.WriteEndObject();
+        json.WriteNumber("pages", figures.PageCount);
+        json.WriteNumber("pages_present", figures.PresentPageCount);
+        json.WriteNumber("pages_removed", figures.RemovedPageCount);
+        json.WriteNumber("percent_present", Math.Round(figures.PercentPresent, 3));
+        json.WriteStartObject("latency_us");
+        foreach (var (quantile, time) in Quantiles(figures)) json.WriteNumber(quantile, time.TotalMicroseconds);
+        json.WriteEndObject();
+        if (figures.TimeToFirstPage is { } first) json.WriteNumber("time_to_first_page_us", first.TotalMicroseconds);
+        if (figures.Error is not null) json.WriteString("error", figures.Error);
+        if (figures.Vms.Count > 0)
+        {
+            json.WriteStartArray("vms");
+            foreach (var vm in figures.Vms) Write(json, vm);
+            json.WriteEndArray();
+        }
+
+        json.WriteEndObject();
+    }
+
+    private static (string Outcome, long Count)[] Outcomes(UffdFigures figures) =>
+    [
+        ("copied", figures.CopiedCount), ("zero", figures.ZeroCount), ("present", figures.PresentCount), ("continued", figures.ContinuedCount),
+        ("write_protected", figures.WriteProtectedCount), ("poisoned", figures.PoisonedCount), ("failed", figures.FailedCount),
+    ];
+
+    private static (string Path, long Count)[] Paths(UffdFigures figures) =>
+        [("fault", figures.FaultByteCount), ("window", figures.WindowByteCount), ("fill", figures.FillByteCount), ("fill_zero", figures.FillZeroByteCount)];
+
+    private static (string Quantile, TimeSpan Time)[] Quantiles(UffdFigures figures) =>
+        [("0.5", figures.LatencyP50), ("0.9", figures.LatencyP90), ("0.99", figures.LatencyP99), ("0.999", figures.LatencyP999), ("1", figures.LatencyMax)];
+
+    private static void Head(StringBuilder text, string name, string type, string help) =>
+        text.Append(CultureInfo.InvariantCulture, $"# TYPE guestmemory_uffd_{name} {type}\n# HELP guestmemory_uffd_{name} {help}\n");
+
+    private static void Sample(StringBuilder text, string name, string labels, double value) =>
+        text.Append(CultureInfo.InvariantCulture, $"guestmemory_uffd_{name}{{{labels}}} {value:R}\n");
+
+    private static string Escape(string value) =>
+        value.Replace("\\", "\\\\", StringComparison.Ordinal).Replace("\"", "\\\"", StringComparison.Ordinal).Replace("\n", "\\n", StringComparison.Ordinal);
+}

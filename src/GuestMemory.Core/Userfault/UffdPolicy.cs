@@ -1,0 +1,54 @@
+namespace GuestMemory.Core;
+
+/// <summary>How the VMs of a handler are served; the same for all of them.</summary>
+internal sealed class UffdPolicy : IDisposable
+{
+    public UffdStrategy Strategy { get; init; } = UffdStrategy.OnDemand;
+
+    /// <summary>The bytes of the aligned block that a fault brings in; 0 for the page alone.</summary>
+    public ulong Window { get; init; }
+
+    public UffdOnError OnError { get; init; }
+
+    public int MaxConnections { get; init; } = int.MaxValue;
+
+    /// <summary>Whether it is tracked what VMs write.</summary>
+    public bool TrackDirty { get; init; }
+
+    /// <summary>Notes the touches; null where nobody asked.</summary>
+    public UffdRecorder? Recorder { get; init; }
+
+    /// <summary>What comes first; null where nothing does.</summary>
+    public UffdReplay? Replay { get; init; }
+
+    /// <summary>Whether everything is brought in.</summary>
+    public bool FillsAll => Strategy is UffdStrategy.Background or UffdStrategy.FaultAll;
+
+    public void Dispose() => Recorder?.Dispose();
+
+    /// <summary>How the options say that VMs are served.</summary>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: they contradict each other; or what is wrong with a record.</exception>
+    public static UffdPolicy From(UffdHandlerOptions options, PageSource source)
+    {
+        if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
+            throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
+        if (options.RecordPath is not null && options.Strategy != UffdStrategy.OnDemand)
+            throw Refuse($"Only on demand is every first touch a fault that can be recorded; the strategy is {options.Strategy}.");
+        if (options.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
+            throw Refuse("A replay needs a record: the file that a handler with -RecordPath has written.");
+        if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
+            throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
+        return new UffdPolicy
+        {
+            Strategy = options.Strategy,
+            Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
+            OnError = options.OnError,
+            TrackDirty = options.TrackDirty,
+            MaxConnections = options.MaxConnections,
+            Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
+            Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),
+        };
+    }
+
+    private static GuestMemoryException Refuse(string why) => new(GuestMemoryError.ValueNotSupported, why);
+}

@@ -1,0 +1,60 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>Notes which pages of an image are touched, each once, in the order of the first touches. For the handler's thread.</summary>
+internal sealed unsafe class UffdRecorder : IDisposable
+{
+    private readonly SafeMapping _memory;
+    private readonly uint* _pages;
+    private readonly PageBits _seen;
+    private readonly string _path;
+    private readonly ulong _imageLength;
+    private int _count;
+    private int _saved;
+
+    /// <exception cref="GuestMemoryException">InvalidRecord: the place cannot be written to.</exception>
+    public UffdRecorder(string path, ulong imageLength)
+    {
+        _path = path;
+        _imageLength = imageLength;
+        var count = (imageLength + HostPage.Size - 1) / HostPage.Size;
+        if (count > int.MaxValue) throw new GuestMemoryException(GuestMemoryError.InvalidRecord, $"An image of {imageLength} bytes is too large to record the touches of.");
+        // Only what is touched takes memory.
+        var list = HostPage.RoundUp(count * sizeof(uint), HostPage.Size);
+        _memory = Mman.Map((nuint)(list + PageBits.SizeOf(count)), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a record of touches");
+        _pages = (uint*)_memory.Address;
+        _seen = new PageBits((ulong*)(_memory.Address + (nint)list), count);
+        if (TrySave(always: true) is not { } error) return;
+        _memory.Dispose();
+        throw new GuestMemoryException(GuestMemoryError.InvalidRecord, error);
+    }
+
+    public void Touch(ulong offset, ulong length)
+    {
+        for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++)
+        {
+            if (_seen.IsSet(page)) continue;
+            _seen.Set(page);
+            _pages[_count++] = (uint)page;
+        }
+    }
+
+    /// <summary>Writes the file where something has come since; what went wrong, or null.</summary>
+    public string? TrySave(bool always = false)
+    {
+        if (!always && _saved == _count) return null;
+        try
+        {
+            TouchRecord.Save(_path, _imageLength, new ReadOnlySpan<uint>(_pages, _count));
+            _saved = _count;
+            return null;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return $"The record {_path} cannot be written: {exception.Message}";
+        }
+    }
+
+    public void Dispose() => _memory.Dispose();
+}

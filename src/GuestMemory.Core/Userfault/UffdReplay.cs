@@ -1,0 +1,60 @@
+namespace GuestMemory.Core;
+
+/// <summary>
+/// The plan by which a recorded working set is brought in: slices in the order of the first touches, the first of them small so that
+/// a VM can begin, each then much larger than the one before; inside a slice the pages are sorted and joined to runs. Whoever touches
+/// a page of the set before its slice has come waits for the slice: bringing that page alone would only be slower for all.
+/// </summary>
+internal sealed class UffdReplay
+{
+    private const int FirstSlice = 512;
+    private const int Growth = 256;
+
+    private readonly AtomicBitmap _set;
+
+    /// <param name="pages">The pages of the image in the order of their first touches.</param>
+    /// <param name="imageLength">The bytes of the image.</param>
+    public UffdReplay(uint[] pages, ulong imageLength)
+    {
+        _set = new AtomicBitmap((imageLength + HostPage.Size - 1) / HostPage.Size, 1);
+        foreach (var page in pages) _set.SetBit(page);
+        PageCount = pages.Length;
+        var runs = new List<PageRun>();
+        var ends = new List<int>();
+        for (int at = 0, size = FirstSlice; at < pages.Length; at += size, size = checked((int)Math.Min((long)size * Growth, int.MaxValue)))
+        {
+            size = Math.Min(size, pages.Length - at);
+            var slice = pages.AsSpan(at, size).ToArray();
+            Array.Sort(slice);
+            Join(slice, runs);
+            ends.Add(runs.Count);
+        }
+
+        Runs = [.. runs];
+        SliceEnds = [.. ends];
+    }
+
+    public int PageCount { get; }
+
+    /// <summary>The runs, slice by slice.</summary>
+    public PageRun[] Runs { get; }
+
+    /// <summary>Where each slice ends among the runs.</summary>
+    public int[] SliceEnds { get; }
+
+    /// <summary>Whether a page of the image, which has the host's page size, is in the set.</summary>
+    public bool Contains(ulong page) => _set.IsBitSet((long)page);
+
+    private static void Join(uint[] sorted, List<PageRun> runs)
+    {
+        for (var i = 0; i < sorted.Length;)
+        {
+            var first = i;
+            while (++i < sorted.Length && sorted[i] == sorted[i - 1] + 1)
+            {
+            }
+
+            runs.Add(new PageRun(sorted[first], sorted[i - 1] + 1L));
+        }
+    }
+}

@@ -1,0 +1,20 @@
+namespace GuestMemory.Core;
+
+/// <summary>One region of a VM that is served.</summary>
+internal sealed class UffdVmRegion(GuestRegionUffdMapping mapping, ulong firstPage)
+{
+    public readonly ulong Base = mapping.BaseHostVirtAddr;
+    public readonly ulong Size = mapping.Size;
+    public readonly ulong End = mapping.BaseHostVirtAddr + mapping.Size;
+    public readonly ulong Offset = mapping.Offset;
+    public readonly ulong PageSize = mapping.PageSize;
+
+    /// <summary>The number of the region's first page among all the VM's pages, of the host's page size.</summary>
+    public readonly ulong FirstPage = firstPage;
+
+    public ulong PageCount => Size / HostPage.Size;
+
+    public ulong PageOf(ulong address) => FirstPage + ((address - Base) / HostPage.Size);
+
+    public ulong AddressOf(ulong page) => Base + ((page - FirstPage) * HostPage.Size);
+}

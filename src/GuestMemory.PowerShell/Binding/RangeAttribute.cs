@@ -1,0 +1,34 @@
+using System.Collections;
+using System.Management.Automation;
+using GuestMemory.Core;
+
+namespace GuestMemory.PowerShell.Binding;
+
+/// <summary>A parameter that takes ranges of guest addresses: those of Get-DirtyBitmap -AsRange, or text, "0x100000+64KiB".</summary>
+[AttributeUsage(AttributeTargets.Property | AttributeTargets.Field)]
+public sealed class RangeAttribute : ArgumentTransformationAttribute
+{
+    /// <inheritdoc/>
+    public override object Transform(EngineIntrinsics engineIntrinsics, object inputData)
+    {
+        var value = inputData is PSObject wrapped ? wrapped.BaseObject : inputData;
+        return value is IEnumerable many and not string ? many.Cast<object>().Select(One).ToArray() : new[] { One(inputData) };
+    }
+
+    private static AddressRange One(object input)
+    {
+        var value = input is PSObject wrapped ? wrapped.BaseObject : input;
+        if (value is AddressRange range) return range;
+        var parts = (value as string)?.Split('+', 2) ?? [];
+        if (parts.Length != 2) throw new ArgumentTransformationMetadataException($"'{input}' is not a range. Write the guest address and the size: '0x100000+64KiB'.");
+        try
+        {
+            var size = NumberText.Parse(parts[1]);
+            return new AddressRange(NumberText.Parse(parts[0]), size, (long)(size / HostPage.Size));
+        }
+        catch (Exception exception) when (exception is FormatException or OverflowException)
+        {
+            throw new ArgumentTransformationMetadataException(exception.Message, exception);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+using System.Diagnostics;
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>What Wait-UffdHandler waits for.</summary>
+public enum UffdHandlerCondition
+{
+    /// <summary>The handler has ended.</summary>
+    Stopped,
+    /// <summary>A VM is served.</summary>
+    Serving,
+    /// <summary>All memory of every VM that is served has come.</summary>
+    Restored,
+    /// <summary>No VM is served any more, after at least one was.</summary>
+    Idle,
+}
+
+/// <summary>Wait-UffdHandler: waits for the end of handlers, or for something on the way there.</summary>
+[Cmdlet(VerbsLifecycle.Wait, "UffdHandler", DefaultParameterSetName = "Handler")]
+[OutputType(typeof(UffdHandler))]
+public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
+{
+    private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(50);
+
+    /// <summary>The handlers.</summary>
+    [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Handler")]
+    [ValidateNotNull]
+    public UffdHandler[] Handler { get; set; } = [];
+
+    /// <summary>Socket paths, with wildcards.</summary>
+    [Parameter(Mandatory = true, Position = 0, ParameterSetName = "Socket")]
+    [ArgumentCompleter(typeof(HandlerSocketCompleter))]
+    [ValidateNotNullOrEmpty]
+    [SupportsWildcards]
+    public string[] SocketPath { get; set; } = [];
+
+    /// <summary>What is waited for.</summary>
+    [Parameter]
+    public UffdHandlerCondition Until { get; set; }
+
+    /// <summary>How long at most, in seconds; for ever otherwise.</summary>
+    [Parameter]
+    [ValidateRange(0.0, 1e9)]
+    public double Timeout { get; set; } = -1;
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        foreach (var handler in Handler) Attempt(() => Wait(handler), handler);
+        foreach (var path in SocketPath)
+        {
+            Attempt(() =>
+            {
+                foreach (var handler in HandlerLookup.BySocket(path, ResolvePath)) Wait(handler);
+            }, path);
+        }
+    }
+
+    private void Wait(UffdHandler handler)
+    {
+        var started = Stopwatch.StartNew();
+        while (!IsReached(handler))
+        {
+            var left = Timeout < 0 ? s_pause : TimeSpan.FromSeconds(Timeout) - started.Elapsed;
+            if (left <= TimeSpan.Zero)
+                throw new GuestMemoryException(GuestMemoryError.WaitTimeout, $"The handler at {handler.SocketPath} is {handler.State} after {Timeout} s; {Until} was waited for.");
+            if (handler.Wait(left < s_pause ? left : s_pause, StopToken) && !IsReached(handler))
+                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler.SocketPath} has ended ({handler.State}) before {Until} came. {handler.Error}");
+        }
+
+        WriteObject(handler);
+    }
+
+    private bool IsReached(UffdHandler handler)
+    {
+        StopToken.ThrowIfCancellationRequested();
+        return Until switch
+        {
+            UffdHandlerCondition.Serving => handler.State == UffdHandlerState.Serving,
+            UffdHandlerCondition.Restored => handler.GetFigures().IsRestored,
+            UffdHandlerCondition.Idle => handler is { TotalConnectionCount: > 0, ConnectionCount: 0 },
+            _ => handler.State is UffdHandlerState.Stopped or UffdHandlerState.Failed,
+        };
+    }
+}

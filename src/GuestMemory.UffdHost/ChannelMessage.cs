@@ -1,0 +1,65 @@
+using System.Text.Json.Serialization;
+using GuestMemory.Core;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>What a message between supervisor and worker is about.</summary>
+internal enum ChannelMessageType
+{
+    /// <summary>To the worker: what to serve, and how.</summary>
+    Start,
+    /// <summary>To the worker: a VM, with its connection, userfaultfd, state and mapping list.</summary>
+    Vm,
+    /// <summary>To the worker: end.</summary>
+    Stop,
+    /// <summary>From the worker: it can take VMs.</summary>
+    Ready,
+    /// <summary>From the worker: it cannot go on, and neither could another.</summary>
+    Failed,
+    /// <summary>From the worker: it serves the VM.</summary>
+    Taken,
+    /// <summary>From the worker: something went wrong with the VM, which goes on.</summary>
+    Error,
+    /// <summary>From the worker: the VM has ended, or cannot be served.</summary>
+    Gone,
+}
+
+/// <summary>One message between supervisor and worker.</summary>
+internal sealed record ChannelMessage
+{
+    [JsonRequired]
+    public ChannelMessageType Type { get; init; }
+
+    /// <summary>Which VM.</summary>
+    public int Vm { get; init; }
+
+    /// <summary>Whether another worker had the VM before; with <see cref="ChannelMessageType.Start"/>, whether there was another.</summary>
+    public bool IsUsed { get; init; }
+
+    public UffdHandlerOptions? Options { get; init; }
+
+    /// <summary>The bytes of the image.</summary>
+    public ulong ImageLength { get; init; }
+
+    public string? ErrorId { get; init; }
+
+    public string? Message { get; init; }
+}
+
+/// <summary>A VM as the memfd of its list describes it.</summary>
+internal sealed record VmList
+{
+    public int ProcessId { get; init; }
+
+    public uint User { get; init; }
+
+    public uint Group { get; init; }
+
+    [JsonRequired]
+    public IReadOnlyList<GuestRegionUffdMapping> Mappings { get; init; } = [];
+}
+
+[JsonSourceGenerationOptions(MaxDepth = 8, UseStringEnumConverter = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true)]
+[JsonSerializable(typeof(ChannelMessage))]
+[JsonSerializable(typeof(VmList))]
+internal sealed partial class HostJson : JsonSerializerContext;

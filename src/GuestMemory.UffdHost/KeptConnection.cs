@@ -1,0 +1,22 @@
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>A VMM's connection and the VMs that it handed over.</summary>
+internal sealed class KeptConnection(UffdConnection connection, Action<KeptConnection> ready) : IWatched, IDisposable
+{
+    public UffdConnection Connection => connection;
+
+    public SafeDescriptor Socket => connection.Socket;
+
+    public List<KeptVm> Vms { get; } = [];
+
+    public void Ready() => ready(this);
+
+    public void Dispose()
+    {
+        foreach (var vm in Vms) vm.Dispose();
+        connection.Dispose();
+    }
+}

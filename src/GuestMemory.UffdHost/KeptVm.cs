@@ -1,0 +1,111 @@
+using System.Text.Json;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>
+/// What of a VM outlives every worker: its connection, its userfaultfd, its state (see <see cref="UffdVmState"/>) and its mapping
+/// list, each as a descriptor, so that a worker, or systemd, can be given them.
+/// </summary>
+internal sealed class KeptVm : IDisposable
+{
+    private const int MaxListBytes = 4 << 20;
+
+    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list)
+    {
+        Id = id;
+        Socket = socket;
+        Userfaultfd = userfaultfd;
+        StateFile = stateFile;
+        ListFile = listFile;
+        List = list;
+        State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile);
+        State.Lock();
+    }
+
+    public int Id { get; }
+
+    /// <summary>The connection; its owner is who receives on it.</summary>
+    public SafeDescriptor Socket { get; }
+
+    public SafeDescriptor Userfaultfd { get; }
+
+    public SafeDescriptor StateFile { get; }
+
+    public SafeDescriptor ListFile { get; }
+
+    public VmList List { get; }
+
+    public UffdVmState State { get; }
+
+    /// <summary>Whether a worker has had it, so that its state and its waiting faults are to be looked at.</summary>
+    public bool IsUsed { get; set; }
+
+    /// <summary>What went wrong with it last; null where nothing did.</summary>
+    public string? Error { get; set; }
+
+    /// <summary>Whether the present worker was given it.</summary>
+    public bool IsOffered { get; set; }
+
+    /// <summary>A VM that has just handed its memory over; its userfaultfd is taken over.</summary>
+    public static KeptVm Create(int id, SafeDescriptor socket, UCred peer, UffdHandover handover)
+    {
+        var list = new VmList { ProcessId = peer.pid, User = peer.uid, Group = peer.gid, Mappings = handover.Mappings };
+        SafeDescriptor? state = null, file = null;
+        try
+        {
+            state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
+            var json = JsonSerializer.SerializeToUtf8Bytes(list, HostJson.Default.VmList);
+            file = Memfd.CreateSealed("uffd-list", json.Length, 0);
+            using var stream = new SafeFileHandle(file.Number, ownsHandle: false);
+            RandomAccess.Write(stream, json, 0);
+            return new KeptVm(id, socket, handover.Userfaultfd, state, file, list);
+        }
+        catch
+        {
+            state?.Dispose();
+            file?.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A VM out of descriptors that were kept elsewhere. They are taken over only where nothing is wrong with them.</summary>
+    /// <exception cref="GuestMemoryException">They are not what this program once gave away.</exception>
+    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
+    {
+        if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "What was kept as a userfaultfd is none.");
+        return new KeptVm(id, socket, userfaultfd, stateFile, listFile, ReadList(listFile)) { IsUsed = true };
+    }
+
+    /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>
+    /// <exception cref="GuestMemoryException">InvalidMapping.</exception>
+    public static VmList ReadList(SafeDescriptor file)
+    {
+        try
+        {
+            using var handle = new SafeFileHandle(file.Number, ownsHandle: false);
+            var length = RandomAccess.GetLength(handle);
+            if (length is <= 0 or > MaxListBytes) throw new JsonException($"{length} bytes");
+            var json = new byte[length];
+            var read = RandomAccess.Read(handle, json, 0);
+            var list = JsonSerializer.Deserialize(json.AsSpan(0, read), HostJson.Default.VmList) ?? throw new JsonException("null");
+            UffdMappingList.Validate(list.Mappings, ulong.MaxValue);
+            return list;
+        }
+        catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"The mapping list of a VM cannot be read: {exception.Message}", exception);
+        }
+    }
+
+    /// <summary>Lets go of everything but the connection.</summary>
+    public void Dispose()
+    {
+        State.Dispose();
+        Userfaultfd.Dispose();
+        StateFile.Dispose();
+        ListFile.Dispose();
+    }
+}

@@ -1,0 +1,130 @@
+using System.Collections;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>The VMs that are kept, here and, where there is one, with the service manager; and the figures of those that have ended.</summary>
+internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
+{
+    // Figures of more than these do not go over a socket in one piece; then only those of all VMs together are told.
+    private const int MaxVms = 200;
+
+    private readonly List<KeptVm> _vms = [];
+    private readonly Lock _lock = new();
+    private readonly LatencyHistogram _endedLatency = new();
+    private UffdCounters _ended;
+    private int _last;
+    private int _total;
+
+    public int Count => _vms.Count;
+
+    public KeptVm? Find(int id) => _vms.Find(vm => vm.Id == id);
+
+    public int NextId() => ++_last;
+
+    public void Add(KeptVm vm)
+    {
+        lock (_lock) _vms.Add(vm);
+        _total++;
+        _last = Math.Max(_last, vm.Id);
+        if (!systemd.IsThere) return;
+        foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Id, kind), descriptor);
+    }
+
+    /// <summary>A VM has ended.</summary>
+    public unsafe void Remove(KeptVm vm)
+    {
+        lock (_lock)
+        {
+            if (!_vms.Remove(vm)) return;
+            _ended.Add(ref *vm.State.Counters);
+            _ended.QueueDepth = 0;
+            _endedLatency.Add(vm.State.Latency);
+        }
+
+        Forget(vm);
+    }
+
+    /// <summary>The handler ends for good: nobody else is to keep anything.</summary>
+    public void Forget()
+    {
+        foreach (var vm in _vms) Forget(vm);
+    }
+
+    /// <summary>The VMs among the descriptors that came with this process, each with its connection; what is no VM, or half of one, is left.</summary>
+    public List<KeptVm> Restore()
+    {
+        var restored = new List<KeptVm>();
+        foreach (var group in systemd.Descriptors.Where(item => Parse(item.Name) is not null).GroupBy(item => Parse(item.Name)!.Value.Id).ToArray())
+        {
+            var parts = group.GroupBy(item => Parse(item.Name)!.Value.Kind, StringComparer.Ordinal).ToDictionary(kind => kind.Key, kind => kind.First(), StringComparer.Ordinal);
+            try
+            {
+                if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
+                    throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept");
+                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
+                foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
+            }
+            catch (GuestMemoryException exception)
+            {
+                Log.Write($"VM {group.Key} cannot be taken over: {exception.Message}");
+            }
+        }
+
+        return restored;
+    }
+
+    /// <summary>VMs that ever came.</summary>
+    public int Total => _total;
+
+    /// <summary>What was counted, which the states of the VMs know whoever serves them. Safe from any thread.</summary>
+    public unsafe UffdFigures Figures(string? error)
+    {
+        lock (_lock)
+        {
+            var latency = new LatencyHistogram();
+            latency.Add(_endedLatency);
+            var counters = _ended;
+            foreach (var vm in _vms)
+            {
+                latency.Add(vm.State.Latency);
+                counters.Add(ref *vm.State.Counters);
+            }
+
+            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error)).ToArray();
+            return UffdFigures.Of(0, ref counters, latency, (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), error) with
+            {
+                MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
+                Vms = vms.Length <= MaxVms ? vms : [],
+            };
+        }
+    }
+
+    public IEnumerator<KeptVm> GetEnumerator() => _vms.ToList().GetEnumerator();
+
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            foreach (var vm in _vms) vm.Dispose();
+            _vms.Clear();
+        }
+    }
+
+    IEnumerator IEnumerable.GetEnumerator() => GetEnumerator();
+
+    private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm) =>
+        [("socket", vm.Socket), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
+
+    private static string Name(int id, string kind) => $"vm-{id}-{kind}";
+
+    private static (int Id, string Kind)? Parse(string name) =>
+        name.Split('-') is ["vm", var number, var kind] && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id) ? (id, kind) : null;
+
+    private void Forget(KeptVm vm)
+    {
+        if (!systemd.IsThere) return;
+        foreach (var (kind, _) in Parts(vm)) systemd.Remove(Name(vm.Id, kind));
+    }
+}

@@ -1,0 +1,193 @@
+using System.Diagnostics;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>
+/// The process that never touches a page. It listens, receives hand-overs, and keeps of every VM all that another process needs to
+/// serve it; a worker is given the same and answers the faults. When a worker ends, whatever ended it, another takes its place.
+/// There is no moment at which a worker alone has a VM.
+/// </summary>
+internal sealed partial class Supervisor : IDisposable
+{
+    // How many workers in a row may end before they can take VMs.
+    private const int MaxFailedStarts = 10;
+    private const int MaxPause = 250;
+    private const int LastRounds = 16;
+    private const int TellPause = 20;
+    private static readonly TimeSpan Steady = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan StopTimeout = TimeSpan.FromSeconds(3);
+
+    private readonly UffdHandlerOptions _options;
+    private readonly Systemd _systemd;
+    private readonly Epoll _epoll = new();
+    private readonly SafeDescriptor _wake = EventFd.Create();
+    private readonly KeptVms _vms;
+    private readonly List<SafeDescriptor> _unwanted = [];
+    private WorkerProcess? _worker;
+    private Reception? _reception;
+    private ControlServer? _control;
+    private MetricsEndpoint? _metrics;
+    private GuestMemoryException? _failure;
+    private string? _error;
+    private ulong _imageLength;
+    private long _startAt;
+    private int _workers;
+    private int _restless;
+    private int _failedStarts;
+    private int _abandoned;
+    private int _told = -1;
+    private volatile bool _stopping;
+
+    public Supervisor(UffdHandlerOptions options, Systemd systemd)
+    {
+        _options = options;
+        _systemd = systemd;
+        _vms = new KeptVms(systemd);
+        _epoll.Add(_wake, _wake);
+    }
+
+    /// <summary>Starts the first worker, listens, and opens the control socket. When it returns, VMs can connect.</summary>
+    /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
+    public void Start(string controlPath)
+    {
+        StartWorker();
+        while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
+        if (_failure is not null) throw _failure;
+        if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
+        _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
+        _metrics = OpenMetrics();
+        _control = ControlServer.Open(_epoll, controlPath, Status, Stop);
+        foreach (var vm in _vms) Offer(vm);
+        foreach (var (name, descriptor) in _systemd.Descriptors)
+        {
+            Log.Write($"the descriptor '{name}' that came with this process is of no use");
+            descriptor.Dispose();
+        }
+
+        _systemd.Descriptors.Clear();
+        _systemd.Notify("READY=1");
+        Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {controlPath}");
+    }
+
+    /// <summary>Runs until it is stopped or no worker can be had; returns the exit code.</summary>
+    public int Run()
+    {
+        while (!_stopping && _failure is null) Step();
+        _systemd.Notify("STOPPING=1");
+        // What ended at the same time as the handler is no VM that was left alone.
+        for (var i = 0; i < LastRounds && Step(0) > 0; i++)
+        {
+        }
+
+        _abandoned = _vms.Count;
+        var last = Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 };
+        Log.Write(_failure is null ? $"stopped; {_abandoned} VMs were still served" : $"failed: {_failure.Message}");
+        _reception?.Dispose();
+        if (_failure is null) _vms.Forget();
+        EndWorker();
+        _control?.End(last);
+        return _failure is null ? 0 : 1;
+    }
+
+    /// <summary>Ends <see cref="Run"/>; safe from any thread.</summary>
+    public void Stop()
+    {
+        _stopping = true;
+        EventFd.Signal(_wake);
+    }
+
+    public void Dispose()
+    {
+        _reception?.Dispose();
+        EndWorker();
+        _control?.Dispose();
+        _metrics?.Dispose();
+        _vms.Dispose();
+        _epoll.Dispose();
+        _wake.Dispose();
+    }
+
+    private MetricsEndpoint? OpenMetrics()
+    {
+        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, Text);
+        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, Text) : null;
+
+        string Text() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error));
+    }
+
+    private void Step() => Step(Timeout());
+
+    private int Step(int timeout)
+    {
+        Tell();
+        _systemd.Flush();
+        var ready = _epoll.Wait(timeout);
+        for (var i = 0; i < ready; i++)
+        {
+            switch (_epoll.Owner(i))
+            {
+                case IWatched watched:
+                    watched.Ready();
+                    break;
+                case Channel channel:
+                    Hear(channel);
+                    break;
+                case WorkerProcess worker:
+                    Ended(worker);
+                    break;
+                case SafeDescriptor:
+                    EventFd.Clear(_wake);
+                    break;
+            }
+        }
+
+        if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
+        _reception?.LookAtTheClock();
+        return ready;
+    }
+
+    private void Tell()
+    {
+        if (_told == _vms.Count || _reception is null) return;
+        _told = _vms.Count;
+        _systemd.Notify($"STATUS=Serving {_told} VMs at {_reception.Path}");
+    }
+
+    private int Timeout()
+    {
+        var timeout = _reception?.Timeout() ?? -1;
+        if (_systemd.HasPending) timeout = timeout < 0 ? TellPause : Math.Min(timeout, TellPause);
+        if (_startAt == 0) return timeout;
+        var left = (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds));
+        return timeout < 0 ? left : Math.Min(timeout, left);
+    }
+
+    private void Fail(string error)
+    {
+        _error = error;
+        Log.Write(error);
+    }
+
+    private UffdStatus Status()
+    {
+        var error = _failure?.Message ?? _error;
+        return new UffdStatus
+        {
+            ProcessId = Environment.ProcessId,
+            WorkerProcessId = _worker?.ProcessId ?? 0,
+            WorkerCount = _workers,
+            SocketPath = _reception?.Path ?? _options.SocketPath,
+            MemoryPath = _options.MemoryPath,
+            Strategy = _options.Strategy,
+            State = _vms.Count > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening,
+            ConnectionCount = _vms.Count,
+            TotalConnectionCount = _vms.Total,
+            AbandonedCount = _abandoned,
+            MetricsPort = _metrics?.Port,
+            Figures = _vms.Figures(error),
+            Error = error,
+        };
+    }
+}

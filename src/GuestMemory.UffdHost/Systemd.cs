@@ -1,0 +1,84 @@
+using System.Globalization;
+using System.Text;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>
+/// A service manager as sd_notify(3) and sd_listen_fds(3) describe it, where there is one: it hears what the handler does, keeps
+/// its descriptors, and gives them back, and a listening socket, when it starts the handler (again).
+/// </summary>
+internal sealed class Systemd
+{
+    private const int FirstDescriptor = 3;
+    private const int MaxDescriptors = 65536;
+
+    private readonly string? _notify = Take("NOTIFY_SOCKET");
+    private readonly Queue<(string Text, SafeDescriptor? Descriptor)> _pending = new();
+
+    /// <summary>What came with this process, by name. Whoever takes one owns it.</summary>
+    public List<(string Name, SafeDescriptor Descriptor)> Descriptors { get; } = Inherit();
+
+    /// <summary>Whether descriptors can be kept; the manager decides how many (FileDescriptorStoreMax=).</summary>
+    public bool IsThere => _notify is not null;
+
+    /// <summary>Whether something is still to be told.</summary>
+    public bool HasPending => _pending.Count > 0;
+
+    /// <summary>Tells it something: "READY=1", "STATUS=...".</summary>
+    public void Notify(string state) => Send(state);
+
+    /// <summary>Has it keep a descriptor under a name.</summary>
+    // Without FDPOLL it would drop a descriptor whose other end is gone, and a later one of the same name would be another.
+    public void Store(string name, SafeDescriptor descriptor) => Send($"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor);
+
+    /// <summary>Has it close every descriptor of a name.</summary>
+    public void Remove(string name) => Send($"FDSTOREREMOVE=1\nFDNAME={name}");
+
+    /// <summary>Tells what could not be told yet, because the manager does not keep up; the handler never waits for it.</summary>
+    public void Flush()
+    {
+        while (_pending.TryPeek(out var next))
+        {
+            var error = TrySend(next.Text, next.Descriptor);
+            if (error == Errno.EAGAIN) return;
+            if (error != 0) Log.Write($"the service manager could not be told {next.Text.Split('\n')[0]}: {Errno.Name(error)}");
+            _ = _pending.Dequeue();
+        }
+    }
+
+    private void Send(string text, SafeDescriptor? descriptor = null)
+    {
+        if (_notify is null) return;
+        _pending.Enqueue((text, descriptor));
+        Flush();
+    }
+
+    private int TrySend(string text, SafeDescriptor? descriptor)
+    {
+        if (descriptor is null) return UnixSocket.TrySendTo(_notify!, Encoding.UTF8.GetBytes(text), []);
+        // A VM that has ended meanwhile needs no keeping.
+        if (descriptor.IsClosed) return 0;
+        using var lease = new DescriptorLease(descriptor);
+        return UnixSocket.TrySendTo(_notify!, Encoding.UTF8.GetBytes(text), [lease.Number]);
+    }
+
+    private static List<(string Name, SafeDescriptor Descriptor)> Inherit()
+    {
+        var found = new List<(string Name, SafeDescriptor Descriptor)>();
+        var process = Take("LISTEN_PID");
+        var names = (Take("LISTEN_FDNAMES") ?? "").Split(':');
+        if (!int.TryParse(Take("LISTEN_FDS"), NumberStyles.None, CultureInfo.InvariantCulture, out var count) || count > MaxDescriptors
+            || process != Environment.ProcessId.ToString(CultureInfo.InvariantCulture)) return found;
+        for (var i = 0; i < count; i++) found.Add((i < names.Length ? names[i] : "", OwnSession.Inherit(FirstDescriptor + i)));
+        return found;
+    }
+
+    /// <summary>What is meant for this process is not meant for its worker.</summary>
+    private static string? Take(string variable)
+    {
+        var value = Environment.GetEnvironmentVariable(variable);
+        Environment.SetEnvironmentVariable(variable, null);
+        return string.IsNullOrEmpty(value) ? null : value;
+    }
+}

@@ -1,0 +1,149 @@
+using System.Collections.Concurrent;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>
+/// The process that answers faults, and may die at any moment. All that it knows of a VM it was given; what it learns that a
+/// successor must know it writes into the VM's state, which is shared.
+/// </summary>
+internal sealed class Worker : IDisposable
+{
+    private readonly Channel _channel;
+    private readonly UffdServer _server;
+    private readonly PageSource _source;
+    private readonly UffdPolicy _policy;
+    private readonly ConcurrentDictionary<UffdVm, int> _ids = new();
+    private volatile bool _isAlone;
+
+    private Worker(Channel channel, UffdHandlerOptions options)
+    {
+        _channel = channel;
+        _source = ImageFile.OpenSource(options.MemoryPath, options.LayerPaths);
+        try
+        {
+            _policy = UffdPolicy.From(options, _source);
+        }
+        catch
+        {
+            _source.Dispose();
+            throw;
+        }
+
+        _server = new UffdServer(null, _source, _policy, options.HandoverTimeout) { Failed = Failed, Ended = Ended };
+    }
+
+    /// <summary>Serves what the supervisor gives until it says stop; when the supervisor is gone, until every VM has ended.</summary>
+    public static int Run()
+    {
+        using var channel = new Channel(OwnSession.Inherit(WorkerProcess.ChannelNumber));
+        try
+        {
+            if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } message) return 0;
+            using var worker = new Worker(channel, options);
+            // Of a successor's start the VMs wait for every millisecond.
+            worker.Serve(isRehearsed: !message.IsUsed);
+            return 0;
+        }
+        catch (GuestMemoryException exception)
+        {
+            Log.Write(exception.Message);
+            _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, ErrorId = exception.Error.ToString(), Message = exception.Message });
+            return 1;
+        }
+    }
+
+    public void Dispose()
+    {
+        _server.Dispose();
+        _policy.Dispose();
+        _source.Dispose();
+    }
+
+    private void Serve(bool isRehearsed)
+    {
+        if (isRehearsed) UffdRehearsal.Run(_policy, _source);
+        var listener = new Thread(Listen) { IsBackground = true, Name = "uffd-control" };
+        listener.Start();
+        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length });
+        _server.Run();
+    }
+
+    /// <summary>The next message; null at the end.</summary>
+    private static ChannelMessage? Wait(Channel channel, List<SafeDescriptor> descriptors)
+    {
+        while (true)
+        {
+            if (channel.TryReceive(descriptors) is { } message) return message;
+            if (channel.IsEnded) return null;
+            Span<PollFd> entry = [new PollFd { fd = channel.Socket.Number, events = Poll.POLLIN }];
+            _ = Poll.Wait(entry, -1);
+        }
+    }
+
+    private void Listen()
+    {
+        try
+        {
+            var descriptors = new List<SafeDescriptor>();
+            while (Wait(_channel, descriptors) is { } message)
+            {
+                if (message.Type == ChannelMessageType.Stop)
+                {
+                    _server.Stop();
+                    return;
+                }
+
+                if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
+                foreach (var descriptor in descriptors) descriptor.Dispose();
+                descriptors.Clear();
+            }
+
+            _isAlone = true;
+            Log.Write($"the supervisor is gone; worker {Environment.ProcessId} serves until its {_ids.Count} VMs have ended");
+            if (_ids.IsEmpty) _server.Stop();
+        }
+#pragma warning disable CA1031 // Whatever it is, a successor may do better.
+        catch (Exception exception)
+        {
+            Log.Write($"worker {Environment.ProcessId}: {exception}");
+            Environment.Exit(2);
+        }
+#pragma warning restore CA1031
+    }
+
+    private void Take(ChannelMessage message, List<SafeDescriptor> descriptors)
+    {
+        UffdVmState? state = null;
+        try
+        {
+            if (descriptors.Count != 4) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM came with {descriptors.Count} descriptors.");
+            var list = KeptVm.ReadList(descriptors[3]);
+            UffdMappingList.Validate(list.Mappings, _source.Length);
+            state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[2]);
+            var vm = new UffdVm(descriptors[1], list.Mappings, state, _source, _policy);
+            if (message.IsUsed) vm.Recover();
+            _ids[vm] = message.Vm;
+            _server.Adopt(descriptors[0], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm);
+            descriptors.RemoveRange(0, 2);
+            _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Taken, Vm = message.Vm });
+        }
+        catch (GuestMemoryException exception)
+        {
+            state?.Dispose();
+            _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = message.Vm, Message = exception.Message });
+        }
+    }
+
+    private void Failed(UffdVm vm, string error)
+    {
+        if (_ids.TryGetValue(vm, out var id)) _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Error, Vm = id, Message = error });
+    }
+
+    private void Ended(UffdVm vm)
+    {
+        if (_ids.TryRemove(vm, out var id) && vm.IsGone) _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = id });
+        if (_isAlone && _ids.IsEmpty) _server.Stop();
+    }
+}

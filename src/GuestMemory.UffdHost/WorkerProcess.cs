@@ -1,0 +1,72 @@
+using System.Collections;
+using System.Diagnostics;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>A worker: the process, the channel to it, and the descriptor that tells of its end.</summary>
+internal sealed class WorkerProcess : IDisposable
+{
+    /// <summary>The worker's end of the channel.</summary>
+    public const int ChannelNumber = 3;
+
+    private WorkerProcess(int process, SafeDescriptor end, Channel channel)
+    {
+        ProcessId = process;
+        End = end;
+        Channel = channel;
+    }
+
+    public int ProcessId { get; }
+
+    /// <summary>Readable when the process has ended.</summary>
+    public SafeDescriptor End { get; }
+
+    public Channel Channel { get; }
+
+    /// <summary>When it said that it can take VMs; 0 before.</summary>
+    public long ReadyAt { get; set; }
+
+    /// <summary>VMs that were sent and not yet taken.</summary>
+    public int Untaken { get; set; }
+
+    public bool IsReady => ReadyAt != 0;
+
+    public static WorkerProcess Start()
+    {
+        var program = Environment.ProcessPath ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "This program does not know its own path.");
+        List<string> arguments = [program];
+        // Run by dotnet, it is the library that must be named.
+        if (Path.GetFileName(program) == "dotnet") arguments.Add(Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"));
+        arguments.Add(Program.WorkerArgument);
+        // A killed process would leave the runtime's diagnostic socket behind.
+        Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
+        var environment = Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}").ToArray();
+        var (near, far) = UnixSocket.CreatePair();
+        try
+        {
+            using var mine = far;
+            using var nothing = File.OpenHandle("/dev/null");
+            var process = Spawn.Start(program, arguments, environment, [(int)nothing.DangerousGetHandle(), 2, 2, far.Number]);
+            var end = Pidfd.TryOpen(process, out var error) ?? throw new SyscallException("pidfd_open", error, "Watching the worker");
+            return new WorkerProcess(process, end, new Channel(near));
+        }
+        catch
+        {
+            near.Dispose();
+            throw;
+        }
+    }
+
+    public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(ReadyAt) > age;
+
+    public void Kill() => _ = Pidfd.TrySignal(End, Pidfd.SIGKILL);
+
+    public void Dispose()
+    {
+        Channel.Dispose();
+        End.Dispose();
+    }
+}

@@ -1,0 +1,165 @@
+using System.Diagnostics;
+using System.Globalization;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Storms, crowds and deaths: whoever is not concerned notices nothing, and nothing is left.</summary>
+public sealed class AdversityTests : IDisposable
+{
+    private const int Pages = 256;
+    private readonly TestFolder _folder = new();
+
+    public AdversityTests() => _folder.WriteImage("image", Pages);
+
+    public void Dispose() => _folder.Dispose();
+
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand)]
+    [InlineData(UffdStrategy.Background)]
+    public void AStormOfRemovalsHarmsNobody(UffdStrategy strategy)
+    {
+        const int Storm = 100_000;
+        using var handler = Start(strategy);
+        using var wild = Region();
+        using var calm = Region();
+        UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([wild]));
+        var storm = new Thread(() =>
+        {
+            for (var i = 0; i < Storm; i++) wild.GetMapping().Discard((ulong)(i % Pages) * 4096, 4096);
+        });
+        storm.Start();
+        var memory = GuestMemoryMmap.FromRegions([calm]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertWhole(memory);
+        Assert.True(storm.Join(TimeSpan.FromMinutes(2)), $"hung: {handler.Error}");
+        var page = new byte[4096];
+        for (var i = 0; i < Pages; i++)
+        {
+            GuestMemoryMmap.FromRegions([wild]).ReadExact(new GuestAddress((ulong)i * 4096), page);
+            Assert.DoesNotContain(page, value => value != 0);
+        }
+
+        Assert.Equal(Storm, handler.GetFigures().RemoveCount);
+        Assert.Null(handler.Error);
+    }
+
+    [UffdFact]
+    public void FiveHundredVms()
+    {
+        var before = Host.Resources();
+        using (var handler = Start(UffdStrategy.Background))
+        {
+            var regions = Enumerable.Range(0, 500).Select(_ => Region()).ToArray();
+            foreach (var region in regions) UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([region]));
+            Host.Until(() => handler.ConnectionCount == 500);
+            Assert.Equal(500, handler.ConnectionCount);
+            for (var i = 0; i < 500; i += 7) AssertWhole(GuestMemoryMmap.FromRegions([regions[i]]));
+            Host.Until(() => handler.GetFigures().PercentPresent >= 100);
+            Assert.Equal((500, 500L * Pages), (handler.GetFigures().Vms.Count, handler.GetFigures().PresentPageCount));
+            foreach (var region in regions) region.Dispose();
+            Host.Until(() => handler.ConnectionCount == 0);
+            Assert.Equal(0, handler.ConnectionCount);
+            Assert.Null(handler.Error);
+        }
+
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
+    }
+
+    [UffdFact]
+    public void WithoutDescriptorsTheNextVmWaits()
+    {
+        using var handler = Start(UffdStrategy.OnDemand);
+        using var served = Region();
+        var memory = GuestMemoryMmap.FromRegions([served]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        Host.Until(() => handler.ConnectionCount == 1 && Host.Threads("uffd-readahead") == 0);
+        using var late = Region();
+        var id = Environment.ProcessId.ToString(CultureInfo.InvariantCulture);
+        var limit = Compiler.Run("prlimit", "--pid", id, "--nofile", "--noheadings", "--output", "SOFT").Output.Trim();
+        var fillers = new List<FileStream>();
+        RawPeer? peer = null;
+        try
+        {
+            // Every number below the new limit is taken, but for what the peer itself needs.
+            var highest = Directory.GetFiles("/proc/self/fd").Max(path => int.Parse(Path.GetFileName(path), CultureInfo.InvariantCulture));
+            peer = new RawPeer(handler.SocketPath, late, connect: false);
+            while (fillers.Count == 0 || fillers[^1].SafeFileHandle.DangerousGetHandle() < highest + 8) fillers.Add(File.OpenRead("/dev/null"));
+            var taken = (int)fillers[^1].SafeFileHandle.DangerousGetHandle() + 1;
+            Assert.Equal(0, Compiler.Run("prlimit", "--pid", id, $"--nofile={taken + 12}:").Code);
+            while (true)
+            {
+                try
+                {
+                    fillers.Add(File.OpenRead("/dev/null"));
+                }
+                catch (IOException)
+                {
+                    break;
+                }
+            }
+
+            peer.Connect(handler.SocketPath);
+            peer.Send([new GuestRegionUffdMapping(late.HostAddress, Pages * 4096, 0, 4096)]);
+            Host.Until(() => handler.Error is not null);
+            Assert.Contains("ulimit -n", handler.Error, StringComparison.Ordinal);
+            AssertWhole(memory);
+        }
+        finally
+        {
+            foreach (var filler in fillers) filler.Dispose();
+            Assert.Equal(0, Compiler.Run("prlimit", "--pid", id, $"--nofile={limit}:").Code);
+        }
+
+        AssertWhole(GuestMemoryMmap.FromRegions([late]));
+        Assert.Equal(2, handler.ConnectionCount);
+        late.Dispose();
+        peer.Dispose();
+    }
+
+    [CompilerFact]
+    public void PeersThatAreKilledAtAnyMoment()
+    {
+        _folder.WriteImage("image", 16384);
+        using var handler = Start(UffdStrategy.Background);
+        Host.Until(() => Host.Threads("uffd-readahead") == 0);
+        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
+        var before = Host.Resources();
+        for (var round = 0; round < 60; round++)
+        {
+            using var process = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "64", "--threads", "2", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+            Thread.Sleep(round);
+            process.Kill();
+            process.WaitForExit();
+        }
+
+        Host.Until(() => handler.ConnectionCount == 0);
+        Assert.Equal((0, UffdHandlerState.Listening), (handler.ConnectionCount, handler.State));
+        Assert.True(handler.Error?.Contains("in the middle", StringComparison.Ordinal) ?? true, handler.Error);
+        using (var region = Region())
+        {
+            var memory = GuestMemoryMmap.FromRegions([region]);
+            UffdRegistration.Connect(handler.SocketPath, memory);
+            AssertWhole(memory);
+        }
+
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
+    }
+
+    private static GuestRegionMmap Region() => new(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+
+    private static void AssertWhole(GuestMemoryMmap memory)
+    {
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        for (var i = 0; i < Pages; i++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)i * 4096), page);
+            TestFolder.Fill(expected, i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
+        }
+    }
+
+    private UffdHandler Start(UffdStrategy strategy) => UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
+}

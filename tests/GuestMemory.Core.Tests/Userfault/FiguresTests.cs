@@ -1,0 +1,180 @@
+using System.Net;
+using System.Net.Sockets;
+using System.Text;
+using System.Text.Json;
+using System.Text.RegularExpressions;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>What handlers count, and how it is told.</summary>
+public sealed partial class FiguresTests : IDisposable
+{
+    private const int Pages = 64;
+    private readonly TestFolder _folder = new();
+
+    public FiguresTests() => _folder.WriteImage("image", Pages);
+
+    public void Dispose() => _folder.Dispose();
+
+    [UffdFact]
+    public void EveryFaultIsCountedOnceByWhatItGot()
+    {
+        using var handler = Start();
+        using (var region = Region())
+        {
+            var memory = Connect(handler, region);
+            Read(memory, 0, Pages);
+            region.GetMapping().Discard(0, 4096 * 8);
+            Read(memory, 0, 8);
+            Host.Until(() => handler.FaultCount == Pages + 8);
+            var figures = handler.GetFigures();
+            Assert.Equal((Pages + 8L, (long)Pages, 8L, 0L, 0L), (figures.FaultCount, figures.CopiedCount, figures.ZeroCount, figures.PoisonedCount, figures.FailedCount));
+            Assert.Equal((1L, Pages * 4096L, 0L, 0L, 0L), (figures.RemoveCount, figures.FaultByteCount, figures.WindowByteCount, figures.FillByteCount, figures.QueueDepth));
+            Assert.Equal(((long)Pages, (long)Pages, 8L, 100.0), (figures.PageCount, figures.PresentPageCount, figures.RemovedPageCount, figures.PercentPresent));
+            Assert.True(figures.LatencyP50 > TimeSpan.Zero);
+            Assert.True(figures.LatencyP50 <= figures.LatencyP90 && figures.LatencyP90 <= figures.LatencyP99 && figures.LatencyP99 <= figures.LatencyP999 && figures.LatencyP999 <= figures.LatencyMax);
+            var vm = Assert.Single(figures.Vms);
+            Assert.Equal((Environment.ProcessId, Pages + 8L), (vm.ProcessId, vm.FaultCount));
+            Assert.True(vm.TimeToFirstPage > TimeSpan.Zero);
+        }
+
+        // What has ended still counts.
+        Host.Until(() => handler.ConnectionCount == 0);
+        var after = handler.GetFigures();
+        Assert.Equal((Pages + 8L, 0, 0L), (after.FaultCount, after.Vms.Count, after.PageCount));
+        Assert.True(after.LatencyMax > TimeSpan.Zero);
+    }
+
+    [UffdFact]
+    public void TheBackgroundCountsApart()
+    {
+        using var handler = Start(UffdStrategy.Background);
+        using var region = Region();
+        Connect(handler, region);
+        Host.Until(() => handler.GetFigures().PercentPresent >= 100);
+        var figures = handler.GetFigures();
+        Assert.Equal((0L, 0L, Pages * 4096L), (figures.FaultCount, figures.FaultByteCount, figures.FillByteCount));
+        Assert.Null(figures.Vms[0].TimeToFirstPage);
+    }
+
+    [UffdFact]
+    public void AsJson()
+    {
+        using var handler = Start();
+        using var region = Region();
+        Read(Connect(handler, region), 3, 2);
+        Host.Until(() => handler.FaultCount == 2);
+        var line = UffdFiguresText.ToJson(handler.GetFigures());
+        Assert.DoesNotContain('\n', line);
+        using var json = JsonDocument.Parse(line);
+        Assert.Equal(2, json.RootElement.GetProperty("faults").GetProperty("copied").GetInt64());
+        Assert.Equal(8192, json.RootElement.GetProperty("bytes").GetProperty("fault").GetInt64());
+        Assert.True(json.RootElement.GetProperty("latency_us").GetProperty("0.99").GetDouble() > 0);
+        Assert.Equal(Environment.ProcessId, json.RootElement.GetProperty("vms")[0].GetProperty("process_id").GetInt32());
+    }
+
+    [UffdFact]
+    public async Task MetricsAtAPort()
+    {
+        using var handler = Start(port: 0);
+        using var region = Region();
+        Read(Connect(handler, region), 0, 5);
+        Host.Until(() => handler.FaultCount == 5);
+        using var client = new HttpClient { BaseAddress = new Uri($"http://127.0.0.1:{handler.MetricsPort}") };
+        using var answer = await client.GetAsync("/metrics");
+        Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
+        Assert.Equal("application/openmetrics-text", answer.Content.Headers.ContentType!.MediaType);
+        AssertOpenMetrics(await answer.Content.ReadAsStringAsync());
+        using var other = await client.GetAsync("/");
+        Assert.Equal(HttpStatusCode.NotFound, other.StatusCode);
+        using var posted = await client.PostAsync("/metrics", new StringContent("x"));
+        Assert.Equal(HttpStatusCode.MethodNotAllowed, posted.StatusCode);
+        Assert.Equal(GuestMemoryError.PortInUse, Assert.Throws<GuestMemoryException>(() => Start(port: handler.MetricsPort, name: "other.sock")).Error);
+        Assert.False(File.Exists(_folder["other.sock"]));
+    }
+
+    [UffdFact]
+    public void MetricsAtASocket()
+    {
+        var before = Host.Resources();
+        using (var handler = Start(path: _folder["m.sock"]))
+        {
+            Assert.Equal(0, FileStatus.TryGet(_folder["m.sock"], out var status));
+            Assert.Equal(FileStatus.S_IFSOCK | 0b110_000_000, status.stx_mode);
+            // Who says nothing, too much, or goes half way only loses its own connection.
+            using (Dial())
+            using (var chatty = Dial())
+            using (var brief = Dial())
+            {
+                try
+                {
+                    chatty.Send(new byte[100_000]);
+                }
+                catch (SocketException)
+                {
+                    // It was cut off while it talked.
+                }
+
+                brief.Send("GET /me"u8);
+            }
+
+            using var client = Dial();
+            client.Send("GET /metrics HTTP/1.0\r\n\r\n"u8);
+            using var reader = new StreamReader(new NetworkStream(client));
+            var answer = reader.ReadToEnd();
+            Assert.StartsWith("HTTP/1.1 200 OK\r\n", answer, StringComparison.Ordinal);
+            Assert.EndsWith("# EOF\n", answer, StringComparison.Ordinal);
+        }
+
+        Assert.False(File.Exists(_folder["m.sock"]));
+        Host.Until(() => Host.Resources() == before);
+        Assert.Equal(before, Host.Resources());
+    }
+
+    private static void AssertOpenMetrics(string text)
+    {
+        Assert.EndsWith("# EOF\n", text, StringComparison.Ordinal);
+        Assert.Contains(",outcome=\"copied\"} 5\n", text, StringComparison.Ordinal);
+        Assert.Contains(",path=\"fault\"} 20480\n", text, StringComparison.Ordinal);
+        var families = new HashSet<string>(StringComparer.Ordinal);
+        foreach (var line in text.TrimEnd('\n').Split('\n'))
+        {
+            if (line.StartsWith("# TYPE ", StringComparison.Ordinal)) Assert.True(families.Add(line.Split(' ')[2]), line);
+            else if (!line.StartsWith('#'))
+            {
+                var match = SampleLine().Match(line);
+                Assert.True(match.Success, line);
+                Assert.Contains(families, family => match.Groups["name"].Value.StartsWith(family, StringComparison.Ordinal));
+            }
+        }
+    }
+
+    private static GuestRegionMmap Region() => new(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+
+    private static GuestMemoryMmap Connect(UffdHandler handler, GuestRegionMmap region)
+    {
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        return memory;
+    }
+
+    private static void Read(GuestMemoryMmap memory, int first, int count)
+    {
+        for (var page = first; page < first + count; page++) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[8]);
+    }
+
+    private Socket Dial()
+    {
+        var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        socket.Connect(new UnixDomainSocketEndPoint(_folder["m.sock"]));
+        return socket;
+    }
+
+    private UffdHandler Start(UffdStrategy strategy = UffdStrategy.OnDemand, int? port = null, string? path = null, string name = "h.sock") => UffdHandler.Start(new UffdHandlerOptions
+    {
+        SocketPath = _folder[name], MemoryPath = _folder["image"], Strategy = strategy, MetricsPort = port, MetricsPath = path,
+    });
+
+    [GeneratedRegex("""^(?<name>guestmemory_uffd_[a-z_]+)\{socket="[^"]+"(,[a-z]+="[^"]*")*\} [0-9.eE+-]+$""", RegexOptions.ExplicitCapture, 1000)]
+    private static partial Regex SampleLine();
+}

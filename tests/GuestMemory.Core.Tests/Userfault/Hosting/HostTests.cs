@@ -1,0 +1,225 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>The handler as a process of its own, with this process as its VMM.</summary>
+[Collection(RuntimeFolder.Name)]
+public sealed class HostTests(RuntimeFolder runtime) : IDisposable
+{
+    private readonly TestFolder _folder = new();
+    private readonly List<GuestRegionMmap> _regions = [];
+
+    public void Dispose()
+    {
+        foreach (var region in _regions) region.Dispose();
+        foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        _folder.Dispose();
+    }
+
+    [UffdFact]
+    public void ItServesAndTellsAndStops()
+    {
+        var handler = Start(256);
+        Assert.Equal(UffdHandlerState.Listening, handler.State);
+        Assert.NotEqual(Environment.ProcessId, handler.ProcessId);
+        Assert.NotEqual(handler.ProcessId, handler.WorkerProcessId);
+        Assert.Equal((handler.ProcessId, 1), (handler.Id, handler.WorkerCount));
+        Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+        var memory = Memory((0, 128), (0x10000000, 128));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 128);
+        AssertPages(memory, 0x10000000, 128, 128);
+        Host.Until(() => handler.FaultCount == 256);
+        Assert.Equal((256L, 256L * 4096, UffdHandlerState.Serving, 1, 1), (handler.FaultCount, handler.ByteCount, handler.State, handler.ConnectionCount, handler.TotalConnectionCount));
+        Assert.True(handler.LatencyP50 > TimeSpan.Zero && handler.LatencyP50 <= handler.LatencyP99 && handler.LatencyP99 <= handler.LatencyMax);
+        Assert.Null(handler.Error);
+        foreach (var region in memory.Regions) region.Dispose();
+        Host.Until(() => handler.ConnectionCount == 0);
+        Assert.Equal((UffdHandlerState.Listening, 256L), (handler.State, handler.FaultCount));
+        handler.Stop();
+        Assert.Equal((UffdHandlerState.Stopped, 256L, 0), (handler.State, handler.FaultCount, handler.AbandonedCount));
+        Assert.True(handler.Wait(TimeSpan.Zero));
+        Assert.False(File.Exists(handler.SocketPath));
+        Assert.Empty(UffdHandler.FindAll());
+        Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0);
+        Assert.Empty(Directory.GetFileSystemEntries(runtime.Folder.Path));
+    }
+
+    [UffdFact]
+    public void WhoeverStopsItItsLastWordsAreHeard()
+    {
+        var handler = Start(16);
+        UffdRegistration.Connect(handler.SocketPath, Memory((0, 16)));
+        Host.Until(() => handler.ConnectionCount == 1);
+        Assert.False(handler.Wait(TimeSpan.FromMilliseconds(10)));
+        using var cancellation = new CancellationTokenSource(20);
+        Assert.Throws<OperationCanceledException>(() => handler.Wait(Timeout.InfiniteTimeSpan, cancellation.Token));
+        Signal(handler.ProcessId, 15);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.Equal((UffdHandlerState.Stopped, 1), (handler.State, handler.AbandonedCount));
+    }
+
+    [Fact]
+    public void WhatIsWrongIsSaidByItsName()
+    {
+        var error = Assert.Throws<GuestMemoryException>(() => UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["none"] }));
+        Assert.Equal(GuestMemoryError.ImageNotFound, error.Error);
+        Assert.False(File.Exists(_folder["h.sock"]));
+        _folder.WriteImage("image", 1);
+        File.WriteAllText(_folder["file"], "");
+        error = Assert.Throws<GuestMemoryException>(() => UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["file"], MemoryPath = _folder["image"] }));
+        Assert.Equal(GuestMemoryError.NotASocket, error.Error);
+        // Those of other tests say goodbye before they take their files away.
+        Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0);
+        Assert.Empty(Directory.GetFileSystemEntries(runtime.Folder.Path));
+    }
+
+    [Fact]
+    public void ACancelledStartLeavesNothing()
+    {
+        _folder.WriteImage("image", 1);
+        foreach (var delay in new[] { 0, 40, 80, 120, 160, 200, 250 })
+        {
+            using var cancellation = new CancellationTokenSource(delay);
+            try
+            {
+                UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"] }, cancellation.Token).Stop();
+            }
+            catch (OperationCanceledException)
+            {
+                // Which of them comes too late depends on the machine.
+            }
+
+            Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0 && !File.Exists(_folder["h.sock"]));
+            Assert.Empty(Directory.GetFileSystemEntries(runtime.Folder.Path));
+            Assert.False(File.Exists(_folder["h.sock"]));
+        }
+    }
+
+    [UffdFact]
+    public void AWorkerHasTheDescriptorsItWasGivenAndNoOther()
+    {
+        var handler = Start(16);
+        UffdRegistration.Connect(handler.SocketPath, Memory((0, 16)));
+        Host.Until(() => handler.ConnectionCount == 1);
+        AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 1);
+        var targets = Directory.GetFiles($"/proc/{handler.WorkerProcessId}/fd").Select(link => new FileInfo(link).LinkTarget ?? "").ToArray();
+        Assert.Equal(1, targets.Count(target => target == "anon_inode:[userfaultfd]"));
+        // Its channel and the VM's connection; the listener and the control socket are the supervisor's.
+        Assert.Equal(2, targets.Count(target => target.StartsWith("socket:", StringComparison.Ordinal)));
+        // The VM's state is mapped, and its list was read.
+        Assert.Contains("uffd-state", File.ReadAllText($"/proc/{handler.WorkerProcessId}/maps"), StringComparison.Ordinal);
+        Assert.DoesNotContain(targets, target => target.Contains("memfd:uffd", StringComparison.Ordinal));
+        Assert.DoesNotContain(targets, target => target.Contains("pidfd", StringComparison.Ordinal));
+        // It lives in a session of its own, away from every terminal.
+        var fields = File.ReadAllText($"/proc/{handler.WorkerProcessId}/stat").Split(") ")[1].Split(' ');
+        Assert.Equal((handler.ProcessId, 0), (int.Parse(fields[3], CultureInfo.InvariantCulture), int.Parse(fields[4], CultureInfo.InvariantCulture)));
+    }
+
+    [UffdFact]
+    public void AControlSocketThatADeadHandlerLeftIsTakenAwayAndItsWorkerServesOn()
+    {
+        var handler = Start(64);
+        var memory = Memory((0, 64));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 8);
+        var worker = handler.WorkerProcessId;
+        Signal(handler.ProcessId, 9);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.Equal(UffdHandlerState.Failed, handler.State);
+        Assert.Contains("is gone", handler.Error, StringComparison.Ordinal);
+        Host.Until(() => UffdHandler.FindAll().Count == 0 && Directory.GetFiles(runtime.Folder.Path, "*.sock").Length == 0);
+        Assert.Empty(Directory.GetFiles(runtime.Folder.Path, "*.sock"));
+        // Nobody else has the VM now; the worker ends with it.
+        AssertPages(memory, 8 * 4096, 8, 56);
+        Assert.True(Directory.Exists($"/proc/{worker}"));
+        foreach (var region in memory.Regions) region.Dispose();
+        Host.Until(() => !IsAlive(worker));
+        Assert.False(IsAlive(worker));
+        foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);
+    }
+
+    /// <summary>
+    /// The worker dies again and again while pages are touched and removed: at any moment, and, where it is told to, exactly
+    /// between reading events and answering. GUESTMEMORY_CRASH_ROUNDS says how often (100 is what a release is tried with),
+    /// GUESTMEMORY_CRASH_MIB how large the VM is.
+    /// </summary>
+    [UffdTheory]
+    [InlineData(false, UffdStrategy.OnDemand)]
+    [InlineData(false, UffdStrategy.Background)]
+    [InlineData(true, UffdStrategy.OnDemand)]
+    public void NoVmIsLostWhenItsWorkerDies(bool betweenReadAndAnswer, UffdStrategy strategy)
+    {
+        var rounds = Setting("GUESTMEMORY_CRASH_ROUNDS", 8);
+        var pages = Setting("GUESTMEMORY_CRASH_MIB", 128) * 256;
+        Environment.SetEnvironmentVariable(UffdDebug.Variable, betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null);
+        UffdHandler handler;
+        try
+        {
+            handler = Start(pages, strategy);
+        }
+        finally
+        {
+            Environment.SetEnvironmentVariable(UffdDebug.Variable, null);
+        }
+
+        var memory = Memory((0x100000000, pages));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        var touching = new Touching(memory, pages);
+        var killed = 0;
+        var deadline = Stopwatch.StartNew();
+        while (!touching.IsDone && (betweenReadAndAnswer || killed < rounds))
+        {
+            Assert.True(deadline.Elapsed < TimeSpan.FromMinutes(10), $"hung: {touching.Progress} of {pages} pages; {handler.State}, {handler.Error}");
+            Thread.Sleep(betweenReadAndAnswer ? 20 : Random.Shared.Next(1, 40));
+            if (betweenReadAndAnswer || handler.WorkerProcessId is not (var worker and > 0) || touching.Progress < (long)pages * killed / (rounds + 1)) continue;
+            if (Signal(worker, 9)) killed++;
+        }
+
+        touching.Join();
+        var deaths = handler.WorkerCount - 1;
+        Assert.True(deaths >= (betweenReadAndAnswer ? rounds / 2 : rounds * 3 / 4), $"only {deaths} workers died");
+        Assert.Equal(UffdHandlerState.Serving, handler.State);
+    }
+
+    private static int Setting(string variable, int value) =>
+        int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
+
+    private static bool Signal(int process, int signal)
+    {
+        using var descriptor = Pidfd.TryOpen(process, out _);
+        return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
+    }
+
+    private static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
+
+    private UffdHandler Start(int pages, UffdStrategy strategy = UffdStrategy.OnDemand)
+    {
+        _folder.WriteImage("image", pages);
+        return UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
+    }
+
+    private GuestMemoryMmap Memory(params (ulong Address, int Pages)[] layout) =>
+        Space(layout.Select(part => (new MmapRegionBuilder((ulong)part.Pages * 4096).WithDirtyTracking().Build(), part.Address)));
+
+    private GuestMemoryMmap Space(IEnumerable<(MmapRegion Mapping, ulong Address)> parts)
+    {
+        var regions = parts.Select(part => new GuestRegionMmap(part.Mapping, new GuestAddress(part.Address))).ToArray();
+        _regions.AddRange(regions);
+        return GuestMemoryMmap.FromRegions(regions);
+    }
+
+    private static void AssertPages(GuestMemoryMmap memory, ulong address, int firstNumber, int count, int pageSize = 4096)
+    {
+        var page = new byte[pageSize];
+        var expected = new byte[pageSize];
+        for (var i = 0; i < count; i++)
+        {
+            memory.ReadExact(new GuestAddress(address + ((ulong)i * (ulong)pageSize)), page);
+            TestFolder.Fill(expected, firstNumber + i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {firstNumber + i}");
+        }
+    }
+}

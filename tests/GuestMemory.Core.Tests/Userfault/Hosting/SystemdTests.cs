@@ -1,0 +1,123 @@
+using System.Net.Sockets;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>The handler under a service manager: what it tells it, what it has it keep, and what it takes from it.</summary>
+[Collection(RuntimeFolder.Name)]
+public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
+{
+    private readonly TestFolder _folder = new();
+    private readonly List<GuestRegionMmap> _regions = [];
+    private readonly List<int> _processes = [];
+
+    public void Dispose()
+    {
+        foreach (var region in _regions) region.Dispose();
+        foreach (var process in _processes) End(process, 9);
+        foreach (var file in Directory.GetFiles(runtime.Folder.Path)) File.Delete(file);
+        _folder.Dispose();
+    }
+
+    [UffdFact]
+    public void TheDeathOfTheSupervisorIsSurvivedWhereItsDescriptorsAreKept()
+    {
+        _folder.WriteImage("image", 64);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 0 VMs", StringComparison.Ordinal)));
+        Assert.Equal("listener", Assert.Single(manager.Kept).Name);
+
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 16);
+        memory.Regions[0].GetMapping().Discard(0, 4096);
+        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
+        Assert.Equal("listener vm-1-list vm-1-socket vm-1-state vm-1-uffd", string.Join(' ', manager.Kept.Select(item => item.Name).Order(StringComparer.Ordinal)));
+
+        // As systemd ends a service whose main process has died: all of it.
+        var handler = Assert.Single(UffdHandler.FindAll());
+        var worker = handler.WorkerProcessId;
+        End(first, 9);
+        End(worker, 9);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        manager.Told.Clear();
+
+        var second = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        AssertPages(memory, 16, 48);
+        var page = new byte[4096];
+        memory.ReadExact(new GuestAddress(0), page);
+        Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
+        // The socket is the same, and so is whoever connects to it.
+        var other = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], other);
+        AssertPages(other, 0, 64);
+        handler = Assert.Single(UffdHandler.FindAll());
+        Assert.Equal((second, 2), (handler.ProcessId, handler.ConnectionCount));
+
+        foreach (var region in _regions) region.Dispose();
+        Host.Until(() => handler.ConnectionCount == 0);
+        Assert.True(manager.Hear(text => text.StartsWith("FDSTOREREMOVE=1\nFDNAME=vm-2-list", StringComparison.Ordinal)));
+        Assert.All(manager.Kept, item => Assert.Equal("listener", item.Name));
+        handler.Stop();
+        Assert.True(manager.Hear(text => text == "STOPPING=1"));
+        Assert.False(File.Exists(_folder["h.sock"]));
+    }
+
+    [UffdFact]
+    public void AListeningSocketIsTakenFromTheManager()
+    {
+        _folder.WriteImage("image", 8);
+        using var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        socket.Bind(new UnixDomainSocketEndPoint(_folder["h.sock"]));
+        socket.Listen();
+        using var manager = new ServiceManager(_folder["notify"]);
+        manager.Kept.Add(("uffd.socket", new SafeDescriptor(Fcntl.Duplicate((int)socket.Handle))));
+        // Who comes before the handler is there waits for it.
+        var memory = Memory(8);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        AssertPages(memory, 0, 8);
+        Assert.DoesNotContain(manager.Kept, item => item.Name == "listener");
+        foreach (var region in _regions) region.Dispose();
+        Assert.Single(UffdHandler.FindAll()).Stop();
+        Assert.True(File.Exists(_folder["h.sock"]));
+    }
+
+    private static void End(int process, int signal)
+    {
+        using var descriptor = Pidfd.TryOpen(process, out _);
+        if (descriptor is null) return;
+        _ = Pidfd.TrySignal(descriptor, signal);
+        Host.Until(() => Pidfd.TryReap(descriptor) is not null || !Directory.Exists($"/proc/{process}"));
+    }
+
+    private int Start(ServiceManager manager)
+    {
+        var process = manager.Start(runtime.Folder.Path, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand");
+        _processes.Add(process);
+        return process;
+    }
+
+    private GuestMemoryMmap Memory(int pages)
+    {
+        var region = new GuestRegionMmap(new MmapRegionBuilder((ulong)pages * 4096).Build(), new GuestAddress(0));
+        _regions.Add(region);
+        return GuestMemoryMmap.FromRegions([region]);
+    }
+
+    private static void AssertPages(GuestMemoryMmap memory, int first, int count)
+    {
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        for (var i = first; i < first + count; i++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)i * 4096), page.AsMemory(), limit.Token);
+            TestFolder.Fill(expected, i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
+        }
+    }
+}

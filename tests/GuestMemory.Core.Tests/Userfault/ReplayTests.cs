@@ -1,0 +1,147 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Recording what a run touches, and bringing that in first.</summary>
+public sealed class ReplayTests : IDisposable
+{
+    private const int Pages = 8192;
+    private readonly TestFolder _folder = new();
+
+    public ReplayTests() => _folder.WriteImage("image", Pages);
+
+    public void Dispose() => _folder.Dispose();
+
+    [UffdTheory]
+    [InlineData(UffdStrategy.Replay)]
+    [InlineData(UffdStrategy.Background)]
+    [InlineData(UffdStrategy.FaultAll)]
+    public void WhatWasRecordedComesFirst(UffdStrategy strategy)
+    {
+        var touched = Enumerable.Range(0, Pages).ToArray();
+        new Random(7).Shuffle(touched);
+        touched = touched[..2000];
+        using (var recorder = Start(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.OnDemand, RecordPath = _folder["touches"] }))
+        {
+            Touch(recorder, touched, twice: true);
+            // Another VM adds what it alone touches.
+            Touch(recorder, [touched[0], touched[1]], twice: false);
+        }
+
+        var recorded = TouchRecord.Load(_folder["touches"], Pages * 4096);
+        Assert.Equal(touched.Select(page => (uint)page), recorded);
+
+        using var handler = Start(new() { SocketPath = "", MemoryPath = "", Strategy = strategy, ReplayPath = _folder["touches"] });
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, touched);
+        Assert.Null(handler.Error);
+        // At most one fault for each slice, and those of the race for the first pages.
+        Assert.InRange(handler.FaultCount, 0, touched.Length / 20);
+        AssertPages(memory, [.. Enumerable.Range(0, Pages)]);
+        if (strategy == UffdStrategy.Replay)
+        {
+            Host.Until(() => handler.FaultCount >= Pages - touched.Length);
+            Assert.InRange(handler.FaultCount, Pages - touched.Length, Pages - touched.Length + (touched.Length / 20));
+        }
+    }
+
+    [UffdFact]
+    public void RegionsThatCutARunOrLeaveAPartOut()
+    {
+        TouchRecord.Save(_folder["touches"], Pages * 4096, [.. Enumerable.Range(0, Pages).Select(page => (uint)page)]);
+        using var handler = Start(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.Replay, ReplayPath = _folder["touches"] });
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(300 * 4096).Build(), new GuestAddress(0));
+        using var peer = new RawPeer(handler.SocketPath, region);
+        peer.Send([
+            new GuestRegionUffdMapping(region.HostAddress, 100 * 4096, 4000 * 4096, 4096),
+            new GuestRegionUffdMapping(region.HostAddress + (100 * 4096), 200 * 4096, 10 * 4096, 4096)]);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        for (var i = 0; i < 300; i++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)i * 4096), page);
+            TestFolder.Fill(expected, i < 100 ? 4000 + i : 10 + i - 100);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
+        }
+    }
+
+    [Fact]
+    public void RunsAreJoinedInsideTheirSlices()
+    {
+        var pages = Enumerable.Range(0, 1000).Select(i => (uint)(999 - i)).ToArray();
+        var plan = new UffdReplay(pages, 1000 * 4096);
+        Assert.Equal([new PageRun(488, 1000), new PageRun(0, 488)], plan.Runs);
+        Assert.Equal([1, 2], plan.SliceEnds);
+        Assert.Empty(new UffdReplay([], 4096).SliceEnds);
+    }
+
+    [Fact]
+    public void RecordsThatCannotBeReplayed()
+    {
+        var path = _folder["touches"];
+        TouchRecord.Save(path, 8 * 4096, [7, 1]);
+        Assert.Equal([7u, 1u], TouchRecord.Load(path, 8 * 4096));
+        var good = File.ReadAllBytes(path);
+        GuestMemoryError Of(int at, byte value, int length = 40)
+        {
+            var bad = good[..length];
+            if (at >= 0) bad[at] = value;
+            File.WriteAllBytes(path, bad);
+            return Assert.ThrowsAny<GuestMemoryException>(() => TouchRecord.Load(path, 8 * 4096)).Error;
+        }
+
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(0, (byte)'X'));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(8, 1));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(16, 1));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(24, 1));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(31, 0x80));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(32, 8));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(32, 1));
+        for (var length = 0; length < 40; length++) Assert.Equal(GuestMemoryError.InvalidRecord, Of(-1, 0, length));
+        Assert.Equal(GuestMemoryError.RecordNotFound, Assert.ThrowsAny<GuestMemoryException>(() => TouchRecord.Load(_folder["none"], 1)).Error);
+    }
+
+    [Fact]
+    public void OptionsThatContradictEachOther()
+    {
+        GuestMemoryError Of(UffdHandlerOptions options) => Assert.ThrowsAny<GuestMemoryException>(() => Start(options).Dispose()).Error;
+        Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.Replay }));
+        Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", RecordPath = _folder["r"] }));
+        Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.OnDemand, ReplayPath = _folder["r"] }));
+        Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", WindowSize = 12288 }));
+        Assert.Equal(GuestMemoryError.InvalidRecord, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.OnDemand, RecordPath = _folder["no/such/r"] }));
+        Assert.False(File.Exists(_folder["r"]));
+        Assert.False(File.Exists(_folder["h.sock"]));
+    }
+
+    private UffdHandler Start(UffdHandlerOptions options) => UffdHandler.Start(new UffdHandlerOptions
+    {
+        SocketPath = _folder["h.sock"],
+        MemoryPath = _folder["image"],
+        Strategy = options.Strategy,
+        RecordPath = options.RecordPath,
+        ReplayPath = options.ReplayPath,
+        WindowSize = options.WindowSize,
+    });
+
+    private static void Touch(UffdHandler handler, int[] pages, bool twice)
+    {
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        foreach (var page in twice ? [.. pages, .. pages] : pages) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[8]);
+    }
+
+    private static void AssertPages(GuestMemoryMmap memory, int[] pages)
+    {
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        foreach (var number in pages)
+        {
+            memory.ReadExact(new GuestAddress((ulong)number * 4096), page);
+            TestFolder.Fill(expected, number);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
+        }
+    }
+}

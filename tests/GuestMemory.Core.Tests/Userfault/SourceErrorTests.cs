@@ -1,0 +1,136 @@
+using System.Diagnostics;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Pages that cannot be read: tried again, and then what was ordered.</summary>
+public sealed class SourceErrorTests : IDisposable
+{
+    private const int Pages = 16;
+    private readonly TestFolder _folder = new();
+    private readonly GuestRegionMmap _region = new(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+    private readonly GuestMemoryMmap _memory;
+
+    public SourceErrorTests() => _memory = GuestMemoryMmap.FromRegions([_region]);
+
+    public void Dispose()
+    {
+        _region.Dispose();
+        _folder.Dispose();
+    }
+
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand)]
+    [InlineData(UffdStrategy.Background)]
+    [InlineData(UffdStrategy.Window)]
+    public void AnErrorThatPassesIsTriedAgain(UffdStrategy strategy)
+    {
+        using var handler = Start(new FailingSource(failures: 3, badPage: 5), strategy, UffdOnError.Stop);
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        AssertPage(5);
+        AssertPage(6);
+        Assert.Null(handler.Error);
+    }
+
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand)]
+    [InlineData(UffdStrategy.Background)]
+    [InlineData(UffdStrategy.FaultAll)]
+    [InlineData(UffdStrategy.Window)]
+    public void ThePageAloneIsPoisoned(UffdStrategy strategy)
+    {
+        using var handler = Start(new FailingSource(int.MaxValue, badPage: 5), strategy, UffdOnError.Poison);
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        var error = Assert.Throws<GuestMemoryException>(() => AssertPage(5));
+        Assert.Equal(GuestMemoryError.PageNotAccessible, error.Error);
+        for (var page = 0; page < Pages; page++)
+        {
+            if (page != 5) AssertPage(page);
+        }
+
+        Host.Until(() => handler.Error is not null);
+        Assert.Contains("EIO", handler.Error, StringComparison.Ordinal);
+        Assert.Equal(UffdHandlerState.Serving, handler.State);
+    }
+
+    [UffdFact]
+    public void TheHandlerStopsAndSaysWhy()
+    {
+        using var handler = Start(new FailingSource(int.MaxValue, badPage: 5), UffdStrategy.OnDemand, UffdOnError.Stop);
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        var error = Assert.Throws<GuestMemoryException>(() => _memory.ReadExact(new GuestAddress(5 * 4096), new byte[8].AsMemory(), CancellationToken.None));
+        Assert.Equal(GuestMemoryError.HandlerGone, error.Error);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(10)));
+        Assert.Equal(UffdHandlerState.Failed, handler.State);
+        Assert.Contains("cannot be read at offset 0x5000", handler.Error, StringComparison.Ordinal);
+    }
+
+    [CompilerFact]
+    public void TheVmmIsKilledAndOthersLive()
+    {
+        _folder.WriteImage("image", 256);
+        using var handler = UffdHandler.Start(new UffdHandlerOptions
+        {
+            SocketPath = _folder["k.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = UffdOnError.Kill,
+        });
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        AssertPage(3);
+        Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
+        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
+        using var process = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--order", "seq"]) { UseShellExecute = false })!;
+        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(10)));
+        Assert.Equal(128 + 9, process.ExitCode);
+        Host.Until(() => handler.ConnectionCount == 1);
+        Assert.Equal((1, UffdHandlerState.Serving), (handler.ConnectionCount, handler.State));
+        Assert.Contains("killed", handler.Error, StringComparison.Ordinal);
+        AssertPage(4);
+    }
+
+    private UffdHandler Start(PageSource source, UffdStrategy strategy, UffdOnError onError) => UffdHandler.Start(
+        new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "", Strategy = strategy, OnError = onError, WindowSize = 32768 }, source);
+
+    private void AssertPage(int number)
+    {
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        TestFolder.Fill(expected, number);
+        _memory.ReadExact(new GuestAddress((ulong)number * 4096), page);
+        Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
+    }
+
+    /// <summary>A disk with a bad page, which may get better.</summary>
+    private sealed unsafe class FailingSource(int failures, int badPage) : PageSource
+    {
+        private readonly byte[] _bytes = Bytes();
+        private int _left = failures;
+
+        public override string Name => "the failing source";
+
+        public override ulong Length => Pages * 4096;
+
+        public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
+        {
+            run = default;
+            var bad = (ulong)badPage * 4096;
+            if (offset == bad && _left > 0)
+            {
+                _left--;
+                return Errno.EIO;
+            }
+
+            if (offset < bad && bad - offset < length) length = bad - offset;
+            run = new PageRunData((byte*)System.Runtime.CompilerServices.Unsafe.AsPointer(ref _bytes[0]) + offset, length);
+            return 0;
+        }
+
+        public override void Dispose()
+        {
+        }
+
+        private static byte[] Bytes()
+        {
+            var bytes = GC.AllocateArray<byte>(Pages * 4096, pinned: true);
+            for (var i = 0; i < Pages; i++) TestFolder.Fill(bytes.AsSpan(i * 4096, 4096), i);
+            return bytes;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>What a VM writes, and memory that is shared with who restores it.</summary>
+public sealed class TrackingTests : IDisposable
+{
+    private const int Pages = 256;
+    private readonly TestFolder _folder = new();
+
+    public TrackingTests() => _folder.WriteImage("image", Pages);
+
+    public void Dispose() => _folder.Dispose();
+
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand, false)]
+    [InlineData(UffdStrategy.Background, false)]
+    [InlineData(UffdStrategy.FaultAll, true)]
+    [InlineData(UffdStrategy.Window, false)]
+    [InlineData(UffdStrategy.OnDemand, true)]
+    public void ExactlyTheWrittenPagesAreDirty(UffdStrategy strategy, bool isAsync)
+    {
+        using var handler = Start(strategy, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        var features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE;
+        if (isAsync) features |= Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED;
+        using var peer = new RawPeer(handler.SocketPath, region, features);
+        peer.Send([
+            new GuestRegionUffdMapping(region.HostAddress, 100 * 4096, 156 * 4096, 4096),
+            new GuestRegionUffdMapping(region.HostAddress + (100 * 4096), 156 * 4096, 0, 4096)]);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        var written = new HashSet<int>();
+        var random = new Random(5);
+        for (var round = 0; round < 400; round++)
+        {
+            var page = random.Next(Pages);
+            var at = new GuestAddress((ulong)page * 4096);
+            if (page % 3 == 0)
+            {
+                memory.Write(at, [1]);
+                written.Add(page);
+            }
+            else if (page == 100)
+            {
+                region.GetMapping().Discard(100 * 4096, 4096);
+                written.Add(page);
+            }
+            else
+            {
+                memory.ReadExact(at, new byte[8]);
+            }
+        }
+
+        var bitmaps = handler.GetDirtyBitmaps();
+        Assert.Equal([(156UL * 4096, 100L), (0UL, 156L)], bitmaps.Select(bitmap => (bitmap.StartAddress, bitmap.PageCount)));
+        for (var page = 0; page < Pages; page++)
+            Assert.True(written.Contains(page) == (page < 100 ? bitmaps[0].IsDirty(page) : bitmaps[1].IsDirty(page - 100)), $"page {page}, written {written.Contains(page)}");
+        Assert.Null(handler.Error);
+        if (isAsync) Assert.Equal(0, handler.GetFigures().WriteProtectedCount);
+    }
+
+    [UffdFact]
+    public void WhoDoesNotTrackSaysSo()
+    {
+        using var handler = Start(UffdStrategy.OnDemand, trackDirty: false);
+        Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => handler.GetDirtyBitmaps()).Error);
+    }
+
+    /// <summary>Memory that is in the page cache already, written by another mapping: it is mapped, and nothing is copied.</summary>
+    [UffdFact]
+    public unsafe void SharedPagesAreContinued()
+    {
+        using var handler = Start(UffdStrategy.OnDemand, trackDirty: false);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithMemfd().Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        var page = new byte[4096];
+        for (var i = 0; i < 32; i++)
+        {
+            TestFolder.Fill(page, 5000 + i);
+            memory.Write(new GuestAddress((ulong)i * 4096), page);
+        }
+
+        // The pages stay in the memfd; this mapping of it forgets them.
+        using (var lease = region.GetMapping().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
+        using var peer = new RawPeer(handler.SocketPath, region,
+            Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_SHMEM,
+            Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_MINOR);
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
+        var expected = new byte[4096];
+        for (var i = 0; i < 64; i++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)i * 4096), page);
+            TestFolder.Fill(expected, i < 32 ? 5000 + i : i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
+        }
+
+        Host.Until(() => handler.FaultCount == 64);
+        var figures = handler.GetFigures();
+        Assert.Equal((32L, 32L), (figures.ContinuedCount, figures.CopiedCount));
+        Assert.Null(handler.Error);
+    }
+
+    private UffdHandler Start(UffdStrategy strategy, bool trackDirty) => UffdHandler.Start(new UffdHandlerOptions
+    {
+        SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, TrackDirty = trackDirty, WindowSize = 16384,
+    });
+}
