@@ -165,25 +165,25 @@ internal sealed unsafe class MemoryRows : RowSet
     private static ulong Load(VolatileSlice slice, uint* offset, uint* end)
     {
         ulong sum = 0;
-        while (offset < end) sum += slice.ReadObject<ulong>(*offset++);
+        for (; offset < end; offset++) sum += slice.ReadObject<ulong>(*offset);
         return sum;
     }
 
     private static void Store(VolatileSlice slice, uint* offset, uint* end)
     {
-        while (offset < end) slice.WriteObject((ulong)offset, *offset++);
+        for (; offset < end; offset++) slice.WriteObject((ulong)offset, *offset);
     }
 
     private static ulong LoadAt(GuestMemoryMmap memory, uint* offset, uint* end)
     {
         ulong sum = 0;
-        while (offset < end) sum += memory.ReadObject<ulong>(new GuestAddress(*offset++));
+        for (; offset < end; offset++) sum += memory.ReadObject<ulong>(new GuestAddress(*offset));
         return sum;
     }
 
     private static void StoreAt(GuestMemoryMmap memory, uint* offset, uint* end)
     {
-        while (offset < end) memory.WriteObject(new GuestAddress(*offset), (ulong)offset++);
+        for (; offset < end; offset++) memory.WriteObject(new GuestAddress(*offset), (ulong)offset);
     }
 
     private void Find()

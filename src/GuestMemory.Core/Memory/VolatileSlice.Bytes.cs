@@ -75,7 +75,7 @@ public readonly unsafe partial struct VolatileSlice
             return value;
         }
 
-        return ReadObjectSlowly<T>(this, offset);
+        return ReadObjectSlowly<T>(_gate, _address, Size, offset);
     }
 
     /// <summary>Writes a value and marks it (vm-memory's write_obj).</summary>
@@ -91,7 +91,7 @@ public readonly unsafe partial struct VolatileSlice
             return;
         }
 
-        WriteObjectSlowly(this, value, offset);
+        WriteObjectSlowly(_gate, _address, Size, _origin, value, offset);
     }
 
     /// <summary>Loads an integer atomically.</summary>
@@ -184,19 +184,19 @@ public readonly unsafe partial struct VolatileSlice
         CopyThroughBuffer(destination, count);
     }
 
-    // Apart, and given a copy, so that the quick ways above keep their slice in registers.
+    // Apart, and given the fields, so that the quick ways above keep their slice in registers.
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static T ReadObjectSlowly<T>(VolatileSlice slice, ulong offset)
+    private static T ReadObjectSlowly<T>(AccessGate gate, byte* address, ulong size, ulong offset)
         where T : unmanaged
     {
         Unsafe.SkipInit(out T result);
-        slice.ReadExact(new Span<byte>(&result, sizeof(T)), offset);
+        new VolatileSlice(gate, address, size, 0).ReadExact(new Span<byte>(&result, sizeof(T)), offset);
         return result;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static void WriteObjectSlowly<T>(VolatileSlice slice, T value, ulong offset)
-        where T : unmanaged => slice.WriteExact(new ReadOnlySpan<byte>(&value, sizeof(T)), offset);
+    private static void WriteObjectSlowly<T>(AccessGate gate, byte* address, ulong size, ulong origin, T value, ulong offset)
+        where T : unmanaged => new VolatileSlice(gate, address, size, origin).WriteExact(new ReadOnlySpan<byte>(&value, sizeof(T)), offset);
 
     /// <summary>Whether a value at an offset is there to be accessed at once: of a size that processors know, inside, and direct.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
