@@ -104,6 +104,8 @@ static void memory_mapping(void)
     CONSTANT(MADV_COLLAPSE);
 #endif
 
+    CONSTANT(MS_SYNC);
+
     CONSTANT(MFD_CLOEXEC);
     CONSTANT(MFD_ALLOW_SEALING);
     CONSTANT(MFD_HUGETLB);
