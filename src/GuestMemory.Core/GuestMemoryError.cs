@@ -91,6 +91,8 @@ public enum GuestMemoryError
     KvmUnsupported,
     /// <summary>The VM has no such memory slot.</summary>
     SlotNotFound,
+    /// <summary>A dirty ring was full before KVM stopped the guest: which pages were written is not known.</summary>
+    DirtyRingOverrun,
     /// <summary>The VM was removed.</summary>
     VmDisposed,
 

@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// What a request about a VM's memory asks of the VM (crosvm's Vm, as far as memory goes): KvmVm does it on /dev/kvm.
+/// What a request about a VM's memory asks of the VM (crosvm's Vm, as far as memory goes): <see cref="KvmVm"/> does it on /dev/kvm.
 /// Every operation that fails throws a <see cref="SyscallException"/>, whose error number is the one that upstream returns, and
 /// changes nothing.
 /// </summary>
