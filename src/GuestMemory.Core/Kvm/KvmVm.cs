@@ -17,6 +17,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     private readonly List<KvmVcpu> _vcpus = [];
     private readonly KvmVmOptions _options;
     private readonly uint _baseCount;
+    private uint _addedCount;
     private volatile bool _disposed;
 
     /// <summary>Makes a VM.</summary>
@@ -94,7 +95,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             ThrowIfDisposed();
             if (mapping.Size > long.MaxValue || address.CheckedAdd(HostPage.RoundUp(mapping.Size, HostPage.Size)) is null)
                 throw new SyscallException("add_memory_region", Errno.EOVERFLOW, attempted, GuestMemoryError.InvalidGuestRegion);
-            var slot = new KvmSlot(_gaps.Count > 0 ? _gaps.Min : _baseCount + AddedCount(), address.Value, mapping.Memory, mapping, readOnly, logDirtyPages);
+            var slot = new KvmSlot(_gaps.Count > 0 ? _gaps.Min : _baseCount + _addedCount, address.Value, mapping.Memory, mapping, readOnly, logDirtyPages);
             foreach (var region in Memory.Regions)
             {
                 if (region.GuestAddress <= slot.LastAddress && slot.GuestAddress <= region.LastAddress)
@@ -172,8 +173,6 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Region {region} does not begin with a page; memory of a VM does.");
     }
 
-    private uint AddedCount() => (uint)_slots.Values.Count(slot => !slot.IsBase);
-
     private void Insert(KvmSlot slot, string attempted)
     {
         slot.Memory.Hold(this);
@@ -190,6 +189,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         }
 
         _slots.Add(slot.Slot, slot);
+        if (!slot.IsBase) _addedCount++;
     }
 
     private int TrySet(KvmSlot slot, bool present)
@@ -210,7 +210,9 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         // What its vCPUs still have in their rings must not be taken for marks of the slot's successor.
         Harvest();
         _slots.Remove(slot.Slot);
-        if (!slot.IsBase) _gaps.Add(slot.Slot);
+        if (slot.IsBase) return;
+        _gaps.Add(slot.Slot);
+        _addedCount--;
     }
 
     private KvmSlot FindAdded(uint slot, int error) => _slots.TryGetValue(slot, out var found) && !found.IsBase

@@ -26,6 +26,20 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
+    public void FiveThousandSlotsComeAndGo()
+    {
+        using var vm = Vm((0, Page));
+        for (var round = 0; round < 2; round++)
+        {
+            for (var i = 0U; i < 5000; i++) Assert.Equal(i + 1, Add(vm, 0x100000 + i * Page, Page));
+            Assert.Equal(5001, vm.Slots.Count);
+            for (var i = 0U; i < 5000; i++) vm.RemoveMemoryRegion(i + 1).Dispose();
+        }
+
+        Assert.Single(vm.Slots);
+    }
+
+    [KvmFact]
     public void AFailureGivesTheSlotBack()
     {
         using var vm = Vm((0, Page), (5 * Page, 5 * Page));
