@@ -74,6 +74,28 @@ public enum GuestMemoryError
     /// <summary>A dirty log that does not fit its file or its region (upstream: InvalidData).</summary>
     InvalidLog,
 
+    // Memory in the slots of a VM
+    /// <summary>An offset or address is not a multiple of the page size (upstream: NotPageAligned).</summary>
+    NotPageAligned,
+    /// <summary>A range leaves its memory (upstream: InvalidAddress).</summary>
+    InvalidAddress,
+    /// <summary>A file offset past 2^63 - 1 (upstream: InvalidOffset).</summary>
+    InvalidOffset,
+    /// <summary>A single mapping takes no further mappings (upstream: AddFdMappingIsUnsupported).</summary>
+    AddFdMappingIsUnsupported,
+    /// <summary>A single mapping has no part that could be taken away (upstream: RemoveMappingIsUnsupported).</summary>
+    RemoveMappingIsUnsupported,
+    /// <summary>This user may not use /dev/kvm.</summary>
+    KvmDenied,
+    /// <summary>This host has no KVM, or KVM lacks what was asked for.</summary>
+    KvmUnsupported,
+    /// <summary>The VM has no such memory slot.</summary>
+    SlotNotFound,
+    /// <summary>A dirty ring was full before KVM stopped the guest: which pages were written is not known.</summary>
+    DirtyRingOverrun,
+    /// <summary>The VM was removed.</summary>
+    VmDisposed,
+
     // userfaultfd and the hand-over
     /// <summary>This user may not create a userfaultfd.</summary>
     UffdDenied,
@@ -143,6 +165,8 @@ public enum GuestMemoryError
     RegionNotFound,
     /// <summary>No handler has that number or socket path.</summary>
     HandlerNotFound,
+    /// <summary>No VM has that number or name.</summary>
+    VmNotFound,
     /// <summary>The handler ended on its own.</summary>
     HandlerFailed,
     /// <summary>The handler's process could not be started, or ended before it listened.</summary>

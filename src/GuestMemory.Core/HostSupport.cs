@@ -12,12 +12,21 @@ public sealed record HostFeature(string Feature, bool Supported, string Detail, 
 /// <summary>Finds out what this host can do, by trying it where that leaves no trace.</summary>
 public static class HostSupport
 {
+    private static readonly (string Name, uint Capability, string Use)[] s_kvmExtensions =
+    [
+        ("MemorySlots", Kvm.KVM_CAP_NR_MEMSLOTS, "Memory slots of a VM"),
+        ("ReadOnlyMemory", Kvm.KVM_CAP_READONLY_MEM, "Memory that the guest cannot write (KVM_CAP_READONLY_MEM)"),
+        ("IoEventFd", Kvm.KVM_CAP_IOEVENTFD, "Eventfds that a guest's stores signal (KVM_CAP_IOEVENTFD)"),
+        ("ManualDirtyLogProtect", Kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, "A dirty log that is cleared page by page (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"),
+        ("DirtyRing", Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL, "The bytes of a vCPU's dirty ring, at most (KVM_CAP_DIRTY_LOG_RING_ACQ_REL)"),
+    ];
+
     /// <summary>One row a feature.</summary>
     public static IEnumerable<HostFeature> Probe()
     {
         foreach (var feature in ProbeUserfaultfd()) yield return feature;
         foreach (var feature in ProbeHugePages()) yield return feature;
-        yield return ProbeDevice("Kvm", "/dev/kvm", "Load the module ('modprobe kvm_intel' or kvm_amd) and enable virtualization in the firmware; in a VM, nested virtualization.", "kvm");
+        foreach (var feature in ProbeKvm()) yield return feature;
         yield return ProbeXen();
         yield return ProbePagemapScan();
     }
@@ -54,6 +63,24 @@ public static class HostSupport
             var name = $"hugepages-{pool.PageSize / 1024}kB";
             yield return new HostFeature($"HugePages:{pool.PageSize / 1024}kB", pool.Free > 0, $"{pool.Free} of {pool.Total} pages are free.",
                 pool.Free > 0 ? null : $"'echo N > /sys/kernel/mm/hugepages/{name}/nr_hugepages' as root.");
+        }
+    }
+
+    private static IEnumerable<HostFeature> ProbeKvm()
+    {
+        var error = Kvm.TryOpen(out var device);
+        using var opened = device;
+        yield return error switch
+        {
+            0 => new HostFeature("Kvm", true, $"{Kvm.DevicePath} can be opened.", null),
+            Errno.EACCES or Errno.EPERM => new HostFeature("Kvm", false, $"{Kvm.DevicePath} exists, but this user may not open it.", Kvm.WhenDenied),
+            Errno.ENOENT => new HostFeature("Kvm", false, $"{Kvm.DevicePath} does not exist.", Kvm.WhenMissing),
+            _ => new HostFeature("Kvm", false, $"{Kvm.DevicePath} cannot be opened ({Errno.Name(error)}).", Kvm.WhenMissing),
+        };
+        foreach (var (name, capability, use) in s_kvmExtensions)
+        {
+            var answer = device is null ? 0 : Kvm.Extension(device, capability);
+            yield return new HostFeature($"Kvm:{name}", answer > 0, answer > 1 ? $"{use}: {answer}." : $"{use}.", answer > 0 || device is null ? null : "A newer kernel.");
         }
     }
 

@@ -9,7 +9,9 @@ internal static class Session
 {
     private static readonly ConcurrentDictionary<string, GuestRegionMmap> s_regions = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
+    private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
     private static int s_lastRegion;
+    private static int s_lastVm;
 
     public static IEnumerable<GuestRegionMmap> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
@@ -18,6 +20,22 @@ internal static class Session
 
     /// <summary>The handlers that end with this shell.</summary>
     public static IEnumerable<UffdHandler> OwnHandlers => s_handlers.Values.OrderBy(handler => handler.Id);
+
+    public static IEnumerable<GuestVm> Vms => s_vms.Values.OrderBy(vm => vm.Id);
+
+    public static string NextVmName()
+    {
+        string name;
+        do name = $"vm{Interlocked.Increment(ref s_lastVm) - 1}";
+        while (s_vms.ContainsKey(name));
+        return name;
+    }
+
+    public static bool HasVm(string name) => s_vms.ContainsKey(name);
+
+    public static bool TryAdd(GuestVm vm) => s_vms.TryAdd(vm.Name, vm);
+
+    public static void Remove(GuestVm vm) => s_vms.TryRemove(new KeyValuePair<string, GuestVm>(vm.Name, vm));
 
     public static string NextRegionName()
     {
@@ -40,6 +58,8 @@ internal static class Session
     /// <summary>Ends everything.</summary>
     public static void Clear()
     {
+        foreach (var vm in s_vms.Values) vm.Dispose();
+        s_vms.Clear();
         foreach (var region in s_regions.Values) region.Dispose();
         s_regions.Clear();
         foreach (var handler in s_handlers.Values) handler.Dispose();

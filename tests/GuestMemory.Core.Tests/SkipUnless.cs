@@ -35,3 +35,32 @@ public sealed class UffdTheoryAttribute : TheoryAttribute
         if (Userfaultfd.TryProbe(out _) is var error and not 0) Skip = $"this user may not create a userfaultfd ({Errno.Name(error)})";
     }
 }
+
+/// <summary>A test that needs KVM.</summary>
+public sealed class KvmFactAttribute : FactAttribute
+{
+    public KvmFactAttribute() => Skip = KvmTheoryAttribute.Missing;
+}
+
+/// <summary>Tests that need KVM.</summary>
+public sealed class KvmTheoryAttribute : TheoryAttribute
+{
+    public KvmTheoryAttribute() => Skip = Missing;
+
+    public static string? Missing { get; } = HostSupport.Probe().First(feature => feature.Feature == "Kvm") is { Supported: false } kvm ? $"{kvm.Detail} {kvm.Remedy}" : null;
+}
+
+/// <summary>A test that runs instructions of x86-64 in a guest.</summary>
+public sealed class GuestFactAttribute : FactAttribute
+{
+    public GuestFactAttribute(bool userfault = false) => Skip = GuestTheoryAttribute.Missing ?? (userfault ? new UffdFactAttribute().Skip : null);
+}
+
+/// <summary>Tests that run instructions of x86-64 in a guest.</summary>
+public sealed class GuestTheoryAttribute : TheoryAttribute
+{
+    public GuestTheoryAttribute() => Skip = Missing;
+
+    public static string? Missing => KvmTheoryAttribute.Missing
+        ?? (System.Runtime.InteropServices.RuntimeInformation.ProcessArchitecture != System.Runtime.InteropServices.Architecture.X64 ? "the guest's instructions are those of x86-64" : null);
+}

@@ -226,6 +226,46 @@ Describe 'Get-DirtyBitmap' {
         $failure.FullyQualifiedErrorId | Should -BeLike 'RegionDisposed,*'
     }
 
+    Context 'Of a VM' {
+        BeforeAll {
+            $kvm = Test-GuestMemorySupport Kvm
+            # A guest that writes to three pages: mov byte [0x2000], 1; mov byte [0x3000], 1; mov byte [0x5000], 1; hlt
+            $code = 0xC6, 0x06, 0x00, 0x20, 0x01, 0xC6, 0x06, 0x00, 0x30, 0x01, 0xC6, 0x06, 0x00, 0x50, 0x01, 0xF4
+
+            function Invoke-Guest([object] $Vm) {
+                $vcpu = $Vm.Vm.CreateVcpu()
+                $vcpu.SetRealMode(0x1000)
+                $vcpu.Run().Reason | Should -Be Hlt
+            }
+        }
+
+        It 'shows the pages that the guest wrote, and takes the marks with -Clear, by <_>' -ForEach ManualProtect, Plain, Ring {
+            Skip-UnlessSupported $kvm
+            if ([Runtime.InteropServices.RuntimeInformation]::ProcessArchitecture -ne 'X64') {
+                Set-ItResult -Skipped -Because 'the guest is one of x86-64'
+            }
+            $low | Write-GuestMemory 0x1000 -Bytes $code
+            $vm = $low, $high | New-GuestVm -DirtyTracking -DirtyLog $_
+            Invoke-Guest $vm
+            $vm | Get-DirtyBitmap -Slot 0 -AsRange | ForEach-Object { $_.Address, $_.Size } | Should -Be 0x2000, 0x2000, 0x5000, 0x1000
+            $bitmaps = Get-DirtyBitmap -Vm $vm -Clear
+            $bitmaps.DirtyCount | Should -Be 3, 0
+            $bitmaps.StartAddress | Should -Be 0, 0x100000000
+            $bitmaps[0].Source | Should -Be "VM $($vm.Name) slot 0"
+            ($vm | Get-DirtyBitmap).DirtyCount | Should -Be 0, 0
+        }
+
+        It 'refuses what is not logged, and a slot that is not there' {
+            Skip-UnlessSupported $kvm
+            $vm = $low | New-GuestVm
+            { $vm | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+            { $vm | Get-DirtyBitmap -Slot 0 -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+            { $vm | Get-DirtyBitmap -Slot 7 -ErrorAction Stop } | Should -Throw -ErrorId 'SlotNotFound,*'
+            $vm | Remove-GuestVm
+            { $vm | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'VmDisposed,*'
+        }
+    }
+
     It 'says what it gives' {
         (Get-Command Get-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.DirtyBitmap], [GuestMemory.Core.AddressRange])
     }

@@ -120,7 +120,8 @@ function Resize-File([string] $Path, [long] $Size) {
 }
 
 function Clear-TestState([string] $Folder) {
-    # Frees every region and handler of the shell, and empties the folder where one is named.
+    # Frees every VM, region and handler of the shell, and empties the folder where one is named.
+    Get-GuestVm | Remove-GuestVm
     Get-MmapRegion | Remove-MmapRegion -Force
     Get-UffdHandler | Stop-UffdHandler -WarningAction Ignore
     if ($Folder) {

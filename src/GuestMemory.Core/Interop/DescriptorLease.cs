@@ -5,7 +5,7 @@ namespace GuestMemory.Core.Interop;
 /// <summary>Keeps a handle open for as long as its number is used.</summary>
 internal readonly ref struct DescriptorLease
 {
-    private readonly SafeHandle _handle;
+    private readonly SafeHandle? _handle;
 
     public DescriptorLease(SafeHandle handle)
     {
@@ -14,7 +14,7 @@ internal readonly ref struct DescriptorLease
         _handle = handle;
     }
 
-    public int Number => (int)_handle.DangerousGetHandle();
+    public int Number => (int)_handle!.DangerousGetHandle();
 
-    public void Dispose() => _handle.DangerousRelease();
+    public void Dispose() => _handle?.DangerousRelease();
 }

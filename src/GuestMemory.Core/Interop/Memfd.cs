@@ -14,6 +14,7 @@ internal static partial class Memfd
     public const int F_SEAL_SEAL = 1;
     public const int F_SEAL_SHRINK = 2;
     public const int F_SEAL_GROW = 4;
+    public const int F_SEAL_WRITE = 8;
 
     /// <summary>
     /// A memfd of exactly <paramref name="length"/> bytes, sealed against shrinking, growing and further seals, so that its

@@ -21,8 +21,13 @@ internal static unsafe partial class Mman
 
     public const int MADV_DONTNEED = 4;
     public const int MADV_REMOVE = 9;
+    public const int MADV_MERGEABLE = 12;
+    public const int MADV_DONTDUMP = 16;
+    public const int MADV_PAGEOUT = 21;
     public const int MADV_POPULATE_READ = 22;
     public const int MADV_POPULATE_WRITE = 23;
+
+    public const int MS_SYNC = 4;
 
     private static readonly nint MapFailed = -1;
 
@@ -57,6 +62,10 @@ internal static unsafe partial class Mman
     /// <summary>Keeps a range in memory, so that touching it never waits for the disk; 0 or the error number.</summary>
     public static int TryLock(nint address, nuint length) => mlock(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
+    /// <summary>Writes changes of a range back to its file; returns 0 or the error number.</summary>
+    public static int TrySync(nint address, nuint length, int flags) =>
+        msync(address, length, flags) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Unmaps a range; returns 0 or the error number.</summary>
     public static int TryUnmap(nint address, nuint length) =>
         munmap(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
@@ -73,9 +82,13 @@ internal static unsafe partial class Mman
     /// </summary>
     public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);
 
+    /// <summary>Maps something in the place of a part of a mapping, at once; returns 0 or the error number. The range must be the caller's.</summary>
+    public static int TryReplace(nint address, nuint length, int protection, int flags, int descriptor, long offset) =>
+        mmap(address, length, protection, flags | MAP_FIXED, descriptor, offset) == address ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Puts fresh anonymous memory in the place of a mapping, at once; false where the kernel refuses.</summary>
     public static bool TryReplaceByAnonymous(nint address, nuint length) =>
-        mmap(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == address;
+        TryReplace(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == 0;
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mmap(nint addr, nuint length, int prot, int flags, int fd, long offset);
@@ -88,6 +101,9 @@ internal static unsafe partial class Mman
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int mprotect(nint addr, nuint length, int prot);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int msync(nint addr, nuint length, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int madvise(nint addr, nuint length, int advice);

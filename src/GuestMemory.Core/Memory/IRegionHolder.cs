@@ -9,6 +9,9 @@ internal interface IRegionHolder
     /// <summary>Whether the other end is still there.</summary>
     bool IsLive { get; }
 
+    /// <summary>Whether it fills in missing pages, so that an access may have to wait for it.</summary>
+    bool ProvidesPages { get; }
+
     /// <summary>Lets the mapping go: nothing that waits for its pages may wait on, and nobody may read invented zeros.</summary>
     void Release(MmapRegion region);
 }

@@ -86,7 +86,7 @@ public sealed unsafe class MmapRegion : IDisposable
         get
         {
             if (!IsGuarded) return false;
-            lock (_lock) return !IsOwned || _holders.Count > 0;
+            lock (_lock) return !IsOwned || HasProvider();
         }
     }
 
@@ -95,7 +95,7 @@ public sealed unsafe class MmapRegion : IDisposable
     {
         get
         {
-            lock (_lock) return _holders.Count > 0 && !_holders.Exists(holder => holder.IsLive) ? _holders[0].Description : null;
+            lock (_lock) return LiveProvider() is null ? _holders.Find(static holder => holder.ProvidesPages)?.Description : null;
         }
     }
 
@@ -166,7 +166,8 @@ public sealed unsafe class MmapRegion : IDisposable
             if (!force && _holders.Find(holder => holder.IsLive) is { } live)
                 throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or use -Force to take the memory away from it.");
             _disposed = true;
-            holders = [.. _holders];
+            // A VM can let go only when none of its vCPUs waits for a page any more.
+            holders = [.. _holders.OrderByDescending(static holder => holder.ProvidesPages)];
             _holders.Clear();
         }
 
@@ -219,15 +220,18 @@ public sealed unsafe class MmapRegion : IDisposable
         return mine.Start < theirs.Start ? theirs.Start - mine.Start < Size : mine.Start - theirs.Start < other.Size;
     }
 
-    /// <summary>Registers a holder; from now on every access is guarded.</summary>
+    /// <summary>Registers a holder. While one provides pages every access is guarded, and there is no second such one.</summary>
     internal void Hold(IRegionHolder holder)
     {
         lock (_lock)
         {
             ThrowIfDisposed();
-            if (_holders.Find(other => other.IsLive) is { } live)
-                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description} already.");
-            _gate.Set(AccessGate.Guarded);
+            if (holder.ProvidesPages)
+            {
+                if (LiveProvider() is { } live) throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description} already.");
+                _gate.Set(AccessGate.Guarded);
+            }
+
             _holders.Add(holder);
         }
     }
@@ -238,7 +242,7 @@ public sealed unsafe class MmapRegion : IDisposable
         lock (_lock)
         {
             _holders.Remove(holder);
-            if (!_alwaysGuarded && _holders.Count == 0) _gate.Clear(AccessGate.Guarded);
+            if (!_alwaysGuarded && !HasProvider()) _gate.Clear(AccessGate.Guarded);
         }
     }
 
@@ -250,6 +254,10 @@ public sealed unsafe class MmapRegion : IDisposable
     }
 
     internal void LetUnmap() => _mapping.DangerousRelease();
+
+    private bool HasProvider() => _holders.Exists(static holder => holder.ProvidesPages);
+
+    private IRegionHolder? LiveProvider() => _holders.Find(static holder => holder.ProvidesPages && holder.IsLive);
 
     /// <summary>Keeps the mapping alive for several accesses or calls.</summary>
     internal MappingLease Lease()

@@ -39,6 +39,9 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
 
     public bool IsLive => !_ended;
 
+    // Not itself, but nobody else may: the thread that provides pages out of this memory must never wait for one of it.
+    bool IRegionHolder.ProvidesPages => true;
+
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
         foreach (var part in _parts)

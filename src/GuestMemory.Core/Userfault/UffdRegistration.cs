@@ -50,6 +50,8 @@ public sealed class UffdRegistration : IRegionHolder
         }
     }
 
+    bool IRegionHolder.ProvidesPages => true;
+
     string IRegionHolder.Description => $"the page-fault handler at {SocketPath}";
 
     /// <summary>

@@ -29,6 +29,13 @@ public sealed class RegionNameCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Regions.Select(region => (region.Name, region.ToString()));
 }
 
+/// <summary>Names of live VMs.</summary>
+public sealed class VmNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Vms.Select(vm => (vm.Name, $"{vm.Slots.Count} slots, {Formatting.Size(vm.Memory.Size)}"));
+}
+
 /// <summary>Socket paths of live handlers.</summary>
 public sealed class HandlerSocketCompleter : ListCompleter
 {

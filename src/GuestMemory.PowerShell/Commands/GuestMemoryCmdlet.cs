@@ -78,17 +78,18 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
     {
         GuestMemoryError.ZeroSize or GuestMemoryError.UnalignedOffset or GuestMemoryError.UnalignedSize or GuestMemoryError.InvalidPointer or GuestMemoryError.MapFixed
             or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.UnsortedMemoryRegions or GuestMemoryError.GuestAddressOverflow
-            or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported => ErrorCategory.InvalidArgument,
+            or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported
+            or GuestMemoryError.NotPageAligned or GuestMemoryError.InvalidAddress or GuestMemoryError.InvalidOffset => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
-            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound => ErrorCategory.ObjectNotFound,
+            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.SlotNotFound => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
             or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted => ErrorCategory.LimitsExceeded,
-        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed => ErrorCategory.NotImplemented,
+        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported => ErrorCategory.NotImplemented,
         GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
-        GuestMemoryError.UffdDenied => ErrorCategory.PermissionDenied,
+        GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
         GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
         GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout => ErrorCategory.OperationTimeout,

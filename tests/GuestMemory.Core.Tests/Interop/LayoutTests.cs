@@ -28,6 +28,17 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(Statx)] = "statx",
         [typeof(Passwd)] = "passwd",
         [typeof(PmScanArg)] = "pm_scan_arg",
+        [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",
+        [typeof(KvmDirtyLog)] = "kvm_dirty_log",
+        [typeof(KvmClearDirtyLog)] = "kvm_clear_dirty_log",
+        [typeof(KvmDirtyGfn)] = "kvm_dirty_gfn",
+        [typeof(KvmEnableCap)] = "kvm_enable_cap",
+        [typeof(KvmIoeventfd)] = "kvm_ioeventfd",
+        [typeof(KvmRegs)] = "kvm_regs",
+        [typeof(KvmSegment)] = "kvm_segment",
+        [typeof(KvmDtable)] = "kvm_dtable",
+        [typeof(KvmSregs)] = "kvm_sregs",
+        [typeof(KvmRun)] = "kvm_run",
     };
 
     private static readonly Dictionary<string, string> s_unions = new(StringComparer.Ordinal)
@@ -41,6 +52,17 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         ["remap_len"] = "arg.remap.len",
         ["remove_start"] = "arg.remove.start",
         ["remove_end"] = "arg.remove.end",
+        ["hw_hardware_exit_reason"] = "hw.hardware_exit_reason",
+        ["io_direction"] = "io.direction",
+        ["io_size"] = "io.size",
+        ["io_port"] = "io.port",
+        ["io_count"] = "io.count",
+        ["io_data_offset"] = "io.data_offset",
+        ["mmio_phys_addr"] = "mmio.phys_addr",
+        ["mmio_data"] = "mmio.data",
+        ["mmio_len"] = "mmio.len",
+        ["mmio_is_write"] = "mmio.is_write",
+        ["internal_suberror"] = "internal.suberror",
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
@@ -86,7 +108,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
             Assert.True((int)size == Marshal.SizeOf(type), $"sizeof {name}: header {size}, ours {Marshal.SizeOf(type)}");
             foreach (var field in type.GetFields(BindingFlags.Instance | BindingFlags.Public))
             {
-                var member = type == typeof(UffdMsg) && s_unions.TryGetValue(field.Name, out var union) ? union : field.Name;
+                var member = (type == typeof(UffdMsg) || type == typeof(KvmRun)) && s_unions.TryGetValue(field.Name, out var union) ? union : field.Name;
                 Assert.True(headers.TryGetValue($"offsetof.{name}.{member}", out var offset), $"{name}.{member} is not in layouts.c");
                 Assert.True((int)offset == Marshal.OffsetOf(type, field.Name).ToInt32(), $"offsetof {name}.{member}: header {offset}, ours {Marshal.OffsetOf(type, field.Name)}");
             }
@@ -112,6 +134,8 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         Assert.Equal(Userfaultfd.UFFDIO_ZEROPAGE, Ioc(3, 0xAA, 4, Marshal.SizeOf<UffdioZeropage>()));
         Assert.Equal(Userfaultfd.UFFDIO_POISON, Ioc(3, 0xAA, 8, Marshal.SizeOf<UffdioZeropage>()));
         Assert.Equal(Userfaultfd.USERFAULTFD_IOC_NEW, Ioc(0, 0xAA, 0, 0));
+        Assert.Equal(Kvm.KVM_SET_USER_MEMORY_REGION, Ioc(1, 0xAE, 0x46, Marshal.SizeOf<KvmUserspaceMemoryRegion>()));
+        Assert.Equal(Kvm.KVM_CLEAR_DIRTY_LOG, Ioc(3, 0xAE, 0xC0, Marshal.SizeOf<KvmClearDirtyLog>()));
         Assert.Equal(Pagemap.PAGEMAP_SCAN, Ioc(3, 'f', 16, Marshal.SizeOf<PmScanArg>()));
     }
 

@@ -31,6 +31,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
+#include <linux/kvm.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/userfaultfd.h>
@@ -108,6 +109,8 @@ static void memory_mapping(void)
 #ifdef MADV_COLLAPSE
     CONSTANT(MADV_COLLAPSE);
 #endif
+
+    CONSTANT(MS_SYNC);
 
     CONSTANT(MFD_CLOEXEC);
     CONSTANT(MFD_ALLOW_SEALING);
@@ -475,6 +478,11 @@ static void files(void)
     STRUCT_OFFSET(passwd, pw_dir);
 }
 
+static void signals(void)
+{
+    CONSTANT(SIGURG);
+}
+
 static void errors(void)
 {
     CONSTANT(EPERM);
@@ -543,6 +551,164 @@ static void processes(void)
     CONSTANT(SYS_pidfd_open);
 }
 
+static void virtual_machines(void)
+{
+    CONSTANT(KVM_API_VERSION);
+    CONSTANT(KVM_GET_API_VERSION);
+    CONSTANT(KVM_CREATE_VM);
+    CONSTANT(KVM_CHECK_EXTENSION);
+    CONSTANT(KVM_GET_VCPU_MMAP_SIZE);
+    CONSTANT(KVM_GET_SUPPORTED_CPUID);
+    CONSTANT(KVM_CREATE_VCPU);
+    CONSTANT(KVM_GET_DIRTY_LOG);
+    CONSTANT(KVM_SET_USER_MEMORY_REGION);
+    CONSTANT(KVM_SET_TSS_ADDR);
+    CONSTANT(KVM_IOEVENTFD);
+    CONSTANT(KVM_RUN);
+    CONSTANT(KVM_GET_REGS);
+    CONSTANT(KVM_SET_REGS);
+    CONSTANT(KVM_GET_SREGS);
+    CONSTANT(KVM_SET_SREGS);
+    CONSTANT(KVM_SET_CPUID2);
+    CONSTANT(KVM_ENABLE_CAP);
+    CONSTANT(KVM_CLEAR_DIRTY_LOG);
+    CONSTANT(KVM_RESET_DIRTY_RINGS);
+    CONSTANT(KVM_CAP_NR_MEMSLOTS);
+    CONSTANT(KVM_CAP_IOEVENTFD);
+    CONSTANT(KVM_CAP_READONLY_MEM);
+    CONSTANT(KVM_CAP_IMMEDIATE_EXIT);
+    CONSTANT(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+    CONSTANT(KVM_CAP_DIRTY_LOG_RING);
+    CONSTANT(KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
+    CONSTANT(KVM_MEM_LOG_DIRTY_PAGES);
+    CONSTANT(KVM_MEM_READONLY);
+    CONSTANT(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
+    CONSTANT(KVM_DIRTY_LOG_INITIALLY_SET);
+    CONSTANT(KVM_DIRTY_LOG_PAGE_OFFSET);
+    CONSTANT(KVM_DIRTY_GFN_F_DIRTY);
+    CONSTANT(KVM_DIRTY_GFN_F_RESET);
+    CONSTANT(KVM_IOEVENTFD_FLAG_DATAMATCH);
+    CONSTANT(KVM_IOEVENTFD_FLAG_PIO);
+    CONSTANT(KVM_IOEVENTFD_FLAG_DEASSIGN);
+    CONSTANT(KVM_EXIT_IO);
+    CONSTANT(KVM_EXIT_HLT);
+    CONSTANT(KVM_EXIT_MMIO);
+    CONSTANT(KVM_EXIT_SHUTDOWN);
+    CONSTANT(KVM_EXIT_FAIL_ENTRY);
+    CONSTANT(KVM_EXIT_INTERNAL_ERROR);
+    CONSTANT(KVM_EXIT_DIRTY_RING_FULL);
+    CONSTANT(KVM_EXIT_IO_OUT);
+
+    STRUCT_SIZE(kvm_userspace_memory_region);
+    STRUCT_OFFSET(kvm_userspace_memory_region, slot);
+    STRUCT_OFFSET(kvm_userspace_memory_region, flags);
+    STRUCT_OFFSET(kvm_userspace_memory_region, guest_phys_addr);
+    STRUCT_OFFSET(kvm_userspace_memory_region, memory_size);
+    STRUCT_OFFSET(kvm_userspace_memory_region, userspace_addr);
+
+    STRUCT_SIZE(kvm_dirty_log);
+    STRUCT_OFFSET(kvm_dirty_log, slot);
+    STRUCT_OFFSET(kvm_dirty_log, padding1);
+    STRUCT_OFFSET(kvm_dirty_log, dirty_bitmap);
+
+    STRUCT_SIZE(kvm_clear_dirty_log);
+    STRUCT_OFFSET(kvm_clear_dirty_log, slot);
+    STRUCT_OFFSET(kvm_clear_dirty_log, num_pages);
+    STRUCT_OFFSET(kvm_clear_dirty_log, first_page);
+    STRUCT_OFFSET(kvm_clear_dirty_log, dirty_bitmap);
+
+    STRUCT_SIZE(kvm_dirty_gfn);
+    STRUCT_OFFSET(kvm_dirty_gfn, flags);
+    STRUCT_OFFSET(kvm_dirty_gfn, slot);
+    STRUCT_OFFSET(kvm_dirty_gfn, offset);
+
+    STRUCT_SIZE(kvm_enable_cap);
+    STRUCT_OFFSET(kvm_enable_cap, cap);
+    STRUCT_OFFSET(kvm_enable_cap, flags);
+    STRUCT_OFFSET(kvm_enable_cap, args);
+
+    STRUCT_SIZE(kvm_ioeventfd);
+    STRUCT_OFFSET(kvm_ioeventfd, datamatch);
+    STRUCT_OFFSET(kvm_ioeventfd, addr);
+    STRUCT_OFFSET(kvm_ioeventfd, len);
+    STRUCT_OFFSET(kvm_ioeventfd, fd);
+    STRUCT_OFFSET(kvm_ioeventfd, flags);
+
+    STRUCT_SIZE(kvm_regs);
+    STRUCT_OFFSET(kvm_regs, rax);
+    STRUCT_OFFSET(kvm_regs, rbx);
+    STRUCT_OFFSET(kvm_regs, rcx);
+    STRUCT_OFFSET(kvm_regs, rdx);
+    STRUCT_OFFSET(kvm_regs, rsi);
+    STRUCT_OFFSET(kvm_regs, rdi);
+    STRUCT_OFFSET(kvm_regs, rsp);
+    STRUCT_OFFSET(kvm_regs, rbp);
+    STRUCT_OFFSET(kvm_regs, r8);
+    STRUCT_OFFSET(kvm_regs, r9);
+    STRUCT_OFFSET(kvm_regs, r10);
+    STRUCT_OFFSET(kvm_regs, r11);
+    STRUCT_OFFSET(kvm_regs, r12);
+    STRUCT_OFFSET(kvm_regs, r13);
+    STRUCT_OFFSET(kvm_regs, r14);
+    STRUCT_OFFSET(kvm_regs, r15);
+    STRUCT_OFFSET(kvm_regs, rip);
+    STRUCT_OFFSET(kvm_regs, rflags);
+
+    STRUCT_SIZE(kvm_segment);
+    STRUCT_OFFSET(kvm_segment, base);
+    STRUCT_OFFSET(kvm_segment, limit);
+    STRUCT_OFFSET(kvm_segment, selector);
+    STRUCT_OFFSET(kvm_segment, type);
+    STRUCT_OFFSET(kvm_segment, present);
+    STRUCT_OFFSET(kvm_segment, dpl);
+    STRUCT_OFFSET(kvm_segment, db);
+    STRUCT_OFFSET(kvm_segment, s);
+    STRUCT_OFFSET(kvm_segment, l);
+    STRUCT_OFFSET(kvm_segment, g);
+    STRUCT_OFFSET(kvm_segment, avl);
+    STRUCT_OFFSET(kvm_segment, unusable);
+    STRUCT_OFFSET(kvm_segment, padding);
+
+    STRUCT_SIZE(kvm_dtable);
+    STRUCT_OFFSET(kvm_dtable, base);
+    STRUCT_OFFSET(kvm_dtable, limit);
+
+    STRUCT_SIZE(kvm_sregs);
+    STRUCT_OFFSET(kvm_sregs, cs);
+    STRUCT_OFFSET(kvm_sregs, ds);
+    STRUCT_OFFSET(kvm_sregs, es);
+    STRUCT_OFFSET(kvm_sregs, fs);
+    STRUCT_OFFSET(kvm_sregs, gs);
+    STRUCT_OFFSET(kvm_sregs, ss);
+    STRUCT_OFFSET(kvm_sregs, tr);
+    STRUCT_OFFSET(kvm_sregs, ldt);
+    STRUCT_OFFSET(kvm_sregs, gdt);
+    STRUCT_OFFSET(kvm_sregs, idt);
+    STRUCT_OFFSET(kvm_sregs, cr0);
+    STRUCT_OFFSET(kvm_sregs, cr2);
+    STRUCT_OFFSET(kvm_sregs, cr3);
+    STRUCT_OFFSET(kvm_sregs, cr4);
+    STRUCT_OFFSET(kvm_sregs, cr8);
+    STRUCT_OFFSET(kvm_sregs, efer);
+    STRUCT_OFFSET(kvm_sregs, apic_base);
+    STRUCT_OFFSET(kvm_sregs, interrupt_bitmap);
+
+    STRUCT_SIZE(kvm_run);
+    STRUCT_OFFSET(kvm_run, immediate_exit);
+    STRUCT_OFFSET(kvm_run, exit_reason);
+    STRUCT_OFFSET(kvm_run, hw.hardware_exit_reason);
+    STRUCT_OFFSET(kvm_run, io.direction);
+    STRUCT_OFFSET(kvm_run, io.size);
+    STRUCT_OFFSET(kvm_run, io.port);
+    STRUCT_OFFSET(kvm_run, io.count);
+    STRUCT_OFFSET(kvm_run, io.data_offset);
+    STRUCT_OFFSET(kvm_run, mmio.phys_addr);
+    STRUCT_OFFSET(kvm_run, mmio.data);
+    STRUCT_OFFSET(kvm_run, mmio.len);
+    STRUCT_OFFSET(kvm_run, mmio.is_write);
+    STRUCT_OFFSET(kvm_run, internal.suberror);
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -553,6 +719,8 @@ int main(void)
     events();
     files();
     processes();
+    virtual_machines();
+    signals();
     errors();
     return 0;
 }

@@ -12,11 +12,21 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     private const string MemorySet = "Memory";
     private const string LogSet = "Log";
     private const string HandlerSet = "Handler";
+    private const string VmSet = "Vm";
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
+
+    /// <summary>The VMs whose guests wrote.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = VmSet)]
+    [ValidateNotNull]
+    public GuestVm[] Vm { get; set; } = [];
+
+    /// <summary>Numbers of slots; unless given, all that are logged.</summary>
+    [Parameter(ParameterSetName = VmSet)]
+    public uint[] Slot { get; set; } = [];
 
     /// <summary>The file that holds a log.</summary>
     [Parameter(Mandatory = true, ParameterSetName = LogSet)]
@@ -43,6 +53,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     /// <summary>Takes the marks: the pages are clean afterwards.</summary>
     [Parameter(ParameterSetName = MemorySet)]
     [Parameter(ParameterSetName = LogSet)]
+    [Parameter(ParameterSetName = VmSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>
@@ -54,6 +65,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     {
         if (ParameterSetName == MemorySet) base.ProcessRecord();
         else if (ParameterSetName == LogSet) Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
+        else if (ParameterSetName == VmSet) ReadVms();
     }
 
     /// <inheritdoc/>
@@ -74,6 +86,27 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     {
         ArgumentNullException.ThrowIfNull(memory);
         foreach (var region in memory.Regions) Attempt(() => Write(region.GetDirtyBitmap(Clear)), region);
+    }
+
+    private void ReadVms()
+    {
+        foreach (var vm in Vm)
+        {
+            Attempt(() =>
+            {
+                foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.Vm.GetDirtyBitmap(slot, Clear)), vm);
+            }, vm);
+        }
+    }
+
+    private static uint[] LoggedSlots(GuestVm vm)
+    {
+        uint[] logged = [.. vm.Slots.Where(slot => slot.LogDirtyPages).Select(slot => slot.Slot)];
+        // A VM that was removed has no slots; asking for one says so.
+        if (vm.IsDisposed) return [0];
+        return logged.Length > 0
+            ? logged
+            : throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest of VM '{vm.Name}' writes is not logged. Make it with 'New-GuestVm -DirtyTracking'.");
     }
 
     private DirtyBitmap ReadLog(string path)

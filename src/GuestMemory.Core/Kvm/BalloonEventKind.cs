@@ -1,0 +1,14 @@
+namespace GuestMemory.Core;
+
+/// <summary>What can happen to a memory balloon.</summary>
+public enum BalloonEventKind
+{
+    /// <summary>It grew: the range is freed on the host.</summary>
+    Inflate,
+
+    /// <summary>It shrank: the range comes back when it is touched.</summary>
+    Deflate,
+
+    /// <summary>It has the size that was asked for.</summary>
+    TargetReached,
+}

@@ -1,0 +1,17 @@
+namespace GuestMemory.Core;
+
+/// <summary>How KVM tells which pages a guest wrote.</summary>
+public enum DirtyLogMode
+{
+    /// <summary>A bitmap a slot, whose pages are write-protected again one range at a time when marks are taken (KVM_CLEAR_DIRTY_LOG).</summary>
+    ManualProtect,
+
+    /// <summary>The same, but every page is dirty at first, so that nothing needs to be protected when logging begins.</summary>
+    InitiallySet,
+
+    /// <summary>A bitmap a slot that is emptied, and all of its pages write-protected again, whenever it is read.</summary>
+    Plain,
+
+    /// <summary>A ring a vCPU that lists the pages in the order in which they were written.</summary>
+    Ring,
+}

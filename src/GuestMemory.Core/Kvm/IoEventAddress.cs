@@ -1,0 +1,16 @@
+namespace GuestMemory.Core;
+
+/// <summary>Where an eventfd waits for a guest's store (crosvm's IoEventAddress): a port, or a guest physical address.</summary>
+/// <param name="IsPio">Whether it is an I/O port of x86.</param>
+/// <param name="Address">The port or the address.</param>
+public readonly record struct IoEventAddress(bool IsPio, ulong Address)
+{
+    /// <summary>An I/O port.</summary>
+    public static IoEventAddress Pio(ulong port) => new(IsPio: true, port);
+
+    /// <summary>A guest physical address.</summary>
+    public static IoEventAddress Mmio(ulong address) => new(IsPio: false, address);
+
+    /// <inheritdoc/>
+    public override string ToString() => IsPio ? $"port 0x{Address:x}" : $"guest address 0x{Address:x}";
+}

@@ -1,0 +1,47 @@
+namespace GuestMemory.Core;
+
+/// <summary>A memory slot of a VM: a range of guest physical addresses, and the memory behind it.</summary>
+public sealed class KvmSlot
+{
+    internal KvmSlot(uint slot, ulong guestAddress, MmapRegion memory, MappedRegion? mapping, bool readOnly, bool logDirtyPages)
+    {
+        Slot = slot;
+        GuestAddress = guestAddress;
+        Size = HostPage.RoundUp(memory.Size, HostPage.Size);
+        Memory = memory;
+        Mapping = mapping;
+        ReadOnly = readOnly;
+        LogDirtyPages = logDirtyPages;
+    }
+
+    /// <summary>The number.</summary>
+    public uint Slot { get; }
+
+    /// <summary>The first guest physical address.</summary>
+    public ulong GuestAddress { get; }
+
+    /// <summary>The length in bytes, whole pages.</summary>
+    public ulong Size { get; }
+
+    /// <summary>The last guest physical address.</summary>
+    public ulong LastAddress => GuestAddress + (Size - 1);
+
+    /// <summary>Whether a guest's writes come out as MMIO instead of reaching the memory.</summary>
+    public bool ReadOnly { get; }
+
+    /// <summary>Whether the pages that the guest writes are logged.</summary>
+    public bool LogDirtyPages { get; }
+
+    /// <summary>Whether it is memory that the VM was made with.</summary>
+    public bool IsBase => Mapping is null;
+
+    /// <summary>The memory that was added; null for base memory.</summary>
+    public MappedRegion? Mapping { get; }
+
+    internal MmapRegion Memory { get; }
+
+    /// <summary>Marks that KVM gave away and nobody has taken yet.</summary>
+    internal ulong[]? Marks { get; set; }
+
+    internal int PageCount => (int)(Size / HostPage.Size);
+}

@@ -1,0 +1,113 @@
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <content>The state in which a vCPU begins.</content>
+public sealed unsafe partial class KvmVcpu
+{
+    private const ulong GiB = 1 << 30;
+
+    // Present, writable, accessed, and at the lowest level dirty: the processor then has no reason to write to the tables.
+    private const ulong Table = 0x23;
+    private const ulong LargePage = 0xE3;
+
+    private const ulong ProtectedAndPaged = 0x80000033;   // CR0: PE, MP, ET, NE, PG
+    private const ulong PhysicalAddressExtension = 0x20;  // CR4: PAE
+    private const ulong LongModeActive = 0x500;           // EFER: LME, LMA
+
+    /// <summary>Has the guest begin in real mode.</summary>
+    /// <param name="address">The guest physical address of the first instruction, below 1 MiB. It becomes offset 0 to 15 of a segment; the other segments begin at 0.</param>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: above 1 MiB. VmDisposed.</exception>
+    public void SetRealMode(ulong address)
+    {
+        if (address >= 1 << 20)
+            throw new GuestMemoryException(GuestMemoryError.InvalidGuestAddress, $"Real mode begins below 1 MiB, not at 0x{address:x}.") { Address = address };
+        lock (_lock)
+        {
+            ThrowIfStopped();
+            var system = Get<KvmSregs>(Kvm.KVM_GET_SREGS);
+            system.cs.@base = address & ~15UL;
+            system.cs.selector = (ushort)(address >> 4);
+            foreach (ref var segment in new Span<KvmSegment>(&system.ds, 5))
+            {
+                segment.@base = 0;
+                segment.selector = 0;
+            }
+
+            Set(Kvm.KVM_SET_SREGS, system);
+            Set(Kvm.KVM_SET_REGS, new KvmRegs { rip = address & 15, rflags = 2 });
+        }
+    }
+
+    /// <summary>
+    /// Has the guest begin in 64-bit long mode, in ring 0, with the lower addresses mapped to themselves. The page tables are written
+    /// into base memory, a page for each GiB and two more.
+    /// </summary>
+    /// <param name="address">The address of the first instruction.</param>
+    /// <param name="pageTables">Where the page tables go, at the start of a page.</param>
+    /// <param name="stack">The first stack pointer.</param>
+    /// <param name="mapped">How many GiB are mapped, 1 to 512.</param>
+    /// <exception cref="GuestMemoryException">NotPageAligned; InvalidGuestAddress, PartialBuffer: no base memory for the page tables. VmDisposed.</exception>
+    public void SetLongMode(ulong address, ulong pageTables, ulong stack = 0, int mapped = 4)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(mapped, 1);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(mapped, 512);
+        if (!HostPage.IsAligned(pageTables, 4096))
+            throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Page tables begin with a page, not at 0x{pageTables:x}.") { Address = pageTables };
+        lock (_lock)
+        {
+            ThrowIfStopped();
+            var tables = BuildTables(pageTables, mapped);
+            _owner.Memory.WriteExact(new GuestAddress(pageTables), MemoryMarshal.AsBytes<ulong>(tables));
+            var system = Get<KvmSregs>(Kvm.KVM_GET_SREGS);
+            system.cs = new KvmSegment { limit = uint.MaxValue, selector = 8, type = 11, present = 1, s = 1, l = 1, g = 1 };
+            new Span<KvmSegment>(&system.ds, 5).Fill(new KvmSegment { limit = uint.MaxValue, selector = 16, type = 3, present = 1, db = 1, s = 1, g = 1 });
+            system.cr0 = ProtectedAndPaged;
+            system.cr3 = pageTables;
+            system.cr4 = PhysicalAddressExtension;
+            system.efer = LongModeActive;
+            Set(Kvm.KVM_SET_SREGS, system);
+            Set(Kvm.KVM_SET_REGS, new KvmRegs { rip = address, rsp = stack, rflags = 2 });
+        }
+    }
+
+    /// <summary>The general registers.</summary>
+    internal KvmRegs Registers
+    {
+        get
+        {
+            lock (_lock) return Get<KvmRegs>(Kvm.KVM_GET_REGS);
+        }
+        set
+        {
+            lock (_lock) Set(Kvm.KVM_SET_REGS, value);
+        }
+    }
+
+    private static ulong[] BuildTables(ulong at, int mapped)
+    {
+        var tables = new ulong[(mapped + 2) * 512];
+        tables[0] = at + 4096 | Table;
+        for (var i = 0; i < mapped; i++) tables[512 + i] = at + (ulong)(i + 2) * 4096 | Table;
+        for (var i = 0; i < mapped * 512; i++) tables[1024 + i] = (ulong)i * (GiB / 512) | LargePage;
+        return tables;
+    }
+
+    private T Get<T>(uint request)
+        where T : unmanaged
+    {
+        ThrowIfStopped();
+        var state = default(T);
+        var error = Kvm.Try(_vcpu, request, ref state);
+        return error == 0 ? state : throw new SyscallException("ioctl(KVM_GET_REGS)", error, $"Reading the registers of vCPU {Id}");
+    }
+
+    private void Set<T>(uint request, T state)
+        where T : unmanaged
+    {
+        ThrowIfStopped();
+        var error = Kvm.Try(_vcpu, request, ref state);
+        if (error != 0) throw new SyscallException("ioctl(KVM_SET_REGS)", error, $"Setting the registers of vCPU {Id}");
+    }
+}

@@ -1,0 +1,177 @@
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A vCPU of x86-64, as much of one as it takes to run a few instructions in a guest: in real mode or in long mode, until they halt
+/// or touch a port or an address without memory.
+/// </summary>
+public sealed unsafe partial class KvmVcpu : IDisposable
+{
+    private readonly KvmVm _owner;
+    private readonly SafeDescriptor _vcpu;
+    private readonly SafeMapping _run;
+    private readonly SafeMapping? _ring;
+    private readonly uint _ringEntries;
+    private readonly Lock _lock = new();
+    private uint _ringNext;
+    private int _thread;
+    private int _stops;
+
+    internal KvmVcpu(KvmVm owner, SafeDescriptor vm, int id, int ringEntries)
+    {
+        if (RuntimeInformation.ProcessArchitecture != Architecture.X64)
+            throw new GuestMemoryException(GuestMemoryError.KvmUnsupported, "vCPUs are those of x86-64 only.");
+        _owner = owner;
+        _ringEntries = (uint)ringEntries;
+        Id = id;
+        _vcpu = Kvm.CreateVcpu(vm, id);
+        try
+        {
+            _run = Kvm.MapRun(_vcpu);
+            if (ringEntries != 0) _ring = Kvm.MapRing(_vcpu, (nuint)(ringEntries * sizeof(KvmDirtyGfn)));
+        }
+        catch
+        {
+            _run?.Dispose();
+            _vcpu.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Its number in the VM, from 0.</summary>
+    public int Id { get; }
+
+    private bool IsStopped => Volatile.Read(ref _stops) != 0;
+
+    private KvmRun* State => (KvmRun*)_run.Address;
+
+    /// <summary>Runs the guest until it halts or needs something. One thread at a time.</summary>
+    /// <param name="cancellation">Interrupts the guest, which can be run on.</param>
+    /// <exception cref="OperationCanceledException">It was interrupted.</exception>
+    /// <exception cref="GuestMemoryException">VmDisposed; DirtyRingOverrun; PageNotAccessible: a page of the guest's memory cannot be had.</exception>
+    public KvmExit Run(CancellationToken cancellation = default)
+    {
+        lock (_lock)
+        {
+            ThrowIfStopped();
+            _thread = Signals.Prepare();
+            try
+            {
+                using var registration = cancellation.UnsafeRegister(static vcpu => ((KvmVcpu)vcpu!).Interrupt(), this);
+                return RunOnce(cancellation);
+            }
+            finally
+            {
+                if (!IsStopped) Volatile.Write(ref State->immediate_exit, 0);
+            }
+        }
+    }
+
+    /// <summary>Answers the read that <see cref="Run"/> came back with; the guest gets it when it is run on.</summary>
+    public void SetReadValue(ulong value)
+    {
+        lock (_lock)
+        {
+            ThrowIfStopped();
+            var state = State;
+            if (state->exit_reason == Kvm.KVM_EXIT_MMIO)
+            {
+                state->mmio_data = value;
+                return;
+            }
+
+            if (state->exit_reason != Kvm.KVM_EXIT_IO) return;
+            new ReadOnlySpan<byte>(&value, state->io_size).CopyTo(new Span<byte>((byte*)state + state->io_data_offset, state->io_size));
+        }
+    }
+
+    /// <summary>Ends the guest's run, and waits until it has left.</summary>
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref _stops, 1) != 0) return;
+        Interrupt();
+        lock (_lock)
+        {
+            _owner.Retire(() =>
+            {
+                _run.Dispose();
+                _ring?.Dispose();
+                _vcpu.Dispose();
+            });
+        }
+    }
+
+    /// <summary>Takes the entries of the dirty ring; returns how many there were.</summary>
+    internal int HarvestRing(Action<uint, ulong> mark)
+    {
+        if (_ring is null || _ring.IsClosed) return 0;
+        var count = 0;
+        while (count < _ringEntries)
+        {
+            var entry = (KvmDirtyGfn*)_ring.Address + (_ringNext & (_ringEntries - 1));
+            if ((Volatile.Read(ref entry->flags) & Kvm.KVM_DIRTY_GFN_F_DIRTY) == 0) return count;
+            mark(entry->slot, entry->offset);
+            Volatile.Write(ref entry->flags, Kvm.KVM_DIRTY_GFN_F_RESET);
+            _ringNext++;
+            count++;
+        }
+
+        return count;
+    }
+
+    private KvmExit RunOnce(CancellationToken cancellation)
+    {
+        while (true)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            var error = Kvm.Try(_vcpu, Kvm.KVM_RUN, 0, out _);
+            ThrowIfStopped();
+            switch (error)
+            {
+                case 0 when State->exit_reason == Kvm.KVM_EXIT_DIRTY_RING_FULL:
+                    _owner.HarvestRings();
+                    continue;
+                case 0:
+                    return Exit(State);
+                case Errno.EINTR or Errno.EAGAIN:
+                    continue;
+                case Errno.EFAULT:
+                    throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}", GuestMemoryError.PageNotAccessible, "A page of the guest's memory cannot be had: its file was truncated, or its handler gave it up.");
+                default:
+                    throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}");
+            }
+        }
+    }
+
+    private static KvmExit Exit(KvmRun* state)
+    {
+        var reason = (KvmExitReason)state->exit_reason;
+        switch (reason)
+        {
+            case KvmExitReason.Mmio:
+                return new KvmExit(reason, state->mmio_phys_addr, state->mmio_len, state->mmio_is_write != 0, state->mmio_is_write != 0 ? Narrow(state->mmio_data, state->mmio_len) : 0);
+            case KvmExitReason.Io:
+                var write = state->io_direction == Kvm.KVM_EXIT_IO_OUT;
+                var data = *(uint*)((byte*)state + state->io_data_offset);
+                return new KvmExit(reason, state->io_port, state->io_size, write, write ? Narrow(data, state->io_size) : 0);
+            default:
+                return new KvmExit(reason);
+        }
+    }
+
+    private static ulong Narrow(ulong value, uint size) => size >= 8 ? value : value & (1UL << (int)(size * 8)) - 1;
+
+    private void Interrupt()
+    {
+        // A run that is about to begin sees the flag, one that has begun gets the signal.
+        Volatile.Write(ref State->immediate_exit, 1);
+        if (_thread != 0) Signals.Wake(_thread);
+    }
+
+    private void ThrowIfStopped()
+    {
+        if (IsStopped) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"vCPU {Id} was stopped: its VM was removed.");
+    }
+}

@@ -1,0 +1,175 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <content>Which pages the guest wrote, and vCPUs, which have a ring of them each.</content>
+public sealed unsafe partial class KvmVm
+{
+    private bool _overrun;
+
+    /// <summary>The bytes of a dirty log: a bit a page (crosvm's dirty_log_bitmap_size).</summary>
+    /// <param name="size">The memory's length in bytes.</param>
+    public static ulong DirtyLogSize(ulong size)
+    {
+        var pages = size / HostPage.Size + (size % HostPage.Size == 0 ? 0UL : 1UL);
+        return (pages + 7) / 8;
+    }
+
+    /// <summary>
+    /// Which pages of a slot the guest wrote; what the host writes is not logged. With <paramref name="clear"/> the marks are taken: none
+    /// is lost, none is seen twice.
+    /// </summary>
+    /// <remarks>Of a vCPU that runs a processor may hold back the last few hundred marks until it leaves the guest.</remarks>
+    /// <exception cref="GuestMemoryException">SlotNotFound; DirtyTrackingOff; DirtyRingOverrun; VmDisposed.</exception>
+    public DirtyBitmap GetDirtyBitmap(uint slot, bool clear = false)
+    {
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            if (!_slots.TryGetValue(slot, out var found))
+                throw new SyscallException("slot", Errno.ENOENT, $"Looking for slot {slot} of {this}", GuestMemoryError.SlotNotFound, "The property Slots has them all.");
+            if (!found.LogDirtyPages)
+                throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest writes to slot {slot} of {this} is not logged. Make the VM with 'New-GuestVm -DirtyTracking'.");
+            var words = _options.DirtyLog switch
+            {
+                DirtyLogMode.Ring => TakeRing(found, clear),
+                DirtyLogMode.Plain => TakePlain(found, clear),
+                _ => TakeProtected(found, clear),
+            };
+            return new DirtyBitmap(found.GuestAddress, found.Size, HostPage.Size, words, $"{this} slot {slot}");
+        }
+    }
+
+    /// <summary>Adds a vCPU; only on x86-64.</summary>
+    /// <exception cref="GuestMemoryException">KvmUnsupported: another architecture. VmDisposed.</exception>
+    /// <exception cref="SyscallException">What KVM says.</exception>
+    public KvmVcpu CreateVcpu()
+    {
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            var vcpu = new KvmVcpu(this, _vm, _vcpus.Count, _options.DirtyLog == DirtyLogMode.Ring ? (int)_options.DirtyRingEntries : 0);
+            _vcpus.Add(vcpu);
+            return vcpu;
+        }
+    }
+
+    /// <summary>Empties the rings of the vCPUs, so that a full one can go on.</summary>
+    internal void HarvestRings()
+    {
+        lock (_lock)
+        {
+            if (_disposed) return;
+            Harvest();
+            ThrowIfOverrun();
+        }
+    }
+
+    /// <summary>Lets a vCPU go, whose marks stay; nobody looks at its ring meanwhile.</summary>
+    internal void Retire(Action close)
+    {
+        lock (_lock)
+        {
+            if (!_disposed) Harvest();
+            close();
+        }
+    }
+
+    private void EnableDirtyLog()
+    {
+        var capability = _options.DirtyLog switch
+        {
+            DirtyLogMode.Ring => Kvm.Extension(_vm, Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) != 0 ? Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL : Kvm.KVM_CAP_DIRTY_LOG_RING,
+            _ => Kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        };
+        var argument = _options.DirtyLog switch
+        {
+            DirtyLogMode.Plain => 0UL,
+            DirtyLogMode.ManualProtect => Kvm.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+            DirtyLogMode.InitiallySet => Kvm.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | Kvm.KVM_DIRTY_LOG_INITIALLY_SET,
+            _ => _options.DirtyRingEntries * (ulong)sizeof(KvmDirtyGfn),
+        };
+        if (argument == 0) return;
+        var enable = new KvmEnableCap { cap = capability, args = argument };
+        var error = Kvm.Try(_vm, Kvm.KVM_ENABLE_CAP, ref enable);
+        if (error == 0) return;
+        throw new SyscallException("ioctl(KVM_ENABLE_CAP)", error, $"Choosing the dirty log {_options.DirtyLog}", GuestMemoryError.KvmUnsupported, _options.DirtyLog == DirtyLogMode.Ring
+            ? $"KVM must have dirty rings (Linux 5.11), and {_options.DirtyRingEntries} entries must be a power of two from 1024 to 65536."
+            : "This kernel's KVM lacks it; the log Plain is always there.");
+    }
+
+    private ulong[] TakeProtected(KvmSlot slot, bool clear)
+    {
+        var words = GetLog(slot);
+        if (!clear) return words;
+        fixed (ulong* bits = words)
+        {
+            var argument = new KvmClearDirtyLog { slot = slot.Slot, num_pages = (uint)slot.PageCount, dirty_bitmap = (ulong)bits };
+            var error = Kvm.Try(_vm, Kvm.KVM_CLEAR_DIRTY_LOG, ref argument);
+            return error == 0 ? words : throw new SyscallException("ioctl(KVM_CLEAR_DIRTY_LOG)", error, $"Clearing the dirty log of slot {slot.Slot}");
+        }
+    }
+
+    private ulong[] TakePlain(KvmSlot slot, bool clear)
+    {
+        var words = GetLog(slot);
+        if (slot.Marks is { } before)
+        {
+            for (var i = 0; i < words.Length; i++) words[i] |= before[i];
+        }
+
+        slot.Marks = clear ? null : [.. words];
+        return words;
+    }
+
+    private ulong[] TakeRing(KvmSlot slot, bool clear)
+    {
+        Harvest();
+        ThrowIfOverrun();
+        var words = slot.Marks ?? new ulong[Words(slot)];
+        slot.Marks = clear ? null : [.. words];
+        return words;
+    }
+
+    private ulong[] GetLog(KvmSlot slot)
+    {
+        var words = new ulong[Words(slot)];
+        fixed (ulong* bits = words)
+        {
+            var argument = new KvmDirtyLog { slot = slot.Slot, dirty_bitmap = (ulong)bits };
+            var error = Kvm.Try(_vm, Kvm.KVM_GET_DIRTY_LOG, ref argument);
+            return error == 0 ? words : throw new SyscallException("ioctl(KVM_GET_DIRTY_LOG)", error, $"Reading the dirty log of slot {slot.Slot}");
+        }
+    }
+
+    private static int Words(KvmSlot slot) => (int)((DirtyLogSize(slot.Size) + 7) / 8);
+
+    private void Harvest()
+    {
+        var count = 0;
+        foreach (var vcpu in _vcpus)
+        {
+            var entries = vcpu.HarvestRing(Mark);
+            // KVM stops a guest well before its ring is full, but for a guest whose instructions it emulates one by one: that is
+            // only stopped when it comes back. A ring without a free entry has lost some, and KVM's place in it is not known any more.
+            _overrun |= entries == _options.DirtyRingEntries;
+            count += entries;
+        }
+
+        if (count > 0) _ = Kvm.Try(_vm, Kvm.KVM_RESET_DIRTY_RINGS, 0, out _);
+    }
+
+    private void ThrowIfOverrun()
+    {
+        if (_overrun)
+            throw new GuestMemoryException(GuestMemoryError.DirtyRingOverrun, $"The guest wrote more pages than a dirty ring of {this} has entries before KVM stopped it, so which ones is not known. Make the VM with a larger ring, or with another log.");
+    }
+
+    private void Mark(uint number, ulong page)
+    {
+        // The upper half is the address space: 1 is that of system management mode.
+        if (!_slots.TryGetValue(number & 0xFFFF, out var slot) || page >= (ulong)slot.PageCount) return;
+        var marks = slot.Marks ??= new ulong[Words(slot)];
+        marks[page >> 6] |= 1UL << (int)(page & 63);
+    }
+}

@@ -1,0 +1,103 @@
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <content>What is done with the memory in slots, balloons, and eventfds.</content>
+public sealed partial class KvmVm
+{
+    /// <inheritdoc/>
+    public void AddFdMapping(uint slot, ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection) =>
+        OnArena(slot, mapping => mapping.AddFdMapping(offset, size, file, fileOffset, protection));
+
+    /// <inheritdoc/>
+    public void RemoveMapping(uint slot, ulong offset, ulong size) => OnArena(slot, mapping => mapping.RemoveMapping(offset, size));
+
+    /// <inheritdoc/>
+    public void MsyncMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Msync(offset, size));
+
+    /// <inheritdoc/>
+    public void MadvisePageoutMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Pageout(offset, size));
+
+    /// <inheritdoc/>
+    public void MadviseRemoveMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Remove(offset, size));
+
+    /// <inheritdoc/>
+    public void HandleBalloonEvent(BalloonEvent balloonEvent)
+    {
+        if (balloonEvent.Kind != BalloonEventKind.Inflate) return;
+        var (_, address, size) = balloonEvent;
+        if (Memory.ToRegionAddress(address) is not var (region, offset))
+            throw new SyscallException("inflate", Errno.EIO, $"Freeing 0x{size:x} bytes at guest address {address}", GuestMemoryError.InvalidGuestAddress, "No base memory lies there.");
+        try
+        {
+            region.GetMapping().Discard(offset.Value, size);
+        }
+        catch (GuestMemoryException exception) when (exception is not SyscallException)
+        {
+            throw new SyscallException("inflate", Errno.EIO, $"Freeing 0x{size:x} bytes at guest address {address}", exception.Error, exception.Message);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void RegisterIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch) => SetIoEvent(eventFd, address, datamatch, 0, "Registering");
+
+    /// <inheritdoc/>
+    public void UnregisterIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch) => SetIoEvent(eventFd, address, datamatch, Kvm.KVM_IOEVENTFD_FLAG_DEASSIGN, "Unregistering");
+
+    private void SetIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch, uint flags, string what)
+    {
+        ArgumentNullException.ThrowIfNull(eventFd);
+        using var lease = new DescriptorLease(eventFd);
+        var argument = new KvmIoeventfd
+        {
+            datamatch = datamatch.Value ?? 0,
+            addr = address.Address,
+            len = datamatch.Length,
+            fd = lease.Number,
+            flags = flags | (address.IsPio ? Kvm.KVM_IOEVENTFD_FLAG_PIO : 0) | (datamatch.Value is null ? 0 : Kvm.KVM_IOEVENTFD_FLAG_DATAMATCH),
+        };
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            var error = Kvm.Try(_vm, Kvm.KVM_IOEVENTFD, ref argument);
+            if (error != 0) throw new SyscallException("ioctl(KVM_IOEVENTFD)", error, $"{what} an eventfd at {address}");
+        }
+    }
+
+    // What is wrong with the range is EIO upstream where mappings change, and told apart where memory is only advised on.
+    private void OnArena(uint slot, Action<MappedRegion> operation)
+    {
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            Operate(FindAdded(slot, Errno.EINVAL), operation, static _ => Errno.EIO);
+        }
+    }
+
+    private void OnMemory(uint slot, Action<MappedRegion> operation)
+    {
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            Operate(FindAdded(slot, Errno.ENOENT), operation, static error => error switch
+            {
+                GuestMemoryError.InvalidAddress => Errno.EFAULT,
+                GuestMemoryError.NotPageAligned => Errno.EINVAL,
+                _ => Errno.EIO,
+            });
+        }
+    }
+
+    private static void Operate(KvmSlot slot, Action<MappedRegion> operation, Func<GuestMemoryError, int> number)
+    {
+        try
+        {
+            operation(slot.Mapping!);
+        }
+        catch (GuestMemoryException exception) when (exception is not SyscallException)
+        {
+            throw new SyscallException("slot", number(exception.Error), $"Using slot {slot.Slot}", exception.Error, exception.Message);
+        }
+    }
+}

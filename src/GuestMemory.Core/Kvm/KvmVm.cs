@@ -1,0 +1,226 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A virtual machine of KVM (crosvm's KvmVm): its memory slots, and what can be done with the memory in them. The base memory's
+/// regions have the first slots; they stay the caller's, but cannot be removed without force as long as the VM lives.
+/// </summary>
+public sealed partial class KvmVm : IVm, IRegionHolder
+{
+    private static int s_lastId;
+
+    private readonly Lock _lock = new();
+    private readonly SafeDescriptor _vm;
+    private readonly SortedDictionary<uint, KvmSlot> _slots = [];
+    private readonly SortedSet<uint> _gaps = [];
+    private readonly List<KvmVcpu> _vcpus = [];
+    private readonly KvmVmOptions _options;
+    private readonly uint _baseCount;
+    private uint _addedCount;
+    private volatile bool _disposed;
+
+    /// <summary>Makes a VM.</summary>
+    /// <param name="memory">The base memory, of whole pages; it may be empty.</param>
+    /// <param name="options">How.</param>
+    /// <exception cref="GuestMemoryException">
+    /// KvmDenied; KvmUnsupported; UnalignedSize, NotPageAligned: a region that is not made of whole pages; RegionDisposed.
+    /// </exception>
+    public KvmVm(GuestMemoryMmap memory, KvmVmOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        foreach (var region in memory.Regions) CheckRegion(region);
+        _options = options ?? new KvmVmOptions();
+        Memory = memory;
+        Id = Interlocked.Increment(ref s_lastId);
+        Name = _options.Name ?? Id.ToString(System.Globalization.CultureInfo.InvariantCulture);
+        using var device = Kvm.Open();
+        _vm = Kvm.CreateVm(device);
+        try
+        {
+            EnableDirtyLog();
+            foreach (var region in memory.Regions)
+            {
+                var readOnly = (region.Protection & MemoryProtection.Write) == 0;
+                Insert(new KvmSlot(_baseCount++, region.GuestAddress, region.GetMapping(), null, readOnly, _options.LogDirtyPages), $"Giving the VM region {region}");
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A number of its own in this process.</summary>
+    public int Id { get; }
+
+    /// <summary>A name for people.</summary>
+    public string Name { get; }
+
+    /// <inheritdoc/>
+    public GuestMemoryMmap Memory { get; }
+
+    /// <summary>How written pages are logged.</summary>
+    public DirtyLogMode DirtyLog => _options.DirtyLog;
+
+    /// <summary>The slots, in the order of their numbers, as they are now.</summary>
+    public IReadOnlyList<KvmSlot> Slots
+    {
+        get
+        {
+            lock (_lock) return [.. _slots.Values];
+        }
+    }
+
+    /// <summary>Whether the VM was removed.</summary>
+    public bool IsDisposed => _disposed;
+
+    string IRegionHolder.Description => ToString();
+
+    // Asked for under a region's lock, which is taken under the VM's: so not under the VM's.
+    bool IRegionHolder.IsLive => !IsDisposed;
+
+    bool IRegionHolder.ProvidesPages => false;
+
+    /// <inheritdoc/>
+    public uint AddMemoryRegion(GuestAddress address, MappedRegion mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
+    {
+        ArgumentNullException.ThrowIfNull(mapping);
+        // The flag by which a guest's own choice of caching would be honoured is unknown to the kernels of this world: every mapping is coherent.
+        _ = cache;
+        var attempted = $"Adding 0x{mapping.Size:x} bytes at guest address {address}";
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            if (mapping.Size > long.MaxValue || address.CheckedAdd(HostPage.RoundUp(mapping.Size, HostPage.Size)) is null)
+                throw new SyscallException("add_memory_region", Errno.EOVERFLOW, attempted, GuestMemoryError.InvalidGuestRegion);
+            var slot = new KvmSlot(_gaps.Count > 0 ? _gaps.Min : _baseCount + _addedCount, address.Value, mapping.Memory, mapping, readOnly, logDirtyPages);
+            foreach (var region in Memory.Regions)
+            {
+                if (region.GuestAddress <= slot.LastAddress && slot.GuestAddress <= region.LastAddress)
+                    throw new SyscallException("add_memory_region", Errno.ENOSPC, attempted, GuestMemoryError.MemoryRegionOverlap, $"The base memory's region {region} lies there.");
+            }
+
+            Insert(slot, attempted);
+            _gaps.Remove(slot.Slot);
+            return slot.Slot;
+        }
+    }
+
+    /// <inheritdoc/>
+    public MappedRegion RemoveMemoryRegion(uint slot)
+    {
+        lock (_lock)
+        {
+            ThrowIfDisposed();
+            var found = FindAdded(slot, Errno.ENOENT);
+            var error = TrySet(found, present: false);
+            if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
+            Forget(found);
+            found.Memory.Unhold(this);
+            return found.Mapping!;
+        }
+    }
+
+    /// <summary>Stops its vCPUs, gives the base memory back to its owner, and unmaps what was added.</summary>
+    public void Dispose()
+    {
+        KvmVcpu[] vcpus;
+        KvmSlot[] slots;
+        lock (_lock)
+        {
+            if (_disposed) return;
+            _disposed = true;
+            vcpus = [.. _vcpus];
+            slots = [.. _slots.Values];
+            _vcpus.Clear();
+            _slots.Clear();
+        }
+
+        // Not under the lock: a vCPU that has filled its ring asks for it.
+        foreach (var vcpu in vcpus) vcpu.Dispose();
+        _vm.Dispose();
+        foreach (var slot in slots)
+        {
+            slot.Memory.Unhold(this);
+            slot.Mapping?.Dispose();
+        }
+    }
+
+    /// <inheritdoc/>
+    public override string ToString() => $"VM {Name}";
+
+    void IRegionHolder.Release(MmapRegion region)
+    {
+        lock (_lock)
+        {
+            if (_disposed) return;
+            foreach (var slot in _slots.Values.Where(slot => slot.Memory == region).ToArray())
+            {
+                // The addresses will be others' memory: the guest must not reach it.
+                _ = TrySet(slot, present: false);
+                Forget(slot);
+            }
+        }
+    }
+
+    private static void CheckRegion(GuestRegionMmap region)
+    {
+        if (!HostPage.IsAligned(region.Size, HostPage.Size))
+            throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"Region {region} has 0x{region.Size:x} bytes; memory of a VM is made of whole pages of {HostPage.Size} bytes.");
+        if (!HostPage.IsAligned(region.GuestAddress, HostPage.Size) || !HostPage.IsAligned(region.HostAddress, HostPage.Size))
+            throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Region {region} does not begin with a page; memory of a VM does.");
+    }
+
+    private void Insert(KvmSlot slot, string attempted)
+    {
+        slot.Memory.Hold(this);
+        var error = TrySet(slot, present: true);
+        if (error != 0)
+        {
+            slot.Memory.Unhold(this);
+            throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, attempted, error == Errno.EEXIST ? GuestMemoryError.MemoryRegionOverlap : GuestMemoryError.SyscallFailed, error switch
+            {
+                Errno.EEXIST => "Another slot lies there.",
+                Errno.EINVAL when !HostPage.IsAligned(slot.GuestAddress, HostPage.Size) => $"The guest address must be a multiple of the page size, {HostPage.Size} bytes.",
+                _ => null,
+            });
+        }
+
+        _slots.Add(slot.Slot, slot);
+        if (!slot.IsBase) _addedCount++;
+    }
+
+    private int TrySet(KvmSlot slot, bool present)
+    {
+        var region = new KvmUserspaceMemoryRegion
+        {
+            slot = slot.Slot,
+            flags = (slot.ReadOnly ? Kvm.KVM_MEM_READONLY : 0) | (slot.LogDirtyPages ? Kvm.KVM_MEM_LOG_DIRTY_PAGES : 0),
+            guest_phys_addr = slot.GuestAddress,
+            memory_size = present ? slot.Size : 0,
+            userspace_addr = slot.Memory.HostAddress,
+        };
+        return Kvm.Try(_vm, Kvm.KVM_SET_USER_MEMORY_REGION, ref region);
+    }
+
+    private void Forget(KvmSlot slot)
+    {
+        // What its vCPUs still have in their rings must not be taken for marks of the slot's successor.
+        Harvest();
+        _slots.Remove(slot.Slot);
+        if (slot.IsBase) return;
+        _gaps.Add(slot.Slot);
+        _addedCount--;
+    }
+
+    private KvmSlot FindAdded(uint slot, int error) => _slots.TryGetValue(slot, out var found) && !found.IsBase
+        ? found
+        : throw new SyscallException("slot", error, $"Looking for slot {slot} of {this}", GuestMemoryError.SlotNotFound, "Only memory that was added to the VM has such a slot.");
+
+    private void ThrowIfDisposed()
+    {
+        if (_disposed) throw new SyscallException("ioctl", Errno.EBADF, $"Using {this}", GuestMemoryError.VmDisposed, "The VM was removed.");
+    }
+}

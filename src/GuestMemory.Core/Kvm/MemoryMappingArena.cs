@@ -1,0 +1,61 @@
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A range of addresses that files are mapped into, here and there (crosvm's MemoryMappingArena): one slot of a VM whose content comes
+/// and goes. Where nothing is mapped it reads as zero and cannot be written.
+/// </summary>
+public sealed class MemoryMappingArena : MappedRegion
+{
+    private const MapFlags Reserved = MapFlags.Anonymous | MapFlags.Shared | MapFlags.NoReserve;
+
+    /// <summary>Reserves the range.</summary>
+    /// <param name="size">The bytes.</param>
+    /// <exception cref="SyscallException">EINVAL: the size is 0. ENOMEM.</exception>
+    public MemoryMappingArena(ulong size)
+        : base(MemoryMapping.Map(size, MemoryProtection.Read, Reserved, null, 0))
+    {
+    }
+
+    private MemoryMappingArena(MmapRegion memory)
+        : base(memory)
+    {
+    }
+
+    /// <summary>Makes an arena of a mapping, whose content stays; the mapping is not to be used or disposed any more.</summary>
+    public static MemoryMappingArena FromMapping(MemoryMapping mapping)
+    {
+        ArgumentNullException.ThrowIfNull(mapping);
+        return new MemoryMappingArena(mapping.Memory);
+    }
+
+    /// <inheritdoc/>
+    public override void AddFdMapping(ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        var from = MemoryMapping.CheckOffset(fileOffset);
+        using var lease = new DescriptorLease(file);
+        Replace(offset, size, protection, MemoryMapping.FlagsFor(file) | MapFlags.NoReserve, lease.Number, from);
+    }
+
+    /// <summary>Maps fresh memory over a part of the arena.</summary>
+    /// <param name="offset">Where, in bytes; a multiple of the page size.</param>
+    /// <param name="size">The bytes to map.</param>
+    /// <param name="protection">What may be done there.</param>
+    /// <exception cref="GuestMemoryException">NotPageAligned; InvalidAddress: outside.</exception>
+    /// <exception cref="SyscallException">What mmap(2) says.</exception>
+    public void AddAnonymous(ulong offset, ulong size, MemoryProtection protection) => Replace(offset, size, protection, Reserved, -1, 0);
+
+    /// <inheritdoc/>
+    public override void RemoveMapping(ulong offset, ulong size) => Replace(offset, size, MemoryProtection.Read, Reserved, -1, 0);
+
+    private void Replace(ulong offset, ulong size, MemoryProtection protection, MapFlags flags, int descriptor, long from)
+    {
+        CheckRange(offset, size);
+        using var lease = Memory.Lease();
+        var error = Mman.TryReplace(lease.Address + (nint)offset, (nuint)size, (int)protection, (int)flags, descriptor, from);
+        if (error != 0) throw new SyscallException("mmap", error, $"Mapping 0x{size:x} bytes at offset 0x{offset:x} of the arena");
+    }
+}

@@ -1,0 +1,96 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Mappings and arenas: the vectors of 11.7.</summary>
+public sealed class ArenaTests
+{
+    private static readonly ulong s_page = HostPage.Size;
+
+    [Fact]
+    public void PartsOfAnArenaComeAndGo()
+    {
+        using var arena = new MemoryMappingArena(0x40000);
+        arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
+        Assert.Equal(4, arena.Memory.TryWrite(s_page, [1, 2, 3, 4], out _));
+        arena.RemoveMapping(0, s_page);
+        Assert.Equal(1, Read(arena, s_page));
+        arena.RemoveMapping(s_page, 2 * s_page);
+        Assert.Equal(0, Read(arena, s_page));
+        Assert.Equal(0, arena.Memory.TryWrite(s_page, [1], out var error));
+        Assert.Equal(Errno.EFAULT, error);
+        Assert.Equal(1, arena.Memory.TryWrite(3 * s_page, [1], out _));
+        arena.RemoveMapping(3 * s_page, s_page - 1);
+        Assert.Equal(0, Read(arena, 3 * s_page));
+    }
+
+    [Fact]
+    public void WhatIsOutsideIsRefused()
+    {
+        using var arena = new MemoryMappingArena(s_page);
+        Assert.Equal(GuestMemoryError.NotPageAligned, ErrorOf(() => arena.AddAnonymous(s_page + 1, s_page, MemoryProtection.Read)));
+        Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.AddAnonymous(0, s_page + 1, MemoryProtection.Read)));
+        Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.AddAnonymous(ulong.MaxValue - s_page + 1, s_page, MemoryProtection.Read)));
+        Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.RemoveMapping(s_page, s_page)));
+        Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.RemoveMapping(0, ulong.MaxValue)));
+    }
+
+    [Fact]
+    public void PartsMayOverlap()
+    {
+        using var arena = new MemoryMappingArena(12 * s_page);
+        foreach (var (page, pages) in ((ulong, ulong)[])[(4, 4), (2, 3), (7, 3), (3, 6)]) arena.AddAnonymous(page * s_page, pages * s_page, MemoryProtection.ReadWrite);
+        foreach (var page in (ulong[])[2, 3, 8, 9]) Assert.Equal(1, arena.Memory.TryWrite(page * s_page, [7], out _));
+        foreach (var (page, pages) in ((ulong, ulong)[])[(4, 4), (2, 3), (7, 3), (3, 6)]) arena.RemoveMapping(page * s_page, pages * s_page);
+        foreach (var page in (ulong[])[2, 3, 8, 9]) Assert.Equal(0, Read(arena, page * s_page));
+    }
+
+    [Fact]
+    public void MsyncAndAdviceCheckTheirRange()
+    {
+        using var arena = new MemoryMappingArena(4 * s_page);
+        arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
+        foreach (var operation in (Action<ulong, ulong>[])[arena.Msync, arena.Pageout, arena.Remove])
+        {
+            operation(0, s_page);
+            operation(0, arena.Size);
+            operation(s_page, arena.Size - s_page);
+            Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => operation(s_page, arena.Size)));
+            Assert.Equal(GuestMemoryError.NotPageAligned, ErrorOf(() => operation(1, 1)));
+        }
+    }
+
+    [Fact]
+    public void AMappingBecomesAnArenaWithItsContent()
+    {
+        var mapping = MemoryMapping.Anonymous(2 * s_page);
+        mapping.Memory.TryWrite(0, [5], out _);
+        using var arena = MemoryMappingArena.FromMapping(mapping);
+        Assert.Equal((mapping.HostAddress, 5), (arena.HostAddress, Read(arena, 0)));
+        arena.RemoveMapping(0, s_page);
+        Assert.Equal(0, Read(arena, 0));
+    }
+
+    [Fact]
+    public void BadMappingsAreRefused()
+    {
+        using var memfd = Memfd.CreateSealed("test", (long)s_page, 0);
+        using var closed = new SafeDescriptor(-1);
+        Assert.Equal(Errno.EINVAL, Assert.Throws<SyscallException>(() => MemoryMapping.Anonymous(0)).ErrorCode);
+        Assert.Equal(Errno.ENOMEM, Assert.Throws<SyscallException>(() => MemoryMapping.Anonymous(ulong.MaxValue)).ErrorCode);
+        Assert.Equal(Errno.EBADF, Assert.Throws<SyscallException>(() => MemoryMapping.FromFile(closed, 0, 1)).ErrorCode);
+        Assert.Equal(GuestMemoryError.InvalidOffset, ErrorOf(() => MemoryMapping.FromFile(memfd, 1UL << 63, 1)));
+        Assert.Equal(GuestMemoryError.InvalidPointer, ErrorOf(() => MemoryMapping.External(1, 1)));
+        using var mapping = MemoryMapping.Anonymous(5);
+        Assert.Equal(5, mapping.Memory.TryWrite(0, [1, 2, 3, 4, 5, 6], out _));
+        Assert.Equal(GuestMemoryError.AddFdMappingIsUnsupported, ErrorOf(() => mapping.AddFdMapping(0, 1, memfd, 0, MemoryProtection.Read)));
+        Assert.Equal(GuestMemoryError.RemoveMappingIsUnsupported, ErrorOf(() => mapping.RemoveMapping(0, 1)));
+    }
+
+    private static int Read(MappedRegion mapping, ulong offset)
+    {
+        var bytes = new byte[1];
+        Assert.Equal(1, mapping.Memory.TryRead(offset, bytes, out _));
+        return bytes[0];
+    }
+
+    private static GuestMemoryError ErrorOf(Action action) => Assert.ThrowsAny<GuestMemoryException>(action).Error;
+}
