@@ -130,7 +130,7 @@ public sealed class KvmVcpuTests : IDisposable
             RandomAccess.Write(file, (byte[])[.. TestGuest.LoadToRcx(0x10000), 0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00, .. TestGuest.Hlt], 0x1000);
         }
 
-        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = folder["h.sock"], MemoryPath = image });
+        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = folder["h.sock"], MemoryPath = image, Strategy = UffdStrategy.OnDemand });
         using var guest = new TestGuest();
         UffdRegistration.Connect(handler.SocketPath, guest.Memory);
         guest.Vcpu.SetLongMode(0x1000, 0x4000, mapped: 1);
