@@ -351,7 +351,7 @@ $null = [Console]::In.ReadLine()
         $before = Get-DescriptorCount
         1..10 | ForEach-Object { $low, $high | Set-DirtyBitmap "$TestDrive/$_.log" }
         { $low, $high | Set-DirtyBitmap "$TestDrive/1.log" -Offset 4096 -ErrorAction Stop } | Should -Throw
-        Get-DescriptorCount | Should -Be $before
+        Get-DescriptorCount | Should -BeLessOrEqual $before
     }
 
     It 'says what it gives' {
