@@ -170,6 +170,24 @@ public enum GuestMemoryError
     /// <summary>Two pools of addresses overlap (upstream: RegionOverlap).</summary>
     RegionOverlap,
 
+    // Tubes
+    /// <summary>The other end of the tube was closed (upstream: Disconnected).</summary>
+    Disconnected,
+    /// <summary>Nothing came through the tube in time, or nobody took what was sent.</summary>
+    TubeTimeout,
+    /// <summary>What came is not the JSON that it must be, or its descriptors are not those that it names (upstream: Json).</summary>
+    BadJson,
+    /// <summary>A packet is larger than the limit.</summary>
+    PacketTooLarge,
+    /// <summary>More descriptors than a message may carry (upstream: SendTooManyFds).</summary>
+    SendTooManyFds,
+    /// <summary>More descriptors came, or were asked for, than a message may carry (upstream: RecvTooManyFds).</summary>
+    RecvTooManyFds,
+    /// <summary>A request about a VM's memory failed; the message is the whole chain (upstream: RequestFailed).</summary>
+    RequestFailed,
+    /// <summary>The answer is of another kind than the request asks for (upstream: UnexpectedResponse).</summary>
+    UnexpectedResponse,
+
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,

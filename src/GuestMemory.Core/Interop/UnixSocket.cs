@@ -42,17 +42,30 @@ internal struct UCred
     public uint gid;
 }
 
-/// <summary>AF_UNIX stream sockets with descriptor passing (<c>unix(7)</c>).</summary>
+/// <summary><c>struct timeval</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct TimeVal
+{
+    public long tv_sec;
+    public long tv_usec;
+}
+
+/// <summary>AF_UNIX sockets, for streams and for packets, with descriptor passing (<c>unix(7)</c>).</summary>
 internal static unsafe partial class UnixSocket
 {
     public const int AF_UNIX = 1;
     public const int SOCK_STREAM = 1;
+    public const int SOCK_SEQPACKET = 5;
     public const int SOCK_CLOEXEC = 0x80000;
     public const int SOCK_NONBLOCK = 0x800;
     public const int SOL_SOCKET = 1;
     public const int SCM_RIGHTS = 1;
     public const int SO_PEERCRED = 17;
+    public const int SO_RCVTIMEO = 20;
+    public const int SO_SNDTIMEO = 21;
+    public const int MSG_PEEK = 0x2;
     public const int MSG_CTRUNC = 0x8;
+    public const int MSG_TRUNC = 0x20;
     public const int MSG_DONTWAIT = 0x40;
     public const int MSG_NOSIGNAL = 0x4000;
     public const int MSG_CMSG_CLOEXEC = 0x40000000;
@@ -72,13 +85,22 @@ internal static unsafe partial class UnixSocket
         }
     }
 
-    /// <summary>A descriptor of a fresh, unconnected stream socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
-    public static SafeDescriptor Create(bool nonBlocking, uint? mode = null)
+    /// <summary>A descriptor of a fresh, unconnected socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
+    public static SafeDescriptor Create(bool nonBlocking, uint? mode = null, int type = SOCK_STREAM)
     {
-        var number = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
+        var number = socket(AF_UNIX, type | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
         if (number < 0) throw new SyscallException("socket", Marshal.GetLastPInvokeError(), "Creating a Unix socket");
         if (mode is { } bits) _ = fchmod(number, bits);
         return new SafeDescriptor(number);
+    }
+
+    /// <summary>Two sockets for packets that are connected to each other.</summary>
+    public static (SafeDescriptor First, SafeDescriptor Second) PacketPair()
+    {
+        var numbers = stackalloc int[2];
+        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, numbers) == 0
+            ? (new SafeDescriptor(numbers[0]), new SafeDescriptor(numbers[1]))
+            : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of Unix sockets", remedy: "Raise the limit of open files ('ulimit -n').");
     }
 
     public static int TryBind(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: false);
@@ -91,11 +113,11 @@ internal static unsafe partial class UnixSocket
         return listen(lease.Number, backlog) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Accepts one connection, non-blocking itself; null where none waits, with the error number otherwise.</summary>
-    public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error)
+    /// <summary>Accepts one connection, non-blocking itself unless asked otherwise; null where none waits, with the error number otherwise.</summary>
+    public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error, bool nonBlocking = true)
     {
         using var lease = new DescriptorLease(listener);
-        var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0));
         error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
         return number < 0 ? null : new SafeDescriptor(number);
     }
@@ -110,11 +132,30 @@ internal static unsafe partial class UnixSocket
             : throw new SyscallException("getsockopt", Marshal.GetLastPInvokeError(), "Reading the peer's credentials");
     }
 
+    /// <summary>Limits how long sending or receiving (SO_SNDTIMEO, SO_RCVTIMEO) may wait; zero for ever. 0 or the error number.</summary>
+    public static int TrySetTimeout(SafeDescriptor socket, int option, TimeSpan timeout)
+    {
+        using var lease = new DescriptorLease(socket);
+        var value = new TimeVal { tv_sec = timeout.Ticks / TimeSpan.TicksPerSecond, tv_usec = timeout.Ticks % TimeSpan.TicksPerSecond / TimeSpan.TicksPerMicrosecond };
+        return setsockopt(lease.Number, SOL_SOCKET, option, &value, (uint)sizeof(TimeVal)) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Waits for a packet and leaves it there: its length, 0 at the end, or the negated error number.</summary>
+    public static nint TryPeekLength(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        byte none;
+        nint length;
+        do length = recv(lease.Number, &none, 0, MSG_PEEK | MSG_TRUNC);
+        while (length < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
+        return length >= 0 ? length : -Marshal.GetLastPInvokeError();
+    }
+
     /// <summary>
     /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. A peer
     /// that is gone gives -EPIPE, never a signal.
     /// </summary>
-    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
+    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors, bool wait = true)
     {
         using var lease = new DescriptorLease(socket);
         var control = stackalloc byte[ControlSpace(Math.Max(1, descriptors.Length))];
@@ -134,33 +175,34 @@ internal static unsafe partial class UnixSocket
             }
 
             nint sent;
-            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL);
+            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT));
             while (sent < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
             return sent >= 0 ? sent : -Marshal.GetLastPInvokeError();
         }
     }
 
     /// <summary>
-    /// Receives bytes without waiting and adds the descriptors that came with them, close-on-exec, to
+    /// Receives bytes, without waiting unless asked to, and adds the descriptors that came with them, close-on-exec, to
     /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
-    /// <paramref name="truncated"/> tells that more descriptors came than there was room for (the kernel closed those).
+    /// <paramref name="truncated"/> tells that more descriptors came than there was room for (the kernel closed those), or that a packet
+    /// was longer than <paramref name="data"/>.
     /// </summary>
-    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated)
+    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated, int room = 16, bool wait = false)
     {
-        const int Room = 16;
         using var lease = new DescriptorLease(socket);
-        var controlLength = ControlSpace(Room);
-        var control = stackalloc byte[controlLength];
+        var control = stackalloc byte[ControlSpace(Math.Max(1, room))];
+        // Without the padding, which the kernel would fill with one descriptor more.
+        var controlLength = sizeof(CmsgHdr) + room * sizeof(int);
         fixed (byte* bytes = data)
         {
             var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
             var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1, msg_control = control, msg_controllen = (nuint)controlLength };
             nint received;
-            do received = recvmsg(lease.Number, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+            do received = recvmsg(lease.Number, &message, MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
             while (received < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
             truncated = false;
             if (received < 0) return -Marshal.GetLastPInvokeError();
-            truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+            truncated = (message.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) != 0;
             TakeDescriptors(control, (long)message.msg_controllen, descriptors);
             return received;
         }
@@ -221,6 +263,15 @@ internal static unsafe partial class UnixSocket
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int getsockopt(int sockfd, int level, int optname, void* optval, uint* optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int setsockopt(int sockfd, int level, int optname, void* optval, uint optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int socketpair(int domain, int type, int protocol, int* sv);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint recv(int sockfd, void* buf, nuint len, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint sendmsg(int sockfd, MsgHdr* msg, int flags);

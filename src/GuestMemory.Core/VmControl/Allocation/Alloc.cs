@@ -1,3 +1,5 @@
+using System.Text.Json.Serialization;
+
 namespace GuestMemory.Core;
 
 /// <summary>Who holds a range of addresses (crosvm's <c>resources::Alloc</c>). Equal by value.</summary>
@@ -16,7 +18,7 @@ public abstract record Alloc
     /// <param name="Device">The device on the bus, from 0 to 31.</param>
     /// <param name="Function">The function of the device, from 0 to 7.</param>
     /// <param name="Bar">The register, from 0 to 5.</param>
-    public sealed record PciBar(byte Bus, byte Device, byte Function, byte Bar) : Alloc;
+    public sealed record PciBar(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function, byte Bar) : Alloc;
 
     /// <summary>The GPU's render node.</summary>
     public sealed record GpuRenderNode : Alloc;
@@ -32,13 +34,13 @@ public abstract record Alloc
     /// <param name="Bus">The bus, from 0 to 255.</param>
     /// <param name="Device">The device on the bus, from 0 to 31.</param>
     /// <param name="Function">The function of the device, from 0 to 7.</param>
-    public sealed record PciBridgeWindow(byte Bus, byte Device, byte Function) : Alloc;
+    public sealed record PciBridgeWindow(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function) : Alloc;
 
     /// <summary>The prefetchable window of a PCI bridge.</summary>
     /// <param name="Bus">The bus, from 0 to 255.</param>
     /// <param name="Device">The device on the bus, from 0 to 31.</param>
     /// <param name="Function">The function of the device, from 0 to 7.</param>
-    public sealed record PciBridgePrefetchWindow(byte Bus, byte Device, byte Function) : Alloc;
+    public sealed record PciBridgePrefetchWindow(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function) : Alloc;
 
     /// <summary>A file that is mapped into the guest.</summary>
     /// <param name="Index">Which one.</param>
