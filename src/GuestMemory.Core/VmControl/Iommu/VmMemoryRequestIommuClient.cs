@@ -43,6 +43,10 @@ public sealed class VmMemoryRequestIommuClient(Tube tube)
         {
             return new VirtioIommuResponse.Err(exception.ErrorCode);
         }
+        catch (ObjectDisposedException)
+        {
+            return new VirtioIommuResponse.Err(Errno.EBADF);
+        }
         catch (GuestMemoryException exception)
         {
             return new VirtioIommuResponse.Err(exception.Error == GuestMemoryError.Disconnected ? Errno.EPIPE : Errno.EINVAL);
