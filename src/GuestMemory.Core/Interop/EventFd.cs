@@ -22,6 +22,14 @@ internal static unsafe partial class EventFd
         _ = write(lease.Number, &one, sizeof(ulong));
     }
 
+    /// <summary>Makes the descriptor unreadable until it is signalled again; true where it was signalled.</summary>
+    public static bool Clear(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        ulong count;
+        return Descriptor.TryRead(lease.Number, &count, sizeof(ulong)) == sizeof(ulong);
+    }
+
     [LibraryImport("libc", SetLastError = true)]
     private static partial int eventfd(uint initval, int flags);
 

@@ -1,3 +1,5 @@
+using GuestMemory.Core.Interop;
+
 namespace GuestMemory.Core;
 
 /// <summary>
@@ -80,10 +82,10 @@ public sealed class UffdHandler : IDisposable
     {
         ArgumentNullException.ThrowIfNull(options);
         var image = UffdImage.Open(options.MemoryPath);
-        UffdListener? listener = null;
+        UnixListener? listener = null;
         try
         {
-            listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
+            listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
             return new UffdHandler(options, new UffdServer(listener, image, options.HandoverTimeout), image.Path);
         }
         catch

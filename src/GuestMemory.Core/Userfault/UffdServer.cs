@@ -14,7 +14,7 @@ internal sealed class UffdServer : IDisposable
     private const int LastRounds = 16;
 
     private readonly TimeSpan _handoverTimeout;
-    private readonly UffdListener _listener;
+    private readonly UnixListener _listener;
     private readonly UffdImage _image;
     private readonly SafeDescriptor _stop = EventFd.Create();
     private readonly Epoll _epoll = new();
@@ -30,7 +30,7 @@ internal sealed class UffdServer : IDisposable
     private int _accepted;
 
     /// <summary>Takes the listener and the image over.</summary>
-    public UffdServer(UffdListener listener, UffdImage image, TimeSpan handoverTimeout)
+    public UffdServer(UnixListener listener, UffdImage image, TimeSpan handoverTimeout)
     {
         _listener = listener;
         _image = image;
@@ -140,7 +140,7 @@ internal sealed class UffdServer : IDisposable
                 case UffdConnection connection:
                     changed |= Receive(connection);
                     break;
-                case UffdListener:
+                case UnixListener:
                     changed |= Accept();
                     break;
             }
