@@ -17,7 +17,7 @@ namespace GuestMemory.Core;
         typeof(VmMemoryRequestConverter), typeof(VmMemorySourceConverter), typeof(VmMemoryDestinationConverter), typeof(VmMemoryResponseConverter),
         typeof(AllocConverter), typeof(AllocRangeConverter), typeof(MemCacheTypeConverter), typeof(DatamatchConverter), typeof(ProtectionConverter),
         typeof(VmMemoryRangeConverter), typeof(DescriptorConverter), typeof(VirtioIommuRequestConverter), typeof(VirtioIommuVfioCommandConverter),
-        typeof(VirtioIommuVfioResultConverter), typeof(VirtioIommuResponseConverter),
+        typeof(VirtioIommuVfioResultConverter), typeof(VirtioIommuResponseConverter), typeof(VmMemoryMappingRequestConverter), typeof(FsMappingRequestConverter), typeof(VmResponseConverter),
     ])]
 [JsonSerializable(typeof(VmMemoryRequest))]
 [JsonSerializable(typeof(VmMemoryRequest.PrepareSharedMemoryRegion))]
@@ -50,6 +50,15 @@ namespace GuestMemory.Core;
 [JsonSerializable(typeof(VirtioIommuVfioCommand))]
 [JsonSerializable(typeof(VirtioIommuVfioResult))]
 [JsonSerializable(typeof(VirtioIommuResponse))]
+[JsonSerializable(typeof(VmMemoryMappingRequest))]
+[JsonSerializable(typeof(VmMemoryMappingRequest.MsyncArena))]
+[JsonSerializable(typeof(VmMemoryMappingRequest.MadvisePageout))]
+[JsonSerializable(typeof(VmMemoryMappingRequest.MadviseRemove))]
+[JsonSerializable(typeof(FsMappingRequest))]
+[JsonSerializable(typeof(FsMappingRequest.CreateMemoryMapping))]
+[JsonSerializable(typeof(FsMappingRequest.RemoveMemoryMapping))]
+[JsonSerializable(typeof(VmResponse))]
+[JsonSerializable(typeof(VmResponse.RegisterMemory), TypeInfoPropertyName = "VmResponseRegisterMemory")]
 [JsonSerializable(typeof(ulong))]
 [JsonSerializable(typeof(int))]
 internal sealed partial class VmControlJson : JsonSerializerContext;
