@@ -156,6 +156,46 @@ public enum GuestMemoryError
     /// <summary>The base image has another size than the memory.</summary>
     BaseSizeMismatch,
 
+    // Allocation of addresses
+    /// <summary>A range of no addresses (upstream: AllocSizeZero).</summary>
+    AllocSizeZero,
+    /// <summary>An alignment that is not a power of two, or less than the least one (upstream: BadAlignment).</summary>
+    BadAlignment,
+    /// <summary>The holder has no addresses (upstream: BadAlloc).</summary>
+    BadAlloc,
+    /// <summary>The holder, or another one, has these addresses already (upstream: ExistingAlloc).</summary>
+    ExistingAlloc,
+    /// <summary>The holder is not one that can be asked for this: no PCI register, or without addresses (upstream: InvalidAlloc).</summary>
+    InvalidAlloc,
+    /// <summary>Ports past 0xffff (upstream: IOPortOutOfRange).</summary>
+    IOPortOutOfRange,
+    /// <summary>The machine has no MMIO for platform devices (upstream: MissingPlatformMMIOAddresses).</summary>
+    MissingPlatformMmioAddresses,
+    /// <summary>The machine has no ports (upstream: NoIoAllocator).</summary>
+    NoIoAllocator,
+    /// <summary>No such addresses are free (upstream: OutOfSpace).</summary>
+    OutOfSpace,
+    /// <summary>Two pools of addresses overlap (upstream: RegionOverlap).</summary>
+    RegionOverlap,
+
+    // Tubes
+    /// <summary>The other end of the tube was closed (upstream: Disconnected).</summary>
+    Disconnected,
+    /// <summary>Nothing came through the tube in time, or nobody took what was sent.</summary>
+    TubeTimeout,
+    /// <summary>What came is not the JSON that it must be, or its descriptors are not those that it names (upstream: Json).</summary>
+    BadJson,
+    /// <summary>A packet is larger than the limit.</summary>
+    PacketTooLarge,
+    /// <summary>More descriptors than a message may carry (upstream: SendTooManyFds).</summary>
+    SendTooManyFds,
+    /// <summary>More descriptors came, or were asked for, than a message may carry (upstream: RecvTooManyFds).</summary>
+    RecvTooManyFds,
+    /// <summary>A request about a VM's memory failed; the message is the whole chain (upstream: RequestFailed).</summary>
+    RequestFailed,
+    /// <summary>The answer is of another kind than the request asks for (upstream: UnexpectedResponse).</summary>
+    UnexpectedResponse,
+
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,

@@ -12,7 +12,7 @@ internal sealed class Reception : IWatched, IDisposable
 
     private const int AcceptPause = 100;
 
-    private readonly UffdListener _listener;
+    private readonly UnixListener _listener;
     private readonly UffdHandlerOptions _options;
     private readonly Epoll _epoll;
     private readonly KeptVms _vms;
@@ -22,7 +22,7 @@ internal sealed class Reception : IWatched, IDisposable
     private readonly List<KeptConnection> _connections = [];
     private long _pausedUntil;
 
-    private Reception(UffdListener listener, UffdHandlerOptions options, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
+    private Reception(UnixListener listener, UffdHandlerOptions options, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
     {
         _listener = listener;
         _options = options;
@@ -39,7 +39,7 @@ internal sealed class Reception : IWatched, IDisposable
     public static Reception Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
     {
         var restored = vms.Restore();
-        var listener = Inherited(options, systemd) ?? UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
+        var listener = Inherited(options, systemd) ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
         var reception = new Reception(listener, options, epoll, vms, imageLength, came, failed);
         epoll.Add(listener.Socket, reception);
         if (systemd.IsThere && listener.IsOurs) systemd.Store(StoredListener, listener.Socket);
@@ -171,13 +171,13 @@ internal sealed class Reception : IWatched, IDisposable
         connection.Dispose();
     }
 
-    private static UffdListener? Inherited(UffdHandlerOptions options, Systemd systemd)
+    private static UnixListener? Inherited(UffdHandlerOptions options, Systemd systemd)
     {
         foreach (var item in systemd.Descriptors.ToArray())
         {
             if (UnixSocket.ListeningPath(item.Descriptor) is not { } path) continue;
             systemd.Descriptors.Remove(item);
-            return UffdListener.Adopt(item.Descriptor, path, options.AllowUser, isOurs: item.Name == StoredListener);
+            return UnixListener.Adopt(item.Descriptor, path, options.AllowUser, isOurs: item.Name == StoredListener);
         }
 
         return null;

@@ -44,7 +44,7 @@ internal sealed class WorkerProcess : IDisposable
         // A killed process would leave the runtime's diagnostic socket behind.
         Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
         var environment = Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}").ToArray();
-        var (near, far) = UnixSocket.CreatePair();
+        var (near, far) = UnixSocket.CreatePair(nonBlocking: true);
         try
         {
             using var mine = far;

@@ -25,6 +25,7 @@ public static class Errno
     public const int ENOTTY = 25;
     public const int ENOSPC = 28;
     public const int EPIPE = 32;
+    public const int ERANGE = 34;
     public const int ENAMETOOLONG = 36;
     public const int ENOSYS = 38;
     public const int ELOOP = 40;
@@ -62,6 +63,7 @@ public static class Errno
         ENOTTY => nameof(ENOTTY),
         ENOSPC => nameof(ENOSPC),
         EPIPE => nameof(EPIPE),
+        ERANGE => nameof(ERANGE),
         ENAMETOOLONG => nameof(ENAMETOOLONG),
         ENOSYS => nameof(ENOSYS),
         ELOOP => nameof(ELOOP),

@@ -22,16 +22,13 @@ internal static unsafe partial class EventFd
         _ = write(lease.Number, &one, sizeof(ulong));
     }
 
-    /// <summary>Takes what was signalled, so that the descriptor is not readable any more.</summary>
-    public static void Clear(SafeDescriptor descriptor)
+    /// <summary>Makes the descriptor unreadable until it is signalled again; true where it was signalled.</summary>
+    public static bool Clear(SafeDescriptor descriptor)
     {
         using var lease = new DescriptorLease(descriptor);
         ulong count;
-        _ = read(lease.Number, &count, sizeof(ulong));
+        return Descriptor.TryRead(lease.Number, &count, sizeof(ulong)) == sizeof(ulong);
     }
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint read(int fd, void* buf, nuint count);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int eventfd(uint initval, int flags);

@@ -42,7 +42,15 @@ internal struct UCred
     public uint gid;
 }
 
-/// <summary>AF_UNIX sockets with descriptor passing (<c>unix(7)</c>).</summary>
+/// <summary><c>struct timeval</c>.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct TimeVal
+{
+    public long tv_sec;
+    public long tv_usec;
+}
+
+/// <summary>AF_UNIX sockets, for streams and for packets, with descriptor passing (<c>unix(7)</c>).</summary>
 internal static unsafe partial class UnixSocket
 {
     public const int AF_UNIX = 1;
@@ -57,6 +65,9 @@ internal static unsafe partial class UnixSocket
     public const int SO_PEERCRED = 17;
     public const int SO_ACCEPTCONN = 30;
     public const int SO_DOMAIN = 39;
+    public const int SO_RCVTIMEO = 20;
+    public const int SO_SNDTIMEO = 21;
+    public const int MSG_PEEK = 0x2;
     public const int MSG_CTRUNC = 0x8;
     public const int MSG_TRUNC = 0x20;
     public const int MSG_DONTWAIT = 0x40;
@@ -78,22 +89,22 @@ internal static unsafe partial class UnixSocket
         }
     }
 
-    /// <summary>A descriptor of a fresh, unconnected stream socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
-    public static SafeDescriptor Create(bool nonBlocking, uint? mode = null)
+    /// <summary>A descriptor of a fresh, unconnected socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
+    public static SafeDescriptor Create(bool nonBlocking, uint? mode = null, int type = SOCK_STREAM)
     {
-        var number = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
+        var number = socket(AF_UNIX, type | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
         if (number < 0) throw new SyscallException("socket", Marshal.GetLastPInvokeError(), "Creating a Unix socket");
         if (mode is { } bits) _ = fchmod(number, bits);
         return new SafeDescriptor(number);
     }
 
-    /// <summary>Two ends of a channel that keeps messages whole, non-blocking and close-on-exec.</summary>
-    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair()
+    /// <summary>Two ends of a channel that keeps messages whole, close-on-exec.</summary>
+    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair(bool nonBlocking)
     {
         var pair = stackalloc int[2];
-        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0
+        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0, pair) == 0
             ? (new SafeDescriptor(pair[0]), new SafeDescriptor(pair[1]))
-            : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets");
+            : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets", remedy: "Raise the limit of open files ('ulimit -n').");
     }
 
     /// <summary>
@@ -137,11 +148,11 @@ internal static unsafe partial class UnixSocket
         return listen(lease.Number, backlog) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Accepts one connection, non-blocking itself; null where none waits, with the error number otherwise.</summary>
-    public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error)
+    /// <summary>Accepts one connection, non-blocking itself unless asked otherwise; null where none waits, with the error number otherwise.</summary>
+    public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error, bool nonBlocking = true)
     {
         using var lease = new DescriptorLease(listener);
-        var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0));
         error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
         return number < 0 ? null : new SafeDescriptor(number);
     }
@@ -156,11 +167,30 @@ internal static unsafe partial class UnixSocket
             : throw new SyscallException("getsockopt", Marshal.GetLastPInvokeError(), "Reading the peer's credentials");
     }
 
+    /// <summary>Limits how long sending or receiving (SO_SNDTIMEO, SO_RCVTIMEO) may wait; zero for ever. 0 or the error number.</summary>
+    public static int TrySetTimeout(SafeDescriptor socket, int option, TimeSpan timeout)
+    {
+        using var lease = new DescriptorLease(socket);
+        var value = new TimeVal { tv_sec = timeout.Ticks / TimeSpan.TicksPerSecond, tv_usec = timeout.Ticks % TimeSpan.TicksPerSecond / TimeSpan.TicksPerMicrosecond };
+        return setsockopt(lease.Number, SOL_SOCKET, option, &value, (uint)sizeof(TimeVal)) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Waits for a packet and leaves it there: its length, 0 at the end, or the negated error number.</summary>
+    public static nint TryPeekLength(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        byte none;
+        nint length;
+        do length = recv(lease.Number, &none, 0, MSG_PEEK | MSG_TRUNC);
+        while (length < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
+        return length >= 0 ? length : -Marshal.GetLastPInvokeError();
+    }
+
     /// <summary>
     /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. A peer
     /// that is gone gives -EPIPE, never a signal.
     /// </summary>
-    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
+    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors, bool wait = true)
     {
         using var lease = new DescriptorLease(socket);
         var control = stackalloc byte[ControlSpace(Math.Max(1, descriptors.Length))];
@@ -180,30 +210,30 @@ internal static unsafe partial class UnixSocket
             }
 
             nint sent;
-            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL);
+            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT));
             while (sent < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
             return sent >= 0 ? sent : -Marshal.GetLastPInvokeError();
         }
     }
 
     /// <summary>
-    /// Receives bytes without waiting and adds the descriptors that came with them, close-on-exec, to
+    /// Receives bytes, without waiting unless asked to, and adds the descriptors that came with them, close-on-exec, to
     /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
     /// <paramref name="truncated"/> tells that more bytes of a message or more descriptors came than there was room for (the kernel
     /// dropped those).
     /// </summary>
-    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated)
+    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated, int room = 16, bool wait = false)
     {
-        const int Room = 16;
         using var lease = new DescriptorLease(socket);
-        var controlLength = ControlSpace(Room);
-        var control = stackalloc byte[controlLength];
+        var control = stackalloc byte[ControlSpace(Math.Max(1, room))];
+        // Without the padding, which the kernel would fill with one descriptor more.
+        var controlLength = sizeof(CmsgHdr) + room * sizeof(int);
         fixed (byte* bytes = data)
         {
             var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
             var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1, msg_control = control, msg_controllen = (nuint)controlLength };
             nint received;
-            do received = recvmsg(lease.Number, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+            do received = recvmsg(lease.Number, &message, MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
             while (received < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
             truncated = false;
             if (received < 0) return -Marshal.GetLastPInvokeError();
@@ -285,6 +315,12 @@ internal static unsafe partial class UnixSocket
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int getsockopt(int sockfd, int level, int optname, void* optval, uint* optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int setsockopt(int sockfd, int level, int optname, void* optval, uint optlen);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint recv(int sockfd, void* buf, nuint len, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint sendmsg(int sockfd, MsgHdr* msg, int flags);

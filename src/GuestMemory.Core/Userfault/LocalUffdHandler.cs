@@ -1,3 +1,5 @@
+using GuestMemory.Core.Interop;
+
 namespace GuestMemory.Core;
 
 /// <summary>A page-fault handler on threads of this process.</summary>
@@ -79,13 +81,13 @@ internal sealed class LocalUffdHandler : UffdHandler
 
     public static new UffdHandler Start(UffdHandlerOptions options, PageSource source)
     {
-        UffdListener? listener = null;
+        UnixListener? listener = null;
         UffdPolicy? policy = null;
         try
         {
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
-            listener = UffdListener.Open(options.SocketPath, options.AllowUser, options.Force);
+            listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
             var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source, policy);
             handler.OfferMetrics(options);
             return handler;

@@ -1,3 +1,5 @@
+using GuestMemory.Core.Interop;
+
 namespace GuestMemory.Core;
 
 /// <summary>

@@ -1,3 +1,5 @@
+using GuestMemory.Core.Interop;
+
 using System.Runtime.CompilerServices;
 
 namespace GuestMemory.Core;
@@ -47,7 +49,7 @@ internal static class UffdRehearsal
             Window = policy.Window,
             Replay = policy.Replay is null ? null : new UffdReplay([1, 2, 3, 5], source.Length),
         };
-        using var server = new UffdServer(UffdListener.Open(path, null, force: false), source, rehearsed, s_patience);
+        using var server = new UffdServer(UnixListener.Open(path, null, force: false), source, rehearsed, s_patience);
         var thread = new Thread(() => RunQuietly(server)) { IsBackground = true, Name = "uffd-rehearsal" };
         thread.Start();
         try

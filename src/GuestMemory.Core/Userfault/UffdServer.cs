@@ -15,7 +15,7 @@ internal sealed class UffdServer : IDisposable
     private const int LastRounds = 16;
 
     private readonly TimeSpan _handoverTimeout;
-    private readonly UffdListener? _listener;
+    private readonly UnixListener? _listener;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
     private readonly PageScratch _scratch = new();
@@ -36,7 +36,7 @@ internal sealed class UffdServer : IDisposable
     /// <summary>
     /// Takes the listener over; without one only VMs that are adopted are served. The source and the policy must outlive the server.
     /// </summary>
-    public UffdServer(UffdListener? listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
+    public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
     {
         _listener = listener;
         _source = source;
@@ -174,7 +174,7 @@ internal sealed class UffdServer : IDisposable
                 case UffdConnection connection:
                     changed |= Receive(connection);
                     break;
-                case UffdListener listener:
+                case UnixListener listener:
                     changed |= Accept(listener);
                     break;
                 case SafeDescriptor when !_stopping:
@@ -264,7 +264,7 @@ internal sealed class UffdServer : IDisposable
         return timeout;
     }
 
-    private bool Accept(UffdListener listener)
+    private bool Accept(UnixListener listener)
     {
         var changed = false;
         while (true)

@@ -23,6 +23,8 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(MsgHdr)] = "msghdr",
         [typeof(CmsgHdr)] = "cmsghdr",
         [typeof(UCred)] = "ucred",
+        [typeof(TimeVal)] = "timeval",
+        [typeof(RLimit)] = "rlimit",
         [typeof(IoVec)] = "iovec",
         [typeof(PollFd)] = "pollfd",
         [typeof(Statx)] = "statx",

@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -311,6 +312,7 @@ static void sockets(void)
     CONSTANT(SOCK_STREAM);
     CONSTANT(SOCK_DGRAM);
     CONSTANT(SOCK_SEQPACKET);
+    CONSTANT(SOCK_SEQPACKET);
     CONSTANT(SOCK_CLOEXEC);
     CONSTANT(SOCK_NONBLOCK);
     CONSTANT(SOL_SOCKET);
@@ -322,6 +324,8 @@ static void sockets(void)
     CONSTANT(SO_SNDBUF);
     CONSTANT(SO_RCVBUF);
     CONSTANT(SO_PEERCRED);
+    CONSTANT(SO_RCVTIMEO);
+    CONSTANT(SO_SNDTIMEO);
     CONSTANT(SO_PASSCRED);
     CONSTANT(SO_ACCEPTCONN);
     CONSTANT(SO_RCVTIMEO);
@@ -335,6 +339,15 @@ static void sockets(void)
     CONSTANT(MSG_TRUNC);
     CONSTANT(MSG_CTRUNC);
     CONSTANT(MSG_CMSG_CLOEXEC);
+
+    STRUCT_SIZE(timeval);
+    STRUCT_OFFSET(timeval, tv_sec);
+    STRUCT_OFFSET(timeval, tv_usec);
+
+    CONSTANT(RLIMIT_NOFILE);
+    STRUCT_SIZE(rlimit);
+    STRUCT_OFFSET(rlimit, rlim_cur);
+    STRUCT_OFFSET(rlimit, rlim_max);
 
     STRUCT_SIZE(sockaddr_un);
     STRUCT_OFFSET(sockaddr_un, sun_family);

@@ -1,14 +1,12 @@
-using GuestMemory.Core.Interop;
+namespace GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
-
-/// <summary>A handler's listening socket: made with care, checked at every connection, and taken away again.</summary>
-internal sealed class UffdListener : IDisposable
+/// <summary>A listening Unix socket: made with care, checked at every connection, and taken away again.</summary>
+internal sealed class UnixListener : IDisposable
 {
     private readonly ulong _inode;
     private readonly uint? _allowed;
 
-    private UffdListener(SafeDescriptor socket, string path, ulong inode, uint? allowed)
+    private UnixListener(SafeDescriptor socket, string path, ulong inode, uint? allowed)
     {
         Socket = socket;
         Path = path;
@@ -24,20 +22,20 @@ internal sealed class UffdListener : IDisposable
     public bool IsOurs => _inode != 0;
 
     /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory, UserNotFound.</exception>
-    public static UffdListener Open(string path, string? allowUser, bool force)
+    public static UnixListener Open(string path, string? allowUser, bool force, int type = UnixSocket.SOCK_STREAM)
     {
         var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
         UnixSocket.CheckPath(path);
         CheckDirectory(path, force);
         ClearPath(path, force);
-        var socket = UnixSocket.Create(nonBlocking: true, mode: 0b110_000_000);
+        var socket = UnixSocket.Create(nonBlocking: true, mode: 0b110_000_000, type);
         try
         {
             var error = UnixSocket.TryBind(socket, path);
             if (error == Errno.EADDRINUSE) throw InUse(path);
             if (error != 0) throw new SyscallException("bind", error, $"Making the socket {path}");
             _ = FileStatus.TryGet(path, out var status);
-            var listener = new UffdListener(socket, path, status.stx_ino, allowed);
+            var listener = new UnixListener(socket, path, status.stx_ino, allowed);
             try
             {
                 if (allowed is { } user) OpenTo(user, path);
@@ -62,16 +60,16 @@ internal sealed class UffdListener : IDisposable
     /// <param name="path">Where it listens.</param>
     /// <param name="allowUser">A further user who may connect.</param>
     /// <param name="isOurs">Whether the path is taken away in the end.</param>
-    public static UffdListener Adopt(SafeDescriptor socket, string path, string? allowUser, bool isOurs)
+    public static UnixListener Adopt(SafeDescriptor socket, string path, string? allowUser, bool isOurs)
     {
         var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
         UnixSocket.SetNonBlocking(socket);
         ulong inode = 0;
         if (isOurs && FileStatus.TryGet(path, out var status) == 0) inode = status.stx_ino;
-        return new UffdListener(socket, path, inode, allowed);
+        return new UnixListener(socket, path, inode, allowed);
     }
 
-    /// <summary>Whether the user at the other end may hand memory over.</summary>
+    /// <summary>Whether the user at the other end may connect.</summary>
     public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
 
     public void Dispose()
@@ -136,5 +134,5 @@ internal sealed class UffdListener : IDisposable
     }
 
     private static GuestMemoryException InUse(string path) =>
-        new(GuestMemoryError.SocketInUse, $"Somebody listens at {path} already. Stop that handler, or give another path.");
+        new(GuestMemoryError.SocketInUse, $"Somebody listens at {path} already. Stop that one, or give another path.");
 }

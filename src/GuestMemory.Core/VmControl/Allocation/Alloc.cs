@@ -1,0 +1,48 @@
+using System.Text.Json.Serialization;
+
+namespace GuestMemory.Core;
+
+/// <summary>Who holds a range of addresses (crosvm's <c>resources::Alloc</c>). Equal by value.</summary>
+public abstract record Alloc
+{
+    private Alloc()
+    {
+    }
+
+    /// <summary>Nobody in particular; see <see cref="SystemAllocator.NextAnonAlloc"/>.</summary>
+    /// <param name="Id">A number of its own.</param>
+    public sealed record Anon(ulong Id) : Alloc;
+
+    /// <summary>A base address register of a PCI device.</summary>
+    /// <param name="Bus">The bus, from 0 to 255.</param>
+    /// <param name="Device">The device on the bus, from 0 to 31.</param>
+    /// <param name="Function">The function of the device, from 0 to 7.</param>
+    /// <param name="Bar">The register, from 0 to 5.</param>
+    public sealed record PciBar(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function, byte Bar) : Alloc;
+
+    /// <summary>The GPU's render node.</summary>
+    public sealed record GpuRenderNode : Alloc;
+
+    /// <summary>A persistent memory device.</summary>
+    /// <param name="Index">Which one.</param>
+    public sealed record PmemDevice(ulong Index) : Alloc;
+
+    /// <summary>The persistent store of crash logs.</summary>
+    public sealed record Pstore : Alloc;
+
+    /// <summary>The window of a PCI bridge.</summary>
+    /// <param name="Bus">The bus, from 0 to 255.</param>
+    /// <param name="Device">The device on the bus, from 0 to 31.</param>
+    /// <param name="Function">The function of the device, from 0 to 7.</param>
+    public sealed record PciBridgeWindow(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function) : Alloc;
+
+    /// <summary>The prefetchable window of a PCI bridge.</summary>
+    /// <param name="Bus">The bus, from 0 to 255.</param>
+    /// <param name="Device">The device on the bus, from 0 to 31.</param>
+    /// <param name="Function">The function of the device, from 0 to 7.</param>
+    public sealed record PciBridgePrefetchWindow(byte Bus, [property: JsonPropertyName("dev")] byte Device, [property: JsonPropertyName("func")] byte Function) : Alloc;
+
+    /// <summary>A file that is mapped into the guest.</summary>
+    /// <param name="Index">Which one.</param>
+    public sealed record FileBacked(ulong Index) : Alloc;
+}

@@ -1,0 +1,48 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>One execution of a request: on what, for whom, and the steps that several variants share.</summary>
+internal sealed record VmMemoryExecution(VmMemoryContext Context, Tube? Tube, bool RemotePeer, VmMemoryRequestIommuClient? Iommu, CancellationToken Cancellation)
+{
+    public IVm Vm => Context.Vm;
+
+    public VmMemoryRegionState State => Context.RegionState;
+
+    /// <summary>Where the memory goes.</summary>
+    public GuestAddress Allocate(VmMemoryDestination destination, ulong size, string busy) =>
+        new(RequestFailure.Within(busy, () => destination.Allocate(Context.Allocator, size)));
+
+    /// <summary>Gives a mapping to the VM; where the VM does not take it, it is unmapped.</summary>
+    public uint Add(GuestAddress address, MappedRegion mapping, bool readOnly, MemCacheType cache)
+    {
+        try
+        {
+            return Vm.AddMemoryRegion(address, mapping, readOnly, logDirtyPages: false, cache);
+        }
+        catch
+        {
+            mapping.Dispose();
+            throw;
+        }
+    }
+
+    public VmMemoryResponse Registered(GuestAddress address, uint slot)
+    {
+        State.Registered[address.Value] = new RegisteredMemory.DynamicMapping(slot);
+        return new VmMemoryResponse.RegisterMemory(address.Value, slot);
+    }
+
+    /// <summary>Maps, with what upstream makes of a mapping's errors: its error number, or EINVAL.</summary>
+    public static T Map<T>(Func<T> map)
+    {
+        try
+        {
+            return map();
+        }
+        catch (GuestMemoryException exception) when (exception is not SyscallException)
+        {
+            throw RequestFailure.Errno(Errno.EINVAL);
+        }
+    }
+}

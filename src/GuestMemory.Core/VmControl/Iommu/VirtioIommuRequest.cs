@@ -1,0 +1,13 @@
+namespace GuestMemory.Core;
+
+/// <summary>What is asked of the virtio-iommu device (crosvm's <c>VirtioIOMMURequest</c>).</summary>
+public abstract record VirtioIommuRequest
+{
+    private VirtioIommuRequest()
+    {
+    }
+
+    /// <summary>About a device that is passed through.</summary>
+    /// <param name="Command">What to do.</param>
+    public sealed record VfioCommand(VirtioIommuVfioCommand Command) : VirtioIommuRequest;
+}

@@ -1,0 +1,6 @@
+namespace GuestMemory.Core;
+
+/// <summary>A PCI register whose addresses are one slot already.</summary>
+/// <param name="GuestAddress">The guest physical address of its first byte.</param>
+/// <param name="Slot">The slot.</param>
+public sealed record PreparedRegion(ulong GuestAddress, uint Slot);

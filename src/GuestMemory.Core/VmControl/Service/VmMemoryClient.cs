@@ -1,0 +1,102 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Asks a service to do something about a VM's memory (crosvm's <c>VmMemoryClient</c>). One request at a time; what a request
+/// answers with an error is thrown.
+/// </summary>
+/// <param name="tube">The tube to the service, which is taken over.</param>
+public sealed class VmMemoryClient(Tube tube) : IDisposable
+{
+    private readonly Tube _tube = tube ?? throw new ArgumentNullException(nameof(tube));
+
+    /// <summary>Connects to the service that listens at a path.</summary>
+    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong.</exception>
+    public static VmMemoryClient Connect(string path) => new(Tube.Connect(path));
+
+    /// <summary>Reserves a slot for a PCI register.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void PrepareSharedMemoryRegion(Alloc alloc, MemCacheType cache) => Do(new VmMemoryRequest.PrepareSharedMemoryRegion(alloc, cache));
+
+    /// <summary>Maps memory into the guest.</summary>
+    /// <returns>The region id.</returns>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public ulong RegisterMemory(VmMemorySource source, VmMemoryDestination destination, MemoryProtection protection, MemCacheType cache) =>
+        Registered(new VmMemoryRequest.RegisterMemory(source, destination, protection, cache)).RegionId;
+
+    /// <summary>Maps shared memory into the guest, read-only, with parts of files over parts of it.</summary>
+    /// <returns>The slot.</returns>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public uint MmapAndRegisterMemory(ulong address, SharedMemory sharedMemory, IReadOnlyList<VmMemoryFileMapping> mappings)
+    {
+        ArgumentNullException.ThrowIfNull(mappings);
+        return Registered(new VmMemoryRequest.MmapAndRegisterMemory(sharedMemory, new VmMemoryDestination.GuestPhysicalAddress(address), (ulong)mappings.Count) { FileMappings = mappings }).Slot;
+    }
+
+    /// <summary>Frees guest memory on the host.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void DynamicallyFreeMemoryRanges(IReadOnlyList<VmMemoryRange> ranges) => Do(new VmMemoryRequest.DynamicallyFreeMemoryRanges(ranges));
+
+    /// <summary>Lets the guest use memory again that was freed.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void DynamicallyReclaimMemoryRanges(IReadOnlyList<VmMemoryRange> ranges) => Do(new VmMemoryRequest.DynamicallyReclaimMemoryRanges(ranges));
+
+    /// <summary>Takes memory out of the guest.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void UnregisterMemory(ulong regionId) => Do(new VmMemoryRequest.UnregisterMemory(regionId));
+
+    /// <summary>Has stores to a guest physical address signal an eventfd.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void RegisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
+        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: true)));
+
+    /// <summary>Ends that.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void UnregisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
+        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: false)));
+
+    /// <summary>Says that the balloon has the size that was asked for.</summary>
+    /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
+    public void BalloonTargetReached(ulong size) => Do(new VmMemoryRequest.BalloonTargetReached(size));
+
+    /// <summary>Sends any request, with the packets of file mappings that belong to it, and waits for the answer.</summary>
+    /// <returns>The answer, also where it is an error.</returns>
+    /// <exception cref="GuestMemoryException">Disconnected, TubeTimeout, SendTooManyFds, BadJson; ValueNotSupported: the number of file mappings is not the one that the request announces.</exception>
+    /// <exception cref="OperationCanceledException">The wait was ended; the tube is of no use any more.</exception>
+    public VmMemoryResponse Send(VmMemoryRequest request, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        var mappings = request is VmMemoryRequest.MmapAndRegisterMemory mmap ? Announced(mmap) : [];
+        _tube.Send(request, VmControlJson.Default.VmMemoryRequest);
+        foreach (var chunk in mappings.Chunk(Tube.MaxDescriptors)) _tube.Send(chunk, VmControlJson.Default.VmMemoryFileMappingArray, chunk.Length);
+        return _tube.Receive(VmControlJson.Default.VmMemoryResponse, cancellation: cancellation);
+    }
+
+    /// <summary>Closes the tube.</summary>
+    public void Dispose() => _tube.Dispose();
+
+    private static IReadOnlyList<VmMemoryFileMapping> Announced(VmMemoryRequest.MmapAndRegisterMemory request)
+    {
+        var mappings = request.FileMappings ?? [];
+        return (ulong)mappings.Count == request.FileMappingCount
+            ? mappings
+            : throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"The request announces {request.FileMappingCount} file mappings, but has {mappings.Count}.");
+    }
+
+    private void Do(VmMemoryRequest request)
+    {
+        var response = Send(request);
+        if (response is not VmMemoryResponse.Ok) throw Failure(response);
+    }
+
+    private VmMemoryResponse.RegisterMemory Registered(VmMemoryRequest request)
+    {
+        var response = Send(request);
+        return response as VmMemoryResponse.RegisterMemory ?? throw Failure(response);
+    }
+
+    private static GuestMemoryException Failure(VmMemoryResponse response) => response is VmMemoryResponse.Err error
+        ? new GuestMemoryException(GuestMemoryError.RequestFailed, error.Chain)
+        : new GuestMemoryException(GuestMemoryError.UnexpectedResponse, $"The service answered {response}, which is no answer to this request.");
+}

@@ -1,0 +1,111 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Executes requests about a VM's memory that come through tubes (crosvm's vm_memory_handler thread): on one thread, for any number of
+/// tubes, and of connections to a socket. A request that is wrong gets an error as its answer; a peer that is gone, or takes no
+/// answers, loses its tube, and nobody else notices.
+/// </summary>
+public sealed class VmMemoryService : IDisposable
+{
+    private static int s_lastId;
+
+    private readonly VmMemoryServer _server;
+    private readonly Thread _thread;
+    private readonly ManualResetEventSlim _ended = new();
+    private volatile VmMemoryServiceState _state;
+    private volatile string? _failure;
+
+    private VmMemoryService(VmMemoryServiceOptions options, VmMemoryContext context, VmMemoryServer server)
+    {
+        _server = server;
+        Id = Interlocked.Increment(ref s_lastId);
+        SocketPath = options.SocketPath;
+        Context = context;
+        _thread = new Thread(Run) { IsBackground = true, Name = $"vm-memory-{Id}" };
+        _thread.Start();
+    }
+
+    /// <summary>A number that tells the services of this process apart.</summary>
+    public int Id { get; }
+
+    /// <summary>Where it listens; null where it serves only tubes that it is given.</summary>
+    public string? SocketPath { get; }
+
+    /// <summary>What the requests are executed on.</summary>
+    public VmMemoryContext Context { get; }
+
+    /// <summary>What it does now.</summary>
+    public VmMemoryServiceState State => _state;
+
+    /// <summary>Tubes that are served now.</summary>
+    public int ConnectionCount => _server.ConnectionCount;
+
+    /// <summary>Requests that were answered since the start, also with an error.</summary>
+    public long RequestCount => _server.RequestCount;
+
+    /// <summary>Requests that were answered with an error.</summary>
+    public long ErrorCount => _server.ErrorCount;
+
+    /// <summary>What went wrong last that is not a request's answer: of the service, or of one of its tubes; null where nothing did.</summary>
+    public string? Error => _failure ?? _server.Error;
+
+    /// <summary>Starts serving. When it returns, clients can connect.</summary>
+    /// <param name="context">What requests are executed on; the VM stays the caller's, and must stay as long as the service runs.</param>
+    /// <param name="options">Where.</param>
+    /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound, InsecureDirectory, UserNotFound.</exception>
+    public static VmMemoryService Start(VmMemoryContext context, VmMemoryServiceOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(context);
+        ArgumentNullException.ThrowIfNull(options);
+        var listener = options.SocketPath is { } path ? UnixListener.Open(path, options.AllowUser, options.Force, UnixSocket.SOCK_SEQPACKET) : null;
+        return new VmMemoryService(options, context, new VmMemoryServer(context, listener, options.ExposeWithViommu));
+    }
+
+    /// <summary>Serves a tube too, and takes it over. From any thread.</summary>
+    /// <param name="tube">The tube.</param>
+    /// <param name="remotePeer">Whether another process is at its other end; such a one may not pass pointers.</param>
+    /// <param name="exposeWithViommu">Whether its device sits behind the virtio-iommu.</param>
+    /// <exception cref="ObjectDisposedException">The service has ended.</exception>
+    public void AddTube(Tube tube, bool remotePeer = true, bool exposeWithViommu = false) => _server.Add(new VmMemoryTube(tube, remotePeer, exposeWithViommu));
+
+    /// <summary>Waits until the service has ended; false when the time is over first.</summary>
+    public bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);
+
+    /// <summary>Stops taking requests, takes the socket away and closes every tube. What is registered stays so.</summary>
+    public void Stop()
+    {
+        _server.Stop();
+        _thread.Join();
+    }
+
+    /// <summary>Stops the service.</summary>
+    public void Dispose()
+    {
+        Stop();
+        _ended.Dispose();
+    }
+
+    private void Run()
+    {
+        var end = VmMemoryServiceState.Stopped;
+        try
+        {
+            _server.Run();
+        }
+#pragma warning disable CA1031 // A background thread must not end the process; what happened stands in State and Error.
+        catch (Exception exception)
+        {
+            _failure = exception.Message;
+            end = VmMemoryServiceState.Failed;
+        }
+#pragma warning restore CA1031
+        finally
+        {
+            _server.Dispose();
+            _state = end;
+            _ended.Set();
+        }
+    }
+}

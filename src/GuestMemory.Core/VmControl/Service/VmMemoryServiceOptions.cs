@@ -1,0 +1,17 @@
+namespace GuestMemory.Core;
+
+/// <summary>Where a service takes requests, and for whom.</summary>
+public sealed class VmMemoryServiceOptions
+{
+    /// <summary>Where it listens; at most 107 bytes. Null for a service that serves only the tubes it is given.</summary>
+    public string? SocketPath { get; init; }
+
+    /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
+    public string? AllowUser { get; init; }
+
+    /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
+    public bool Force { get; init; }
+
+    /// <summary>Whether the devices that connect sit behind the virtio-iommu.</summary>
+    public bool ExposeWithViommu { get; init; }
+}

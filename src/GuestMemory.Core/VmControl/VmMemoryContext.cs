@@ -1,0 +1,48 @@
+namespace GuestMemory.Core;
+
+/// <summary>What requests are executed on: a VM, its addresses, and what is registered in it. Every request holds it alone.</summary>
+/// <param name="vm">The VM; it stays the caller's.</param>
+/// <param name="allocator">Its addresses.</param>
+/// <param name="iommuClient">The virtio-iommu, for devices behind one; it stays the caller's.</param>
+public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryRequestIommuClient? iommuClient = null)
+{
+    /// <summary>The most file mappings that one request may announce.</summary>
+    public const int MaxFileMappings = 1 << 16;
+
+    /// <summary>The VM.</summary>
+    public IVm Vm { get; } = vm ?? throw new ArgumentNullException(nameof(vm));
+
+    /// <summary>Its addresses. To be touched only while <see cref="Lock"/> is held.</summary>
+    public SystemAllocator Allocator { get; } = allocator ?? throw new ArgumentNullException(nameof(allocator));
+
+    /// <summary>What is registered. To be read only while <see cref="Lock"/> is held.</summary>
+    public VmMemoryRegionState RegionState { get; } = new();
+
+    /// <summary>The virtio-iommu; null where there is none.</summary>
+    public VmMemoryRequestIommuClient? IommuClient { get; } = iommuClient;
+
+    /// <summary>
+    /// Whether preparing a register reserves a slot. As upstream only where the host's KVM builds page tables fast enough
+    /// (x86-64: its tdp_mmu) unless set; elsewhere it succeeds without doing anything.
+    /// </summary>
+    public bool PreparesSharedMemory { get; init; } = HostPrepares.Value;
+
+    /// <summary>How long a client may take to send a packet of file mappings that it announced (upstream: for ever).</summary>
+    public TimeSpan FileMappingTimeout { get; init; } = TimeSpan.FromSeconds(5);
+
+    /// <summary>Held by each request while it is executed.</summary>
+    public Lock Lock { get; } = new();
+
+    private static readonly Lazy<bool> HostPrepares = new(static () =>
+    {
+        if (System.Runtime.InteropServices.RuntimeInformation.ProcessArchitecture != System.Runtime.InteropServices.Architecture.X64) return Environment.Is64BitProcess;
+        try
+        {
+            return File.ReadAllText("/sys/module/kvm/parameters/tdp_mmu").StartsWith('Y');
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return false;
+        }
+    });
+}

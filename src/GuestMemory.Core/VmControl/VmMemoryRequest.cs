@@ -1,0 +1,97 @@
+using System.Runtime.InteropServices;
+using System.Text;
+using System.Text.Json.Serialization;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// A request about a VM's memory (crosvm's <c>VmMemoryRequest</c>): what a device in another process, or an admin, wants mapped into
+/// the guest, taken out, freed or watched.
+/// </summary>
+public abstract partial record VmMemoryRequest
+{
+    private VmMemoryRequest()
+    {
+    }
+
+    /// <summary>Executes the request.</summary>
+    /// <param name="context">The VM and what is known about its memory; requests on the same one wait for each other.</param>
+    /// <param name="tube">Where the request came from, and where <see cref="MmapAndRegisterMemory"/> receives its file mappings.</param>
+    /// <param name="remotePeer">Whether it came from another process, whose pointers mean nothing here.</param>
+    /// <param name="exposeWithViommu">Whether the device that asks sits behind the virtio-iommu, and its memory is to be mapped there too.</param>
+    /// <param name="cancellation">Ends the wait for file mappings.</param>
+    /// <returns>What became of it. Whatever fails is an <see cref="VmMemoryResponse.Err"/>, never an exception.</returns>
+    /// <exception cref="OperationCanceledException">The wait for file mappings was ended.</exception>
+    public VmMemoryResponse Execute(VmMemoryContext context, Tube? tube = null, bool remotePeer = false, bool exposeWithViommu = false, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(context);
+        lock (context.Lock)
+        {
+            try
+            {
+                return Run(new VmMemoryExecution(context, tube, remotePeer, exposeWithViommu ? context.IommuClient : null, cancellation));
+            }
+#pragma warning disable CA1031 // A service answers whatever happens: a request that fails must not end it.
+            catch (Exception exception) when (exception is not OperationCanceledException)
+            {
+                return new VmMemoryResponse.Err(RequestFailure.Chain(exception));
+            }
+#pragma warning restore CA1031
+        }
+    }
+
+    /// <summary>The wire JSON; the descriptors are added to a list, and stand as their index in the text.</summary>
+    public string ToJson(ICollection<SafeHandle> descriptors) => Encoding.UTF8.GetString(DescriptorJson.Serialize(this, VmControlJson.Default.VmMemoryRequest, descriptors));
+
+    /// <summary>Reads the wire JSON, whose descriptors are in a list.</summary>
+    /// <exception cref="GuestMemoryException">BadJson.</exception>
+    public static VmMemoryRequest FromJson(string json, IReadOnlyList<SafeHandle> descriptors) =>
+        DescriptorJson.Deserialize(Encoding.UTF8.GetBytes(json), VmControlJson.Default.VmMemoryRequest, descriptors);
+
+    private protected abstract VmMemoryResponse Run(VmMemoryExecution on);
+
+    /// <summary>Reserves one large slot for a PCI register, so that later registrations in it are cheap mappings.</summary>
+    /// <param name="Alloc">The register: <see cref="Core.Alloc.PciBar"/>.</param>
+    /// <param name="Cache">Whose choice of caching holds.</param>
+    public sealed partial record PrepareSharedMemoryRegion(Alloc Alloc, MemCacheType Cache) : VmMemoryRequest;
+
+    /// <summary>Maps memory into the guest.</summary>
+    /// <param name="Source">The memory.</param>
+    /// <param name="Destination">Where.</param>
+    /// <param name="Protection">What may be done with it; exactly Read makes the slot read-only for the guest.</param>
+    /// <param name="Cache">Whose choice of caching holds.</param>
+    public sealed partial record RegisterMemory(VmMemorySource Source, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
+        [property: JsonPropertyName("prot")] MemoryProtection Protection, MemCacheType Cache) : VmMemoryRequest;
+
+    /// <summary>Maps shared memory into the guest, read-only, with parts of files over parts of it.</summary>
+    /// <param name="SharedMemory">The memory.</param>
+    /// <param name="Destination">Where.</param>
+    /// <param name="FileMappingCount">How many file mappings follow the request, in packets of up to 253.</param>
+    public sealed partial record MmapAndRegisterMemory([property: JsonPropertyName("shm")] SharedMemory SharedMemory, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
+        [property: JsonPropertyName("num_file_mappings")] ulong FileMappingCount) : VmMemoryRequest
+    {
+        /// <summary>The file mappings, where they are at hand: for execution in this process, or for a client to send. Null where they come by the tube.</summary>
+        [JsonIgnore]
+        public IReadOnlyList<VmMemoryFileMapping>? FileMappings { get; init; }
+    }
+
+    /// <summary>Frees guest memory on the host (a balloon's inflation). Where one range fails, those before it stay freed.</summary>
+    /// <param name="Ranges">The ranges.</param>
+    public sealed partial record DynamicallyFreeMemoryRanges(IReadOnlyList<VmMemoryRange> Ranges) : VmMemoryRequest;
+
+    /// <summary>Lets the guest use memory again that was freed (a balloon's deflation).</summary>
+    /// <param name="Ranges">The ranges.</param>
+    public sealed partial record DynamicallyReclaimMemoryRanges(IReadOnlyList<VmMemoryRange> Ranges) : VmMemoryRequest;
+
+    /// <summary>Says that the balloon has the size that was asked for.</summary>
+    /// <param name="Size">The bytes.</param>
+    public sealed partial record BalloonTargetReached(ulong Size) : VmMemoryRequest;
+
+    /// <summary>Takes memory out of the guest that was registered.</summary>
+    /// <param name="RegionId">What its registration answered.</param>
+    public sealed partial record UnregisterMemory(ulong RegionId) : VmMemoryRequest;
+
+    /// <summary>Has stores to a guest physical address signal an eventfd, or ends that.</summary>
+    /// <param name="Request">Which.</param>
+    public sealed partial record IoEventRaw(IoEventUpdateRequest Request) : VmMemoryRequest;
+}

@@ -1,0 +1,44 @@
+using System.Text.Json.Serialization;
+
+namespace GuestMemory.Core;
+
+/// <summary>What became of a request (crosvm's <c>VmMemoryResponse</c>).</summary>
+public abstract record VmMemoryResponse
+{
+    private VmMemoryResponse()
+    {
+    }
+
+    /// <summary>It was done.</summary>
+    public sealed record Ok : VmMemoryResponse
+    {
+        /// <summary>The one there is.</summary>
+        public static Ok Instance { get; } = new();
+    }
+
+    /// <summary>Memory was registered.</summary>
+    /// <param name="RegionId">What to unregister it by: the guest physical address of its first byte.</param>
+    /// <param name="Slot">The VM's slot that it is in.</param>
+    public sealed record RegisterMemory(ulong RegionId, uint Slot) : VmMemoryResponse;
+
+    /// <summary>It failed.</summary>
+    /// <param name="Messages">Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</param>
+    public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
+    {
+        /// <summary>The last message, which says the most in general.</summary>
+        [JsonIgnore]
+        public string Outermost => Messages[^1];
+
+        /// <summary>Equal messages in equal order.</summary>
+        public bool Equals(Err? other) => other is not null && Messages.SequenceEqual(other.Messages, StringComparer.Ordinal);
+
+        /// <inheritdoc/>
+        public override int GetHashCode() => Outermost.GetHashCode(StringComparison.Ordinal);
+
+        /// <summary>The chain as one line, outermost first.</summary>
+        public string Chain => string.Join(": ", Messages.Reverse());
+
+        /// <summary>As upstream shows it: "Vm memory response error: " and the outermost message.</summary>
+        public override string ToString() => $"Vm memory response error: {Outermost}";
+    }
+}

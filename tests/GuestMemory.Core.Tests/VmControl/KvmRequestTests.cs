@@ -1,0 +1,162 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Requests through a service, on real KVM: what section 10 says where KVM itself says it, and a guest that sees what they do.</summary>
+public sealed class KvmRequestTests : IDisposable
+{
+    private const ulong Address = 0x200000;
+    private const ulong BarStart = 0x400000;
+    private static readonly Alloc s_bar = new Alloc.PciBar(0, 3, 0, 2);
+    private readonly TestFolder _folder = new();
+    private readonly SafeDescriptor _file = Memfd.CreateSealed("test", 0x10000, 0);
+    private readonly TestGuest? _guest;
+    private readonly VmMemoryContext _context = null!;
+    private readonly VmMemoryService? _service;
+    private readonly VmMemoryClient _client = null!;
+
+    public KvmRequestTests()
+    {
+        // The tests are skipped then; but their object is made all the same.
+        if (new KvmFactAttribute().Skip is not null) return;
+        _guest = new TestGuest();
+        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0x7fffff), HighMmio = new AllocRange(1UL << 36, (1UL << 37) - 1) });
+        allocator.LowMmio.Allocate(0x10000, s_bar, "bar");
+        _context = new VmMemoryContext(_guest.Vm, allocator) { PreparesSharedMemory = true };
+        _service = VmMemoryService.Start(_context, new VmMemoryServiceOptions { SocketPath = _folder["vm.sock"] });
+        _client = VmMemoryClient.Connect(_folder["vm.sock"]);
+    }
+
+    private TestGuest Guest => _guest!;
+
+    public void Dispose()
+    {
+        _client?.Dispose();
+        _service?.Dispose();
+        _guest?.Dispose();
+        _file.Dispose();
+        _folder.Dispose();
+    }
+
+    [KvmFact]
+    public void TheGuestWritesAndTheHostReads()
+    {
+        Assert.Equal(Address, Register(Address, 0x2000));
+        Guest.RunToEnd(TestGuest.Store64(Address + 0x1008, 0x1122334455667788));
+        Assert.Equal(0x1122334455667788UL, ReadFile(0x1008));
+        _client.UnregisterMemory(Address);
+        Guest.Load(TestGuest.Store8(Address, 1), TestGuest.Hlt);
+        Assert.Equal(new KvmExit(KvmExitReason.Mmio, Address, 1, IsWrite: true, 1), Guest.Run());
+    }
+
+    [KvmFact]
+    public void WhatIsReadOnlyExitsAsMmio()
+    {
+        Register(Address, 0x1000, MemoryProtection.Read);
+        Guest.Load(TestGuest.Store32(Address + 8, 0xdeadbeef), TestGuest.Hlt);
+        Assert.Equal(new KvmExit(KvmExitReason.Mmio, Address + 8, 4, IsWrite: true, 0xdeadbeef), Guest.Run());
+        Assert.Equal(KvmExitReason.Hlt, Guest.Run().Reason);
+        Assert.Equal(0UL, ReadFile(8));
+    }
+
+    [KvmFact]
+    public void APreparedRegisterTakesMappingsWhileTheGuestRuns()
+    {
+        _client.PrepareSharedMemoryRegion(s_bar, MemCacheType.CacheCoherent);
+        var id = _client.RegisterMemory(new VmMemorySource.Descriptor(_file, 0x1000, 0x1000), new VmMemoryDestination.ExistingAllocation(s_bar, 0x3000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
+        Assert.Equal(BarStart + 0x3000, id);
+        Guest.RunToEnd(TestGuest.Store64(id, 77));
+        Assert.Equal(77UL, ReadFile(0x1000));
+        _client.UnregisterMemory(id);
+        Fails(new VmMemoryRequest.PrepareSharedMemoryRegion(s_bar, MemCacheType.CacheCoherent), "File exists (os error 17)", "failed to prepare shared memory region");
+        Fails(Request(new VmMemoryDestination.ExistingAllocation(s_bar, 0x10000), 0x1000), "Input/output error (os error 5)", "failed to add fd mapping when trying to map to prepared region");
+    }
+
+    [KvmFact]
+    public void MappedFilesAreReadOnlyForTheGuest()
+    {
+        using var other = Memfd.CreateSealed("other", 0x1000, 0);
+        _client.MmapAndRegisterMemory(Address, new SharedMemory(_file, 0x4000), [new(other, 0x1000, 0x2000, 0)]);
+        Guest.Load(TestGuest.Store32(Address + 0x2000, 5), TestGuest.Hlt);
+        Assert.Equal(KvmExitReason.Mmio, Guest.Run().Reason);
+        _client.UnregisterMemory(Address);
+        Assert.Single(Guest.Vm.Slots);
+    }
+
+    [KvmFact]
+    public void FreedMemoryIsZeroForTheGuest()
+    {
+        Guest.Memory.WriteExact(new GuestAddress(0x10000), new byte[] { 1, 2, 3, 4, 5, 6, 7, 8 });
+        _client.DynamicallyFreeMemoryRanges([new(0x10000, 0x1000)]);
+        var bytes = new byte[8];
+        Guest.Memory.ReadExact(new GuestAddress(0x10000), bytes);
+        Assert.Equal(new byte[8], bytes);
+        _client.DynamicallyReclaimMemoryRanges([new(0x10000, 0x1000)]);
+        _client.BalloonTargetReached(0);
+        Fails(new VmMemoryRequest.DynamicallyFreeMemoryRanges([new(0x10000000, 0x1000)]), "Input/output error (os error 5)", "failed to handle the inflate balloon event when freeing memory ranges dynamically");
+    }
+
+    [KvmFact]
+    public void AStoreSignalsTheEvent()
+    {
+        using var notify = EventFd.Create();
+        _client.RegisterIoEvent(notify, 0x300000, Datamatch.U32(5));
+        Fails(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(notify, 0x300000, Datamatch.U32(5), Register: true)), "File exists (os error 17)", "failed to register IO event");
+        Guest.RunToEnd(TestGuest.Store32(0x300000, 5));
+        Assert.True(EventFd.Clear(notify));
+        Guest.Load(TestGuest.Store32(0x300000, 6), TestGuest.Hlt);
+        Assert.Equal(KvmExitReason.Mmio, Guest.Run().Reason);
+        Assert.False(EventFd.Clear(notify));
+        _client.UnregisterIoEvent(notify, 0x300000, Datamatch.U32(5));
+        Fails(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(notify, 0x300000, Datamatch.U32(5), Register: false)), "No such file or directory (os error 2)", "failed to unregister IO event");
+    }
+
+    [KvmFact]
+    public void V10_ResponsesOfKvm()
+    {
+        const string Busy = "failed to add memory region when registering memory";
+        Fails(Request(To(0x1000), 0x1000), "No space left on device (os error 28)", Busy);
+        Fails(Request(To(Address + 1), 0x1000), "Invalid argument (os error 22)", Busy);
+        Fails(Request(To(ulong.MaxValue - 0xfff), 0x2000), "Value too large for defined data type (os error 75)", Busy);
+        Fails(Request(new VmMemoryDestination.ExistingAllocation(new Alloc.PciBar(9, 9, 9, 9), 0), 0x1000), "Invalid argument (os error 22)", "VM memory destination allocation fails");
+        Fails(new VmMemoryRequest.UnregisterMemory(Address), "can't find the memory region when unregistering memory");
+        Fails(new VmMemoryRequest.PrepareSharedMemoryRegion(new Alloc.Anon(1), MemCacheType.CacheCoherent), "Invalid argument (os error 22)", "failed to prepare shared memory region");
+        Register(Address, 0x2000);
+        Fails(Request(To(Address + 0x1000), 0x1000), "File exists (os error 17)", Busy);
+        Assert.Equal(2, Guest.Vm.Slots.Count);
+    }
+
+    [KvmFact]
+    public void TenThousandRegistrationsLeaveNothing()
+    {
+        Cycle(10);
+        var (before, maps) = (Host.Resources(), Mappings());
+        Cycle(10_000);
+        Assert.Equal(before, Host.Resources());
+        Assert.Equal(maps, Mappings());
+        Assert.Single(Guest.Vm.Slots);
+
+        void Cycle(int rounds)
+        {
+            for (var i = 0; i < rounds; i++) _client.UnregisterMemory(Register(Address, 0x1000));
+        }
+
+        static int Mappings() => File.ReadLines("/proc/self/maps").Count(static line => line.Contains("memfd:test", StringComparison.Ordinal));
+    }
+
+    private ulong Register(ulong address, ulong size, MemoryProtection protection = MemoryProtection.ReadWrite) =>
+        _client.RegisterMemory(new VmMemorySource.SharedMemory(new SharedMemory(_file, size)), To(address), protection, MemCacheType.CacheCoherent);
+
+    private VmMemoryRequest.RegisterMemory Request(VmMemoryDestination destination, ulong size) =>
+        new(new VmMemorySource.Descriptor(_file, 0, size), destination, MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
+
+    private void Fails(VmMemoryRequest request, params string[] messages) => Assert.Equal(messages, Assert.IsType<VmMemoryResponse.Err>(_client.Send(request)).Messages);
+
+    private ulong ReadFile(int at)
+    {
+        using var handle = File.OpenHandle($"/proc/self/fd/{_file.Number}");
+        var bytes = new byte[8];
+        Assert.Equal(8, RandomAccess.Read(handle, bytes, at));
+        return BitConverter.ToUInt64(bytes);
+    }
+
+    private static VmMemoryDestination.GuestPhysicalAddress To(ulong address) => new(address);
+}
