@@ -5,7 +5,8 @@ namespace GuestMemory.Core;
 /// <summary>
 /// Keeps a VM's events from being read while pages are filled ahead. Reading a removal lets the VM go on, so that a page which was
 /// looked at before and is filled after would bring back what was removed: nothing could take that page away again. The reader never
-/// waits for more than the one piece that is under way, and the filler never goes in front of a reader.
+/// waits for more than the one piece that is under way, and the filler never goes in front of a reader. Who asks what was removed
+/// waits for the reader in turn: the VM goes on already while its removal is on the way from the kernel into the record.
 /// </summary>
 internal sealed class FillGate
 {
@@ -17,23 +18,34 @@ internal sealed class FillGate
     private static readonly bool s_alone = Environment.ProcessorCount == 1;
 
     private int _filler;
-    private int _reader;
+
+    // Grows when reading begins and when it ends: odd while it is under way.
+    private int _reads;
 
     /// <summary>For the thread that reads events.</summary>
     public void EnterRead()
     {
-        Interlocked.Exchange(ref _reader, 1);
+        Interlocked.Increment(ref _reads);
         if (Volatile.Read(ref _filler) != Free) WaitForFiller();
     }
 
-    public void ExitRead() => Volatile.Write(ref _reader, 0);
+    public void ExitRead() => Interlocked.Increment(ref _reads);
+
+    /// <summary>For any third thread: when it returns, the events that were read up to now have taken effect.</summary>
+    public void AwaitRead()
+    {
+        Interlocked.MemoryBarrier();
+        var reads = Volatile.Read(ref _reads);
+        var wait = default(SpinWait);
+        while (IsReading(reads) && Volatile.Read(ref _reads) == reads) wait.SpinOnce();
+    }
 
     /// <summary>For the thread that fills; false where the reader is at work or waits.</summary>
     public bool TryEnterFill()
     {
-        if (Volatile.Read(ref _reader) != 0) return false;
+        if (IsReading(Volatile.Read(ref _reads))) return false;
         Interlocked.Exchange(ref _filler, Filling);
-        if (Volatile.Read(ref _reader) == 0) return true;
+        if (!IsReading(Volatile.Read(ref _reads))) return true;
         ExitFill();
         return false;
     }
@@ -42,6 +54,8 @@ internal sealed class FillGate
     {
         if (Interlocked.Exchange(ref _filler, Free) == Awaited) Futex.Wake(ref _filler);
     }
+
+    private static bool IsReading(int reads) => (reads & 1) != 0;
 
     private void WaitForFiller()
     {

@@ -10,20 +10,22 @@ internal sealed unsafe partial class UffdVm
 
     /// <summary>
     /// The pages that were written or given back. Where the kernel resolves the faults by itself it knows what was written, and is
-    /// asked.
+    /// asked. Whatever the VM had done before the call is among them.
     /// </summary>
     public IEnumerable<DirtyBitmap> DirtyBitmaps(int processId)
     {
         foreach (var region in _byPage)
         {
             var words = new ulong[(int)((region.PageCount + 63) / 64)];
+            // First: the kernel forgets a written page when it is removed, and that is on record by then.
+            if (_isAsync) Scan(region, words, processId);
+            _gate.AwaitRead();
             for (ulong page = 0; page < region.PageCount; page++)
             {
                 var number = region.FirstPage + page;
                 if (_state.Written.IsSet(number) || _state.Removed.IsSet(number)) words[page >> 6] |= 1UL << (int)(page & 63);
             }
 
-            if (_isAsync) Scan(region, words, processId);
             yield return new DirtyBitmap(region.Offset, region.Size, HostPage.Size, words, $"process {processId}, offsets in the image");
         }
     }

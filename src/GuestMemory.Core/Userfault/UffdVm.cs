@@ -155,11 +155,18 @@ internal sealed unsafe partial class UffdVm : IDisposable
         do
         {
             _gate.EnterRead();
-            count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
-            if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
-            var now = Stopwatch.GetTimestamp();
-            for (var i = 0; i < count; i++) Take(_message[i], now);
-            _gate.ExitRead();
+            try
+            {
+                count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
+                if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
+                var now = Stopwatch.GetTimestamp();
+                for (var i = 0; i < count; i++) Take(_message[i], now);
+            }
+            finally
+            {
+                _gate.ExitRead();
+            }
+
             if (count >= 0 || count is -Errno.EAGAIN or -Errno.EINTR) continue;
             Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
             _gone = true;

@@ -20,9 +20,7 @@ public sealed class TrackingTests : IDisposable
     {
         using var handler = Start(strategy, trackDirty: true);
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        var features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE;
-        if (isAsync) features |= Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED;
-        using var peer = new RawPeer(handler.SocketPath, region, features);
+        using var peer = new RawPeer(handler.SocketPath, region, Features(isAsync));
         peer.Send([
             new GuestRegionUffdMapping(region.HostAddress, 100 * 4096, 156 * 4096, 4096),
             new GuestRegionUffdMapping(region.HostAddress + (100 * 4096), 156 * 4096, 0, 4096)]);
@@ -55,6 +53,44 @@ public sealed class TrackingTests : IDisposable
             Assert.True(written.Contains(page) == (page < 100 ? bitmaps[0].IsDirty(page) : bitmaps[1].IsDirty(page - 100)), $"page {page}, written {written.Contains(page)}");
         Assert.Null(handler.Error);
         if (isAsync) Assert.Equal(0, handler.GetFigures().WriteProtectedCount);
+    }
+
+    /// <summary>The VM goes on as soon as the kernel has handed its removal over, which may be before the handler has noted it.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void ARemovalThatIsOverIsDirty(bool isAsync)
+    {
+        using var handler = Start(UffdStrategy.FaultAll, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using var peer = Connect(handler, region, isAsync);
+        for (var page = 0; page < Pages; page++)
+        {
+            region.GetMapping().Discard((ulong)page * 4096, 4096);
+            // A VM that is not served yet has no bitmap; the first removal waits until it is.
+            var bitmap = Assert.Single(handler.GetDirtyBitmaps());
+            Assert.True(bitmap.IsDirty(page), $"page {page}");
+        }
+
+        Assert.Null(handler.Error);
+    }
+
+    /// <summary>What was written stays dirty while it is given back.</summary>
+    [UffdFact]
+    public void AWrittenPageIsDirtyWhileItIsRemoved()
+    {
+        using var handler = Start(UffdStrategy.FaultAll, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using var peer = Connect(handler, region, isAsync: true);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        for (var page = 0; page < Pages; page++) memory.Write(new GuestAddress((ulong)page * 4096), [1]);
+        var remover = Task.Run(() =>
+        {
+            for (var page = 0; page < Pages; page++) region.GetMapping().Discard((ulong)page * 4096, 4096);
+        });
+        do Assert.Equal(Pages, Assert.Single(handler.GetDirtyBitmaps()).DirtyCount);
+        while (!remover.IsCompleted);
+        remover.GetAwaiter().GetResult();
     }
 
     [UffdFact]
@@ -102,4 +138,14 @@ public sealed class TrackingTests : IDisposable
     {
         SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, TrackDirty = trackDirty, WindowSize = 16384,
     });
+
+    private static ulong Features(bool isAsync) =>
+        Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0);
+
+    private static RawPeer Connect(UffdHandler handler, GuestRegionMmap region, bool isAsync)
+    {
+        var peer = new RawPeer(handler.SocketPath, region, Features(isAsync));
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
+        return peer;
+    }
 }
