@@ -31,6 +31,9 @@ public static class Formatting
         : time.TotalSeconds < 1 ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMilliseconds:0.0} ms")
         : string.Create(CultureInfo.InvariantCulture, $"{time.TotalSeconds:0.0} s");
 
+    /// <summary>A part of a whole, rounded down, so that 100 % says that nothing is missing.</summary>
+    public static string Percent(double percent) => string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(percent * 10) / 10:0.0} %");
+
     /// <summary>A hex dump with guest addresses, 16 bytes a row; runs of equal rows are folded into one asterisk, as hexdump(1) does.</summary>
     public static string HexDump(MemoryBlock block)
     {

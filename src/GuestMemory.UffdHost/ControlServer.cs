@@ -10,14 +10,16 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     private readonly Epoll _epoll;
     private readonly Func<UffdStatus> _status;
+    private readonly Func<SafeDescriptor> _dirty;
     private readonly Action _stop;
     private readonly SafeDescriptor _socket;
     private readonly List<Client> _clients = [];
 
-    private ControlServer(Epoll epoll, string path, SafeDescriptor socket, Func<UffdStatus> status, Action stop)
+    private ControlServer(Epoll epoll, string path, SafeDescriptor socket, Func<UffdStatus> status, Func<SafeDescriptor> dirty, Action stop)
     {
         _epoll = epoll;
         _status = status;
+        _dirty = dirty;
         _stop = stop;
         _socket = socket;
         Path = path;
@@ -25,7 +27,7 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     public string Path { get; }
 
-    public static ControlServer Open(Epoll epoll, string path, Func<UffdStatus> status, Action stop)
+    public static ControlServer Open(Epoll epoll, string path, Func<UffdStatus> status, Func<SafeDescriptor> dirty, Action stop)
     {
         var socket = UnixSocket.Create(nonBlocking: true, mode: 0b110_000_000);
         // It gets its name when it listens: a name that refuses connections is one that a dead process has left behind.
@@ -37,7 +39,7 @@ internal sealed class ControlServer : IWatched, IDisposable
             if (error == 0) error = UnixSocket.TryListen(socket, 64);
             if (error != 0) throw new SyscallException("bind", error, $"Making the control socket {path}");
             File.Move(unnamed, path, overwrite: true);
-            var server = new ControlServer(epoll, path, socket, status, stop);
+            var server = new ControlServer(epoll, path, socket, status, dirty, stop);
             epoll.Add(socket, server);
             return server;
         }
@@ -89,6 +91,9 @@ internal sealed class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Status:
                 client.Send(new UffdControlReply { Handler = _status() });
                 break;
+            case UffdControlRequest.Dirty:
+                SendDirty(client);
+                break;
             case UffdControlRequest.Stop:
                 // The answer are the last words.
                 _stop();
@@ -96,8 +101,21 @@ internal sealed class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, dirty, stop and wait." });
                 break;
+        }
+    }
+
+    private void SendDirty(Client client)
+    {
+        try
+        {
+            using var file = _dirty();
+            client.Send(new UffdControlReply(), file);
+        }
+        catch (GuestMemoryException exception)
+        {
+            client.Send(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message });
         }
     }
 
@@ -114,9 +132,9 @@ internal sealed class ControlServer : IWatched, IDisposable
 
         public SafeDescriptor Socket => socket;
 
-        public void Send(UffdControlReply reply)
+        public void Send(UffdControlReply reply, SafeDescriptor? file = null)
         {
-            if (!_lines.TrySend(reply, UffdControlJson.Default.UffdControlReply)) server.Close(this);
+            if (!_lines.TrySend(reply, UffdControlJson.Default.UffdControlReply, file)) server.Close(this);
         }
 
         public void Ready()

@@ -1,7 +1,6 @@
 using System.Text.Json;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.UffdHost;
 
@@ -57,10 +56,7 @@ internal sealed class KeptVm : IDisposable
         try
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
-            var json = JsonSerializer.SerializeToUtf8Bytes(list, HostJson.Default.VmList);
-            file = Memfd.CreateSealed("uffd-list", json.Length, 0);
-            using var stream = new SafeFileHandle(file.Number, ownsHandle: false);
-            RandomAccess.Write(stream, json, 0);
+            file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList);
             return new KeptVm(id, socket, handover.Userfaultfd, state, file, list);
         }
         catch
@@ -85,12 +81,7 @@ internal sealed class KeptVm : IDisposable
     {
         try
         {
-            using var handle = new SafeFileHandle(file.Number, ownsHandle: false);
-            var length = RandomAccess.GetLength(handle);
-            if (length is <= 0 or > MaxListBytes) throw new JsonException($"{length} bytes");
-            var json = new byte[length];
-            var read = RandomAccess.Read(handle, json, 0);
-            var list = JsonSerializer.Deserialize(json.AsSpan(0, read), HostJson.Default.VmList) ?? throw new JsonException("null");
+            var list = JsonFile.Read(file, MaxListBytes, HostJson.Default.VmList);
             UffdMappingList.Validate(list.Mappings, ulong.MaxValue);
             return list;
         }
@@ -99,6 +90,9 @@ internal sealed class KeptVm : IDisposable
             throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"The mapping list of a VM cannot be read: {exception.Message}", exception);
         }
     }
+
+    /// <summary>What it wrote or gave back.</summary>
+    public IEnumerable<DirtyBitmap> DirtyBitmaps() => WriteScan.Of(State, UffdVmRegion.Of(List.Mappings), Userfaultfd, List.ProcessId);
 
     /// <summary>Lets go of everything but the connection.</summary>
     public void Dispose()

@@ -58,7 +58,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
-        _control = ControlServer.Open(_epoll, controlPath, Status, Stop);
+        _control = ControlServer.Open(_epoll, controlPath, Status, Dirty, Stop);
         foreach (var vm in _vms) Offer(vm);
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
@@ -168,6 +168,12 @@ internal sealed partial class Supervisor : IDisposable
     {
         _error = error;
         Log.Write(error);
+    }
+
+    private SafeDescriptor Dirty()
+    {
+        if (!_options.TrackDirty) throw UffdHandler.NotTracking(_reception!.Path);
+        return WrittenPages.ToFile(_vms.SelectMany(static vm => vm.DirtyBitmaps()));
     }
 
     private UffdStatus Status()

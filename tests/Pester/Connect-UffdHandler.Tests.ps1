@@ -162,6 +162,7 @@ Describe 'Connect-UffdHandler' {
             $region = New-MmapRegion 256KiB
             $result = $region | Connect-UffdHandler $path -Touch Random -ThreadCount 2
             $result | Should -BeOfType GuestMemory.Core.UffdTouchResult
+            $result | Out-String -Width 200 | Should -Match '(?m)^ *Touches +Faults +Errors +First +P50 .*\n.*\n *64 +\d+ +0 .*\d+\.\d [um]s'
             $result.TouchCount | Should -Be 64
             $result.ErrorCount | Should -Be 0
             $result.LatencyP50 | Should -BeLessOrEqual $result.LatencyMax

@@ -266,6 +266,39 @@ Describe 'Get-DirtyBitmap' {
         }
     }
 
+    Context 'A handler' {
+        It 'says what its VMs wrote, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $null = Write-RandomFile "$TestDrive/vm.mem" 256KB
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -TrackDirty -InProcess:$InProcess
+            $vm = New-MmapRegion 256KiB 0x100000000
+            $vm | Connect-UffdHandler "$TestDrive/vm.sock"
+            $null = $vm | Read-GuestMemory 0x100000000 256KiB
+            $vm | Write-GuestMemory 0x100003FFF 1, 2
+            $bitmap = Get-DirtyBitmap -Handler $handler
+            $bitmap.PageCount | Should -Be 64
+            $bitmap.Source | Should -Be "process $PID, offsets in the image"
+            $range = Get-DirtyBitmap -Handler $handler -AsRange
+            $range | ForEach-Object Address | Should -Be 0x3000
+            $range.PageCount | Should -Be 2
+        }
+
+        It 'says so where it does not track, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            $null = Write-RandomFile "$TestDrive/vm.mem" 4KB
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -InProcess:$InProcess
+            $null = Get-DirtyBitmap -Handler $handler -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure.FullyQualifiedErrorId | Should -BeLike 'DirtyTrackingOff,*'
+            $failure.Exception.Message | Should -Match '-TrackDirty'
+            $handler.State | Should -Be Listening
+        }
+    }
+
     It 'says what it gives' {
         (Get-Command Get-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.DirtyBitmap], [GuestMemory.Core.AddressRange])
     }

@@ -99,6 +99,18 @@ Describe 'Get-UffdHandler' {
         $view | Should -Match 'second\.sock'
     }
 
+    It 'shows figures as rows, times with their unit' {
+        Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+        $region = New-MmapRegion 4KiB
+        $region | Connect-UffdHandler $first.SocketPath
+        $null = $region | Read-GuestMemory 0 1
+        Wait-Until { $first.GetFigures().PresentPageCount -eq 1 }
+        $text = Get-UffdHandler $first.SocketPath -Figures | Out-String -Width 200
+        $text | Should -Match 'VMM\s+Present\s+Faults\s+Bytes\s+Waiting\s+Poisoned\s+P50\s+P90\s+P99\s+P99\.9\s+Max\s+Error'
+        $text | Should -Match '(?m)^ *all +100\.0 % +\d+ +4 KiB'
+        (Get-UffdHandler $first.SocketPath -Figures).Vms | Out-String -Width 200 | Should -Match "(?m)^ *$PID +100\.0 % +1 .* \d+\.\d [um]s"
+    }
+
     It 'says what it gives' {
         (Get-Command Get-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler]), ([GuestMemory.Core.UffdFigures]), ([string])
     }

@@ -103,7 +103,7 @@ internal sealed class LocalUffdHandler : UffdHandler
 
     public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
     {
-        if (!_policy.TrackDirty) throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"The handler at {SocketPath} does not track what VMs write. Start it with -TrackDirty.");
+        if (!_policy.TrackDirty) throw NotTracking(SocketPath);
         return _server.DirtyBitmaps();
     }
 

@@ -103,8 +103,11 @@ public abstract class UffdHandler : IDisposable
     /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
     /// mappings. Addresses are offsets in the image; the handler does not know any other.
     /// </summary>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported; ValueNotSupported where the handler runs in a process of its own.</exception>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported; HandlerGone: the handler has ended; ControlFailed: its process does not answer.</exception>
     public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps();
+
+    internal static GuestMemoryException NotTracking(string path) =>
+        new(GuestMemoryError.DirtyTrackingOff, $"The handler at {path} does not track what VMs write. Start it with -TrackDirty.");
 
     /// <summary>Waits until the handler has ended; false when the time is over first.</summary>
     public abstract bool Wait(TimeSpan timeout, CancellationToken cancellation = default);

@@ -6,53 +6,17 @@ namespace GuestMemory.Core;
 internal sealed unsafe partial class UffdVm
 {
     private ulong _protection;
-    private bool _isAsync;
 
-    /// <summary>
-    /// The pages that were written or given back. Where the kernel resolves the faults by itself it knows what was written, and is
-    /// asked. Whatever the VM had done before the call is among them.
-    /// </summary>
-    public IEnumerable<DirtyBitmap> DirtyBitmaps(int processId)
-    {
-        foreach (var region in _byPage)
-        {
-            var words = new ulong[(int)((region.PageCount + 63) / 64)];
-            // First: the kernel forgets a written page when it is removed, and that is on record by then.
-            if (_isAsync) Scan(region, words, processId);
-            _gate.AwaitRead();
-            for (ulong page = 0; page < region.PageCount; page++)
-            {
-                var number = region.FirstPage + page;
-                if (_state.Written.IsSet(number) || _state.Removed.IsSet(number)) words[page >> 6] |= 1UL << (int)(page & 63);
-            }
-
-            yield return new DirtyBitmap(region.Offset, region.Size, HostPage.Size, words, $"process {processId}, offsets in the image");
-        }
-    }
+    /// <summary>The pages that were written or given back. Whatever the VM had done before the call is among them.</summary>
+    public IEnumerable<DirtyBitmap> DirtyBitmaps(int processId) => WriteScan.Of(_state, _byPage, _descriptor, processId, _gate.AwaitRead);
 
     private static bool IsWrite(ulong flags) => (flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WRITE) != 0;
-
-    private static void Scan(UffdVmRegion region, ulong[] words, int processId)
-    {
-        using var pagemap = File.OpenHandle($"/proc/{processId}/pagemap");
-        var found = new PageRegion[256];
-        for (var at = region.Base; at < region.End;)
-        {
-            var count = Pagemap.TryScanWritten(pagemap, at, region.End, found, out at);
-            if (count < 0) throw new SyscallException("ioctl(PAGEMAP_SCAN)", (int)-count, $"Asking what process {processId} wrote", GuestMemoryError.UffdUnsupported);
-            foreach (var range in found.AsSpan(0, (int)count))
-            {
-                for (var page = (range.start - region.Base) / HostPage.Size; page < (range.end - region.Base) / HostPage.Size; page++) words[page >> 6] |= 1UL << (int)(page & 63);
-            }
-        }
-    }
 
     /// <summary>Adds write protection to what the VMM registered.</summary>
     /// <exception cref="GuestMemoryException">UffdUnsupported.</exception>
     private void Protect()
     {
         var features = Userfaultfd.FeaturesOf(_uffd);
-        _isAsync = (features & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0;
         _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         var mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_WP;
         var minor = (features & (Userfaultfd.UFFD_FEATURE_MINOR_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_HUGETLBFS)) == 0 ? 0 : Userfaultfd.UFFDIO_REGISTER_MODE_MINOR;

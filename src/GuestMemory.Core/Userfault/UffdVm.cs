@@ -43,14 +43,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _state = state;
         _message = state.Messages;
         _counters = state.Counters;
-        _byPage = new UffdVmRegion[mappings.Count];
-        ulong page = 0;
-        for (var i = 0; i < _byPage.Length; i++)
-        {
-            _byPage[i] = new UffdVmRegion(mappings[i], page);
-            page += _byPage[i].PageCount;
-        }
-
+        _byPage = UffdVmRegion.Of(mappings);
         _regions = [.. _byPage.OrderBy(static region => region.Base)];
         if (policy.TrackDirty) Protect();
         _replaying = policy.Replay is not null && _counters->FillDone == 0;

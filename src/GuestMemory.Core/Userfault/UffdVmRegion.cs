@@ -12,6 +12,20 @@ internal sealed class UffdVmRegion(GuestRegionUffdMapping mapping, ulong firstPa
     /// <summary>The number of the region's first page among all the VM's pages, of the host's page size.</summary>
     public readonly ulong FirstPage = firstPage;
 
+    /// <summary>The regions of a VM.</summary>
+    public static UffdVmRegion[] Of(IReadOnlyList<GuestRegionUffdMapping> mappings)
+    {
+        var regions = new UffdVmRegion[mappings.Count];
+        ulong page = 0;
+        for (var i = 0; i < regions.Length; i++)
+        {
+            regions[i] = new UffdVmRegion(mappings[i], page);
+            page += regions[i].PageCount;
+        }
+
+        return regions;
+    }
+
     public ulong PageCount => Size / HostPage.Size;
 
     public ulong PageOf(ulong address) => FirstPage + ((address - Base) / HostPage.Size);

@@ -5,12 +5,15 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>JSON documents over a stream socket, one a line, none longer than <see cref="MaxLength"/>. Never waits.</summary>
-internal sealed class JsonLines(SafeDescriptor socket)
+/// <param name="socket">The socket; its owner is who made it.</param>
+/// <param name="keepsDescriptor">Whether a descriptor that comes along is kept for <see cref="TakeDescriptor"/>; else all are closed.</param>
+internal sealed class JsonLines(SafeDescriptor socket, bool keepsDescriptor = false)
 {
     /// <summary>The longest line, in bytes.</summary>
     public const int MaxLength = 1 << 20;
 
-    private readonly List<SafeDescriptor> _unwanted = [];
+    private readonly List<SafeDescriptor> _received = [];
+    private SafeDescriptor? _descriptor;
     private byte[] _buffer = new byte[4096];
     private int _length;
     private int _scanned;
@@ -38,13 +41,21 @@ internal sealed class JsonLines(SafeDescriptor socket)
         }
     }
 
-    /// <summary>Sends a line; false where the other end is gone or does not read what it asked for.</summary>
-    public bool TrySend<T>(T value, JsonTypeInfo<T> type)
+    /// <summary>The descriptor that came last, or null. Whoever takes it owns it.</summary>
+    public SafeDescriptor? TakeDescriptor()
+    {
+        var taken = _descriptor;
+        _descriptor = null;
+        return taken;
+    }
+
+    /// <summary>Sends a line, with a descriptor where one is given; false where the other end is gone or does not read what it asked for.</summary>
+    public bool TrySend<T>(T value, JsonTypeInfo<T> type, SafeDescriptor? descriptor = null)
     {
         var line = JsonSerializer.SerializeToUtf8Bytes(value, type);
         Array.Resize(ref line, line.Length + 1);
         line[^1] = (byte)'\n';
-        return UnixSocket.TrySend(socket, line, []) == line.Length;
+        return UnixSocket.TrySend(socket, line, descriptor is null ? [] : [descriptor.Number]) == line.Length;
     }
 
     private static T Parse<T>(ReadOnlySpan<byte> line, JsonTypeInfo<T> type)
@@ -67,9 +78,9 @@ internal sealed class JsonLines(SafeDescriptor socket)
             Array.Resize(ref _buffer, Math.Min(_buffer.Length * 4, MaxLength));
         }
 
-        var received = UnixSocket.TryReceive(socket, _buffer.AsSpan(_length), _unwanted, out _);
-        foreach (var descriptor in _unwanted) descriptor.Dispose();
-        _unwanted.Clear();
+        var received = UnixSocket.TryReceive(socket, _buffer.AsSpan(_length), _received, out _);
+        foreach (var descriptor in _received) Keep(descriptor);
+        _received.Clear();
         if (received == -Errno.EAGAIN) return false;
         if (received <= 0)
         {
@@ -79,6 +90,18 @@ internal sealed class JsonLines(SafeDescriptor socket)
 
         _length += (int)received;
         return true;
+    }
+
+    private void Keep(SafeDescriptor descriptor)
+    {
+        if (!keepsDescriptor)
+        {
+            descriptor.Dispose();
+            return;
+        }
+
+        _descriptor?.Dispose();
+        _descriptor = descriptor;
     }
 
     private void Drop(int bytes)

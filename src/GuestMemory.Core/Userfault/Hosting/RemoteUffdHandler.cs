@@ -103,8 +103,12 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override UffdFigures GetFigures() => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps() => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
-        $"The handler at {SocketPath} runs in a process of its own, which does not give its dirty bitmaps away. Start it with -InProcess to ask for them.");
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    {
+        using var file = _client.AskForFile(UffdControlRequest.Dirty, CancellationToken.None)
+            ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended; what its VMs wrote went with it.");
+        return WrittenPages.FromFile(file);
+    }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default)
     {

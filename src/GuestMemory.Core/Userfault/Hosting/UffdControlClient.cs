@@ -15,11 +15,13 @@ internal sealed class UffdControlClient : IDisposable
     private readonly SafeDescriptor _socket;
     private readonly JsonLines _lines;
     private readonly Lock _lock = new();
+    // Requests without an answer: that of one which was given up may still come.
+    private int _open;
 
     private UffdControlClient(SafeDescriptor socket)
     {
         _socket = socket;
-        _lines = new JsonLines(socket);
+        _lines = new JsonLines(socket, keepsDescriptor: true);
     }
 
     /// <summary>The handler's last words, once they have come.</summary>
@@ -42,25 +44,17 @@ internal sealed class UffdControlClient : IDisposable
     /// <exception cref="GuestMemoryException">ControlFailed: no answer within 5 s, or one that is none; or what the handler answers as its error.</exception>
     public UffdStatus? Ask(string request, CancellationToken cancellation)
     {
+        lock (_lock) return Exchange(request, cancellation)?.Handler;
+    }
+
+    /// <summary>Asks for something that comes as a file. Null where the handler has ended.</summary>
+    /// <exception cref="GuestMemoryException">As above; ControlFailed also where the answer came without a file.</exception>
+    public SafeDescriptor? AskForFile(string request, CancellationToken cancellation)
+    {
         lock (_lock)
         {
-            if (IsOver) return null;
-            _ = _lines.TrySend(new UffdControlRequest { Request = request }, UffdControlJson.Default.UffdControlRequest);
-            var asked = Stopwatch.GetTimestamp();
-            while (true)
-            {
-                if (TryRead(out var reply))
-                {
-                    if (reply.ErrorId is not null) throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.ControlFailed, reply.Message ?? "");
-                    return reply.Ended ? null : reply.Handler;
-                }
-
-                if (IsOver) return null;
-                cancellation.ThrowIfCancellationRequested();
-                if (Stopwatch.GetElapsedTime(asked) > AnswerTimeout)
-                    throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process did not answer within {AnswerTimeout.TotalSeconds:0} s.");
-                Poll(Slice);
-            }
+            if (Exchange(request, cancellation) is null) return null;
+            return _lines.TakeDescriptor() ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no file.");
         }
     }
 
@@ -78,12 +72,39 @@ internal sealed class UffdControlClient : IDisposable
         }
     }
 
-    public void Dispose() => _socket.Dispose();
+    public void Dispose()
+    {
+        _socket.Dispose();
+        _lines.TakeDescriptor()?.Dispose();
+    }
+
+    private UffdControlReply? Exchange(string request, CancellationToken cancellation)
+    {
+        if (IsOver) return null;
+        _open++;
+        _ = _lines.TrySend(new UffdControlRequest { Request = request }, UffdControlJson.Default.UffdControlRequest);
+        var asked = Stopwatch.GetTimestamp();
+        while (true)
+        {
+            if (TryRead(out var reply) && (reply.Ended || _open == 0))
+            {
+                if (reply.ErrorId is not null) throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.ControlFailed, reply.Message ?? "");
+                return reply.Ended ? null : reply;
+            }
+
+            if (IsOver) return null;
+            cancellation.ThrowIfCancellationRequested();
+            if (Stopwatch.GetElapsedTime(asked) > AnswerTimeout)
+                throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process did not answer within {AnswerTimeout.TotalSeconds:0} s.");
+            Poll(Slice);
+        }
+    }
 
     private bool TryRead(out UffdControlReply reply)
     {
         var came = _lines.TryTake(UffdControlJson.Default.UffdControlReply, out reply);
         if (came && reply.Ended) Ended = reply.Handler;
+        else if (came) _open--;
         if (IsOver) _socket.Dispose();
         return came;
     }

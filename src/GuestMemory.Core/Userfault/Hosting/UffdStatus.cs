@@ -34,10 +34,11 @@ internal sealed record UffdStatus
     public string? Error { get; init; }
 }
 
-/// <summary>One line to the control socket. Requests are status and stop; whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. Requests are status, dirty and stop; whoever waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";
+    public const string Dirty = "dirty";
     public const string Stop = "stop";
     public const string Wait = "wait";
 

@@ -184,6 +184,52 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal(UffdHandlerState.Serving, handler.State);
     }
 
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WhatAVmWroteItTellsWhoeverServes(bool isAsync)
+    {
+        _folder.WriteImage("image", 256);
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], TrackDirty = true });
+        Assert.Empty(handler.GetDirtyBitmaps());
+        var memory = Memory((0, 256));
+        var region = memory.Regions[0];
+        using var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0));
+        peer.Send([
+            new GuestRegionUffdMapping(region.HostAddress, 100 * 4096, 156 * 4096, 4096),
+            new GuestRegionUffdMapping(region.HostAddress + (100 * 4096), 156 * 4096, 0, 4096)]);
+        for (var page = 0; page < 256; page += 2) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
+        foreach (var page in new ulong[] { 7, 64, 99 }) memory.Write(new GuestAddress(page * 4096), [1]);
+        region.GetMapping().Discard(200 * 4096, 4096);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        memory.Write(new GuestAddress(100 * 4096), [1]);
+        memory.Write(new GuestAddress(255 * 4096), [1]);
+        var bitmaps = handler.GetDirtyBitmaps();
+        Assert.Equal([(156UL * 4096, 100L), (0UL, 156L)], bitmaps.Select(bitmap => (bitmap.StartAddress, bitmap.PageCount)));
+        Assert.Equal([7, 64, 99], Pages(bitmaps[0]));
+        Assert.Equal([0, 100, 155], Pages(bitmaps[1]));
+        Assert.Contains($"process {Environment.ProcessId}", bitmaps[0].Source, StringComparison.Ordinal);
+        // The connection is as good as before.
+        Assert.Equal(1, handler.ConnectionCount);
+        handler.Stop();
+        Assert.Equal(GuestMemoryError.HandlerGone, Assert.Throws<GuestMemoryException>(() => handler.GetDirtyBitmaps()).Error);
+    }
+
+    [Fact]
+    public void WhoDoesNotTrackSaysSoAndGoesOn()
+    {
+        var handler = Start(1);
+        Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => handler.GetDirtyBitmaps()).Error);
+        Assert.Equal(UffdHandlerState.Listening, handler.State);
+        Assert.False(handler.Wait(TimeSpan.Zero));
+    }
+
+    private static long[] Pages(DirtyBitmap bitmap)
+    {
+        var pages = new long[bitmap.PageCount];
+        return pages[..bitmap.ListPages(pages)];
+    }
+
     private static int Setting(string variable, int value) =>
         int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
 
