@@ -140,7 +140,8 @@ try {
 
     # The handler listens; Firecracker could be pointed at this socket just as well.
     $socket = Join-Path $directory uffd.sock
-    $handler = Start-UffdHandler -SocketPath $socket -MemoryPath $image
+    # On demand, so that every page comes by a fault of its own; unless told so it would bring the rest in beside them.
+    $handler = Start-UffdHandler -SocketPath $socket -MemoryPath $image -Strategy OnDemand
     Write-Step Handler "listens at $socket"
 
     # The VMM's part: fresh memory, none of it present, handed over to the handler.
@@ -192,8 +193,9 @@ try {
     if ($handler.Error) {
         $wrong.Add("the handler reports: $($handler.Error)")
     }
-    if ($handler.ByteCount -ne $Size) {
-        $wrong.Add("the handler copied $($handler.ByteCount) bytes and not each of the $Size once")
+    $pages = $Size / [Environment]::SystemPageSize
+    if ($handler.FaultCount -ne $pages) {
+        $wrong.Add("the handler served $($handler.FaultCount) faults and not one for each of the $pages pages")
     }
 }
 catch {
