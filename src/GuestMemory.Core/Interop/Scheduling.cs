@@ -2,13 +2,44 @@ using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core.Interop;
 
-/// <summary>The priority of threads (<c>setpriority(2)</c>; on Linux the nice value is a thread's own).</summary>
-internal static partial class Scheduling
+/// <summary>The priority of threads (<c>setpriority(2)</c>; on Linux the nice value is a thread's own) and the processors that they run on.</summary>
+internal static unsafe partial class Scheduling
 {
     public const int PRIO_PROCESS = 0;
 
+    // 8192 processors, the most that a kernel for these machines can be built for.
+    private const int MaskWords = 128;
+
     /// <summary>Raises the calling thread's nice value: 0 is what all have, 19 takes only what nobody else wants.</summary>
     public static void LowerThread(int nice) => _ = setpriority(PRIO_PROCESS, 0, nice);
+
+    /// <summary>The processor that the calling thread runs on; it may have left it already.</summary>
+    public static int CurrentProcessor() => sched_getcpu();
+
+    /// <summary>
+    /// Moves the calling thread to another of the processors that it may run on; where there is none it stays. Where it may run does
+    /// not change.
+    /// </summary>
+    public static void LeaveProcessor()
+    {
+        var allowed = stackalloc ulong[MaskWords];
+        var others = stackalloc ulong[MaskWords];
+        if (sched_getaffinity(0, MaskWords * sizeof(ulong), allowed) < 0) return;
+        new Span<ulong>(allowed, MaskWords).CopyTo(new Span<ulong>(others, MaskWords));
+        var current = sched_getcpu();
+        if (current < 0) return;
+        others[current / 64] &= ~(1UL << (current % 64));
+        if (sched_setaffinity(0, MaskWords * sizeof(ulong), others) == 0) _ = sched_setaffinity(0, MaskWords * sizeof(ulong), allowed);
+    }
+
+    [LibraryImport("libc"), SuppressGCTransition]
+    private static partial int sched_getcpu();
+
+    [LibraryImport("libc")]
+    private static partial int sched_getaffinity(int pid, nuint cpusetsize, ulong* mask);
+
+    [LibraryImport("libc")]
+    private static partial int sched_setaffinity(int pid, nuint cpusetsize, ulong* mask);
 
     [LibraryImport("libc")]
     private static partial int setpriority(int which, uint who, int prio);

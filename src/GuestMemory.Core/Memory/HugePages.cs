@@ -30,6 +30,15 @@ public static class HugePages
         return pools;
     }
 
+    /// <summary>How many pages of a pool can be had by who has none set aside; those that the kernel makes on demand among them.</summary>
+    internal static long Available(ulong pageSize)
+    {
+        var pool = Path.Combine(Folder, string.Create(CultureInfo.InvariantCulture, $"hugepages-{pageSize / 1024}kB"));
+        if (!Directory.Exists(pool)) return 0;
+        var onDemand = Math.Max(0, Read(pool, "nr_overcommit_hugepages") - Read(pool, "surplus_hugepages"));
+        return Math.Max(0, Read(pool, "free_hugepages") - Read(pool, "resv_hugepages")) + onDemand;
+    }
+
     private static long Read(string pool, string file) =>
         long.TryParse(File.ReadAllText(Path.Combine(pool, file)), NumberStyles.Integer, CultureInfo.InvariantCulture, out var number) ? number : 0;
 }

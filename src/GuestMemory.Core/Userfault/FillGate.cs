@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
@@ -13,20 +14,31 @@ internal sealed class FillGate
     private const int Free = 0;
     private const int Filling = 1;
     private const int Awaited = 2;
-    private const int Spins = 40;
 
-    private static readonly bool s_alone = Environment.ProcessorCount == 1;
+    // About a microsecond, as long as reading takes.
+    private const int ReadSpins = 1000;
+    private const int Pause = 4;
+
+    // A piece takes less; one that takes longer waits for a disk, or for its processor.
+    private static readonly long s_patience = Stopwatch.Frequency / 5000;
 
     private int _filler;
+    private int _fillerCpu;
+    private int _sleeps;
 
     // Grows when reading begins and when it ends: odd while it is under way.
     private int _reads;
 
+    /// <summary>How often the reader slept for the filler, which has the same processor then or takes very long.</summary>
+    public int Sleeps => Volatile.Read(ref _sleeps);
+
     /// <summary>For the thread that reads events.</summary>
-    public void EnterRead()
+    /// <param name="help">What it does while it waits, in small pieces; false where there is nothing to do.</param>
+    /// <param name="scratch">The calling thread's.</param>
+    public void EnterRead(Func<PageScratch, bool> help, PageScratch scratch)
     {
         Interlocked.Increment(ref _reads);
-        if (Volatile.Read(ref _filler) != Free) WaitForFiller();
+        if (Volatile.Read(ref _filler) != Free) WaitForFiller(help, scratch);
     }
 
     public void ExitRead() => Interlocked.Increment(ref _reads);
@@ -43,32 +55,54 @@ internal sealed class FillGate
     /// <summary>For the thread that fills; false where the reader is at work or waits.</summary>
     public bool TryEnterFill()
     {
-        if (IsReading(Volatile.Read(ref _reads))) return false;
-        Interlocked.Exchange(ref _filler, Filling);
-        if (!IsReading(Volatile.Read(ref _reads))) return true;
-        ExitFill();
+        for (var i = 0; i < ReadSpins; i++)
+        {
+            if (IsReading(Volatile.Read(ref _reads))) continue;
+            _fillerCpu = Scheduling.CurrentProcessor();
+            Interlocked.Exchange(ref _filler, Filling);
+            if (!IsReading(Volatile.Read(ref _reads))) return true;
+            ExitFill();
+        }
+
         return false;
     }
 
     public void ExitFill()
     {
-        if (Interlocked.Exchange(ref _filler, Free) == Awaited) Futex.Wake(ref _filler);
+        if (Interlocked.Exchange(ref _filler, Free) != Awaited) return;
+        Futex.Wake(ref _filler);
+        // It has this processor, or would like to.
+        Thread.Yield();
     }
 
     private static bool IsReading(int reads) => (reads & 1) != 0;
 
-    private void WaitForFiller()
+    private void WaitForFiller(Func<PageScratch, bool> help, PageScratch scratch)
     {
-        for (var i = 0; !s_alone && i < Spins; i++)
-        {
-            if (Volatile.Read(ref _filler) == Free) return;
-            Thread.SpinWait(4);
-        }
-
-        // The filler has the lower priority: on the same processor it goes on only when this thread sleeps.
+        var sameCpu = Volatile.Read(ref _fillerCpu) == Scheduling.CurrentProcessor();
+        if (!sameCpu && SpinForFiller(help, scratch)) return;
+        Volatile.Write(ref _sleeps, _sleeps + 1);
         while (Volatile.Read(ref _filler) != Free)
         {
             if (Interlocked.CompareExchange(ref _filler, Awaited, Filling) != Free) Futex.Wait(ref _filler, Awaited);
         }
+
+        // Where both stay on one processor, each waits for the other again and again.
+        if (sameCpu) Scheduling.LeaveProcessor();
+    }
+
+    private bool SpinForFiller(Func<PageScratch, bool> help, PageScratch scratch)
+    {
+        var idleSince = 0L;
+        while (Volatile.Read(ref _filler) != Free)
+        {
+            if (help(scratch)) continue;
+            var now = Stopwatch.GetTimestamp();
+            if (idleSince == 0) idleSince = now;
+            if (now - idleSince > s_patience) return false;
+            Thread.SpinWait(Pause);
+        }
+
+        return true;
     }
 }

@@ -47,6 +47,8 @@ internal sealed class LayeredSource : PageSource
         _base.Prepare(offset, length);
     }
 
+    public override bool IsReady(ulong offset, ulong length) => Array.TrueForAll(_layers, layer => layer.IsReady(offset, length)) && _base.IsReady(offset, length);
+
     public override void Dispose()
     {
         _base.Dispose();

@@ -75,8 +75,10 @@ internal sealed unsafe class MappedFileSource : PageSource
 
     public override void Prepare(ulong offset, ulong length)
     {
-        if (offset + length > (ulong)Volatile.Read(ref _populated)) PopulateData(offset, length);
+        if (!IsReady(offset, length)) PopulateData(offset, length);
     }
+
+    public override bool IsReady(ulong offset, ulong length) => offset + length <= (ulong)Volatile.Read(ref _populated);
 
     public override void Dispose()
     {

@@ -29,5 +29,8 @@ internal abstract unsafe class PageSource : IDisposable
     {
     }
 
+    /// <summary>Whether bytes can be copied at once, as far as is known: nothing is to be unpacked, and hardly anything to be read from a disk.</summary>
+    public virtual bool IsReady(ulong offset, ulong length) => false;
+
     public abstract void Dispose();
 }

@@ -1,18 +1,21 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
 /// <summary>
 /// Brings in what nobody has touched yet: one thread for all VMs of a handler, a piece of each in turn. In the background it has a
-/// lower priority and gives its processor away after every piece.
+/// lower priority and gives its processor away again and again.
 /// </summary>
 internal sealed class UffdFiller : IDisposable
 {
     // Less than everybody else gets, and not so little that a busy host starves it: what has not come must come by faults.
     private const int Nice = 5;
-    private const int BusySpins = 50;
     private const int BusyYields = 200;
     private const int MemoryPause = 100;
+
+    // So long it may keep a processor that a fault's thread waits for.
+    private static readonly long s_turn = Stopwatch.Frequency / 10_000;
 
     private readonly Lock _lock = new();
     private readonly AutoResetEvent _work = new(false);
@@ -61,6 +64,7 @@ internal sealed class UffdFiller : IDisposable
     {
         if (_background) Scheduling.LowerThread(Nice);
         var busy = 0;
+        var turn = 0L;
         while (!_stopping)
         {
             if (Take() is not { } vm)
@@ -79,13 +83,20 @@ internal sealed class UffdFiller : IDisposable
                 _current = null;
             }
 
-            // A fault's thread that waits for this processor gets it now, and not only when a slice of time is over.
-            if (_background) Thread.Yield();
+            if (_background) turn = EndTurn(turn);
             busy = outcome == FillOutcome.Busy ? busy + 1 : 0;
             if (busy > 0) GiveWay(busy);
             else if (outcome == FillOutcome.NoMemory) _work.WaitOne(MemoryPause);
             else if (outcome is FillOutcome.Complete or FillOutcome.Gone) Drop(vm);
         }
+    }
+
+    /// <summary>A fault's thread that waits for this processor gets it now, and not only when a slice of time is over.</summary>
+    private static long EndTurn(long began)
+    {
+        if (Stopwatch.GetTimestamp() - began < s_turn) return began;
+        Thread.Yield();
+        return Stopwatch.GetTimestamp();
     }
 
     private UffdVm? Take()
@@ -105,8 +116,7 @@ internal sealed class UffdFiller : IDisposable
 
     private static void GiveWay(int busy)
     {
-        if (busy < BusySpins) Thread.SpinWait(10);
-        else if (busy < BusyYields) Thread.Yield();
+        if (busy < BusyYields) Thread.Yield();
         else Thread.Sleep(1);
     }
 }

@@ -6,17 +6,25 @@ namespace GuestMemory.Core;
 /// <content>Filling pages that nobody has touched yet.</content>
 internal sealed unsafe partial class UffdVm
 {
-    // What is filled at once: so little that a fault, which may have to wait for it, hardly notices; more while nothing faults.
-    private const ulong SmallPiece = 16 << 10;
-    private const ulong LargePiece = 256 << 10;
+    // What is filled at once: while faults come, no more than a fault can wait for, which is less where it must sleep meanwhile;
+    // and more while nothing faults.
+    private const ulong SmallPiece = 32 << 10;
+    private const ulong FaultPiece = 128 << 10;
+    private const ulong LargePiece = 512 << 10;
     private const ulong FullPiece = 2 << 20;
+
+    // What the handler's thread fills at once while it waits for the filler, and how far ahead of it.
+    private const ulong HelpPiece = 16 << 10;
+    private const ulong HelpDistance = 4 << 20;
 
     private static readonly long s_quiet = Stopwatch.Frequency / 1000;
 
     private ulong _cursor;
-    private ulong _piece = SmallPiece;
+    private ulong _ahead;
+    private ulong _piece = FaultPiece;
     private int _activity;
     private int _seen;
+    private int _sleeps;
     private long _paced;
 
     /// <summary>Changes with every fault that is read.</summary>
@@ -81,8 +89,7 @@ internal sealed unsafe partial class UffdVm
             _gate.ExitFill();
         }
 
-        if (zero) _counters->FillZeroBytes += (long)done;
-        else _counters->FillBytes += (long)done;
+        CountAhead(done, zero);
         if (error == 0 || done > 0) return FillOutcome.Filled;
         switch (error)
         {
@@ -91,6 +98,8 @@ internal sealed unsafe partial class UffdVm
             case Errno.ESRCH when !ofSource:
                 return FillOutcome.Gone;
             case Errno.ENOMEM or Errno.ENOSPC when !ofSource:
+                return FillOutcome.NoMemory;
+            case Errno.EEXIST when !ofSource && IsPoolEmpty(region, at):
                 return FillOutcome.NoMemory;
             case Errno.EEXIST when !ofSource:
                 _state.Filled.Set(region.PageOf(at));
@@ -102,12 +111,35 @@ internal sealed unsafe partial class UffdVm
         }
     }
 
+    /// <summary>
+    /// What the handler's thread does while it waits for the filler's piece: a small one of its own, further on. No event is read
+    /// meanwhile, so that what was looked at stays as it was. False where nothing can be had without waiting for it.
+    /// </summary>
+    private bool FillWhileWaiting(PageScratch scratch)
+    {
+        if (_replaying || IsFilled) return false;
+        _ahead = _state.Filled.Next(Math.Max(_ahead, Volatile.Read(ref _cursor) + (HelpDistance / HostPage.Size)), _state.Filled.PageCount, set: false);
+        if (_ahead >= _state.Filled.PageCount || _state.Removed.IsSet(_ahead)) return false;
+        var region = RegionOf(_ahead);
+        var at = region.AddressOf(_ahead);
+        var length = Math.Min(HelpPiece, region.End - at);
+        if (region.PageSize != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
+        length = (_state.Filled.Next(_ahead, _ahead + (length / HostPage.Size), set: true) - _ahead) * HostPage.Size;
+        _ = Fill(region, at, length, _protection, scratch, out var done, out var zero, out _);
+        _ahead += done / HostPage.Size;
+        CountAhead(done, zero);
+        return done > 0;
+    }
+
+    private void CountAhead(ulong done, bool zero) => _ = Interlocked.Add(ref zero ? ref _counters->FillZeroBytes : ref _counters->FillBytes, (long)done);
+
     private ulong Pace()
     {
         var activity = Activity;
         var now = Stopwatch.GetTimestamp();
-        if (activity == _seen && now - _paced < s_quiet) return _piece;
-        _piece = activity == _seen ? Math.Min(LargePiece, _piece * 2) : SmallPiece;
+        if ((activity == _seen || _piece == SmallPiece) && now - _paced < s_quiet) return _piece;
+        _piece = activity == _seen ? Math.Min(LargePiece, _piece * 2) : _gate.Sleeps == _sleeps ? FaultPiece : SmallPiece;
+        _sleeps = _gate.Sleeps;
         _seen = activity;
         _paced = now;
         return _piece;
@@ -124,11 +156,17 @@ internal sealed unsafe partial class UffdVm
             _cursor = _state.Removed.Next(_cursor, end, set: false);
         }
 
-        var region = _byPage[^1];
-        for (var i = 0; region.FirstPage > _cursor || _cursor >= region.FirstPage + region.PageCount; i++) region = _byPage[i];
+        var region = RegionOf(_cursor);
         // A large page is filled from its beginning on, unless small ones are there.
         var first = region.FirstPage + ((_cursor - region.FirstPage) & ~((region.PageSize / HostPage.Size) - 1));
         if (!_state.Filled.IsSet(first) && !_state.Removed.IsSet(first)) _cursor = first;
+        return region;
+    }
+
+    private UffdVmRegion RegionOf(ulong page)
+    {
+        var region = _byPage[^1];
+        for (var i = 0; page - region.FirstPage >= region.PageCount; i++) region = _byPage[i];
         return region;
     }
 

@@ -25,8 +25,8 @@ internal sealed unsafe partial class UffdVm
         }
 
         var start = fault.Address & ~(region.PageSize - 1);
-        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start);
-        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, scratch);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, scratch);
         if (IsHeld(region, start))
         {
             fault.IsHeld = true;
@@ -57,11 +57,15 @@ internal sealed unsafe partial class UffdVm
             {
                 case Errno.EAGAIN:
                     // A removal waits to be read, or whoever removed has not run since: read it, give way, look again.
-                    ReadEvents();
+                    ReadEvents(scratch);
                     if (_gone) return true;
                     if (--patience == 0) return false;
                     Thread.Yield();
                     break;
+                case Errno.EEXIST when IsPoolEmpty(region, start):
+                    FailForMemory(region, at, Errno.ENOMEM);
+                    fault.Due = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * FirstPause);
+                    return false;
                 case Errno.EEXIST:
                     // Somebody was faster; who waits may have gone to sleep all the same.
                     step = HostPage.Size;
@@ -83,7 +87,7 @@ internal sealed unsafe partial class UffdVm
                     _gone = true;
                     return true;
                 case Errno.ENOMEM or Errno.ENOSPC:
-                    Fail($"The host has no page for 0x{at:x} ({Errno.Name(error)}); trying again. {(region.PageSize > HostPage.Size ? "Enlarge the pool of huge pages." : "")}");
+                    FailForMemory(region, at, error);
                     return false;
                 default:
                     return !TryLater(region, at, end - at, error, ofSource || error == Errno.EFAULT, ref fault);
@@ -96,6 +100,20 @@ internal sealed unsafe partial class UffdVm
         else _counters->Zero++;
         return true;
     }
+
+    /// <summary>
+    /// Whether a huge page that the kernel says is there is so only because there is none to be had: hugetlb answers EEXIST also where
+    /// the pool is empty (<c>hugetlb_mfill_atomic_pte</c>). What came before and was not removed is there.
+    /// </summary>
+    private bool IsPoolEmpty(UffdVmRegion region, ulong start)
+    {
+        if (region.PageSize == HostPage.Size) return false;
+        var page = region.PageOf(start);
+        return (!_state.Filled.IsSet(page) || _state.Removed.IsSet(page)) && HugePages.Available(region.PageSize) == 0;
+    }
+
+    private void FailForMemory(UffdVmRegion region, ulong at, int error) =>
+        Fail($"The host has no page for 0x{at:x} ({Errno.Name(error)}); trying again.{(region.PageSize > HostPage.Size ? " Enlarge the pool of huge pages." : "")}");
 
     /// <summary>What follows where a page cannot be filled: another try, and in the end what was ordered. True where it is to be tried again.</summary>
     private bool TryLater(UffdVmRegion region, ulong at, ulong length, int error, bool ofSource, ref UffdFault fault)
@@ -130,7 +148,7 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>The page is in the page cache and only not mapped yet: maps it.</summary>
-    private bool TryContinue(UffdVmRegion region, ulong start)
+    private bool TryContinue(UffdVmRegion region, ulong start, PageScratch scratch)
     {
         var error = Userfaultfd.TryContinue(_uffd, start, region.PageSize);
         switch (error)
@@ -140,7 +158,7 @@ internal sealed unsafe partial class UffdVm
                 _state.Filled.Set(region.PageOf(start), region.PageSize / HostPage.Size);
                 return true;
             case Errno.EAGAIN:
-                ReadEvents();
+                ReadEvents(scratch);
                 return _gone;
             case Errno.EEXIST:
                 _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);

@@ -38,14 +38,14 @@ internal sealed unsafe partial class UffdVm
         return 0;
     }
 
-    private bool TryUnprotect(UffdVmRegion region, ulong start)
+    private bool TryUnprotect(UffdVmRegion region, ulong start, PageScratch scratch)
     {
         // Noted before the write can happen.
         _state.Written.Set(region.PageOf(start), region.PageSize / HostPage.Size);
         switch (Userfaultfd.TryUnprotect(_uffd, start, region.PageSize))
         {
             case Errno.EAGAIN:
-                ReadEvents();
+                ReadEvents(scratch);
                 return _gone;
             case Errno.ESRCH:
                 _gone = true;

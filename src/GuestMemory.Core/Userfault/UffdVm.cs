@@ -21,6 +21,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly UffdMsg* _message;
     private readonly UffdCounters* _counters;
     private readonly FillGate _gate = new();
+    private readonly Func<PageScratch, bool> _help;
     private readonly int _uffd;
     private UffdFault[] _waiting = new UffdFault[UffdVmState.Batch];
     private int _waitingCount;
@@ -39,6 +40,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _descriptor = userfaultfd;
         _uffd = _descriptor.Number;
         _source = source;
+        _help = FillWhileWaiting;
         _policy = policy;
         _state = state;
         _message = state.Messages;
@@ -102,7 +104,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Serve(PageScratch scratch)
     {
-        ReadEvents();
+        ReadEvents(scratch);
         // Serving can read further events, which append to the list; what must be deferred goes back to its front.
         var deferred = 0;
         for (var i = 0; i < _waitingCount && !_gone; i++)
@@ -142,12 +144,12 @@ internal sealed unsafe partial class UffdVm : IDisposable
     }
 
     /// <summary>Takes what is queued in the kernel: removals take effect at once, faults join the list.</summary>
-    private void ReadEvents()
+    private void ReadEvents(PageScratch scratch)
     {
         int count;
         do
         {
-            _gate.EnterRead();
+            _gate.EnterRead(_help, scratch);
             try
             {
                 count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);

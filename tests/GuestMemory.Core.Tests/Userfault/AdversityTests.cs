@@ -66,6 +66,40 @@ public sealed class AdversityTests : IDisposable
         Assert.Equal(before, Host.Resources());
     }
 
+    [RootFact]
+    public void WithoutHugePagesAFaultWaitsUntilThePoolGrows()
+    {
+        const int Huge = 2 << 20;
+        using var pool = new HugePagePoolOf(Huge, 1);
+        if (pool.Free == 0) Assert.Fail("not one huge page could be had; free memory and try again");
+        _folder.WriteImage("image", 1, Huge);
+        using var handler = Start(UffdStrategy.OnDemand);
+        // Whatever is free is set aside for somebody else; the VM's own memory was never set aside.
+        using var others = new MmapRegionBuilder((ulong)pool.Free * Huge).WithHugePages(Huge).Build();
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Huge).WithHugePages(Huge).WithFlags(MapFlags.Private | MapFlags.Anonymous | MapFlags.NoReserve).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        var page = new byte[Huge];
+        Exception? failure = null;
+        var touch = new Thread(() => failure = Record.Exception(() => memory.ReadExact(new GuestAddress(0), page)));
+        touch.Start();
+        Host.Until(() => handler.GetFigures().DeferredCount == 1);
+        Assert.Equal((1L, 0L, 1L), (handler.GetFigures().DeferredCount, handler.FaultCount, handler.GetFigures().QueueDepth));
+        Assert.Contains("Enlarge the pool of huge pages", handler.Error, StringComparison.Ordinal);
+        Assert.True(touch.IsAlive);
+        using (new HugePagePoolOf(Huge, 1))
+        {
+            Assert.True(touch.Join(TimeSpan.FromSeconds(30)), handler.Error);
+            Assert.Null(failure);
+            var expected = new byte[Huge];
+            TestFolder.Fill(expected, 0);
+            Assert.True(expected.AsSpan().SequenceEqual(page));
+            Host.Until(() => handler.FaultCount == 1);
+            Assert.Equal((1L, 0L, 0L), (handler.FaultCount, handler.GetFigures().QueueDepth, handler.GetFigures().PoisonedCount));
+            region.Dispose();
+        }
+    }
+
     [UffdFact]
     public void WithoutDescriptorsTheNextVmWaits()
     {
