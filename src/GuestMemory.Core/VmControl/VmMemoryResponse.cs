@@ -38,6 +38,14 @@ public abstract record VmMemoryResponse
         /// <summary>The chain as one line, outermost first.</summary>
         public string Chain => string.Join(": ", Messages.Reverse());
 
+        /// <summary>The error as an exception: its message is the chain, and each layer is the inner exception of the one around it.</summary>
+        public GuestMemoryException ToException()
+        {
+            GuestMemoryException? inner = null;
+            foreach (var message in Messages.Take(Messages.Count - 1)) inner = new GuestMemoryException(GuestMemoryError.RequestFailed, message, inner);
+            return new GuestMemoryException(GuestMemoryError.RequestFailed, Chain, inner);
+        }
+
         /// <summary>As upstream shows it: "Vm memory response error: " and the outermost message.</summary>
         public override string ToString() => $"Vm memory response error: {Outermost}";
     }
