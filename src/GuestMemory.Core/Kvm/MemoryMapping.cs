@@ -49,6 +49,7 @@ public sealed class MemoryMapping : MappedRegion
         var mapping = new MemoryMapping(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
         try
         {
+            if (owner?.IsDisposed == true) throw MmapRegion.Disposed();
             owner?.KeepMapped();
         }
         catch (ObjectDisposedException exception)

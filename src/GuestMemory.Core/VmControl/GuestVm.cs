@@ -50,7 +50,7 @@ public sealed class GuestVm : IDisposable
             lock (_lock)
             {
                 _services.RemoveAll(static service => service.State == VmMemoryServiceState.Stopped);
-                return [.. _services];
+                return _services.ToArray();
             }
         }
     }
@@ -67,13 +67,39 @@ public sealed class GuestVm : IDisposable
         lock (Context.Lock) return Context.Allocator.AllocateMmio(size, alloc, alloc.ToString(), options);
     }
 
+    /// <summary>What requests have registered, by region id, as it is now.</summary>
+    public IReadOnlyDictionary<ulong, RegisteredMemory> GetRegisteredMemory()
+    {
+        lock (Context.Lock) return new SortedDictionary<ulong, RegisteredMemory>(Context.RegionState.Registered);
+    }
+
+    /// <summary>Who has MMIO addresses, and which, as it is now.</summary>
+    public IReadOnlyDictionary<Alloc, AllocRange> GetMmioAllocations()
+    {
+        lock (Context.Lock) return Context.Allocator.LowMmio.Allocations.Concat(Context.Allocator.HighMmio.Allocations).ToDictionary();
+    }
+
+    /// <summary>Executes a request; see <see cref="VmMemoryRequest.Execute(VmMemoryContext, Tube?, bool, bool, CancellationToken)"/>.</summary>
+    /// <param name="request">The request.</param>
+    /// <param name="cancellation">Leaves the request. One that the kernel has begun goes on.</param>
+    /// <exception cref="GuestMemoryException">VmDisposed.</exception>
+    /// <exception cref="OperationCanceledException">The caller left.</exception>
+    public VmMemoryResponse Execute(VmMemoryRequest request, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        if (IsDisposed) throw Removed();
+        return cancellation.CanBeCanceled
+            ? BlockingAccess.Run(_ => request.Execute(Context, cancellation: cancellation), static () => null, cancellation)
+            : request.Execute(Context);
+    }
+
     /// <summary>Takes requests about the VM's memory from other processes, until the service is stopped or the VM removed.</summary>
     /// <exception cref="GuestMemoryException">VmDisposed; what <see cref="VmMemoryService.Start"/> throws.</exception>
     public VmMemoryService StartService(VmMemoryServiceOptions options)
     {
         lock (_lock)
         {
-            if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"The VM '{Name}' was removed.");
+            if (IsDisposed) throw Removed();
             var service = VmMemoryService.Start(Context, options);
             _services.Add(service);
             return service;
@@ -92,4 +118,6 @@ public sealed class GuestVm : IDisposable
 
     /// <inheritdoc/>
     public override string ToString() => Name;
+
+    private GuestMemoryException Removed() => new(GuestMemoryError.VmDisposed, $"The VM '{Name}' was removed.");
 }

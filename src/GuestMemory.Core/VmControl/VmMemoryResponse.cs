@@ -25,6 +25,9 @@ public abstract record VmMemoryResponse
     /// <param name="Messages">Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</param>
     public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
     {
+        /// <summary>Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</summary>
+        public IReadOnlyList<string> Messages { get; } = Messages as string[] ?? Messages.ToArray();   // A script can index an array.
+
         /// <summary>The last message, which says the most in general.</summary>
         [JsonIgnore]
         public string Outermost => Messages[^1];
