@@ -14,6 +14,9 @@ public abstract record VmMemoryResponse
     {
         /// <summary>The one there is.</summary>
         public static Ok Instance { get; } = new();
+
+        /// <summary>Its name: there is nothing else about it.</summary>
+        public override string ToString() => nameof(Ok);
     }
 
     /// <summary>Memory was registered.</summary>
