@@ -88,9 +88,10 @@ public sealed class GuestVm : IDisposable
     {
         ArgumentNullException.ThrowIfNull(request);
         if (IsDisposed) throw Removed();
-        return cancellation.CanBeCanceled
+        // To take much memory away takes the kernel its time; all else is a matter of microseconds once no other request is executed.
+        return cancellation.CanBeCanceled && request is (VmMemoryRequest.DynamicallyFreeMemoryRanges or VmMemoryRequest.UnregisterMemory)
             ? BlockingAccess.Run(_ => request.Execute(Context, cancellation: cancellation), static () => null, cancellation)
-            : request.Execute(Context);
+            : request.Execute(Context, cancellation: cancellation);
     }
 
     /// <summary>Takes requests about the VM's memory from other processes, until the service is stopped or the VM removed.</summary>
