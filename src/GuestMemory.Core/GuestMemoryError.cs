@@ -207,6 +207,10 @@ public enum GuestMemoryError
     HandlerNotFound,
     /// <summary>No VM has that number or name.</summary>
     VmNotFound,
+    /// <summary>No service has that number or socket path.</summary>
+    ServiceNotFound,
+    /// <summary>The service ended on its own.</summary>
+    ServiceFailed,
     /// <summary>The handler ended on its own.</summary>
     HandlerFailed,
     /// <summary>The handler's process could not be started, or ended before it listened.</summary>

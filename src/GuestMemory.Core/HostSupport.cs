@@ -27,6 +27,7 @@ public static class HostSupport
         foreach (var feature in ProbeUserfaultfd()) yield return feature;
         foreach (var feature in ProbeHugePages()) yield return feature;
         foreach (var feature in ProbeKvm()) yield return feature;
+        yield return ProbePreparing();
         yield return ProbeXen();
         yield return ProbePagemapScan();
     }
@@ -83,6 +84,11 @@ public static class HostSupport
             yield return new HostFeature($"Kvm:{name}", answer > 0, answer > 1 ? $"{use}: {answer}." : $"{use}.", answer > 0 || device is null ? null : "A newer kernel.");
         }
     }
+
+    private static HostFeature ProbePreparing() => VmMemoryContext.HostPrepares.Value
+        ? new HostFeature("Kvm:PreparedMemory", true, "PrepareSharedMemoryRegion reserves a slot (KVM's tdp_mmu).", null)
+        : new HostFeature("Kvm:PreparedMemory", false, "PrepareSharedMemoryRegion succeeds without doing anything; what is registered gets slots of its own (KVM's tdp_mmu is off).",
+            "Nothing is missing; to have it, load kvm with tdp_mmu=1.");
 
     private static HostFeature ProbeXen()
     {

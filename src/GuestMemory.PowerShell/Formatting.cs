@@ -34,6 +34,21 @@ public static class Formatting
     /// <summary>A part of a whole, rounded down, so that 100 % says that nothing is missing.</summary>
     public static string Percent(double percent) => string.Create(CultureInfo.InvariantCulture, $"{Math.Floor(percent * 10) / 10:0.0} %");
 
+    /// <summary>What a request holds, as its wire JSON.</summary>
+    public static string Content(VmMemoryRequest request)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        var name = request.GetType().Name;
+        try
+        {
+            return request.ToJson([])[(name.Length + 4)..^1];
+        }
+        catch (GuestMemoryException exception)
+        {
+            return exception.Message;
+        }
+    }
+
     /// <summary>A hex dump with guest addresses, 16 bytes a row; runs of equal rows are folded into one asterisk, as hexdump(1) does.</summary>
     public static string HexDump(MemoryBlock block)
     {

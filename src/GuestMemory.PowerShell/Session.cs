@@ -23,6 +23,9 @@ internal static class Session
 
     public static IEnumerable<GuestVm> Vms => s_vms.Values.OrderBy(vm => vm.Id);
 
+    /// <summary>The services that take requests for VMs of this shell, and were not stopped.</summary>
+    public static IEnumerable<VmMemoryService> Services => Vms.SelectMany(vm => vm.Services).OrderBy(service => service.Id);
+
     public static string NextVmName()
     {
         string name;
@@ -73,15 +76,18 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
     /// <inheritdoc/>
     public void OnRemove(PSModuleInfo psModuleInfo)
     {
+        var services = Session.Services.Where(service => service.State == VmMemoryServiceState.Running).ToArray();
+        if (services.Length > 0)
+            Warn($"GuestMemory: {services.Length} service(s) for VMs of this shell are stopped with the module: {string.Join(", ", services.Select(service => service.SocketPath))}.");
         var live = Session.OwnHandlers.Where(handler => handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening).ToArray();
         if (live.Length > 0)
-        {
-            using var shell = System.Management.Automation.PowerShell.Create(RunspaceMode.CurrentRunspace);
-            shell.AddScript("param($text) $host.UI.WriteWarningLine($text)")
-                .AddArgument($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.SocketPath))}. A VM that they served waits for ever at the next page it misses.")
-                .Invoke();
-        }
-
+            Warn($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.SocketPath))}. A VM that they served waits for ever at the next page it misses.");
         Session.Clear();
+    }
+
+    private static void Warn(string text)
+    {
+        using var shell = System.Management.Automation.PowerShell.Create(RunspaceMode.CurrentRunspace);
+        shell.AddScript("param($text) $host.UI.WriteWarningLine($text)").AddArgument(text).Invoke();
     }
 }

@@ -10,7 +10,7 @@ Describe 'Test-GuestMemorySupport' {
         $rows = Test-GuestMemorySupport
         $rows | ForEach-Object { $_ | Should -BeOfType GuestMemory.Core.HostFeature }
         $rows | ForEach-Object { $_.Detail | Should -Not -BeNullOrEmpty -Because $_.Feature }
-        foreach ($feature in 'Userfaultfd', 'DevUserfaultfd', 'Uffd:EVENT_REMOVE', 'Uffd:MISSING_HUGETLBFS', 'Uffd:MISSING_SHMEM', 'Kvm', 'Kvm:MemorySlots', 'Kvm:ReadOnlyMemory', 'Kvm:IoEventFd', 'Kvm:ManualDirtyLogProtect', 'Kvm:DirtyRing', 'Xen', 'PagemapScan') {
+        foreach ($feature in 'Userfaultfd', 'DevUserfaultfd', 'Uffd:EVENT_REMOVE', 'Uffd:MISSING_HUGETLBFS', 'Uffd:MISSING_SHMEM', 'Kvm', 'Kvm:MemorySlots', 'Kvm:ReadOnlyMemory', 'Kvm:IoEventFd', 'Kvm:ManualDirtyLogProtect', 'Kvm:DirtyRing', 'Kvm:PreparedMemory', 'Xen', 'PagemapScan') {
             $rows.Feature | Should -Contain $feature
         }
         $rows.Feature -like 'HugePages*' | Should -Not -BeNullOrEmpty

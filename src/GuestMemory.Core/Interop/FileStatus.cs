@@ -28,6 +28,7 @@ internal static unsafe partial class FileStatus
     public const int S_IFSOCK = 0xC000;
     public const int S_IFREG = 0x8000;
     public const int S_IFDIR = 0x4000;
+    public const int S_IFIFO = 0x1000;
     public const int S_ISVTX = 0x200;
     public const int S_IWOTH = 2;
     public const long HUGETLBFS_MAGIC = 0x958458f6;

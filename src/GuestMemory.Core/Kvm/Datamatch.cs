@@ -1,3 +1,5 @@
+using System.Globalization;
+
 namespace GuestMemory.Core;
 
 /// <summary>Which stores of a guest an eventfd hears of (crosvm's Datamatch): by their length, and perhaps by their value.</summary>
@@ -29,4 +31,33 @@ public readonly record struct Datamatch
 
     /// <summary>Stores of eight bytes.</summary>
     public static Datamatch U64(ulong? value = null) => new(8, value);
+
+    /// <summary>Reads the text that ToString gives: AnyLength, or U8, U16, U32 or U64, and perhaps a value: U32:5, U32:0xdeadbeef.</summary>
+    /// <exception cref="FormatException">It is no such text, or the value does not fit.</exception>
+    public static Datamatch Parse(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        var (name, rest) = text.Split(':', 2) is [var first, var second] ? (first, second) : (text, null);
+        ulong? value = rest is null ? null : Number(rest) ?? throw Bad(text);
+        return (name.ToUpperInvariant(), value) switch
+        {
+            ("ANYLENGTH", null) => AnyLength,
+            ("U8", null or <= byte.MaxValue) => U8((byte?)value),
+            ("U16", null or <= ushort.MaxValue) => U16((ushort?)value),
+            ("U32", null or <= uint.MaxValue) => U32((uint?)value),
+            ("U64", _) => U64(value),
+            _ => throw Bad(text),
+        };
+    }
+
+    /// <summary>The text that <see cref="Parse"/> reads.</summary>
+    public override string ToString() => Length == 0 ? "AnyLength" : Value is { } value ? $"U{Length * 8}:0x{value:x}" : $"U{Length * 8}";
+
+    private static ulong? Number(string text) =>
+        text.StartsWith("0x", StringComparison.OrdinalIgnoreCase)
+            ? ulong.TryParse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var hexadecimal) ? hexadecimal : null
+            : ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var number) ? number : null;
+
+    private static FormatException Bad(string text) =>
+        new($"'{text}' is not a datamatch. Write AnyLength, or the length of the store, U8, U16, U32 or U64, and perhaps its value: U32:0xdeadbeef.");
 }

@@ -69,7 +69,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     {
         get
         {
-            lock (_lock) return [.. _slots.Values];
+            lock (_lock) return _slots.Values.ToArray();   // A script can index an array.
         }
     }
 

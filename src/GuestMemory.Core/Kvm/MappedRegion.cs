@@ -64,7 +64,13 @@ public abstract class MappedRegion : IDisposable
     public void Dispose()
     {
         Memory.Dispose();
+        Release();
         GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Lets go of what the memory is borrowed from.</summary>
+    private protected virtual void Release()
+    {
     }
 
     /// <summary>Checks that a range begins with a page and lies in the memory.</summary>

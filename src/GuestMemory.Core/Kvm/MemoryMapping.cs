@@ -9,6 +9,8 @@ namespace GuestMemory.Core;
 /// </summary>
 public sealed class MemoryMapping : MappedRegion
 {
+    private MmapRegion? _owner;
+
     private MemoryMapping(MmapRegion memory)
         : base(memory)
     {
@@ -38,8 +40,29 @@ public sealed class MemoryMapping : MappedRegion
     /// <summary>Wraps memory that somebody else mapped, and will unmap; it must stay as long as this lives.</summary>
     /// <param name="pointer">Its first byte, at the start of a page.</param>
     /// <param name="size">The bytes.</param>
-    /// <exception cref="GuestMemoryException">InvalidPointer: it does not begin with a page.</exception>
-    public static MemoryMapping External(nint pointer, ulong size) => new(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
+    /// <param name="owner">The region whose memory it is, which then stays mapped as long as this lives; null where nobody knows.</param>
+    /// <exception cref="GuestMemoryException">InvalidPointer: it does not begin with a page. InvalidAddress: it leaves the owner's memory. RegionDisposed.</exception>
+    public static MemoryMapping External(nint pointer, ulong size, MmapRegion? owner = null)
+    {
+        if (owner is not null && ((ulong)pointer < owner.HostAddress || size > owner.Size || (ulong)pointer - owner.HostAddress > owner.Size - size))
+            throw new GuestMemoryException(GuestMemoryError.InvalidAddress, $"0x{size:x} bytes at 0x{pointer:x} leave the region's memory.");
+        var mapping = new MemoryMapping(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
+        try
+        {
+            if (owner?.IsDisposed == true) throw MmapRegion.Disposed();
+            owner?.KeepMapped();
+        }
+        catch (ObjectDisposedException exception)
+        {
+            throw MmapRegion.Disposed(exception);
+        }
+
+        mapping._owner = owner;
+        return mapping;
+    }
+
+    /// <inheritdoc/>
+    private protected override void Release() => Interlocked.Exchange(ref _owner, null)?.LetUnmap();
 
     /// <summary>How a file is mapped: shared, but for one whose pages nobody may write.</summary>
     internal static MapFlags FlagsFor(SafeHandle file) => (Memfd.Seals(file) & Memfd.F_SEAL_WRITE) != 0 ? MapFlags.Private : MapFlags.Shared;

@@ -1,13 +1,21 @@
 namespace GuestMemory.Core;
 
-/// <summary>A virtual machine of this process, by its name: what New-GuestVm gives.</summary>
+/// <summary>
+/// A virtual machine of this process, by its name: what New-GuestVm gives. With it comes what requests about its memory need: the
+/// addresses of the machine, and what is registered.
+/// </summary>
 public sealed class GuestVm : IDisposable
 {
+    private readonly Lock _lock = new();
+    private readonly List<VmMemoryService> _services = [];
+
     /// <param name="vm">The VM; owned from here on.</param>
-    public GuestVm(KvmVm vm)
+    /// <param name="allocator">Its addresses; unless given, those that its memory leaves, see <see cref="SystemAllocator.ForMemory"/>.</param>
+    public GuestVm(KvmVm vm, SystemAllocator? allocator = null)
     {
         ArgumentNullException.ThrowIfNull(vm);
         Vm = vm;
+        Context = new VmMemoryContext(vm, allocator ?? SystemAllocator.ForMemory(vm.Memory));
     }
 
     /// <summary>The name.</summary>
@@ -31,9 +39,86 @@ public sealed class GuestVm : IDisposable
     /// <summary>The VM of KVM behind it.</summary>
     public KvmVm Vm { get; }
 
-    /// <summary>Ends the VM; see <see cref="KvmVm.Dispose"/>.</summary>
-    public void Dispose() => Vm.Dispose();
+    /// <summary>What requests about its memory are executed on.</summary>
+    public VmMemoryContext Context { get; }
+
+    /// <summary>The services that take requests for it, and were not stopped.</summary>
+    public IReadOnlyList<VmMemoryService> Services
+    {
+        get
+        {
+            lock (_lock)
+            {
+                _services.RemoveAll(static service => service.State == VmMemoryServiceState.Stopped);
+                return _services.ToArray();
+            }
+        }
+    }
+
+    /// <summary>Gives a device MMIO addresses, so that requests can put memory into them (an ExistingAllocation).</summary>
+    /// <param name="size">The bytes.</param>
+    /// <param name="alloc">The device's register, as a rule: <see cref="Alloc.PciBar"/>.</param>
+    /// <param name="options">What the range should be like; below 4 GiB unless given.</param>
+    /// <returns>The first address.</returns>
+    /// <exception cref="GuestMemoryException">ExistingAlloc, AllocSizeZero, BadAlignment, OutOfSpace.</exception>
+    public ulong AllocateMmio(ulong size, Alloc alloc, MmioOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(alloc);
+        lock (Context.Lock) return Context.Allocator.AllocateMmio(size, alloc, alloc.ToString(), options);
+    }
+
+    /// <summary>What requests have registered, by region id, as it is now.</summary>
+    public IReadOnlyDictionary<ulong, RegisteredMemory> GetRegisteredMemory()
+    {
+        lock (Context.Lock) return new SortedDictionary<ulong, RegisteredMemory>(Context.RegionState.Registered);
+    }
+
+    /// <summary>Who has MMIO addresses, and which, as it is now.</summary>
+    public IReadOnlyDictionary<Alloc, AllocRange> GetMmioAllocations()
+    {
+        lock (Context.Lock) return Context.Allocator.LowMmio.Allocations.Concat(Context.Allocator.HighMmio.Allocations).ToDictionary();
+    }
+
+    /// <summary>Executes a request; see <see cref="VmMemoryRequest.Execute(VmMemoryContext, Tube?, bool, bool, CancellationToken)"/>.</summary>
+    /// <param name="request">The request.</param>
+    /// <param name="cancellation">Leaves the request. One that the kernel has begun goes on.</param>
+    /// <exception cref="GuestMemoryException">VmDisposed.</exception>
+    /// <exception cref="OperationCanceledException">The caller left.</exception>
+    public VmMemoryResponse Execute(VmMemoryRequest request, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        if (IsDisposed) throw Removed();
+        // To take much memory away takes the kernel its time; all else is a matter of microseconds once no other request is executed.
+        return cancellation.CanBeCanceled && request is (VmMemoryRequest.DynamicallyFreeMemoryRanges or VmMemoryRequest.UnregisterMemory)
+            ? BlockingAccess.Run(_ => request.Execute(Context, cancellation: cancellation), static () => null, cancellation)
+            : request.Execute(Context, cancellation: cancellation);
+    }
+
+    /// <summary>Takes requests about the VM's memory from other processes, until the service is stopped or the VM removed.</summary>
+    /// <exception cref="GuestMemoryException">VmDisposed; what <see cref="VmMemoryService.Start"/> throws.</exception>
+    public VmMemoryService StartService(VmMemoryServiceOptions options)
+    {
+        lock (_lock)
+        {
+            if (IsDisposed) throw Removed();
+            var service = VmMemoryService.Start(Context, options);
+            _services.Add(service);
+            return service;
+        }
+    }
+
+    /// <summary>Stops its services, and ends the VM; see <see cref="KvmVm.Dispose"/>.</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            foreach (var service in _services) service.Stop();
+            Vm.Dispose();
+        }
+    }
 
     /// <inheritdoc/>
     public override string ToString() => Name;
+
+    private GuestMemoryException Removed() => new(GuestMemoryError.VmDisposed, $"The VM '{Name}' was removed.");
 }

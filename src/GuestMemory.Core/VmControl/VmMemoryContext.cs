@@ -33,7 +33,7 @@ public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryR
     /// <summary>Held by each request while it is executed.</summary>
     public Lock Lock { get; } = new();
 
-    private static readonly Lazy<bool> HostPrepares = new(static () =>
+    internal static Lazy<bool> HostPrepares { get; } = new(static () =>
     {
         if (System.Runtime.InteropServices.RuntimeInformation.ProcessArchitecture != System.Runtime.InteropServices.Architecture.X64) return Environment.Is64BitProcess;
         try

@@ -10,6 +10,8 @@ namespace GuestMemory.Core;
 /// </summary>
 public abstract partial record VmMemoryRequest
 {
+    private static readonly TimeSpan s_look = TimeSpan.FromMilliseconds(50);
+
     private VmMemoryRequest()
     {
     }
@@ -19,24 +21,32 @@ public abstract partial record VmMemoryRequest
     /// <param name="tube">Where the request came from, and where <see cref="MmapAndRegisterMemory"/> receives its file mappings.</param>
     /// <param name="remotePeer">Whether it came from another process, whose pointers mean nothing here.</param>
     /// <param name="exposeWithViommu">Whether the device that asks sits behind the virtio-iommu, and its memory is to be mapped there too.</param>
-    /// <param name="cancellation">Ends the wait for file mappings.</param>
+    /// <param name="cancellation">Ends the wait for other requests, and for file mappings.</param>
     /// <returns>What became of it. Whatever fails is an <see cref="VmMemoryResponse.Err"/>, never an exception.</returns>
-    /// <exception cref="OperationCanceledException">The wait for file mappings was ended.</exception>
+    /// <exception cref="OperationCanceledException">The wait was ended.</exception>
     public VmMemoryResponse Execute(VmMemoryContext context, Tube? tube = null, bool remotePeer = false, bool exposeWithViommu = false, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(context);
-        lock (context.Lock)
+        return Execute(new VmMemoryExecution(context, tube, remotePeer, exposeWithViommu ? context.IommuClient : null, context.FileMappingTimeout, cancellation));
+    }
+
+    internal VmMemoryResponse Execute(VmMemoryExecution on)
+    {
+        // Another request may wait for its file mappings.
+        while (!on.Context.Lock.TryEnter(s_look)) on.Cancellation.ThrowIfCancellationRequested();
+        try
         {
-            try
-            {
-                return Run(new VmMemoryExecution(context, tube, remotePeer, exposeWithViommu ? context.IommuClient : null, cancellation));
-            }
+            return Run(on);
+        }
 #pragma warning disable CA1031 // A service answers whatever happens: a request that fails must not end it.
-            catch (Exception exception) when (exception is not OperationCanceledException)
-            {
-                return new VmMemoryResponse.Err(RequestFailure.Chain(exception));
-            }
+        catch (Exception exception) when (exception is not OperationCanceledException)
+        {
+            return new VmMemoryResponse.Err(RequestFailure.Chain(exception));
+        }
 #pragma warning restore CA1031
+        finally
+        {
+            on.Context.Lock.Exit();
         }
     }
 
@@ -60,18 +70,15 @@ public abstract partial record VmMemoryRequest
     /// <param name="Destination">Where.</param>
     /// <param name="Protection">What may be done with it; exactly Read makes the slot read-only for the guest.</param>
     /// <param name="Cache">Whose choice of caching holds.</param>
-    public sealed partial record RegisterMemory(VmMemorySource Source, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
-        [property: JsonPropertyName("prot")] MemoryProtection Protection, MemCacheType Cache) : VmMemoryRequest;
+    public sealed partial record RegisterMemory(VmMemorySource Source, VmMemoryDestination Destination, MemoryProtection Protection, MemCacheType Cache) : VmMemoryRequest;
 
     /// <summary>Maps shared memory into the guest, read-only, with parts of files over parts of it.</summary>
     /// <param name="SharedMemory">The memory.</param>
     /// <param name="Destination">Where.</param>
     /// <param name="FileMappingCount">How many file mappings follow the request, in packets of up to 253.</param>
-    public sealed partial record MmapAndRegisterMemory([property: JsonPropertyName("shm")] SharedMemory SharedMemory, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
-        [property: JsonPropertyName("num_file_mappings")] ulong FileMappingCount) : VmMemoryRequest
+    public sealed partial record MmapAndRegisterMemory(SharedMemory SharedMemory, VmMemoryDestination Destination, ulong FileMappingCount) : VmMemoryRequest
     {
         /// <summary>The file mappings, where they are at hand: for execution in this process, or for a client to send. Null where they come by the tube.</summary>
-        [JsonIgnore]
         public IReadOnlyList<VmMemoryFileMapping>? FileMappings { get; init; }
     }
 

@@ -14,6 +14,9 @@ public abstract record VmMemoryResponse
     {
         /// <summary>The one there is.</summary>
         public static Ok Instance { get; } = new();
+
+        /// <summary>Its name: there is nothing else about it.</summary>
+        public override string ToString() => nameof(Ok);
     }
 
     /// <summary>Memory was registered.</summary>
@@ -25,6 +28,9 @@ public abstract record VmMemoryResponse
     /// <param name="Messages">Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</param>
     public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
     {
+        /// <summary>Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</summary>
+        public IReadOnlyList<string> Messages { get; } = Messages as string[] ?? Messages.ToArray();   // A script can index an array.
+
         /// <summary>The last message, which says the most in general.</summary>
         [JsonIgnore]
         public string Outermost => Messages[^1];
@@ -37,6 +43,14 @@ public abstract record VmMemoryResponse
 
         /// <summary>The chain as one line, outermost first.</summary>
         public string Chain => string.Join(": ", Messages.Reverse());
+
+        /// <summary>The error as an exception: its message is the chain, and each layer is the inner exception of the one around it.</summary>
+        public GuestMemoryException ToException()
+        {
+            GuestMemoryException? inner = null;
+            foreach (var message in Messages.Take(Messages.Count - 1)) inner = new GuestMemoryException(GuestMemoryError.RequestFailed, message, inner);
+            return new GuestMemoryException(GuestMemoryError.RequestFailed, Chain, inner);
+        }
 
         /// <summary>As upstream shows it: "Vm memory response error: " and the outermost message.</summary>
         public override string ToString() => $"Vm memory response error: {Outermost}";

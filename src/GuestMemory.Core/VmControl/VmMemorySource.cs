@@ -37,5 +37,10 @@ public abstract record VmMemorySource
     /// <summary>Memory that is mapped in the executing process already; refused from other processes.</summary>
     /// <param name="Pointer">Where; the start of a page.</param>
     /// <param name="Size">The bytes.</param>
-    public sealed record ExternalMapping([property: JsonPropertyName("ptr")] ulong Pointer, ulong Size) : VmMemorySource;
+    public sealed record ExternalMapping([property: JsonPropertyName("ptr")] ulong Pointer, ulong Size) : VmMemorySource
+    {
+        /// <summary>Whose memory it is, where that is known: it stays mapped as long as the VM has it, also when the region is removed.</summary>
+        [JsonIgnore]
+        public MmapRegion? Owner { get; init; }
+    }
 }

@@ -63,3 +63,41 @@ public sealed class HugePageSizeCompleter : ListCompleter
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Core.HugePages.Pools().Select(pool => (Formatting.Size(pool.PageSize).Replace(" ", "", StringComparison.Ordinal), $"{pool.Free} of {pool.Total} pages are free"));
 }
+
+/// <summary>Socket paths of live services.</summary>
+public sealed class ServiceSocketCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Where(service => service.SocketPath is not null).Select(service => (service.SocketPath!, $"service {service.Id}: {service.Context.Vm}, {service.State}"));
+}
+
+/// <summary>Numbers of live services.</summary>
+public sealed class ServiceIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Select(service => (service.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{service.SocketPath}: {service.State}"));
+}
+
+/// <summary>Region ids of what requests have registered.</summary>
+public sealed class RegionIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Vms.SelectMany(vm => vm.GetRegisteredMemory().Select(memory => (Formatting.Hex(memory.Key), $"VM {vm.Name}, slot {memory.Value.Slot}")));
+}
+
+/// <summary>Registers that have MMIO addresses, and how the others are written.</summary>
+public sealed class AllocCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Vms
+        .SelectMany(vm => vm.GetMmioAllocations().Select(held => (held.Key.ToString(), $"VM {vm.Name}, {held.Value}")))
+        .Append(("PciBar:00:00.0/0", "a register of a PCI device: PciBar:BUS:DEVICE.FUNCTION/BAR"));
+}
+
+/// <summary>Datamatches.</summary>
+public sealed class DatamatchCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() =>
+        [("AnyLength", "stores of any length"), ("U8", "stores of 1 byte; U8:0x7f, of this value"), ("U16", "stores of 2 bytes; U16:0x1337, of this value"), ("U32", "stores of 4 bytes; U32:5, of this value"), ("U64", "stores of 8 bytes; U64:5, of this value")];
+}

@@ -19,16 +19,20 @@ public sealed class RangeAttribute : ArgumentTransformationAttribute
     {
         var value = input is PSObject wrapped ? wrapped.BaseObject : input;
         if (value is AddressRange range) return range;
+        if (value is VmMemoryRange run) return Make(run.Address, run.Size);
+        if (value is MemoryBlock block) return Make(block.Address, (ulong)block.Size);
+        if (value is GuestRegionMmap region) return Make(region.GuestAddress, region.Size);
         var parts = (value as string)?.Split('+', 2) ?? [];
         if (parts.Length != 2) throw new ArgumentTransformationMetadataException($"'{input}' is not a range. Write the guest address and the size: '0x100000+64KiB'.");
         try
         {
-            var size = NumberText.Parse(parts[1]);
-            return new AddressRange(NumberText.Parse(parts[0]), size, (long)(size / HostPage.Size));
+            return Make(NumberText.Parse(parts[0]), NumberText.Parse(parts[1]));
         }
         catch (Exception exception) when (exception is FormatException or OverflowException)
         {
             throw new ArgumentTransformationMetadataException(exception.Message, exception);
         }
     }
+
+    private static AddressRange Make(ulong address, ulong size) => new(address, size, (long)(size / HostPage.Size));
 }

@@ -79,21 +79,30 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.ZeroSize or GuestMemoryError.UnalignedOffset or GuestMemoryError.UnalignedSize or GuestMemoryError.InvalidPointer or GuestMemoryError.MapFixed
             or GuestMemoryError.InvalidGuestRegion or GuestMemoryError.NoMemoryRegion or GuestMemoryError.MemoryRegionOverlap or GuestMemoryError.UnsortedMemoryRegions or GuestMemoryError.GuestAddressOverflow
             or GuestMemoryError.SocketPathTooLong or GuestMemoryError.NotAFilePath or GuestMemoryError.NotAFile or GuestMemoryError.ValueNotSupported
-            or GuestMemoryError.NotPageAligned or GuestMemoryError.InvalidAddress or GuestMemoryError.InvalidOffset => ErrorCategory.InvalidArgument,
+            or GuestMemoryError.NotPageAligned or GuestMemoryError.InvalidAddress or GuestMemoryError.InvalidOffset
+            or GuestMemoryError.AllocSizeZero or GuestMemoryError.BadAlignment or GuestMemoryError.IOPortOutOfRange or GuestMemoryError.InvalidAlloc
+            or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
-            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.SlotNotFound => ErrorCategory.ObjectNotFound,
+            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.SlotNotFound
+            or GuestMemoryError.ServiceNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
-            or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress => ErrorCategory.InvalidData,
-        GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted => ErrorCategory.LimitsExceeded,
-        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported => ErrorCategory.NotImplemented,
+            or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.InvalidBackendAddress
+            or GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds => ErrorCategory.InvalidData,
+        GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace => ErrorCategory.LimitsExceeded,
+        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported
+            or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses => ErrorCategory.NotImplemented,
         GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
-        GuestMemoryError.FileExists or GuestMemoryError.NameInUse => ErrorCategory.ResourceExists,
-        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket => ErrorCategory.InvalidOperation,
+        GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
+        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
-        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused => ErrorCategory.ConnectionError,
-        GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout => ErrorCategory.OperationTimeout,
-        GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable => ErrorCategory.ReadError,
+        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused or GuestMemoryError.Disconnected => ErrorCategory.ConnectionError,
+        GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout or GuestMemoryError.TubeTimeout => ErrorCategory.OperationTimeout,
+        GuestMemoryError.PageNotAccessible or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable or GuestMemoryError.UnexpectedEof => ErrorCategory.ReadError,
+        GuestMemoryError.WriteZero => ErrorCategory.WriteError,
+        GuestMemoryError.RequestFailed => ErrorCategory.InvalidResult,
+        GuestMemoryError.UnexpectedResponse => ErrorCategory.ProtocolError,
+        GuestMemoryError.DirtyRingOverrun => ErrorCategory.LimitsExceeded,
         _ => exception is SyscallException { ErrorCode: Errno.EPERM or Errno.EACCES } ? ErrorCategory.PermissionDenied : ErrorCategory.InvalidOperation,
     };
 }

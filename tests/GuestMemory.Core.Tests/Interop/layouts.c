@@ -467,6 +467,7 @@ static void files(void)
     CONSTANT(S_IFREG);
     CONSTANT(S_IFBLK);
     CONSTANT(S_IFDIR);
+    CONSTANT(S_IFIFO);
     CONSTANT(S_IFCHR);
     CONSTANT(S_IFIFO);
     CONSTANT(S_ISVTX);

@@ -37,6 +37,9 @@ public sealed class AddressAllocator
     /// <summary>The pools, as they were given.</summary>
     public IReadOnlyList<AllocRange> Pools => _pools;
 
+    /// <summary>Who has which addresses.</summary>
+    internal IEnumerable<KeyValuePair<Alloc, AllocRange>> Allocations => _allocs.Select(static held => KeyValuePair.Create(held.Key, held.Value.Range));
+
     /// <summary>Whether nothing is allocated.</summary>
     public bool IsEmpty => _allocs.Count == 0;
 

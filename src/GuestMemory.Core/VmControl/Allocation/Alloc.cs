@@ -9,6 +9,16 @@ public abstract record Alloc
     {
     }
 
+    /// <summary>
+    /// Reads the text that ToString gives: PciBar:BUS:DEVICE.FUNCTION/BAR with hexadecimal numbers, as lspci shows them
+    /// (PciBar:00:03.0/2), PciBridgeWindow:00:03.0, PciBridgePrefetchWindow:00:03.0, GpuRenderNode, Pstore, Anon:1, PmemDevice:0, FileBacked:0.
+    /// </summary>
+    /// <exception cref="FormatException">It is no such text.</exception>
+    public static Alloc Parse(string text) => AllocText.Parse(text);
+
+    /// <summary>The text that <see cref="Parse"/> reads.</summary>
+    public sealed override string ToString() => AllocText.Write(this);
+
     /// <summary>Nobody in particular; see <see cref="SystemAllocator.NextAnonAlloc"/>.</summary>
     /// <param name="Id">A number of its own.</param>
     public sealed record Anon(ulong Id) : Alloc;

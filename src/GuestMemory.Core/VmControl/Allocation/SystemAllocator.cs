@@ -41,6 +41,26 @@ public sealed class SystemAllocator
             new(mmioAddressRanges is { Count: > 0 } ? mmioAddressRanges.Select(pool.Intersect) : [pool], HostPage.Size);
     }
 
+    /// <summary>
+    /// An allocator of the addresses that a memory leaves to devices, as a PC has them: MMIO from 3 to 4 GiB but for the last 20 MiB
+    /// (the firmware's and the interrupt controllers'), 64 GiB of MMIO above the memory and 4 GiB, ports from 0xc000, interrupts
+    /// from 5.
+    /// </summary>
+    public static SystemAllocator ForMemory(GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        const ulong GiB = 1 << 30;
+        var above = Math.Max(4 * GiB, HostPage.RoundUp(Math.Min(memory.LastAddress, ulong.MaxValue - 66 * GiB) + 1, GiB));
+        var config = new SystemAllocatorConfig
+        {
+            Io = new AllocRange(0xc000, LastPort),
+            LowMmio = new AllocRange(0xc000_0000, 0xfebf_ffff),
+            HighMmio = new AllocRange(above, above + 64 * GiB - 1),
+            FirstIrq = 5,
+        };
+        return new SystemAllocator(config, mmioAddressRanges: Gaps(memory));
+    }
+
     /// <summary>MMIO below 4 GiB.</summary>
     public AddressAllocator LowMmio { get; }
 
@@ -135,6 +155,21 @@ public sealed class SystemAllocator
 
     /// <summary>Whether no place of a bus is taken.</summary>
     public bool IsPciBusEmpty(byte bus) => !_buses.TryGetValue(bus, out var allocator) || allocator.IsEmpty;
+
+    private static List<AllocRange> Gaps(GuestMemoryMmap memory)
+    {
+        var gaps = new List<AllocRange>();
+        var next = 0UL;
+        foreach (var region in memory.Regions)
+        {
+            if (region.GuestAddress > next) gaps.Add(new AllocRange(next, region.GuestAddress - 1));
+            if (region.LastAddress == ulong.MaxValue) return gaps;
+            next = region.LastAddress + 1;
+        }
+
+        gaps.Add(new AllocRange(next, ulong.MaxValue));
+        return gaps;
+    }
 
     private static bool IsPlace(PciAddress address) => address is { Device: < 32, Function: < 8 };
 

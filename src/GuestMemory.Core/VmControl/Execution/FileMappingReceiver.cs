@@ -57,7 +57,7 @@ internal sealed class FileMappingReceiver(VmMemoryExecution on, ulong count) : I
     {
         try
         {
-            return on.Tube!.Receive(length, on.Cancellation, on.Context.FileMappingTimeout);
+            return on.Tube!.Receive(length, on.Cancellation, on.FileMappingTimeout);
         }
         catch (GuestMemoryException exception)
         {

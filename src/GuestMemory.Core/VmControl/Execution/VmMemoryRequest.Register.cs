@@ -56,7 +56,7 @@ public abstract partial record VmMemoryRequest
         {
             VmMemorySource.Descriptor source => MapFile(source.File, source.Offset, source.Size),
             VmMemorySource.SharedMemory source => MapFile(source.Memory.Descriptor, 0, source.Memory.Size),
-            VmMemorySource.ExternalMapping source => VmMemoryExecution.Map(() => MemoryMapping.External(unchecked((nint)source.Pointer), source.Size)),
+            VmMemorySource.ExternalMapping source => VmMemoryExecution.Map(() => MemoryMapping.External(unchecked((nint)source.Pointer), source.Size, source.Owner)),
             _ => throw new RequestFailure("vulkan mapping is not supported without GPU feature"),
         };
 

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
@@ -12,8 +13,13 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     private readonly Tube _tube = tube ?? throw new ArgumentNullException(nameof(tube));
 
     /// <summary>Connects to the service that listens at a path.</summary>
-    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong.</exception>
-    public static VmMemoryClient Connect(string path) => new(Tube.Connect(path));
+    /// <param name="path">The path.</param>
+    /// <param name="timeout">How long the service may keep it waiting, for each message; null for ever.</param>
+    /// <param name="cancellation">Ends the wait for a service that accepts nobody.</param>
+    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, TubeTimeout.</exception>
+    /// <exception cref="SyscallException">EINVAL: the time is zero or negative.</exception>
+    /// <exception cref="OperationCanceledException">The wait was ended.</exception>
+    public static VmMemoryClient Connect(string path, TimeSpan? timeout = null, CancellationToken cancellation = default) => new(Tube.Connect(path, timeout, cancellation));
 
     /// <summary>Reserves a slot for a PCI register.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
@@ -68,8 +74,8 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     {
         ArgumentNullException.ThrowIfNull(request);
         var mappings = request is VmMemoryRequest.MmapAndRegisterMemory mmap ? Announced(mmap) : [];
-        _tube.Send(request, VmControlJson.Default.VmMemoryRequest);
-        foreach (var chunk in mappings.Chunk(Tube.MaxDescriptors)) _tube.Send(chunk, VmControlJson.Default.VmMemoryFileMappingArray, chunk.Length);
+        _tube.Send(request, VmControlJson.Default.VmMemoryRequest, cancellation: cancellation);
+        foreach (var chunk in mappings.Chunk(Tube.MaxDescriptors)) _tube.Send(chunk, VmControlJson.Default.VmMemoryFileMappingArray, chunk.Length, cancellation);
         return _tube.Receive(VmControlJson.Default.VmMemoryResponse, cancellation: cancellation);
     }
 
@@ -97,6 +103,6 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     }
 
     private static GuestMemoryException Failure(VmMemoryResponse response) => response is VmMemoryResponse.Err error
-        ? new GuestMemoryException(GuestMemoryError.RequestFailed, error.Chain)
+        ? error.ToException()
         : new GuestMemoryException(GuestMemoryError.UnexpectedResponse, $"The service answered {response}, which is no answer to this request.");
 }

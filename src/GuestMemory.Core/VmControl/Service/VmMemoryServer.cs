@@ -13,7 +13,7 @@ internal sealed class VmMemoryServer : IDisposable
 
     private readonly VmMemoryContext _context;
     private readonly UnixListener? _listener;
-    private readonly bool _exposeWithViommu;
+    private readonly VmMemoryServiceOptions _options;
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly Epoll _epoll = new();
     private readonly Lock _lock = new();
@@ -27,11 +27,11 @@ internal sealed class VmMemoryServer : IDisposable
     private long _errors;
 
     /// <summary>Takes the listener over.</summary>
-    public VmMemoryServer(VmMemoryContext context, UnixListener? listener, bool exposeWithViommu)
+    public VmMemoryServer(VmMemoryContext context, UnixListener? listener, VmMemoryServiceOptions options)
     {
         _context = context;
         _listener = listener;
-        _exposeWithViommu = exposeWithViommu;
+        _options = options;
     }
 
     public int ConnectionCount
@@ -169,7 +169,7 @@ internal sealed class VmMemoryServer : IDisposable
             return;
         }
 
-        lock (_lock) Watch(new VmMemoryTube(new Tube(socket), RemotePeer: true, _exposeWithViommu));
+        lock (_lock) Watch(new VmMemoryTube(new Tube(socket), RemotePeer: true, _options.ExposeWithViommu));
     }
 
     private void Serve(VmMemoryTube tube)
@@ -198,7 +198,9 @@ internal sealed class VmMemoryServer : IDisposable
         try
         {
             using var message = tube.Tube.Receive(Tube.DefaultMaxDescriptors, CancellationToken.None);
-            return message.Read(VmControlJson.Default.VmMemoryRequest).Execute(_context, tube.Tube, tube.RemotePeer, tube.ExposeWithViommu, _stopping.Token);
+            var iommu = tube.ExposeWithViommu ? _context.IommuClient : null;
+            return message.Read(VmControlJson.Default.VmMemoryRequest)
+                .Execute(new VmMemoryExecution(_context, tube.Tube, tube.RemotePeer, iommu, _options.FileMappingTimeout ?? _context.FileMappingTimeout, _stopping.Token));
         }
         catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds)
         {

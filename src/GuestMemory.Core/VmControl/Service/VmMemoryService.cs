@@ -60,7 +60,7 @@ public sealed class VmMemoryService : IDisposable
         ArgumentNullException.ThrowIfNull(context);
         ArgumentNullException.ThrowIfNull(options);
         var listener = options.SocketPath is { } path ? UnixListener.Open(path, options.AllowUser, options.Force, UnixSocket.SOCK_SEQPACKET) : null;
-        return new VmMemoryService(options, context, new VmMemoryServer(context, listener, options.ExposeWithViommu));
+        return new VmMemoryService(options, context, new VmMemoryServer(context, listener, options));
     }
 
     /// <summary>Serves a tube too, and takes it over. From any thread.</summary>

@@ -25,6 +25,7 @@ public sealed class Tube : IDisposable
 
     private const int CancellationPause = 50;
 
+    private TimeSpan? _sendTimeout;
     private TimeSpan? _receiveTimeout;
 
     /// <summary>Takes a connected SOCK_SEQPACKET socket over.</summary>
@@ -44,19 +45,25 @@ public sealed class Tube : IDisposable
     }
 
     /// <summary>Connects to who listens at a path.</summary>
-    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong.</exception>
-    /// <exception cref="SyscallException">The kernel refused for another reason.</exception>
-    public static Tube Connect(string path)
+    /// <param name="path">The path.</param>
+    /// <param name="timeout">How long the other end may keep it waiting: to accept, to send and to receive; null for ever.</param>
+    /// <param name="cancellation">Ends the wait to be accepted.</param>
+    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong; TubeTimeout: nobody accepts.</exception>
+    /// <exception cref="SyscallException">EINVAL: the time is zero or negative. The kernel refused for another reason.</exception>
+    /// <exception cref="OperationCanceledException">The wait was ended.</exception>
+    public static Tube Connect(string path, TimeSpan? timeout = null, CancellationToken cancellation = default)
     {
-        var socket = UnixSocket.Create(nonBlocking: false, type: UnixSocket.SOCK_SEQPACKET);
+        var tube = new Tube(UnixSocket.Create(nonBlocking: false, type: UnixSocket.SOCK_SEQPACKET));
         try
         {
-            var error = UnixSocket.TryConnect(socket, path);
-            return error == 0 ? new Tube(socket) : throw ConnectFailure(error, path);
+            tube.SetSendTimeout(timeout);
+            tube.SetReceiveTimeout(timeout);
+            var error = (int)-tube.WhileBusy(() => -UnixSocket.TryConnect(tube.Socket, path), cancellation);
+            return error == 0 ? tube : throw ConnectFailure(error, path);
         }
         catch
         {
-            socket.Dispose();
+            tube.Dispose();
             throw;
         }
     }
@@ -74,7 +81,11 @@ public sealed class Tube : IDisposable
 
     /// <summary>Limits how long sending may wait for the other end; null for ever.</summary>
     /// <exception cref="SyscallException">EINVAL: the time is zero (less than a microsecond) or negative.</exception>
-    public void SetSendTimeout(TimeSpan? timeout) => SetTimeout(UnixSocket.SO_SNDTIMEO, timeout, "Limiting the time to send");
+    public void SetSendTimeout(TimeSpan? timeout)
+    {
+        SetTimeout(UnixSocket.SO_SNDTIMEO, timeout, "Limiting the time to send");
+        _sendTimeout = timeout;
+    }
 
     /// <summary>Limits how long receiving may wait for the other end; null for ever.</summary>
     /// <exception cref="SyscallException">EINVAL: the time is zero (less than a microsecond) or negative.</exception>
@@ -88,9 +99,12 @@ public sealed class Tube : IDisposable
     /// <param name="value">What is sent. Its descriptors go along as duplicates, and stay the caller's.</param>
     /// <param name="type">How it is written.</param>
     /// <param name="maxDescriptors">How many descriptors it may have, up to <see cref="MaxDescriptors"/>.</param>
+    /// <param name="cancellation">Ends the wait for room.</param>
     /// <exception cref="GuestMemoryException">SendTooManyFds: nothing was sent. Disconnected; TubeTimeout; BadJson: the value cannot be written.</exception>
     /// <exception cref="SyscallException">EMSGSIZE: the message does not fit the socket's buffer. What sendmsg(2) says.</exception>
-    public void Send<T>(T value, JsonTypeInfo<T> type, int maxDescriptors = DefaultMaxDescriptors) => Send(value, type, maxDescriptors, wait: true);
+    /// <exception cref="OperationCanceledException">The wait was ended; nothing was sent.</exception>
+    public void Send<T>(T value, JsonTypeInfo<T> type, int maxDescriptors = DefaultMaxDescriptors, CancellationToken cancellation = default) =>
+        Send(value, type, maxDescriptors, wait: true, cancellation);
 
     /// <summary>Waits for a message and reads it.</summary>
     /// <param name="type">What is expected.</param>
@@ -109,13 +123,13 @@ public sealed class Tube : IDisposable
     /// <summary>Closes this end.</summary>
     public void Dispose() => Socket.Dispose();
 
-    internal void Send<T>(T value, JsonTypeInfo<T> type, int maxDescriptors, bool wait)
+    internal void Send<T>(T value, JsonTypeInfo<T> type, int maxDescriptors, bool wait, CancellationToken cancellation = default)
     {
         if (maxDescriptors > MaxDescriptors) throw TooMany(GuestMemoryError.SendTooManyFds, maxDescriptors, MaxDescriptors);
         var descriptors = new List<SafeHandle>();
         var json = DescriptorJson.Serialize(value, type, descriptors);
         if (descriptors.Count > maxDescriptors) throw TooMany(GuestMemoryError.SendTooManyFds, descriptors.Count, maxDescriptors);
-        var sent = Send(json, descriptors, wait);
+        var sent = wait ? WhileBusy(() => Send(json, descriptors, wait), cancellation) : Send(json, descriptors, wait);
         if (sent < 0) throw Failure("sendmsg", (int)-sent, $"Sending a message of {json.Length} bytes");
     }
 
@@ -166,6 +180,29 @@ public sealed class Tube : IDisposable
         }
     }
 
+    /// <summary>
+    /// Does again what the other end has no room for, until the time to send is over. Where it can be cancelled, the kernel waits for
+    /// a moment at a time.
+    /// </summary>
+    private nint WhileBusy(Func<nint> call, CancellationToken cancellation)
+    {
+        if (!cancellation.CanBeCanceled) return call();
+        cancellation.ThrowIfCancellationRequested();
+        var limit = _sendTimeout;
+        var start = Stopwatch.GetTimestamp();
+        _ = UnixSocket.TrySetTimeout(Socket, UnixSocket.SO_SNDTIMEO, TimeSpan.FromMilliseconds(Pause(limit)));
+        try
+        {
+            nint result;
+            while ((result = call()) == -Errno.EAGAIN && !(limit is { } time && Stopwatch.GetElapsedTime(start) > time)) cancellation.ThrowIfCancellationRequested();
+            return result;
+        }
+        finally
+        {
+            _ = UnixSocket.TrySetTimeout(Socket, UnixSocket.SO_SNDTIMEO, limit ?? TimeSpan.Zero);
+        }
+    }
+
     private void WaitFor(TimeSpan? limit, CancellationToken cancellation)
     {
         using var lease = new DescriptorLease(Socket);
@@ -201,6 +238,7 @@ public sealed class Tube : IDisposable
         Errno.ENOENT or Errno.ENOTDIR => new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the service first, or correct the path."),
         Errno.ECONNREFUSED when FileStatus.TryGet(path, out var status, follow: true) == 0 && (status.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFSOCK =>
             new GuestMemoryException(GuestMemoryError.NotASocket, $"What is at {path} is not a socket."),
+        Errno.EAGAIN => new GuestMemoryException(GuestMemoryError.TubeTimeout, $"Who listens at {path} accepted nobody in time."),
         Errno.ECONNREFUSED => new GuestMemoryException(GuestMemoryError.ConnectionRefused, $"Nobody listens at {path}. Start the service again."),
         _ => new SyscallException("connect", error, $"Connecting to {path}"),
     };
