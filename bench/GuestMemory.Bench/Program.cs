@@ -3,7 +3,7 @@ using GuestMemory.Bench;
 // bench serve SOCKET IMAGE [--strategy S] [--window N] [--record FILE] [--replay FILE]
 //                                a handler in a process of its own, until its input ends
 // bench faults [--mib N] [--pairs N] [--write FILE]
-// bench memory|bitmaps|log [--pairs N] [--cpu N] [--write FILE]
+// bench memory|bitmaps|log|requests [--pairs N] [--attempts N] [--cpu N] [--write FILE]
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
 // bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
 // bench strategies [--mib N] [--rounds N]
@@ -12,7 +12,7 @@ return args switch
     ["serve", var socket, var image, .. var rest] => Server.Run(socket, image, rest),
     ["faults", .. var options] => new FaultScenario(options).Run(),
     ["rows", var name] => Rows(name).Run(),
-    ["memory" or "bitmaps" or "log", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
+    ["memory" or "bitmaps" or "log" or "requests", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
     ["shell", .. var options] => new ShellScenario(options).Run(),
     ["strategies", .. var options] => new StrategyScenario(options).Run(),
     [] => new FaultScenario([]).Run(),
@@ -23,13 +23,14 @@ static RowSet Rows(string name) => name switch
 {
     "memory" => new MemoryRows(),
     "bitmaps" => new BitmapRows(),
+    "requests" => new RequestRows(),
     _ => new LogRows(),
 };
 
 static int Usage()
 {
     Console.Error.WriteLine("usage: ./build.sh Bench [faults [--mib 256] [--pairs 15] [--write docs/performance.md]]");
-    Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log [--pairs 15] [--cpu 0] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log|requests [--pairs 15] [--attempts 4] [--cpu 0] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench shell [--mib 1024] [--pairs 9] [--calls 1000000] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench strategies [--mib 256] [--rounds 5]");
     return 2;

@@ -12,10 +12,10 @@ namespace GuestMemory.Bench;
 /// </summary>
 internal sealed class RowScenario(RowSet set, string[] options)
 {
-    private const int Attempts = 4;
     private const int PairsPerProcess = 3;
 
     private readonly int _pairs = Option(options, "--pairs", 15);
+    private readonly int _attempts = Option(options, "--attempts", 4);
     private readonly string _cpu = Text(options, "--cpu") ?? set.Cpus;
     private readonly string? _write = Text(options, "--write");
     private readonly string _folder = Directory.CreateTempSubdirectory("gm-bench-").FullName;
@@ -24,10 +24,10 @@ internal sealed class RowScenario(RowSet set, string[] options)
     {
         try
         {
-            var baseline = Compile(_folder, "cbase", "-mavx2", "-w");
+            var baseline = Compile(_folder, set.Program, "-mavx2", "-pthread", "-w");
             var results = new Result?[set.Rows.Length];
             var allocated = 0L;
-            for (var attempt = 0; attempt < Attempts && results.Any(result => result is null or { Spread: > AllowedSpread }); attempt++)
+            for (var attempt = 0; attempt < _attempts && results.Any(result => result is null or { Spread: > AllowedSpread }); attempt++)
             {
                 allocated += Attempt(baseline, results);
             }
@@ -37,7 +37,7 @@ internal sealed class RowScenario(RowSet set, string[] options)
             Console.WriteLine($"allocated: {allocated} bytes");
             if (_write is not null)
             {
-                WriteSection(_write, set.Name, $"{set.Setup}, {_pairs} alternating pairs, medians. All of ours together allocated {allocated} bytes.\n\n{table}");
+                WriteSection(_write, set.Name, $"{set.Setup}, {_pairs} alternating pairs, medians. {set.Remark(allocated)}\n\n{table}");
             }
 
             return 0;
@@ -58,7 +58,7 @@ internal sealed class RowScenario(RowSet set, string[] options)
             var row = i;
             var own = pairs.Select(pair => pair.Ours[row]).ToArray();
             var c = pairs.Select(pair => set.Rows[row].Reference is { } reference ? pair.Ours[set.IndexOf(reference)] : pair.Baseline[row]).ToArray();
-            var result = new Result(Median(own), Median(c), Ratio(own, c), Spread(c));
+            var result = new Result(Median(own), Median(c), Ratio(own, c), set.Rows[row].Tail ? double.NaN : Spread(c));
             if (results[i] is null || results[i]!.Spread > AllowedSpread) results[i] = result;
         }
 
@@ -76,7 +76,7 @@ internal sealed class RowScenario(RowSet set, string[] options)
         ours.StandardOutput.ReadLine();
         for (var i = 0; i < PairsPerProcess && pairs.Count < _pairs; i++)
         {
-            var c = Baseline(string.Concat(set.Filters.Select(filter => Execute("taskset", "-c", _cpu, baseline, "--filter", filter, "--mib", set.Mebibytes, "--reps", "5"))));
+            var c = Baseline(string.Concat(set.Filters.Select(filter => Execute("taskset", "-c", _cpu, baseline, "--filter", filter, "--mib", set.Mebibytes, "--reps", $"{set.Repetitions}"))));
             ours.StandardInput.WriteLine();
             var figures = (ours.StandardOutput.ReadLine() ?? throw new InvalidOperationException("The measuring process ended.")).Split(' ');
             pairs.Add(([.. figures[..^1].Select(text => double.Parse(text, CultureInfo.InvariantCulture))], c));
@@ -116,9 +116,12 @@ internal sealed class RowScenario(RowSet set, string[] options)
         return table.ToString();
     }
 
-    private static string Time(double nanoseconds) => nanoseconds < 1000
-        ? string.Create(CultureInfo.InvariantCulture, $"{nanoseconds:0.00} ns")
-        : string.Create(CultureInfo.InvariantCulture, $"{nanoseconds / 1000:0} us");
+    private static string Time(double nanoseconds) => nanoseconds switch
+    {
+        < 1000 => string.Create(CultureInfo.InvariantCulture, $"{nanoseconds:0.00} ns"),
+        < 100_000 => string.Create(CultureInfo.InvariantCulture, $"{nanoseconds / 1000:0.0} us"),
+        _ => string.Create(CultureInfo.InvariantCulture, $"{nanoseconds / 1000:0} us"),
+    };
 
     private sealed record Result(double Ours, double Baseline, double Ratio, double Spread);
 }

@@ -6,8 +6,6 @@ namespace GuestMemory.Bench;
 /// <summary>A table of operations: what C calls each, and how ours are measured.</summary>
 internal abstract class RowSet
 {
-    private const int Repetitions = 5;
-
     private long _allocated;
     private int _repetitions;
 
@@ -23,14 +21,23 @@ internal abstract class RowSet
     /// <summary>What to ask the C program for, a run each.</summary>
     public abstract string[] Filters { get; }
 
+    /// <summary>The C program of bench/baseline.</summary>
+    public virtual string Program => "cbase";
+
     /// <summary>How much memory the C program is to use.</summary>
-    public abstract string Mebibytes { get; }
+    public virtual string Mebibytes => "0";
+
+    /// <summary>How often each body is repeated, in C and in ours, for the median.</summary>
+    public virtual int Repetitions => 5;
 
     /// <summary>The CPUs that both run on, unless the command says otherwise.</summary>
     public virtual string Cpus => "0";
 
     /// <summary>How often everything runs before it counts: what runs first is compiled first, and again when it has run often.</summary>
     protected abstract int WarmUps { get; }
+
+    /// <summary>What the page says of the bytes that all of ours allocated.</summary>
+    public virtual string Remark(long allocated) => $"All of ours together allocated {allocated} bytes.";
 
     public int IndexOf(string row) => Array.FindIndex(Rows, each => each.Name == row);
 
@@ -88,5 +95,6 @@ internal abstract class RowSet
     /// <param name="Target">What is to be reached, for the page.</param>
     /// <param name="Operations">How often the body does it.</param>
     /// <param name="Reference">The row of ours that stands in for C.</param>
-    public sealed record Row(string Name, string? Baseline, string Target, int Operations, string? Reference = null);
+    /// <param name="Tail">A percentile: what the rest of the machine does decides on it, and its spread makes nothing void.</param>
+    public sealed record Row(string Name, string? Baseline, string Target, int Operations, string? Reference = null, bool Tail = false);
 }

@@ -9,10 +9,10 @@ internal static class Host
         for (var i = 0; i < 1000 && !condition(); i++) Thread.Sleep(10);
     }
 
-    /// <summary>Descriptors that handlers and registrations use, and their threads.</summary>
+    /// <summary>Descriptors that handlers, registrations and requests use, the memfds of tests, and the threads of handlers.</summary>
     public static (int Descriptors, int Threads) Resources() =>
         (Directory.GetFiles("/proc/self/fd").Count(link => new FileInfo(link).LinkTarget is { } target
-            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || target.Contains("/gm-", StringComparison.Ordinal))),
+            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || target.StartsWith("/memfd:test", StringComparison.Ordinal) || target.Contains("/gm-", StringComparison.Ordinal))),
         Threads("uffd-") + Threads("guest-memory-ac"));
 
     /// <summary>Threads whose name begins so; the kernel keeps 15 characters.</summary>

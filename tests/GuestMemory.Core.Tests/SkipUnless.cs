@@ -18,6 +18,12 @@ public sealed class CompilerFactAttribute : FactAttribute
     }
 }
 
+/// <summary>A test in which a C program is another user.</summary>
+public sealed class OtherUserFactAttribute : FactAttribute
+{
+    public OtherUserFactAttribute() => Skip = Users.Current != 0 ? "needs root, to become another user" : new CompilerFactAttribute().Skip;
+}
+
 /// <summary>A test that needs a userfaultfd.</summary>
 public sealed class UffdFactAttribute : FactAttribute
 {

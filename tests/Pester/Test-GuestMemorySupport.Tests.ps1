@@ -87,6 +87,29 @@ Describe 'Test-GuestMemorySupport' {
         $rows[0].Remedy | Should -Match 'setfacl.*/dev/userfaultfd'
     }
 
+    It 'tells a user whom /dev/kvm refuses what to ask for, and so does the error' {
+        if ((id -u) -ne '0' -or -not (Get-Command setpriv -CommandType Application -ErrorAction Ignore)) {
+            Set-ItResult -Skipped -Because 'to run a child as another user takes root and setpriv'
+        }
+        $user = 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'
+        if (-not (Test-Path /dev/kvm)) { Set-ItResult -Skipped -Because 'there is no /dev/kvm here' }
+        & $user[0] $user[1..3] test -w /dev/kvm
+        if (-not $LASTEXITCODE) { Set-ItResult -Skipped -Because 'every user may use /dev/kvm here' }
+        $copy = New-Item -ItemType Directory "$TestDrive/kvm"
+        Copy-Item -Recurse $manifest, "$(Split-Path $manifest)/bin" $copy
+        & $user[0] $user[1..3] test -r "$copy/GuestMemory.psd1" -a -x $pwsh[0]
+        if ($LASTEXITCODE) { Set-ItResult -Skipped -Because "user 65534 may not read $copy or run $($pwsh[0])" }
+        $script = "Import-Module '$copy/GuestMemory.psd1'
+            New-MmapRegion 1MiB 0 | New-GuestVm -ErrorAction SilentlyContinue -ErrorVariable failure
+            @{ Row = Test-GuestMemorySupport Kvm; Id = `$failure[0].FullyQualifiedErrorId; Message = `$failure[0].Exception.Message } | ConvertTo-Json"
+        $answer = & $user[0] $user[1..3] env "HOME=$TestDrive" @pwsh -NoProfile -NonInteractive -Command $script | Out-String | ConvertFrom-Json
+        $answer.Row.Supported | Should -BeFalse
+        $answer.Row.Detail | Should -Match '/dev/kvm'
+        $answer.Row.Remedy | Should -Match 'group kvm'
+        $answer.Id | Should -BeLike 'KvmDenied,*'
+        $answer.Message | Should -Match 'EACCES.*group kvm'
+    }
+
     It 'shows feature, answer, what was found and the remedy' {
         Test-GuestMemorySupport Kvm | Out-String -Width 250 | Should -Match 'Feature\s+Supported\s+Detail\s+Remedy[\s-]+Kvm\s+(True|False)\s+/dev/kvm'
     }

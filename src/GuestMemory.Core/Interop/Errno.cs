@@ -31,6 +31,7 @@ public static class Errno
     public const int ELOOP = 40;
     public const int EBADMSG = 74;
     public const int EOVERFLOW = 75;
+    public const int EMSGSIZE = 90;
     public const int EOPNOTSUPP = 95;
     public const int EADDRINUSE = 98;
     public const int ECONNABORTED = 103;
@@ -69,6 +70,7 @@ public static class Errno
         ELOOP => nameof(ELOOP),
         EBADMSG => nameof(EBADMSG),
         EOVERFLOW => nameof(EOVERFLOW),
+        EMSGSIZE => nameof(EMSGSIZE),
         EOPNOTSUPP => nameof(EOPNOTSUPP),
         EADDRINUSE => nameof(EADDRINUSE),
         ECONNABORTED => nameof(ECONNABORTED),

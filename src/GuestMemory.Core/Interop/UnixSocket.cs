@@ -62,11 +62,13 @@ internal static unsafe partial class UnixSocket
     public const int SOL_SOCKET = 1;
     public const int SCM_RIGHTS = 1;
     public const int SO_TYPE = 3;
+    public const int SO_SNDBUF = 7;
     public const int SO_PEERCRED = 17;
     public const int SO_ACCEPTCONN = 30;
     public const int SO_DOMAIN = 39;
     public const int SO_RCVTIMEO = 20;
     public const int SO_SNDTIMEO = 21;
+    public const int SO_SNDBUFFORCE = 32;
     public const int MSG_PEEK = 0x2;
     public const int MSG_CTRUNC = 0x8;
     public const int MSG_TRUNC = 0x20;
@@ -173,6 +175,14 @@ internal static unsafe partial class UnixSocket
         using var lease = new DescriptorLease(socket);
         var value = new TimeVal { tv_sec = timeout.Ticks / TimeSpan.TicksPerSecond, tv_usec = timeout.Ticks % TimeSpan.TicksPerSecond / TimeSpan.TicksPerMicrosecond };
         return setsockopt(lease.Number, SOL_SOCKET, option, &value, (uint)sizeof(TimeVal)) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Makes room for a packet of so many bytes where there is less: as much as this user may have.</summary>
+    public static void MakeRoom(SafeDescriptor socket, int bytes)
+    {
+        using var lease = new DescriptorLease(socket);
+        // The kernel doubles it, for what it needs itself. Only an administrator of the network is let past net.core.wmem_max.
+        if (setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(int)) != 0) _ = setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(int));
     }
 
     /// <summary>Waits for a packet and leaves it there: its length, 0 at the end, or the negated error number.</summary>

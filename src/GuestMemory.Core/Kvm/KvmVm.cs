@@ -87,7 +87,9 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     public uint AddMemoryRegion(GuestAddress address, MappedRegion mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
     {
         ArgumentNullException.ThrowIfNull(mapping);
-        // The flag by which a guest's own choice of caching would be honoured is unknown to the kernels of this world: every mapping is coherent.
+        // Upstream has the guest's own choice of caching honoured by a flag (bit 3) that only the kernels of ChromeOS know, and is coherent where
+        // KVM refuses it. Its capability number means something else in Linux (KVM_CAP_PRE_FAULT_MEMORY), and so might the flag one day:
+        // here every mapping is coherent.
         _ = cache;
         var attempted = $"Adding 0x{mapping.Size:x} bytes at guest address {address}";
         lock (_lock)

@@ -6,6 +6,6 @@ public enum MemCacheType
     /// <summary>The hypervisor's: the host's ordinary, coherent memory type.</summary>
     CacheCoherent,
 
-    /// <summary>The guest's; honoured only by kernels that know it (a patch of ChromeOS), and coherent elsewhere.</summary>
+    /// <summary>The guest's: a wish, accepted and passed on. <see cref="KvmVm"/> maps it as <see cref="CacheCoherent"/>, as upstream does on every kernel but that of ChromeOS.</summary>
     CacheNonCoherent,
 }

@@ -27,7 +27,7 @@ public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryR
     /// </summary>
     public bool PreparesSharedMemory { get; init; } = HostPrepares.Value;
 
-    /// <summary>How long a client may take to send a packet of file mappings that it announced (upstream: for ever).</summary>
+    /// <summary>How long a client may take to send the file mappings that it announced, all of them together (upstream: for ever).</summary>
     public TimeSpan FileMappingTimeout { get; init; } = TimeSpan.FromSeconds(5);
 
     /// <summary>Held by each request while it is executed.</summary>

@@ -27,28 +27,34 @@ public abstract partial record VmMemoryRequest
     public VmMemoryResponse Execute(VmMemoryContext context, Tube? tube = null, bool remotePeer = false, bool exposeWithViommu = false, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(context);
-        return Execute(new VmMemoryExecution(context, tube, remotePeer, exposeWithViommu ? context.IommuClient : null, context.FileMappingTimeout, cancellation));
+        using var files = FilesFrom(tube, context.FileMappingTimeout);
+        files?.TakeAll(cancellation);
+        return Execute(context, files, remotePeer, exposeWithViommu, cancellation);
     }
 
-    internal VmMemoryResponse Execute(VmMemoryExecution on)
+    /// <summary>Executes the request, whose file mappings have come.</summary>
+    internal VmMemoryResponse Execute(VmMemoryContext context, FileMappingReceiver? files, bool remotePeer, bool exposeWithViommu, CancellationToken cancellation)
     {
-        // Another request may wait for its file mappings.
-        while (!on.Context.Lock.TryEnter(s_look)) on.Cancellation.ThrowIfCancellationRequested();
+        // Another request may free much memory.
+        while (!context.Lock.TryEnter(s_look)) cancellation.ThrowIfCancellationRequested();
         try
         {
-            return Run(on);
+            return Run(new VmMemoryExecution(context, files, remotePeer, exposeWithViommu ? context.IommuClient : null));
         }
 #pragma warning disable CA1031 // A service answers whatever happens: a request that fails must not end it.
-        catch (Exception exception) when (exception is not OperationCanceledException)
+        catch (Exception exception)
         {
             return new VmMemoryResponse.Err(RequestFailure.Chain(exception));
         }
 #pragma warning restore CA1031
         finally
         {
-            on.Context.Lock.Exit();
+            context.Lock.Exit();
         }
     }
+
+    /// <summary>Takes the packets of file mappings that follow the request in its tube; null where none are announced.</summary>
+    internal virtual FileMappingReceiver? FilesFrom(Tube? tube, TimeSpan limit) => null;
 
     /// <summary>The wire JSON; the descriptors are added to a list, and stand as their index in the text.</summary>
     public string ToJson(ICollection<SafeHandle> descriptors) => Encoding.UTF8.GetString(DescriptorJson.Serialize(this, VmControlJson.Default.VmMemoryRequest, descriptors));

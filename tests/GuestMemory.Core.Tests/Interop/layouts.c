@@ -323,6 +323,8 @@ static void sockets(void)
     CONSTANT(SO_ERROR);
     CONSTANT(SO_SNDBUF);
     CONSTANT(SO_RCVBUF);
+    CONSTANT(SO_SNDBUF);
+    CONSTANT(SO_SNDBUFFORCE);
     CONSTANT(SO_PEERCRED);
     CONSTANT(SO_RCVTIMEO);
     CONSTANT(SO_SNDTIMEO);
@@ -539,6 +541,7 @@ static void errors(void)
     CONSTANT(EPROTO);
     CONSTANT(EOPNOTSUPP);
     CONSTANT(ENOTSUP);
+    CONSTANT(EMSGSIZE);
     CONSTANT(EADDRINUSE);
     CONSTANT(ECONNABORTED);
     CONSTANT(ECONNABORTED);
@@ -572,18 +575,12 @@ static void virtual_machines(void)
     CONSTANT(KVM_CREATE_VM);
     CONSTANT(KVM_CHECK_EXTENSION);
     CONSTANT(KVM_GET_VCPU_MMAP_SIZE);
-    CONSTANT(KVM_GET_SUPPORTED_CPUID);
     CONSTANT(KVM_CREATE_VCPU);
     CONSTANT(KVM_GET_DIRTY_LOG);
     CONSTANT(KVM_SET_USER_MEMORY_REGION);
     CONSTANT(KVM_SET_TSS_ADDR);
     CONSTANT(KVM_IOEVENTFD);
     CONSTANT(KVM_RUN);
-    CONSTANT(KVM_GET_REGS);
-    CONSTANT(KVM_SET_REGS);
-    CONSTANT(KVM_GET_SREGS);
-    CONSTANT(KVM_SET_SREGS);
-    CONSTANT(KVM_SET_CPUID2);
     CONSTANT(KVM_ENABLE_CAP);
     CONSTANT(KVM_CLEAR_DIRTY_LOG);
     CONSTANT(KVM_RESET_DIRTY_RINGS);
@@ -648,6 +645,33 @@ static void virtual_machines(void)
     STRUCT_OFFSET(kvm_ioeventfd, fd);
     STRUCT_OFFSET(kvm_ioeventfd, flags);
 
+    STRUCT_SIZE(kvm_run);
+    STRUCT_OFFSET(kvm_run, immediate_exit);
+    STRUCT_OFFSET(kvm_run, exit_reason);
+    STRUCT_OFFSET(kvm_run, hw.hardware_exit_reason);
+    STRUCT_OFFSET(kvm_run, io.direction);
+    STRUCT_OFFSET(kvm_run, io.size);
+    STRUCT_OFFSET(kvm_run, io.port);
+    STRUCT_OFFSET(kvm_run, io.count);
+    STRUCT_OFFSET(kvm_run, io.data_offset);
+    STRUCT_OFFSET(kvm_run, mmio.phys_addr);
+    STRUCT_OFFSET(kvm_run, mmio.data);
+    STRUCT_OFFSET(kvm_run, mmio.len);
+    STRUCT_OFFSET(kvm_run, mmio.is_write);
+    STRUCT_OFFSET(kvm_run, internal.suberror);
+}
+
+#ifdef __x86_64__
+/* The state of a vCPU is the architecture's own. */
+static void virtual_cpus(void)
+{
+    CONSTANT(KVM_GET_SUPPORTED_CPUID);
+    CONSTANT(KVM_GET_REGS);
+    CONSTANT(KVM_SET_REGS);
+    CONSTANT(KVM_GET_SREGS);
+    CONSTANT(KVM_SET_SREGS);
+    CONSTANT(KVM_SET_CPUID2);
+
     STRUCT_SIZE(kvm_regs);
     STRUCT_OFFSET(kvm_regs, rax);
     STRUCT_OFFSET(kvm_regs, rbx);
@@ -706,22 +730,8 @@ static void virtual_machines(void)
     STRUCT_OFFSET(kvm_sregs, efer);
     STRUCT_OFFSET(kvm_sregs, apic_base);
     STRUCT_OFFSET(kvm_sregs, interrupt_bitmap);
-
-    STRUCT_SIZE(kvm_run);
-    STRUCT_OFFSET(kvm_run, immediate_exit);
-    STRUCT_OFFSET(kvm_run, exit_reason);
-    STRUCT_OFFSET(kvm_run, hw.hardware_exit_reason);
-    STRUCT_OFFSET(kvm_run, io.direction);
-    STRUCT_OFFSET(kvm_run, io.size);
-    STRUCT_OFFSET(kvm_run, io.port);
-    STRUCT_OFFSET(kvm_run, io.count);
-    STRUCT_OFFSET(kvm_run, io.data_offset);
-    STRUCT_OFFSET(kvm_run, mmio.phys_addr);
-    STRUCT_OFFSET(kvm_run, mmio.data);
-    STRUCT_OFFSET(kvm_run, mmio.len);
-    STRUCT_OFFSET(kvm_run, mmio.is_write);
-    STRUCT_OFFSET(kvm_run, internal.suberror);
 }
+#endif
 
 int main(void)
 {
@@ -734,6 +744,9 @@ int main(void)
     files();
     processes();
     virtual_machines();
+#ifdef __x86_64__
+    virtual_cpus();
+#endif
     signals();
     errors();
     return 0;

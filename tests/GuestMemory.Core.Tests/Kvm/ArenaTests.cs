@@ -6,7 +6,7 @@ public sealed class ArenaTests
     private static readonly ulong s_page = HostPage.Size;
 
     [Fact]
-    public void PartsOfAnArenaComeAndGo()
+    public void V11_7_PartsOfAnArenaComeAndGo()
     {
         using var arena = new MemoryMappingArena(0x40000);
         arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
@@ -23,7 +23,7 @@ public sealed class ArenaTests
     }
 
     [Fact]
-    public void WhatIsOutsideIsRefused()
+    public void V11_7_WhatIsOutsideIsRefused()
     {
         using var arena = new MemoryMappingArena(s_page);
         Assert.Equal(GuestMemoryError.NotPageAligned, ErrorOf(() => arena.AddAnonymous(s_page + 1, s_page, MemoryProtection.Read)));
@@ -34,7 +34,7 @@ public sealed class ArenaTests
     }
 
     [Fact]
-    public void PartsMayOverlap()
+    public void V11_7_PartsMayOverlap()
     {
         using var arena = new MemoryMappingArena(12 * s_page);
         foreach (var (page, pages) in ((ulong, ulong)[])[(4, 4), (2, 3), (7, 3), (3, 6)]) arena.AddAnonymous(page * s_page, pages * s_page, MemoryProtection.ReadWrite);
@@ -44,7 +44,7 @@ public sealed class ArenaTests
     }
 
     [Fact]
-    public void MsyncAndAdviceCheckTheirRange()
+    public void V11_7_MsyncAndAdviceCheckTheirRange()
     {
         using var arena = new MemoryMappingArena(4 * s_page);
         arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
@@ -70,7 +70,7 @@ public sealed class ArenaTests
     }
 
     [Fact]
-    public void BadMappingsAreRefused()
+    public void V11_7_BadMappingsAreRefused()
     {
         using var memfd = Memfd.CreateSealed("test", (long)s_page, 0);
         using var closed = new SafeDescriptor(-1);
@@ -81,6 +81,10 @@ public sealed class ArenaTests
         Assert.Equal(GuestMemoryError.InvalidPointer, ErrorOf(() => MemoryMapping.External(1, 1)));
         using var mapping = MemoryMapping.Anonymous(5);
         Assert.Equal(5, mapping.Memory.TryWrite(0, [1, 2, 3, 4, 5, 6], out _));
+        var overflow = Assert.Throws<VolatileMemoryException>(() => mapping.Memory.GetSlice(ulong.MaxValue, 3));
+        Assert.Equal(GuestMemoryError.Overflow, overflow.Error);
+        var outside = Assert.Throws<VolatileMemoryException>(() => mapping.Memory.GetSlice(3, 3));
+        Assert.Equal((GuestMemoryError.OutOfBounds, 6UL), (outside.Error, outside.Address));
         Assert.Equal(GuestMemoryError.AddFdMappingIsUnsupported, ErrorOf(() => mapping.AddFdMapping(0, 1, memfd, 0, MemoryProtection.Read)));
         Assert.Equal(GuestMemoryError.RemoveMappingIsUnsupported, ErrorOf(() => mapping.RemoveMapping(0, 1)));
     }

@@ -33,7 +33,7 @@ public sealed class GuestSlotTests : IDisposable
         var mapping = MemoryMapping.Anonymous(Page);
         mapping.Memory.TryWrite(0x10, [0x42], out _);
         Add(mapping, readOnly: true);
-        Guest.Load(TestGuest.Store8(Address + 0x10, 0x77), TestGuest.LoadToRcx(Address + 0x10), [0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00] /* mov [0x12000], rcx */, TestGuest.Hlt);
+        Guest.Load(TestGuest.Store8(Address + 0x10, 0x77), TestGuest.LoadToRcx(Address + 0x10), TestGuest.StoreRcx(0x12000), TestGuest.Hlt);
         Assert.Equal(new KvmExit(KvmExitReason.Mmio, Address + 0x10, 1, IsWrite: true, 0x77), Guest.Run());
         Assert.Equal(KvmExitReason.Hlt, Guest.Run().Reason);
         // It reads without leaving the guest, and what was written did not arrive.
@@ -65,7 +65,7 @@ public sealed class GuestSlotTests : IDisposable
         Assert.Equal((0, 0xBEEF), (Word(arena, 4 * Page), Word(arena, 5 * Page)));
         Assert.Equal(0xCAFE, Word(view, Page));
         // The guest reads zero there, where it read the file before.
-        Guest.RunToEnd(TestGuest.LoadToRcx(Address + 4 * Page), [0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00] /* mov [0x12000], rcx */);
+        Guest.RunToEnd(TestGuest.LoadToRcx(Address + 4 * Page), TestGuest.StoreRcx(0x12000));
         Assert.Equal(0UL, Guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
     }
 
@@ -117,7 +117,7 @@ public sealed class GuestSlotTests : IDisposable
     {
         Guest.Memory.WriteObject(new GuestAddress(0x10000), 0x1122334455667788UL);
         Guest.Vm.HandleBalloonEvent(BalloonEvent.Inflate(new GuestAddress(0x10000), Page));
-        Guest.RunToEnd(TestGuest.LoadToRcx(0x10000), [0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00] /* mov [0x12000], rcx */);
+        Guest.RunToEnd(TestGuest.LoadToRcx(0x10000), TestGuest.StoreRcx(0x12000));
         Assert.Equal(0UL, Guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
     }
 

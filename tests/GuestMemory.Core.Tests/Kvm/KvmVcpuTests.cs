@@ -32,7 +32,7 @@ public sealed class KvmVcpuTests : IDisposable
     public void TheGuestReadsWhatTheHostWrites()
     {
         Guest.Memory.WriteObject(new GuestAddress(0x10000), 0xFEDCBA9876543210UL);
-        Guest.RunToEnd(TestGuest.LoadToRcx(0x10000), [0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00] /* mov [0x12000], rcx */);
+        Guest.RunToEnd(TestGuest.LoadToRcx(0x10000), TestGuest.StoreRcx(0x12000));
         Assert.Equal(0xFEDCBA9876543210UL, Guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
     }
 
@@ -40,7 +40,7 @@ public sealed class KvmVcpuTests : IDisposable
     public void AnAccessWithoutMemoryIsMmio()
     {
         const ulong Address = 0x1_4000_0010;
-        Guest.Load(TestGuest.Store32(Address, 0x89ABCDEF), TestGuest.LoadToRcx(Address), [0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00] /* mov [0x12000], rcx */, TestGuest.Hlt);
+        Guest.Load(TestGuest.Store32(Address, 0x89ABCDEF), TestGuest.LoadToRcx(Address), TestGuest.StoreRcx(0x12000), TestGuest.Hlt);
         Assert.Equal(new KvmExit(KvmExitReason.Mmio, Address, 4, IsWrite: true, 0x89ABCDEF), Guest.Run());
         Assert.Equal(new KvmExit(KvmExitReason.Mmio, Address, 8), Guest.Run());
         Guest.Vcpu.SetReadValue(0x1122334455667788);
@@ -124,16 +124,11 @@ public sealed class KvmVcpuTests : IDisposable
         using var folder = new TestFolder();
         var image = folder.WriteImage("image", 32);
         // The code comes out of the image, too.
-        using (var file = File.OpenHandle(image, FileMode.Open, FileAccess.ReadWrite))
-        {
-            // mov rax, 0x10000; mov rcx, [rax]; mov [0x12000], rcx; hlt
-            RandomAccess.Write(file, (byte[])[.. TestGuest.LoadToRcx(0x10000), 0x48, 0x89, 0x0C, 0x25, 0x00, 0x20, 0x01, 0x00, .. TestGuest.Hlt], 0x1000);
-        }
-
+        TestGuest.WriteCode(image, TestGuest.LoadToRcx(0x10000), TestGuest.StoreRcx(0x12000), TestGuest.Hlt);
         using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = folder["h.sock"], MemoryPath = image, Strategy = UffdStrategy.OnDemand });
         using var guest = new TestGuest();
         UffdRegistration.Connect(handler.SocketPath, guest.Memory);
-        guest.Vcpu.SetLongMode(0x1000, 0x4000, mapped: 1);
+        guest.Start();
         Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
         var expected = new byte[4096];
         TestFolder.Fill(expected, 16);
@@ -144,7 +139,7 @@ public sealed class KvmVcpuTests : IDisposable
 
         // The balloon: the page reads as zero for the guest then.
         guest.Vm.HandleBalloonEvent(BalloonEvent.Inflate(new GuestAddress(0x10000), 0x1000));
-        guest.Vcpu.SetLongMode(0x1000, 0x4000, mapped: 1);
+        guest.Start();
         Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
         Assert.Equal(0UL, guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
     }

@@ -14,7 +14,7 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
-    public void AddedMemoryTakesTheLowestFreeSlot()
+    public void V11_8_AddedMemoryTakesTheLowestFreeSlot()
     {
         using var vm = Vm((0, Page), (5 * Page, 5 * Page));
         Assert.Equal([0U, 1U], vm.Slots.Select(slot => slot.Slot));
@@ -40,7 +40,7 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
-    public void AFailureGivesTheSlotBack()
+    public void V11_8_AFailureGivesTheSlotBack()
     {
         using var vm = Vm((0, Page), (5 * Page, 5 * Page));
         Assert.Equal(2U, Add(vm, Page, 2 * Page));
@@ -55,7 +55,7 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
-    public void RemovingGivesTheMappingBack()
+    public void V11_8_RemovingGivesTheMappingBack()
     {
         using var vm = Vm((0, Page));
         var mapping = MemoryMapping.Anonymous(0x10 * Page);
@@ -113,7 +113,7 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
-    public void MsyncAndAdviceCheckTheirRange()
+    public void V11_8_MsyncAndAdviceCheckTheirRange()
     {
         using var vm = Vm((0, Page));
         var slot = Add(vm, 0x100000, 4 * Page);
@@ -169,7 +169,7 @@ public sealed class KvmVmTests : IDisposable
     }
 
     [KvmFact]
-    public void IoEventsOfEveryKindComeAndGo()
+    public void V11_8_IoEventsOfEveryKindComeAndGo()
     {
         using var vm = Vm((0, Page));
         using var eventFd = EventFd.Create();
@@ -192,10 +192,10 @@ public sealed class KvmVmTests : IDisposable
     [InlineData(1, 1)]
     [InlineData(8, 1)]
     [InlineData(100, 13)]
-    public void TheSizeOfADirtyLog(ulong pages, ulong bytes) => Assert.Equal(bytes, KvmVm.DirtyLogSize(pages * HostPage.Size));
+    public void V11_8_TheSizeOfADirtyLog(ulong pages, ulong bytes) => Assert.Equal(bytes, KvmVm.DirtyLogSize(pages * HostPage.Size));
 
     [Fact]
-    public void APartOfAPageCountsInADirtyLog() => Assert.Equal(2UL, KvmVm.DirtyLogSize(8 * HostPage.Size + 1));
+    public void V11_8_APartOfAPageCountsInADirtyLog() => Assert.Equal(2UL, KvmVm.DirtyLogSize(8 * HostPage.Size + 1));
 
     [KvmFact]
     public void AHundredVmsLeaveNothingBehind()

@@ -32,6 +32,16 @@ internal sealed class TestGuest : IDisposable
         Vcpu.SetLongMode(CodeAt, TablesAt, stack: 0x3000, mapped: 8);
     }
 
+    /// <summary>Puts instructions into an image of the guest's memory, for <see cref="Start"/>.</summary>
+    public static void WriteCode(string image, params byte[][] code)
+    {
+        using var file = File.OpenHandle(image, FileMode.Open, FileAccess.ReadWrite);
+        RandomAccess.Write(file, code.SelectMany(static each => each).ToArray(), (long)CodeAt);
+    }
+
+    /// <summary>Has the vCPU begin where the instructions are already.</summary>
+    public void Start() => Vcpu.SetLongMode(CodeAt, TablesAt, stack: 0x3000, mapped: 1);
+
     /// <summary>Runs on until the guest comes back; a guest that does not within 20 s fails the test.</summary>
     public KvmExit Run()
     {
@@ -72,6 +82,9 @@ internal sealed class TestGuest : IDisposable
 
     // mov rax, ADDRESS; mov rcx, [rax]
     public static byte[] LoadToRcx(ulong address) => [.. MovRax(address), 0x48, 0x8B, 0x08];
+
+    // mov [ADDRESS], rcx
+    public static byte[] StoreRcx(uint address) => [0x48, 0x89, 0x0C, 0x25, .. Bytes(address)[..4]];
 
     // mov dx, PORT; mov eax, VALUE; out dx, al / ax / eax
     public static byte[] Out(ushort port, uint value, int size) =>

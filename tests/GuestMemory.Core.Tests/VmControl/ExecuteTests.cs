@@ -45,6 +45,20 @@ public sealed class ExecuteTests : IDisposable
         Assert.Empty(_vm.Calls);
     }
 
+    /// <summary>A register too large for a mapping, and one too large for this process.</summary>
+    [Fact]
+    public void PrepareOfWhatIsTooLarge()
+    {
+        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0xdfffffff), HighMmio = new AllocRange(0, ulong.MaxValue) });
+        allocator.HighMmio.AllocateAt(new AllocRange(1UL << 60, (1UL << 60) + (1UL << 63) - 1), s_bar, "bar");
+        allocator.HighMmio.AllocateAt(new AllocRange(0, (1UL << 50) - 1), s_other, "other");
+        _context = new VmMemoryContext(_vm, allocator) { PreparesSharedMemory = true };
+        Fails(Prepare(s_bar), "Numerical result out of range (os error 34)", "failed to prepare shared memory region");
+        Fails(Prepare(s_other), "Cannot allocate memory (os error 12)", "failed to prepare shared memory region");
+        Assert.Empty(_vm.Calls);
+        Assert.Empty(_context.RegionState.MappedRegions);
+    }
+
     [Fact]
     public void PrepareIsNothingWhereTheHostSaysSo()
     {
@@ -218,6 +232,33 @@ public sealed class ExecuteTests : IDisposable
         Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(32)");
         iommu.Dispose();
         Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(9)");
+    }
+
+    /// <summary>Mappings that are at hand need no tube; nothing of them is there where one fails.</summary>
+    [Fact]
+    public void MappingsThatAreAtHand()
+    {
+        VmMemoryResponse Mmap(VmMemoryDestination destination, ulong size, params VmMemoryFileMapping[] mappings) =>
+            new VmMemoryRequest.MmapAndRegisterMemory(new SharedMemory(_file, size), destination, (ulong)mappings.Length) { FileMappings = mappings }.Execute(_context);
+
+        var good = new VmMemoryFileMapping(_file, 0x1000, 0x1000, 0x2000);
+        Assert.Equal(new VmMemoryResponse.RegisterMemory(BarStart, 1), Mmap(At(s_bar, 0), 0x4000, good, good with { MemOffset = 0 }));
+        Assert.Equal(["add 0xd0000000 0x4000 ro=True log=False CacheCoherent"], _vm.Calls);
+        Assert.Equal(new RegisteredMemory.DynamicMapping(1), _context.RegionState.RegisteredMemory[BarStart]);
+        Ok(Unregister(BarStart));
+
+        using var closed = new SafeDescriptor(9999);
+        Fails(Mmap(To(0x100000), 0, good), "Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
+        const string Adding = "failed to add fd mapping when handling mmap and register memory";
+        Fails(Mmap(To(0x100000), 0x4000, good, good with { File = closed }), "Bad file descriptor (os error 9)", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 0x4000 }), "Invalid argument (os error 22)", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { FileOffset = ulong.MaxValue }), "Invalid argument (os error 22)", Adding);
+        Fails(Mmap(At(s_other, 0), 0x4000, good), "Invalid argument (os error 22)", "VM memory destination allocation fails when handling mmap and register memory");
+        Fails(Mmap(To(0x1000), 0x4000, good), "No space left on device (os error 28)", "failed to add memory region when handling mmap and register memory");
+        Fails(new VmMemoryRequest.MmapAndRegisterMemory(new SharedMemory(_file, 0x4000), To(0x100000), 2).Execute(_context),
+            "2 file mappings were announced, but there is no tube for them to come through", "get 2 FDs to be mapped");
+        Assert.Empty(_vm.Slots);
+        Assert.Empty(_context.RegionState.RegisteredMemory);
     }
 
     [Fact]

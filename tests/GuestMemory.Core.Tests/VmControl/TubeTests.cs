@@ -208,9 +208,33 @@ public sealed class TubeTests : IDisposable
     {
         Raw(new string(' ', 100_000) + "1", []);
         Assert.Equal(1U, _far.Receive(Type<uint>()));
-        Assert.IsType<SyscallException>(Record.Exception(() => _near.Send(new string('x', 64 << 20), Type<string>())));
+        Assert.Equal(FailureKind.PacketTooLarge, Kind(() => _near.Send(new string('x', Tube.MaxPacketBytes - 1), Type<string>())));
         _near.Send(2U, Type<uint>());
         Assert.Equal(2U, _far.Receive(Type<uint>()));
+    }
+
+    /// <summary>The buffer grows as far as this user may have it grow; beyond, the error says what would help.</summary>
+    [Fact]
+    public void AMessageThatDoesNotFitTheBufferMakesRoom()
+    {
+        var largest = int.Parse(File.ReadAllText("/proc/sys/net/core/wmem_max"));
+        foreach (var length in (int[])[largest, 2 * largest - 1000, Tube.MaxPacketBytes - 2])
+        {
+            if (length > Tube.MaxPacketBytes - 2) continue;
+            var text = new string('x', length);
+            try
+            {
+                _near.Send(text, Type<string>());
+                Assert.Equal(text, _far.Receive(Type<string>()));
+            }
+            catch (SyscallException exception)
+            {
+                // Only who administers the network is let past the limit.
+                Assert.InRange(length, 2 * largest, int.MaxValue);
+                Assert.Equal((FailureKind.PacketTooLarge, Errno.EMSGSIZE), (exception.Error, exception.ErrorCode));
+                Assert.Contains("net.core.wmem_max", exception.Message, StringComparison.Ordinal);
+            }
+        }
     }
 
     [Fact]

@@ -1,63 +1,87 @@
+using System.Diagnostics;
+using GuestMemory.Core.Interop;
+
 namespace GuestMemory.Core;
 
 /// <summary>
-/// Takes the packets of file mappings that a request announced out of its tube: all of them, also where the request has failed
-/// already, so that the next packet is a request again. Where they do not come, the tube is out of step and of no use any more.
+/// Takes the packets of file mappings that a request announced out of its tube: all of them, also where something is wrong with one, so
+/// that the next packet is a request again. Where they do not come in time, the tube is out of step and of no use any more.
 /// </summary>
-internal sealed class FileMappingReceiver(VmMemoryExecution on, ulong count) : IDisposable
+internal sealed class FileMappingReceiver : IDisposable
 {
+    private readonly Tube? _tube;
+    private readonly ulong _count;
+    private readonly TimeSpan _limit;
+    private readonly long _start = Stopwatch.GetTimestamp();
+    private readonly OpenFilesLimit? _openFiles;
     private readonly List<TubeMessage> _messages = [];
+    private readonly List<VmMemoryFileMapping> _mappings = [];
     private RequestFailure? _failure;
     private bool _ended;
     private ulong _read;
 
-    public List<VmMemoryFileMapping> Mappings { get; } = [];
-
-    private string Busy => $"get {count} FDs to be mapped";
-
-    /// <summary>Does something; where that fails, the packets are taken and dropped.</summary>
-    public T OrDrain<T>(Func<T> action)
+    /// <param name="tube">Where they come from; null where there is none.</param>
+    /// <param name="count">How many were announced.</param>
+    /// <param name="limit">How long all of them together may take.</param>
+    public FileMappingReceiver(Tube? tube, ulong count, TimeSpan limit)
     {
+        _tube = tube;
+        _count = count;
+        _limit = limit;
         try
         {
-            return action();
+            _openFiles = OpenFilesLimit.Raise();
         }
-        catch (RequestFailure)
+        catch (SyscallException exception)
         {
-            TakeAll(keep: false);
-            throw;
+            _failure = new RequestFailure([.. RequestFailure.Chain(exception), "failed to set max count of file descriptors"]);
         }
+
+        if (count > VmMemoryContext.MaxFileMappings) Fail([$"{count} file mappings are more than {VmMemoryContext.MaxFileMappings}"], ended: true);
+        else if (count > 0 && tube is null) Fail([$"{count} file mappings were announced, but there is no tube for them to come through"], ended: true);
     }
 
-    /// <summary>Receives every packet. The first that is wrong decides, the others are taken all the same.</summary>
-    public void Receive()
+    /// <summary>Whether nothing is waited for any more.</summary>
+    public bool IsComplete => _ended || _read >= _count;
+
+    public TimeSpan TimeLeft => _limit - Stopwatch.GetElapsedTime(_start) is { Ticks: > 0 } left ? left : TimeSpan.Zero;
+
+    /// <summary>The mappings, when nothing is waited for any more. The first packet that was wrong decides.</summary>
+    /// <exception cref="RequestFailure">Something was wrong.</exception>
+    public IReadOnlyList<VmMemoryFileMapping> Received() => _failure is null ? _mappings : throw _failure;
+
+    /// <summary>Takes every packet, and waits for them.</summary>
+    public void TakeAll(CancellationToken cancellation)
     {
-        TakeAll(keep: true);
-        if (_failure is not null) throw _failure;
+        while (!IsComplete) TakeNext(cancellation);
+    }
+
+    /// <summary>Takes a packet; waits where it has not come yet, and gives up where the time is over.</summary>
+    public void TakeNext(CancellationToken cancellation)
+    {
+        var length = (int)Math.Min(_count - _read, Tube.MaxDescriptors);
+        if (TryNext(length, cancellation) is { } message) Take(message, length);
+        _read += (uint)length;
     }
 
     public void Dispose()
     {
         foreach (var message in _messages) message.Dispose();
+        _openFiles?.Dispose();
     }
 
-    private void TakeAll(bool keep)
+    private TubeMessage? TryNext(int length, CancellationToken cancellation)
     {
-        if (count > VmMemoryContext.MaxFileMappings) Fail([$"{count} file mappings are more than {VmMemoryContext.MaxFileMappings}"], ended: true);
-        else if (count > 0 && on.Tube is null) Fail([$"{count} file mappings were announced, but there is no tube for them to come through"], ended: true);
-        while (_read < count && !_ended)
+        var left = TimeLeft;
+        if (left == TimeSpan.Zero)
         {
-            var length = (int)Math.Min(count - _read, Tube.MaxDescriptors);
-            if (TryNext(length) is { } message) Take(message, length, keep && _failure is null);
-            _read += (uint)length;
+            Fail(RequestFailure.Chain(RequestFailure.Errno(Errno.EAGAIN)), ended: true);
+            return null;
         }
-    }
 
-    private TubeMessage? TryNext(int length)
-    {
         try
         {
-            return on.Tube!.Receive(length, on.Cancellation, on.FileMappingTimeout);
+            return _tube!.Receive(length, cancellation, left);
         }
         catch (GuestMemoryException exception)
         {
@@ -67,11 +91,16 @@ internal sealed class FileMappingReceiver(VmMemoryExecution on, ulong count) : I
         }
     }
 
-    private void Take(TubeMessage message, int length, bool keep)
+    private void Take(TubeMessage message, int length)
     {
+        if (_failure is not null)
+        {
+            message.Dispose();
+            return;
+        }
+
         // Its descriptors are needed until the mappings are made.
         _messages.Add(message);
-        if (!keep) return;
         try
         {
             var mappings = message.Read(VmControlJson.Default.VmMemoryFileMappingArray);
@@ -79,7 +108,7 @@ internal sealed class FileMappingReceiver(VmMemoryExecution on, ulong count) : I
             if (mappings.Length != length || !Array.TrueForAll(mappings, static mapping => mapping is not null))
                 Fail([$"a packet has {mappings.Length} file mappings, where {length} were announced"], ended: false);
             else
-                Mappings.AddRange(mappings);
+                _mappings.AddRange(mappings);
         }
         catch (GuestMemoryException exception)
         {
@@ -89,8 +118,8 @@ internal sealed class FileMappingReceiver(VmMemoryExecution on, ulong count) : I
 
     private void Fail(IReadOnlyList<string> messages, bool ended)
     {
-        _failure ??= new RequestFailure([.. messages, Busy]);
+        _failure ??= new RequestFailure([.. messages, $"get {_count} FDs to be mapped"]);
         _ended |= ended;
-        if (ended) on.Tube?.IsOutOfStep = true;
+        if (ended) _tube?.IsOutOfStep = true;
     }
 }

@@ -2,25 +2,42 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
-/// <summary>Lets this process open as many files as it may ever, until disposed.</summary>
+/// <summary>Lets this process open as many files as it may ever, until the last of those who asked for it is disposed.</summary>
 internal sealed class OpenFilesLimit : IDisposable
 {
-    private readonly RLimit? _before;
+    private static readonly Lock s_lock = new();
+    private static RLimit s_before;
+    private static int s_holders;
 
-    private OpenFilesLimit(RLimit? before) => _before = before;
+    private int _disposed;
+
+    private OpenFilesLimit()
+    {
+    }
 
     /// <exception cref="SyscallException">The limit cannot be read or set.</exception>
     public static OpenFilesLimit Raise()
     {
-        Check(ResourceLimit.TryGet(ResourceLimit.RLIMIT_NOFILE, out var limit), "getrlimit");
-        if (limit.rlim_cur >= limit.rlim_max) return new OpenFilesLimit(null);
-        Check(ResourceLimit.TrySet(ResourceLimit.RLIMIT_NOFILE, limit with { rlim_cur = limit.rlim_max }), "setrlimit");
-        return new OpenFilesLimit(limit);
+        lock (s_lock)
+        {
+            if (s_holders == 0)
+            {
+                Check(ResourceLimit.TryGet(ResourceLimit.RLIMIT_NOFILE, out s_before), "getrlimit");
+                if (s_before.rlim_cur < s_before.rlim_max) Check(ResourceLimit.TrySet(ResourceLimit.RLIMIT_NOFILE, s_before with { rlim_cur = s_before.rlim_max }), "setrlimit");
+            }
+
+            s_holders++;
+            return new OpenFilesLimit();
+        }
     }
 
     public void Dispose()
     {
-        if (_before is { } limit) _ = ResourceLimit.TrySet(ResourceLimit.RLIMIT_NOFILE, limit);
+        if (Interlocked.Exchange(ref _disposed, 1) != 0) return;
+        lock (s_lock)
+        {
+            if (--s_holders == 0 && s_before.rlim_cur < s_before.rlim_max) _ = ResourceLimit.TrySet(ResourceLimit.RLIMIT_NOFILE, s_before);
+        }
     }
 
     private static void Check(int error, string function)

@@ -21,7 +21,7 @@ internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception
         {
             return action();
         }
-        catch (Exception exception) when (exception is not OperationCanceledException)
+        catch (Exception exception)
         {
             throw new RequestFailure([.. Chain(exception), busy]);
         }

@@ -3,8 +3,7 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>One execution of a request: on what, for whom, and the steps that several variants share.</summary>
-internal sealed record VmMemoryExecution(VmMemoryContext Context, Tube? Tube, bool RemotePeer, VmMemoryRequestIommuClient? Iommu, TimeSpan FileMappingTimeout,
-    CancellationToken Cancellation)
+internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingReceiver? Files, bool RemotePeer, VmMemoryRequestIommuClient? Iommu)
 {
     public IVm Vm => Context.Vm;
 

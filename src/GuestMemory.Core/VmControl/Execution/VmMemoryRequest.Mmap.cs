@@ -1,21 +1,17 @@
-using GuestMemory.Core.Interop;
-
 namespace GuestMemory.Core;
 
 public abstract partial record VmMemoryRequest
 {
     public sealed partial record MmapAndRegisterMemory
     {
+        internal override FileMappingReceiver? FilesFrom(Tube? tube, TimeSpan limit) => FileMappings is null ? new FileMappingReceiver(tube, FileMappingCount, limit) : null;
+
         private protected override VmMemoryResponse Run(VmMemoryExecution on)
         {
-            // The packets come whatever happens; those that are left in the tube would be taken for requests.
-            using var files = new FileMappingReceiver(on, FileMappings is null ? FileMappingCount : 0);
-            using var limit = files.OrDrain(static () => RequestFailure.Within("failed to set max count of file descriptors", OpenFilesLimit.Raise));
-            var arena = files.OrDrain(() => RequestFailure.Within("failed to build MemoryMapping from shared memory", MapSharedMemory));
+            var arena = RequestFailure.Within("failed to build MemoryMapping from shared memory", MapSharedMemory);
             try
             {
-                files.Receive();
-                foreach (var file in FileMappings ?? files.Mappings)
+                foreach (var file in FileMappings ?? on.Files!.Received())
                 {
                     RequestFailure.Within("failed to add fd mapping when handling mmap and register memory", () => VmMemoryExecution.Map(() =>
                     {

@@ -19,7 +19,8 @@ internal sealed class VmMemoryServer : IDisposable
     private readonly Lock _lock = new();
     private readonly HashSet<VmMemoryTube> _tubes = [];
     private readonly Queue<VmMemoryTube> _added = [];
-    private readonly CancellationTokenSource _stopping = new();
+    private readonly List<VmMemoryTube> _waiting = [];
+    private volatile bool _stopping;
     private bool _disposed;
     private volatile string? _error;
     private long _acceptPausedUntil;
@@ -52,14 +53,7 @@ internal sealed class VmMemoryServer : IDisposable
     {
         _epoll.Add(_wake, this);
         if (_listener is not null) _epoll.Add(_listener.Socket, _listener);
-        try
-        {
-            while (!_stopping.IsCancellationRequested) Step();
-        }
-        catch (OperationCanceledException)
-        {
-            // Stopped while a request waited for its file mappings.
-        }
+        while (!_stopping) Step();
     }
 
     /// <summary>Serves a tube; safe from any thread.</summary>
@@ -79,7 +73,7 @@ internal sealed class VmMemoryServer : IDisposable
         lock (_lock)
         {
             if (_disposed) return;
-            _stopping.Cancel();
+            _stopping = true;
             EventFd.Signal(_wake);
         }
     }
@@ -89,20 +83,19 @@ internal sealed class VmMemoryServer : IDisposable
         lock (_lock)
         {
             _disposed = true;
-            foreach (var tube in _tubes.Concat(_added)) tube.Tube.Dispose();
+            foreach (var tube in _tubes.Concat(_added)) tube.Dispose();
             _tubes.Clear();
             _added.Clear();
             _listener?.Dispose();
             _epoll.Dispose();
             _wake.Dispose();
-            _stopping.Dispose();
         }
     }
 
     private void Step()
     {
-        var ready = _epoll.Wait(_acceptPausedUntil == 0 ? -1 : AcceptPause);
-        for (var i = 0; i < ready && !_stopping.IsCancellationRequested; i++)
+        var ready = _epoll.Wait(Timeout());
+        for (var i = 0; i < ready && !_stopping; i++)
         {
             switch (_epoll.Owner(i))
             {
@@ -118,9 +111,23 @@ internal sealed class VmMemoryServer : IDisposable
             }
         }
 
+        if (_waiting.Count > 0) GiveUpWaiting();
         if (_acceptPausedUntil == 0 || Stopwatch.GetTimestamp() < _acceptPausedUntil) return;
         _acceptPausedUntil = 0;
         _epoll.Add(_listener!.Socket, _listener);
+    }
+
+    /// <summary>How many milliseconds may pass before somebody has waited too long; -1: any number.</summary>
+    private int Timeout()
+    {
+        var timeout = _acceptPausedUntil == 0 ? double.PositiveInfinity : AcceptPause;
+        foreach (var tube in _waiting) timeout = Math.Min(timeout, Math.Ceiling(tube.Exchange!.Files!.TimeLeft.TotalMilliseconds));
+        return timeout > int.MaxValue ? -1 : (int)timeout;
+    }
+
+    private void GiveUpWaiting()
+    {
+        foreach (var tube in _waiting.FindAll(static tube => tube.Exchange!.Files!.TimeLeft == TimeSpan.Zero)) Serve(tube);
     }
 
     private void TakeAdded()
@@ -144,7 +151,7 @@ internal sealed class VmMemoryServer : IDisposable
         {
             _error = exception.Message;
             _tubes.Remove(tube);
-            tube.Tube.Dispose();
+            tube.Dispose();
         }
     }
 
@@ -169,14 +176,14 @@ internal sealed class VmMemoryServer : IDisposable
             return;
         }
 
-        lock (_lock) Watch(new VmMemoryTube(new Tube(socket), RemotePeer: true, _options.ExposeWithViommu));
+        lock (_lock) Watch(new VmMemoryTube(new Tube(socket), remotePeer: true, _options.ExposeWithViommu));
     }
 
     private void Serve(VmMemoryTube tube)
     {
         try
         {
-            var response = Answer(tube);
+            if (Answer(tube) is not { } response) return;
             // Counted before it is known to the client, who may ask.
             Interlocked.Increment(ref _requests);
             if (response is VmMemoryResponse.Err) Interlocked.Increment(ref _errors);
@@ -191,16 +198,21 @@ internal sealed class VmMemoryServer : IDisposable
         }
     }
 
-    /// <summary>The answer to the next message.</summary>
+    /// <summary>
+    /// Takes a message and answers it; null where a request still waits for its file mappings. Other tubes are served meanwhile: a peer
+    /// that takes its time holds up nobody but itself.
+    /// </summary>
     /// <exception cref="GuestMemoryException">The tube has ended, or is of no use any more.</exception>
-    private VmMemoryResponse Answer(VmMemoryTube tube)
+    private VmMemoryResponse? Answer(VmMemoryTube tube)
     {
         try
         {
-            using var message = tube.Tube.Receive(Tube.DefaultMaxDescriptors, CancellationToken.None);
-            var iommu = tube.ExposeWithViommu ? _context.IommuClient : null;
-            return message.Read(VmControlJson.Default.VmMemoryRequest)
-                .Execute(new VmMemoryExecution(_context, tube.Tube, tube.RemotePeer, iommu, _options.FileMappingTimeout ?? _context.FileMappingTimeout, _stopping.Token));
+            if (tube.Exchange is { } begun) begun.Files!.TakeNext(CancellationToken.None);
+            else tube.Exchange = VmMemoryExchange.Receive(tube.Tube, _options.FileMappingTimeout ?? _context.FileMappingTimeout);
+            _waiting.Remove(tube);
+            if (tube.Exchange.Files is not { IsComplete: false }) return Finish(tube);
+            _waiting.Add(tube);
+            return null;
         }
         catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds)
         {
@@ -209,10 +221,17 @@ internal sealed class VmMemoryServer : IDisposable
         }
     }
 
+    private VmMemoryResponse Finish(VmMemoryTube tube)
+    {
+        using var exchange = tube.Exchange!;
+        tube.Exchange = null;
+        return exchange.Request.Execute(_context, exchange.Files, tube.RemotePeer, tube.ExposeWithViommu, CancellationToken.None);
+    }
+
     private void Close(VmMemoryTube tube)
     {
         _epoll.Remove(tube.Tube.Socket);
         lock (_lock) _tubes.Remove(tube);
-        tube.Tube.Dispose();
+        tube.Dispose();
     }
 }

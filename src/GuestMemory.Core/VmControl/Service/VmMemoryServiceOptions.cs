@@ -12,7 +12,7 @@ public sealed class VmMemoryServiceOptions
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }
 
-    /// <summary>How long a client may take to send a packet of file mappings that it announced; unless given, as the context says.</summary>
+    /// <summary>How long a client may take to send the file mappings that it announced, all of them together; unless given, as the context says.</summary>
     public TimeSpan? FileMappingTimeout { get; init; }
 
     /// <summary>Whether the devices that connect sit behind the virtio-iommu.</summary>

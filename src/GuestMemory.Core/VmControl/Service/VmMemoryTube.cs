@@ -1,4 +1,20 @@
 namespace GuestMemory.Core;
 
 /// <summary>A tube that is served, and what its peer may do (crosvm's <c>VmMemoryTube</c>).</summary>
-internal sealed record VmMemoryTube(Tube Tube, bool RemotePeer, bool ExposeWithViommu);
+internal sealed class VmMemoryTube(Tube tube, bool remotePeer, bool exposeWithViommu) : IDisposable
+{
+    public Tube Tube { get; } = tube;
+
+    public bool RemotePeer { get; } = remotePeer;
+
+    public bool ExposeWithViommu { get; } = exposeWithViommu;
+
+    /// <summary>The request that is not answered yet; null between requests.</summary>
+    public VmMemoryExchange? Exchange { get; set; }
+
+    public void Dispose()
+    {
+        Exchange?.Dispose();
+        Tube.Dispose();
+    }
+}

@@ -20,7 +20,7 @@ public sealed class Tube : IDisposable
     /// <summary>The most descriptors that one message can carry: the kernel's SCM_MAX_FD.</summary>
     public const int MaxDescriptors = 253;
 
-    /// <summary>The largest packet that is received, in bytes.</summary>
+    /// <summary>The largest packet that is sent and received, in bytes.</summary>
     public const int MaxPacketBytes = 1 << 20;
 
     private const int CancellationPause = 50;
@@ -100,8 +100,11 @@ public sealed class Tube : IDisposable
     /// <param name="type">How it is written.</param>
     /// <param name="maxDescriptors">How many descriptors it may have, up to <see cref="MaxDescriptors"/>.</param>
     /// <param name="cancellation">Ends the wait for room.</param>
-    /// <exception cref="GuestMemoryException">SendTooManyFds: nothing was sent. Disconnected; TubeTimeout; BadJson: the value cannot be written.</exception>
-    /// <exception cref="SyscallException">EMSGSIZE: the message does not fit the socket's buffer. What sendmsg(2) says.</exception>
+    /// <exception cref="GuestMemoryException">
+    /// SendTooManyFds; PacketTooLarge: it is larger than <see cref="MaxPacketBytes"/>, or than the socket's buffer may become
+    /// (net.core.wmem_max); BadJson: it cannot be written; nothing was sent. Disconnected; TubeTimeout.
+    /// </exception>
+    /// <exception cref="SyscallException">What sendmsg(2) says.</exception>
     /// <exception cref="OperationCanceledException">The wait was ended; nothing was sent.</exception>
     public void Send<T>(T value, JsonTypeInfo<T> type, int maxDescriptors = DefaultMaxDescriptors, CancellationToken cancellation = default) =>
         Send(value, type, maxDescriptors, wait: true, cancellation);
@@ -129,7 +132,9 @@ public sealed class Tube : IDisposable
         var descriptors = new List<SafeHandle>();
         var json = DescriptorJson.Serialize(value, type, descriptors);
         if (descriptors.Count > maxDescriptors) throw TooMany(GuestMemoryError.SendTooManyFds, descriptors.Count, maxDescriptors);
-        var sent = wait ? WhileBusy(() => Send(json, descriptors, wait), cancellation) : Send(json, descriptors, wait);
+        if (json.Length > MaxPacketBytes)
+            throw new GuestMemoryException(GuestMemoryError.PacketTooLarge, $"The message would have {json.Length} bytes; at most {MaxPacketBytes} are sent. Divide it, such as its ranges, among several.");
+        var sent = wait ? WhileBusy(() => SendOrMakeRoom(json, descriptors, wait), cancellation) : SendOrMakeRoom(json, descriptors, wait);
         if (sent < 0) throw Failure("sendmsg", (int)-sent, $"Sending a message of {json.Length} bytes");
     }
 
@@ -157,6 +162,14 @@ public sealed class Tube : IDisposable
             message.Dispose();
             throw;
         }
+    }
+
+    private nint SendOrMakeRoom(byte[] json, List<SafeHandle> descriptors, bool wait)
+    {
+        var sent = Send(json, descriptors, wait);
+        if (sent != -Errno.EMSGSIZE) return sent;
+        UnixSocket.MakeRoom(Socket, json.Length);
+        return Send(json, descriptors, wait);
     }
 
     private nint Send(byte[] json, List<SafeHandle> descriptors, bool wait)
@@ -229,6 +242,7 @@ public sealed class Tube : IDisposable
     private static GuestMemoryException Failure(string function, int error, string attempted) => error switch
     {
         Errno.EPIPE or Errno.ECONNRESET => new GuestMemoryException(GuestMemoryError.Disconnected, "The other end of the tube was closed."),
+        Errno.EMSGSIZE => new SyscallException(function, error, attempted, GuestMemoryError.PacketTooLarge, "It does not fit the socket's buffer. Raise its limit ('sysctl -w net.core.wmem_max=1048576'), or divide the message, such as its ranges, among several."),
         Errno.EAGAIN => new SyscallException(function, error, attempted, GuestMemoryError.TubeTimeout, "The other end took too long."),
         _ => new SyscallException(function, error, attempted),
     };

@@ -224,6 +224,23 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.False(handler.Wait(TimeSpan.Zero));
     }
 
+    [GuestFact(userfault: true)]
+    public void AGuestWhoseMemoryComesThroughItRunsToItsEnd()
+    {
+        TestGuest.WriteCode(_folder.WriteImage("image", 32), TestGuest.LoadToRcx(0x10000), TestGuest.StoreRcx(0x12000), TestGuest.Hlt);
+        using var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand });
+        using var guest = new TestGuest();
+        UffdRegistration.Connect(handler.SocketPath, guest.Memory);
+        guest.Start();
+        Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
+        var expected = new byte[4096];
+        TestFolder.Fill(expected, 16);
+        Assert.Equal(BitConverter.ToUInt64(expected), guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
+        // 3 pages of tables, code, source and destination.
+        Host.Until(() => handler.FaultCount == 6);
+        Assert.Equal((6L, null), (handler.FaultCount, handler.Error));
+    }
+
     private static long[] Pages(DirtyBitmap bitmap)
     {
         var pages = new long[bitmap.PageCount];
