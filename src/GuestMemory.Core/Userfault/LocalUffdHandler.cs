@@ -101,10 +101,10 @@ internal sealed class LocalUffdHandler : UffdHandler
         }
     }
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
         if (!_policy.TrackDirty) throw NotTracking(SocketPath);
-        return _server.DirtyBitmaps();
+        return _server.DirtyBitmaps(clear);
     }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);

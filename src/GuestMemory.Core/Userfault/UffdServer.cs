@@ -98,9 +98,24 @@ internal sealed class UffdServer : IDisposable
         return all;
     }
 
-    public IReadOnlyList<DirtyBitmap> DirtyBitmaps()
+    /// <summary>What the VMs wrote; where it is taken it is clean from then on.</summary>
+    public IReadOnlyList<DirtyBitmap> DirtyBitmaps(bool take)
     {
-        lock (_lock) return [.. _connections.SelectMany(static connection => connection.Vms.SelectMany(vm => vm.DirtyBitmaps(connection.Peer.pid)))];
+        while (true)
+        {
+            lock (_lock)
+            {
+                var writes = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.Writes(connection.Peer.pid))).ToArray();
+                if (WriteTracker.TryGet(writes, take) is { } bitmaps)
+                {
+                    if (take) Array.ForEach(writes, static vm => vm.Confirm());
+                    return bitmaps;
+                }
+            }
+
+            // Whoever is in the middle of a removal may need the lock.
+            Thread.Yield();
+        }
     }
 
     public UffdFigures Figures()

@@ -70,7 +70,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
                 if (!_client.IsOver && Stopwatch.GetElapsedTime(_askedAt) < Fresh) return _status;
                 try
                 {
-                    var answer = _client.Ask(UffdControlRequest.Status, CancellationToken.None);
+                    var answer = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
                     _status = answer ?? LastWords();
                 }
                 catch (GuestMemoryException exception)
@@ -103,11 +103,14 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override UffdFigures GetFigures() => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
-        using var file = _client.AskForFile(UffdControlRequest.Dirty, CancellationToken.None)
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = clear }, CancellationToken.None, out var number)
             ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended; what its VMs wrote went with it.");
-        return WrittenPages.FromFile(file);
+        var bitmaps = WrittenPages.FromFile(file);
+        // What has not arrived is told again the next time.
+        if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
+        return bitmaps;
     }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default)
@@ -124,7 +127,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override void Stop()
     {
-        _ = _client.Ask(UffdControlRequest.Stop, CancellationToken.None);
+        _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Stop }, CancellationToken.None);
         s_known.TryRemove(_controlPath, out _);
     }
 
@@ -162,7 +165,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
         UffdStatus? status = null;
         try
         {
-            status = client.Ask(UffdControlRequest.Status, CancellationToken.None);
+            status = client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
             return status is null ? null : s_known[path] = new RemoteUffdHandler(path, client, status);
         }
         finally

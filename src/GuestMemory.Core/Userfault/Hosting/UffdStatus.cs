@@ -34,16 +34,23 @@ internal sealed record UffdStatus
     public string? Error { get; init; }
 }
 
-/// <summary>One line to the control socket. Requests are status, dirty and stop; whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. Requests are status, dirty, cleared and stop; whoever waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";
     public const string Dirty = "dirty";
+    public const string Cleared = "cleared";
     public const string Stop = "stop";
     public const string Wait = "wait";
 
     [JsonRequired]
     public string Request { get; init; } = "";
+
+    /// <summary>With dirty: whether what is told is clean from then on, once the answer is confirmed with cleared.</summary>
+    public bool Clear { get; init; }
+
+    /// <summary>With cleared: the number of the answer that has arrived.</summary>
+    public int Number { get; init; }
 }
 
 /// <summary>One line from the control socket.</summary>
@@ -59,6 +66,9 @@ internal sealed record UffdControlReply
     public string? ErrorId { get; init; }
 
     public string? Message { get; init; }
+
+    /// <summary>Of an answer that is to be confirmed.</summary>
+    public int Number { get; init; }
 
     /// <summary>Where the handler is controlled, in the answer to its start.</summary>
     public string? ControlPath { get; init; }
