@@ -146,7 +146,7 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
-        _reception?.LookAtTheClock();
+        if (_reception?.LookAtTheClock() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
         return ready;
     }

@@ -88,7 +88,7 @@ internal sealed class LocalUffdHandler : UffdHandler
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
             listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source, policy);
+            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy);
             handler.OfferMetrics(options);
             return handler;
         }
