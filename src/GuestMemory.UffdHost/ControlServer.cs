@@ -98,6 +98,9 @@ internal sealed class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Status:
                 client.Send(new UffdControlReply { Handler = _actions.Status() });
                 break;
+            case UffdControlRequest.Figures:
+                SendFigures(client);
+                break;
             case UffdControlRequest.Dirty:
                 SendDirty(client, request);
                 break;
@@ -112,9 +115,15 @@ internal sealed class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, dirty, cleared, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, stop and wait." });
                 break;
         }
+    }
+
+    private void SendFigures(Client client)
+    {
+        using var file = _actions.Figures();
+        client.Send(new UffdControlReply(), file);
     }
 
     private void SendDirty(Client client, UffdControlRequest request)
@@ -148,10 +157,11 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     /// <summary>What can be asked for.</summary>
     /// <param name="Status">Tells the figures.</param>
+    /// <param name="Figures">Tells those of every VM, however many there are.</param>
     /// <param name="Dirty">Tells what the VMs wrote, and takes it where asked to; null where that is to be tried again.</param>
     /// <param name="Cleared">What was taken has arrived.</param>
     /// <param name="Stop">Stops the handler.</param>
-    internal sealed record Actions(Func<UffdStatus> Status, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop);
+    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop);
 
     private sealed class Client(ControlServer server, SafeDescriptor socket) : IWatched
     {

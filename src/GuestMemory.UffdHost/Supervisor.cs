@@ -17,6 +17,9 @@ internal sealed partial class Supervisor : IDisposable
     private const int LastRounds = 16;
     private const int TellPause = 20;
     private const int LookPause = 2;
+
+    // Figures of more than these do not go over a socket in one piece.
+    private const int MaxVmsInLine = 200;
     private static readonly TimeSpan Steady = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan StopTimeout = TimeSpan.FromSeconds(3);
 
@@ -60,7 +63,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
-        _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, Dirty, Cleared, Stop));
+        _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, Stop));
         foreach (var vm in _vms) Offer(vm);
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
@@ -189,9 +192,12 @@ internal sealed partial class Supervisor : IDisposable
         foreach (var vm in _vms) vm.Writes.Confirm();
     }
 
+    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
+
     private UffdStatus Status()
     {
         var error = _failure?.Message ?? _error;
+        var figures = _vms.Figures(error);
         return new UffdStatus
         {
             ProcessId = Environment.ProcessId,
@@ -205,7 +211,7 @@ internal sealed partial class Supervisor : IDisposable
             TotalConnectionCount = _vms.Total,
             AbandonedCount = _abandoned,
             MetricsPort = _metrics?.Port,
-            Figures = _vms.Figures(error),
+            Figures = figures.Vms.Count > MaxVmsInLine ? figures with { Vms = [] } : figures,
             Error = error,
         };
     }

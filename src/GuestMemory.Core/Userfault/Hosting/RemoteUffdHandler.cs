@@ -47,19 +47,21 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override int AbandonedCount => Current.AbandonedCount;
 
-    public override long FaultCount => GetFigures().FaultCount;
+    public override long FaultCount => Totals.FaultCount;
 
-    public override long ByteCount => GetFigures().ByteCount;
+    public override long ByteCount => Totals.ByteCount;
 
-    public override TimeSpan LatencyP50 => GetFigures().LatencyP50;
+    public override TimeSpan LatencyP50 => Totals.LatencyP50;
 
-    public override TimeSpan LatencyP99 => GetFigures().LatencyP99;
+    public override TimeSpan LatencyP99 => Totals.LatencyP99;
 
-    public override TimeSpan LatencyMax => GetFigures().LatencyMax;
+    public override TimeSpan LatencyMax => Totals.LatencyMax;
 
     public override int? MetricsPort => Current.MetricsPort;
 
     public override string? Error => Current.Error;
+
+    private UffdFigures Totals => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
 
     private UffdStatus Current
     {
@@ -101,7 +103,14 @@ internal sealed class RemoteUffdHandler : UffdHandler
         return [.. UffdRuntimeFolder.Sockets().Select(TryConnect).OfType<RemoteUffdHandler>().OrderBy(handler => handler.Id)];
     }
 
-    public override UffdFigures GetFigures() => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
+    public override UffdFigures GetFigures()
+    {
+        var totals = Totals;
+        if (totals.Vms.Count > 0 || ConnectionCount == 0) return totals;
+        // Those of many VMs are too long for a line.
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Figures }, CancellationToken.None, out _);
+        return file is null ? totals : UffdStatus.ReadFigures(file);
+    }
 
     public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
