@@ -9,25 +9,24 @@ internal sealed class ControlServer : IWatched, IDisposable
     private const int MaxClients = 256;
 
     private readonly Epoll _epoll;
-    private readonly Func<UffdStatus> _status;
-    private readonly Func<SafeDescriptor> _dirty;
-    private readonly Action _stop;
+    private readonly Actions _actions;
     private readonly SafeDescriptor _socket;
     private readonly List<Client> _clients = [];
 
-    private ControlServer(Epoll epoll, string path, SafeDescriptor socket, Func<UffdStatus> status, Func<SafeDescriptor> dirty, Action stop)
+    private ControlServer(Epoll epoll, string path, SafeDescriptor socket, Actions actions)
     {
         _epoll = epoll;
-        _status = status;
-        _dirty = dirty;
-        _stop = stop;
+        _actions = actions;
         _socket = socket;
         Path = path;
     }
 
     public string Path { get; }
 
-    public static ControlServer Open(Epoll epoll, string path, Func<UffdStatus> status, Func<SafeDescriptor> dirty, Action stop)
+    /// <summary>Whether somebody waits for an answer that could not be given yet.</summary>
+    public bool IsWaiting => _clients.Exists(static client => client.Waiting is not null);
+
+    public static ControlServer Open(Epoll epoll, string path, Actions actions)
     {
         var socket = UnixSocket.Create(nonBlocking: true, mode: 0b110_000_000);
         // It gets its name when it listens: a name that refuses connections is one that a dead process has left behind.
@@ -39,7 +38,7 @@ internal sealed class ControlServer : IWatched, IDisposable
             if (error == 0) error = UnixSocket.TryListen(socket, 64);
             if (error != 0) throw new SyscallException("bind", error, $"Making the control socket {path}");
             File.Move(unnamed, path, overwrite: true);
-            var server = new ControlServer(epoll, path, socket, status, dirty, stop);
+            var server = new ControlServer(epoll, path, socket, actions);
             epoll.Add(socket, server);
             return server;
         }
@@ -66,6 +65,12 @@ internal sealed class ControlServer : IWatched, IDisposable
         }
     }
 
+    /// <summary>Tries again what could not be answered.</summary>
+    public void LookAgain()
+    {
+        foreach (var client in _clients.FindAll(static client => client.Waiting is not null)) SendDirty(client, client.Waiting!);
+    }
+
     /// <summary>Tells everybody the last figures, and hangs up.</summary>
     public void End(UffdStatus last)
     {
@@ -86,37 +91,61 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     private void Answer(Client client, UffdControlRequest request)
     {
+        // Answers come in the order of the requests; who asks for something else has given up.
+        if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "A removal was under way, and it was not waited for."));
         switch (request.Request)
         {
             case UffdControlRequest.Status:
-                client.Send(new UffdControlReply { Handler = _status() });
+                client.Send(new UffdControlReply { Handler = _actions.Status() });
+                break;
+            case UffdControlRequest.Figures:
+                SendFigures(client);
                 break;
             case UffdControlRequest.Dirty:
-                SendDirty(client);
+                SendDirty(client, request);
+                break;
+            case UffdControlRequest.Cleared:
+                _actions.Cleared(request.Number);
+                client.Send(new UffdControlReply());
                 break;
             case UffdControlRequest.Stop:
                 // The answer are the last words.
-                _stop();
+                _actions.Stop();
                 break;
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, dirty, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, stop and wait." });
                 break;
         }
     }
 
-    private void SendDirty(Client client)
+    private void SendFigures(Client client)
+    {
+        using var file = _actions.Figures();
+        client.Send(new UffdControlReply(), file);
+    }
+
+    private void SendDirty(Client client, UffdControlRequest request)
     {
         try
         {
-            using var file = _dirty();
-            client.Send(new UffdControlReply(), file);
+            client.Waiting = request;
+            if (_actions.Dirty(request.Clear) is not { } dirty) return;
+            using var file = dirty.File;
+            client.Waiting = null;
+            client.Send(new UffdControlReply { Number = dirty.Number }, file);
         }
         catch (GuestMemoryException exception)
         {
-            client.Send(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message });
+            SendError(client, exception);
         }
+    }
+
+    private static void SendError(Client client, GuestMemoryException exception)
+    {
+        client.Waiting = null;
+        client.Send(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message });
     }
 
     private void Close(Client client)
@@ -126,11 +155,22 @@ internal sealed class ControlServer : IWatched, IDisposable
         client.Socket.Dispose();
     }
 
+    /// <summary>What can be asked for.</summary>
+    /// <param name="Status">Tells the figures.</param>
+    /// <param name="Figures">Tells those of every VM, however many there are.</param>
+    /// <param name="Dirty">Tells what the VMs wrote, and takes it where asked to; null where that is to be tried again.</param>
+    /// <param name="Cleared">What was taken has arrived.</param>
+    /// <param name="Stop">Stops the handler.</param>
+    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop);
+
     private sealed class Client(ControlServer server, SafeDescriptor socket) : IWatched
     {
         private readonly JsonLines _lines = new(socket);
 
         public SafeDescriptor Socket => socket;
+
+        /// <summary>What could not be answered yet; null where nothing is open.</summary>
+        public UffdControlRequest? Waiting { get; set; }
 
         public void Send(UffdControlReply reply, SafeDescriptor? file = null)
         {
@@ -146,7 +186,7 @@ internal sealed class ControlServer : IWatched, IDisposable
             }
             catch (GuestMemoryException exception)
             {
-                Send(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message });
+                SendError(this, exception);
                 if (!socket.IsClosed) server.Close(this);
             }
         }

@@ -22,6 +22,7 @@ internal sealed class KeptVm : IDisposable
         List = list;
         State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile);
         State.Lock();
+        Writes = new WriteTracker(State, UffdVmRegion.Of(list.Mappings), userfaultfd, list.ProcessId);
     }
 
     public int Id { get; }
@@ -92,7 +93,7 @@ internal sealed class KeptVm : IDisposable
     }
 
     /// <summary>What it wrote or gave back.</summary>
-    public IEnumerable<DirtyBitmap> DirtyBitmaps() => WriteScan.Of(State, UffdVmRegion.Of(List.Mappings), Userfaultfd, List.ProcessId);
+    public WriteTracker Writes { get; }
 
     /// <summary>Lets go of everything but the connection.</summary>
     public void Dispose()

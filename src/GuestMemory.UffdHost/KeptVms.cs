@@ -7,9 +7,6 @@ namespace GuestMemory.UffdHost;
 /// <summary>The VMs that are kept, here and, where there is one, with the service manager; and the figures of those that have ended.</summary>
 internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
 {
-    // Figures of more than these do not go over a socket in one piece; then only those of all VMs together are told.
-    private const int MaxVms = 200;
-
     private readonly List<KeptVm> _vms = [];
     private readonly Lock _lock = new();
     private readonly LatencyHistogram _endedLatency = new();
@@ -96,7 +93,7 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
             return UffdFigures.Of(0, ref counters, latency, (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), error) with
             {
                 MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
-                Vms = vms.Length <= MaxVms ? vms : [],
+                Vms = vms,
             };
         }
     }

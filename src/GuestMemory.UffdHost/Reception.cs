@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 
@@ -10,9 +9,7 @@ internal sealed class Reception : IWatched, IDisposable
     /// <summary>The name under which a service manager keeps the listening socket that was made here.</summary>
     public const string StoredListener = "listener";
 
-    private const int AcceptPause = 100;
-
-    private readonly UnixListener _listener;
+    private readonly UffdEntrance _entrance;
     private readonly UffdHandlerOptions _options;
     private readonly Epoll _epoll;
     private readonly KeptVms _vms;
@@ -20,11 +17,10 @@ internal sealed class Reception : IWatched, IDisposable
     private readonly Action<KeptVm> _came;
     private readonly Action<string> _failed;
     private readonly List<KeptConnection> _connections = [];
-    private long _pausedUntil;
 
-    private Reception(UnixListener listener, UffdHandlerOptions options, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
+    private Reception(UffdEntrance entrance, UffdHandlerOptions options, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
     {
-        _listener = listener;
+        _entrance = entrance;
         _options = options;
         _epoll = epoll;
         _vms = vms;
@@ -33,15 +29,16 @@ internal sealed class Reception : IWatched, IDisposable
         _failed = failed;
     }
 
-    public string Path => _listener.Path;
+    public string Path => _entrance.Listener.Path;
 
     /// <summary>Takes over what came with this process, a listening socket and VMs, or listens afresh.</summary>
     public static Reception Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
     {
         var restored = vms.Restore();
         var listener = Inherited(options, systemd) ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-        var reception = new Reception(listener, options, epoll, vms, imageLength, came, failed);
-        epoll.Add(listener.Socket, reception);
+        var entrance = new UffdEntrance(listener, options.MaxConnections, restored.Count > 0 ? null : options.AcceptTimeout, failed);
+        var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
+        entrance.Open(epoll, reception);
         if (systemd.IsThere && listener.IsOurs) systemd.Store(StoredListener, listener.Socket);
         foreach (var vm in restored) reception.Keep(vm);
         return reception;
@@ -49,40 +46,13 @@ internal sealed class Reception : IWatched, IDisposable
 
     public void Ready()
     {
-        while (_pausedUntil == 0)
-        {
-            var socket = UnixSocket.TryAccept(_listener.Socket, out var error);
-            if (socket is null)
-            {
-                if (error == Errno.EAGAIN) return;
-                if (error is Errno.ECONNABORTED or Errno.EINTR) continue;
-                // The connection stays in the queue; trying again at once would only burn the processor.
-                _failed(new SyscallException("accept4", error, "Accepting a connection",
-                    remedy: error == Errno.EMFILE ? "Raise the limit of open files (LimitNOFILE=, 'ulimit -n')." : null).Message);
-                _epoll.Remove(_listener.Socket);
-                _pausedUntil = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * AcceptPause);
-                return;
-            }
-
-            var peer = UnixSocket.PeerCredentials(socket);
-            if (_connections.Count >= _options.MaxConnections)
-            {
-                _failed($"Process {peer.pid} of user {peer.uid} was turned away: {_connections.Count} VMMs are connected, and no more may be.");
-                socket.Dispose();
-            }
-            else if (_listener.Allows(peer)) Add(new KeptConnection(new UffdConnection(socket, peer, null, _options.HandoverTimeout), Receive));
-            else
-            {
-                _failed($"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.");
-                socket.Dispose();
-            }
-        }
+        while (_entrance.TryAccept(_connections.Count, out var socket, out var peer)) Add(new KeptConnection(new UffdConnection(socket, peer, null, _options.HandoverTimeout), Receive));
     }
 
     /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
     public int Timeout()
     {
-        var timeout = _pausedUntil == 0 ? -1 : AcceptPause;
+        var timeout = _entrance.Timeout;
         foreach (var connection in _connections)
         {
             if (connection.Connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);
@@ -91,12 +61,11 @@ internal sealed class Reception : IWatched, IDisposable
         return timeout;
     }
 
-    public void LookAtTheClock()
+    /// <summary>Does what is due; an error where nobody has come in time.</summary>
+    public GuestMemoryException? LookAtTheClock()
     {
         foreach (var connection in _connections.FindAll(static connection => connection.Connection.IsOverdue)) Receive(connection);
-        if (_pausedUntil == 0 || _listener.Socket.IsClosed || Stopwatch.GetTimestamp() < _pausedUntil) return;
-        _pausedUntil = 0;
-        _epoll.Add(_listener.Socket, this);
+        return _entrance.LookAtTheClock();
     }
 
     /// <summary>Closes the connection of a VM, and what else came over it.</summary>
@@ -105,12 +74,7 @@ internal sealed class Reception : IWatched, IDisposable
         if (_connections.Find(connection => connection.Vms.Contains(vm)) is { } connection) Close(connection);
     }
 
-    public void Dispose()
-    {
-        if (_listener.Socket.IsClosed) return;
-        _epoll.Remove(_listener.Socket);
-        _listener.Dispose();
-    }
+    public void Dispose() => _entrance.Dispose();
 
     private void Add(KeptConnection connection)
     {

@@ -16,6 +16,10 @@ internal sealed partial class Supervisor : IDisposable
     private const int MaxPause = 250;
     private const int LastRounds = 16;
     private const int TellPause = 20;
+    private const int LookPause = 2;
+
+    // Figures of more than these do not go over a socket in one piece.
+    private const int MaxVmsInLine = 200;
     private static readonly TimeSpan Steady = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan StopTimeout = TimeSpan.FromSeconds(3);
 
@@ -38,6 +42,7 @@ internal sealed partial class Supervisor : IDisposable
     private int _failedStarts;
     private int _abandoned;
     private int _told = -1;
+    private int _taken;
     private volatile bool _stopping;
 
     public Supervisor(UffdHandlerOptions options, Systemd systemd)
@@ -58,7 +63,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
-        _control = ControlServer.Open(_epoll, controlPath, Status, Dirty, Stop);
+        _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, Stop));
         foreach (var vm in _vms) Offer(vm);
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
@@ -144,7 +149,8 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
-        _reception?.LookAtTheClock();
+        if (_reception?.LookAtTheClock() is { } overdue) _failure ??= overdue;
+        _control?.LookAgain();
         return ready;
     }
 
@@ -159,6 +165,7 @@ internal sealed partial class Supervisor : IDisposable
     {
         var timeout = _reception?.Timeout() ?? -1;
         if (_systemd.HasPending) timeout = timeout < 0 ? TellPause : Math.Min(timeout, TellPause);
+        if (_control is { IsWaiting: true }) timeout = timeout < 0 ? LookPause : Math.Min(timeout, LookPause);
         if (_startAt == 0) return timeout;
         var left = (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds));
         return timeout < 0 ? left : Math.Min(timeout, left);
@@ -170,15 +177,27 @@ internal sealed partial class Supervisor : IDisposable
         Log.Write(error);
     }
 
-    private SafeDescriptor Dirty()
+    /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>
+    private (SafeDescriptor File, int Number)? Dirty(bool clear)
     {
         if (!_options.TrackDirty) throw UffdHandler.NotTracking(_reception!.Path);
-        return WrittenPages.ToFile(_vms.SelectMany(static vm => vm.DirtyBitmaps()));
+        // Also where it comes to nothing: what was taken meanwhile is in no earlier answer.
+        if (clear) _taken++;
+        return WriteTracker.TryGet(_vms.Select(static vm => vm.Writes), clear) is { } bitmaps ? (WrittenPages.ToFile(bitmaps), _taken) : null;
     }
+
+    private void Cleared(int number)
+    {
+        if (number != _taken) return;
+        foreach (var vm in _vms) vm.Writes.Confirm();
+    }
+
+    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
 
     private UffdStatus Status()
     {
         var error = _failure?.Message ?? _error;
+        var figures = _vms.Figures(error);
         return new UffdStatus
         {
             ProcessId = Environment.ProcessId,
@@ -192,7 +211,7 @@ internal sealed partial class Supervisor : IDisposable
             TotalConnectionCount = _vms.Total,
             AbandonedCount = _abandoned,
             MetricsPort = _metrics?.Port,
-            Figures = _vms.Figures(error),
+            Figures = figures.Vms.Count > MaxVmsInLine ? figures with { Vms = [] } : figures,
             Error = error,
         };
     }

@@ -31,7 +31,7 @@ internal sealed class Worker : IDisposable
             throw;
         }
 
-        _server = new UffdServer(null, _source, _policy, options.HandoverTimeout) { Failed = Failed, Ended = Ended };
+        _server = new UffdServer(null, _source, _policy, options) { Failed = Failed, Ended = Ended };
     }
 
     /// <summary>Serves what the supervisor gives until it says stop; when the supervisor is gone, until every VM has ended.</summary>

@@ -33,6 +33,17 @@ public sealed class UffdFactAttribute : FactAttribute
     }
 }
 
+/// <summary>A test that needs userfaultfds, prlimit(1), and descriptors for hundreds of VMs.</summary>
+public sealed class ManyVmsFactAttribute : FactAttribute
+{
+    public ManyVmsFactAttribute()
+    {
+        if (Userfaultfd.TryProbe(out _) is var error and not 0) Skip = $"this user may not create a userfaultfd ({Errno.Name(error)})";
+        else if (ResourceLimit.TryGet(ResourceLimit.RLIMIT_NOFILE, out var limit) == 0 && limit.rlim_max < 4000) Skip = $"only {limit.rlim_max} files may be open";
+        else if (!File.Exists("/usr/bin/prlimit")) Skip = "prlimit is missing";
+    }
+}
+
 /// <summary>A test with data that needs a userfaultfd.</summary>
 public sealed class UffdTheoryAttribute : TheoryAttribute
 {

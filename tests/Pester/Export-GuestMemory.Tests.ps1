@@ -105,10 +105,11 @@ Describe 'Export-GuestMemory' {
     }
 
     Context 'Chunked' {
-        It 'writes an image that a handler serves' {
+        It 'writes an image that a handler serves, <_>' -ForEach 'Brotli', 'ZLib' {
             Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $Compression = $_
             $region = New-MmapRegion 256KiB | Write-GuestMemory 0x12345 'chunks' -PassThru
-            $info = $region | Export-GuestMemory "$TestDrive/vm.chunks" -Format Chunked -PassThru
+            $info = $region | Export-GuestMemory "$TestDrive/vm.chunks" -Format Chunked -Compression $Compression -PassThru
             $info.Format | Should -Be Chunked
             $info.BytesWritten | Should -BeLessThan 8KB
             $handler = Start-UffdHandler "$TestDrive/chunks.sock" "$TestDrive/vm.chunks"
@@ -117,6 +118,10 @@ Describe 'Export-GuestMemory' {
             $copy | Read-GuestMemory 0x100012345 6 -Encoding ascii | Should -Be chunks
             { $region | Export-GuestMemory "$TestDrive/vm.chunks" -Format Chunked -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*'
         }
+    }
+
+    It 'compresses chunks alone' {
+        { New-MmapRegion 4KiB 0x900000000 | Export-GuestMemory "$TestDrive/raw.mem" -Compression ZLib -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
     }
 
     Context 'Diff' {

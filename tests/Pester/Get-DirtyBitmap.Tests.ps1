@@ -284,6 +284,11 @@ Describe 'Get-DirtyBitmap' {
             $range = Get-DirtyBitmap -Handler $handler -AsRange
             $range | ForEach-Object Address | Should -Be 0x3000
             $range.PageCount | Should -Be 2
+            (Get-DirtyBitmap -Handler $handler -Clear).DirtyCount | Should -Be 2
+            (Get-DirtyBitmap -Handler $handler).DirtyCount | Should -Be 0
+            $vm | Write-GuestMemory 0x100003FFF 3
+            (Get-DirtyBitmap -Handler $handler -Clear -AsRange).Address | Should -Be 0x3000
+            Get-DirtyBitmap -Handler $handler -Clear -AsRange | Should -BeNullOrEmpty
         }
 
         It 'says so where it does not track, <Where>' -ForEach @(

@@ -140,6 +140,84 @@ Describe 'Start-UffdHandler' {
             $handler.Error | Should -Match 'of user 65534: The mapping list is not the JSON'
         }
 
+        It 'serves memory of this shell' {
+            Skip-UnlessSupported $userfaultfd
+            $source = New-MmapRegion 64KiB 0x10000000 | Write-GuestMemory 0x10000123 'the source' -PassThru
+            $handler = Start-UffdHandler $path -Memory $source -InProcess
+            $handler.MemoryPath | Should -Be 'memory of this process'
+            $vm = New-MmapRegion 64KiB 0x20000000
+            $vm | Connect-UffdHandler $path
+            $vm | Read-GuestMemory 0x20000123 10 -Encoding ascii | Should -Be 'the source'
+            $source | Remove-MmapRegion -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure.FullyQualifiedErrorId | Should -BeLike 'RegionInUse,*'
+        }
+
+        It 'writes figures as JSON' {
+            $figures = Start-UffdHandler $path $image -AsJson | ConvertFrom-Json
+            $figures.faults.all | Should -Be 0
+        }
+
+        It 'writes a line of JSON each second while it waits' {
+            Skip-UnlessSupported $userfaultfd
+            $vm = New-MmapRegion 64KiB 0x30000000
+            $waiting = Start-ThreadJob {
+                Import-Module $using:manifest
+                Start-UffdHandler $using:path $using:image -Strategy OnDemand -Wait -AsJson
+            }
+            try {
+                Wait-Until { Test-Path $path }
+                Start-Sleep -Milliseconds 1500
+                $vm | Connect-UffdHandler $path
+                $null = $vm | Read-GuestMemory 0x30000000 64KiB
+                $lines = @($waiting | Wait-Job -Timeout 20 | Receive-Job)
+            }
+            finally {
+                $waiting | Remove-Job -Force
+            }
+            $lines.Count | Should -BeGreaterThan 2
+            ($lines[0] | ConvertFrom-Json).faults.all | Should -Be 0
+            ($lines[-1] | ConvertFrom-Json).faults.all | Should -Be 16
+        }
+
+        It 'gives a VMM that says nothing up after -HandoverTimeout, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            $handler = Start-UffdHandler $path $image -HandoverTimeout 0.2 -InProcess:$InProcess
+            $peer = Connect-Peer $path
+            try {
+                $peer.ReceiveTimeout = 10000
+                $peer.Receive([byte[]]::new(1)) | Should -Be 0
+                Wait-Until { $handler.Error }
+                $handler.Error | Should -Match 'within 0.2 s'
+                $handler.State | Should -Be Listening
+            }
+            finally {
+                $peer.Dispose()
+            }
+        }
+
+        It 'fails when nobody connects within -AcceptTimeout, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            $handler = Start-UffdHandler $path $image -AcceptTimeout 0.3 -InProcess:$InProcess
+            Wait-Until { $handler.State -eq 'Failed' }
+            $handler.State | Should -Be Failed
+            $handler.Error | Should -Match 'No VMM has connected within 0.3 s'
+            $path | Should -Not -Exist
+        }
+
+        It 'does not count the time for later ones, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            $handler = Start-UffdHandler $path $image -AcceptTimeout 1 -InProcess:$InProcess
+            (Connect-Peer $path).Dispose()
+            Start-Sleep -Milliseconds 1500
+            $handler.State | Should -Be Listening
+        }
+
         It 'looks like a row of figures' {
             $view = Start-UffdHandler $path $image | Out-String -Width 250
             $view | Should -Match 'Id\s+State\s+VMs\s+Faults\s+Bytes\s+P50\s+P99\s+SocketPath'
@@ -585,6 +663,6 @@ if what != 'dies':
     }
 
     It 'says what it gives' {
-        (Get-Command Start-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler])
+        (Get-Command Start-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler], [string])
     }
 }

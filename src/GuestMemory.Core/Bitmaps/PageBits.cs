@@ -3,8 +3,8 @@ using System.Numerics;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// One bit a page in memory of somebody else, which may be shared with other processes. Bits are only ever set, by any number of
-/// threads. Unsafe: whoever holds this keeps the memory mapped, and asks for no page past the last.
+/// One bit a page in memory of somebody else, which may be shared with other processes. Bits are set, and reset, by any number
+/// of threads. Unsafe: whoever holds this keeps the memory mapped, and asks for no page past the last.
 /// </summary>
 internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
 {
@@ -24,13 +24,46 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     {
         for (var end = first + count; first < end;)
         {
-            var mask = ulong.MaxValue << (int)(first & 63);
-            var next = (first | 63) + 1;
-            if (next > end) mask &= ulong.MaxValue >> (int)(next - end);
-            ref var word = ref words[first >> 6];
+            ref var word = ref Part(ref first, end, out var mask);
             if ((Volatile.Read(ref word) & mask) != mask) Interlocked.Or(ref word, mask);
-            first = next;
         }
+    }
+
+    public void Reset(ulong first, ulong count)
+    {
+        for (var end = first + count; first < end;)
+        {
+            ref var word = ref Part(ref first, end, out var mask);
+            if ((Volatile.Read(ref word) & mask) != 0) Interlocked.And(ref word, ~mask);
+        }
+    }
+
+    /// <summary>Moves every bit to another place. At any moment a bit is in the one, the other, or both.</summary>
+    public void MoveTo(PageBits other)
+    {
+        for (ulong i = 0; i < (PageCount + 63) / 64; i++)
+        {
+            var bits = Volatile.Read(ref words[i]);
+            if (bits == 0) continue;
+            Interlocked.Or(ref other.WordAt(i), bits);
+            Interlocked.And(ref words[i], ~bits);
+        }
+    }
+
+    /// <summary>Sets every bit of this one in another place.</summary>
+    public void CopyTo(PageBits other)
+    {
+        for (ulong i = 0; i < (PageCount + 63) / 64; i++)
+        {
+            if (Volatile.Read(ref words[i]) is var bits and not 0) Interlocked.Or(ref other.WordAt(i), bits);
+        }
+    }
+
+    /// <summary>Sets the bits of some pages in words of which bit 0 is the first page.</summary>
+    public void OrTo(ulong first, ulong count, Span<ulong> target)
+    {
+        var end = first + count;
+        for (var at = Next(first, end, set: true); at < end; at = Next(at + 1, end, set: true)) target[(int)((at - first) >> 6)] |= 1UL << (int)((at - first) & 63);
     }
 
     /// <summary>How many pages from <paramref name="first"/> on are like it, at most <paramref name="limit"/>.</summary>
@@ -63,6 +96,16 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
         long count = 0;
         for (ulong i = 0; i < (PageCount + 63) / 64; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
         return count;
+    }
+
+    /// <summary>The word that a page is in, the bits of it that lie before the end, and the page to go on with.</summary>
+    private ref ulong Part(ref ulong first, ulong end, out ulong mask)
+    {
+        ref var word = ref words[first >> 6];
+        mask = ulong.MaxValue << (int)(first & 63);
+        first = (first | 63) + 1;
+        if (first > end) mask &= ulong.MaxValue >> (int)(first - end);
+        return ref word;
     }
 
     private ref ulong WordAt(ulong index) => ref words[index];

@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.IO.Compression;
 using System.Numerics;
 using System.Runtime.InteropServices;
 using Microsoft.Win32.SafeHandles;
@@ -8,10 +7,10 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// Memory images in chunks that are compressed independently, so that any page can be read without what stands before it. All
-/// numbers are little-endian. A header of 32 bytes: "GMCHUNK1", the length of the memory (8), the bytes of a chunk (4), zeros. The
-/// chunks, in any order. The index: for each chunk its offset in the file (8), its stored bytes (4) and their CRC-32C (4). A footer
+/// numbers are little-endian. A header of 32 bytes: "GMCHUNK1", the length of the memory (8), the bytes of a chunk (4), their
+/// compression (4: 0 for Brotli, 1 for zlib), zeros. The chunks, in any order. The index: for each chunk its offset in the file (8), its stored bytes (4) and their CRC-32C (4). A footer
 /// of 32 bytes: the index's offset (8), the number of chunks (4), the index's CRC-32C (4), the length again (8), "GMCHEND1". A chunk
-/// of no stored bytes is all zeros, one with all its bytes is stored as it is, any other is Brotli.
+/// of no stored bytes is all zeros, one with all its bytes is stored as it is, any other is compressed.
 /// </summary>
 public static class ChunkedImage
 {
@@ -21,8 +20,6 @@ public static class ChunkedImage
     internal const int EndSize = 32;
     internal const int EntrySize = 16;
 
-    private const int Quality = 2;
-    private const int Window = 18;
     private const int MaxChunkSize = 16 << 20;
 
     private static ReadOnlySpan<byte> Magic => "GMCHUNK1"u8;
@@ -33,15 +30,16 @@ public static class ChunkedImage
     /// <param name="memory">The memory.</param>
     /// <param name="path">The file to make.</param>
     /// <param name="overwrite">Whether a file that is there may be replaced.</param>
+    /// <param name="compression">How the chunks are compressed.</param>
     /// <param name="progress">Told the bytes of memory done.</param>
     /// <param name="cancellation">Ends the export; what was written is removed.</param>
     /// <exception cref="GuestMemoryException">FileExists; PageNotAccessible.</exception>
-    public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, Action<ulong>? progress = null, CancellationToken cancellation = default)
+    public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, ChunkCompression compression = ChunkCompression.Brotli, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
         var (bytes, pages) = RawImage.WriteBeside(path, 0, overwrite, file =>
         {
-            var writer = new Writer(file, memory.Size);
+            var writer = new Writer(file, memory.Size, compression);
             ulong before = 0;
             foreach (var region in memory.Regions)
             {
@@ -75,7 +73,7 @@ public static class ChunkedImage
 
     /// <summary>Reads and checks header, footer and index; nothing of them is believed before.</summary>
     /// <exception cref="GuestMemoryException">InvalidImage.</exception>
-    internal static (ulong Length, int ChunkSize, byte[] Index) ReadIndex(SafeFileHandle file, string path)
+    internal static (ulong Length, int ChunkSize, ChunkCompression Compression, byte[] Index) ReadIndex(SafeFileHandle file, string path)
     {
         var size = RandomAccess.GetLength(file);
         if (size < 2 * EndSize) throw Invalid(path, "it is too short");
@@ -87,6 +85,8 @@ public static class ChunkedImage
         var chunk = BinaryPrimitives.ReadUInt32LittleEndian(header[16..]);
         if (BinaryPrimitives.ReadUInt64LittleEndian(footer[16..]) != length) throw Invalid(path, "its beginning and its end contradict each other");
         if (chunk < HostPage.Size || chunk > MaxChunkSize || !BitOperations.IsPow2(chunk)) throw Invalid(path, $"its chunks cannot have {chunk} bytes");
+        var compression = (ChunkCompression)BinaryPrimitives.ReadUInt32LittleEndian(header[20..]);
+        if (!Enum.IsDefined(compression)) throw Invalid(path, $"its compression ({(uint)compression}) is not known");
         var indexOffset = BinaryPrimitives.ReadUInt64LittleEndian(footer);
         var count = BinaryPrimitives.ReadUInt32LittleEndian(footer[8..]);
         if (length == 0 || (length - 1) / chunk + 1 != count) throw Invalid(path, $"{count} chunks of {chunk} bytes are not {length} bytes");
@@ -102,7 +102,7 @@ public static class ChunkedImage
             if (stored > chunk || (stored > 0 && (at < EndSize || at > indexOffset || stored > indexOffset - at))) throw Invalid(path, $"chunk {i / EntrySize} is not where it could be");
         }
 
-        return (length, (int)chunk, index);
+        return (length, (int)chunk, compression, index);
     }
 
     internal static uint Crc(ReadOnlySpan<byte> data)
@@ -117,7 +117,7 @@ public static class ChunkedImage
         new(GuestMemoryError.InvalidImage, $"{path} is not a whole image of chunks: {why}.");
 
     /// <summary>Cuts what comes into chunks and writes them.</summary>
-    private sealed class Writer(SafeFileHandle file, ulong length)
+    private sealed class Writer(SafeFileHandle file, ulong length, ChunkCompression compression)
     {
         private readonly byte[] _chunk = new byte[ChunkSize];
         private readonly byte[] _packed = new byte[ChunkSize - 1];
@@ -147,6 +147,7 @@ public static class ChunkedImage
             Magic.CopyTo(header);
             BinaryPrimitives.WriteUInt64LittleEndian(header[8..], length);
             BinaryPrimitives.WriteUInt32LittleEndian(header[16..], ChunkSize);
+            BinaryPrimitives.WriteUInt32LittleEndian(header[20..], (uint)compression);
             RandomAccess.Write(file, header, 0);
             Span<byte> footer = stackalloc byte[EndSize];
             BinaryPrimitives.WriteUInt64LittleEndian(footer, (ulong)_at);
@@ -165,7 +166,7 @@ public static class ChunkedImage
             ReadOnlySpan<byte> stored = [];
             if (chunk.ContainsAnyExcept((byte)0))
             {
-                stored = BrotliEncoder.TryCompress(chunk, _packed.AsSpan(0, _filled - 1), out var packed, Quality, Window) ? _packed.AsSpan(0, packed) : chunk;
+                stored = ChunkCodec.TryPack(compression, chunk, _packed, _filled - 1, out var packed) ? _packed.AsSpan(0, packed) : chunk;
                 _pages += (_filled + (int)HostPage.Size - 1) / (int)HostPage.Size;
             }
 

@@ -36,6 +36,7 @@ internal static unsafe partial class Pagemap
     public const ulong PAGE_IS_WRITTEN = 1 << 1;
     public const ulong PAGE_IS_PRESENT = 1 << 3;
     public const ulong PAGE_IS_SWAPPED = 1 << 4;
+    public const ulong PM_SCAN_WP_MATCHING = 1 << 0;
     public const ulong PM_SCAN_CHECK_WPASYNC = 1 << 1;
 
     /// <summary>Whether the kernel knows the ioctl; 0 or the error number.</summary>
@@ -61,28 +62,44 @@ internal static unsafe partial class Pagemap
     /// Finds the next ranges of a process's pages that were written since they were write-protected. Returns how many there are, or
     /// the negated error number; <paramref name="next"/> is where to go on, <paramref name="end"/> at the end.
     /// </summary>
-    public static long TryScanWritten(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next)
+    /// <param name="pagemap">The process's pagemap.</param>
+    /// <param name="start">The first address.</param>
+    /// <param name="end">Behind the last.</param>
+    /// <param name="regions">Receives the ranges.</param>
+    /// <param name="protect">Whether what is found is write-protected in the same step: a write is before it and found, or after it.</param>
+    /// <param name="next">Where to go on.</param>
+    public static long TryScanWritten(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next) => Scan(pagemap, regions, new PmScanArg
+    {
+        flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0),
+        start = start,
+        end = end,
+        category_mask = PAGE_IS_WRITTEN,
+        // A page that never came counts as written otherwise.
+        category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask = PAGE_IS_WRITTEN,
+    }, out next);
+
+    /// <summary>The same for pages that are there, written or not.</summary>
+    public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg
+    {
+        start = start,
+        end = end,
+        category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask = PAGE_IS_PRESENT,
+    }, out next);
+
+    private static long Scan(SafeHandle pagemap, Span<PageRegion> regions, PmScanArg argument, out ulong next)
     {
         using var lease = new DescriptorLease(pagemap);
         fixed (PageRegion* vector = regions)
         {
-            var argument = new PmScanArg
-            {
-                size = (ulong)sizeof(PmScanArg),
-                flags = PM_SCAN_CHECK_WPASYNC,
-                start = start,
-                end = end,
-                vec = (ulong)vector,
-                vec_len = (ulong)regions.Length,
-                category_mask = PAGE_IS_WRITTEN,
-                // A page that never came counts as written otherwise.
-                category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask = PAGE_IS_WRITTEN,
-            };
+            argument.size = (ulong)sizeof(PmScanArg);
+            argument.vec = (ulong)vector;
+            argument.vec_len = (ulong)regions.Length;
             long count = ioctl(lease.Number, PAGEMAP_SCAN, &argument);
             var error = count < 0 ? Marshal.GetLastPInvokeError() : 0;
             // A vector that is not full holds everything there was.
-            next = count < regions.Length ? end : argument.walk_end;
+            next = count < regions.Length ? argument.end : argument.walk_end;
             return count < 0 ? -error : count;
         }
     }

@@ -101,6 +101,8 @@ internal static unsafe partial class Userfaultfd
     /// <summary>Wakes nobody; UFFDIO_ZEROPAGE has the same flag.</summary>
     public const ulong UFFDIO_COPY_MODE_DONTWAKE = 1;
     public const ulong UFFDIO_COPY_MODE_WP = 2;
+    public const ulong UFFDIO_CONTINUE_MODE_WP = 2;
+    public const ulong UFFDIO_WRITEPROTECT_MODE_WP = 1;
 
     public const byte UFFD_EVENT_PAGEFAULT = 0x12;
     public const byte UFFD_EVENT_FORK = 0x13;
@@ -216,14 +218,13 @@ internal static unsafe partial class Userfaultfd
     public static int TryZero(int uffd, ulong start, ulong length, ulong mode, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, mode, out done);
 
     /// <summary>Maps a range that is in the page cache already and wakes who waits for it.</summary>
-    public static int TryContinue(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, 0, out _);
+    public static int TryContinue(int uffd, ulong start, ulong length, ulong mode) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, mode, out _);
 
     /// <summary>Lets a range be written again and wakes who waits to.</summary>
-    public static int TryUnprotect(int uffd, ulong start, ulong length)
-    {
-        var protect = new UffdioWriteprotect { range = { start = start, len = length } };
-        return ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) == 0 ? 0 : Marshal.GetLastPInvokeError();
-    }
+    public static int TryUnprotect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, 0);
+
+    /// <summary>Makes the next write of each page of a range that is there a fault.</summary>
+    public static int TryProtect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP);
 
     /// <summary>The features that a userfaultfd was opened with, as /proc tells; 0 where it does not.</summary>
     public static ulong FeaturesOf(int uffd)
@@ -269,6 +270,12 @@ internal static unsafe partial class Userfaultfd
         using var opened = new SafeDescriptor(device);
         var number = ioctl(device, USERFAULTFD_IOC_NEW, (void*)(O_CLOEXEC | O_NONBLOCK));
         return number >= 0 ? number : throw new SyscallException("ioctl(USERFAULTFD_IOC_NEW)", Marshal.GetLastPInvokeError(), "Creating a userfaultfd");
+    }
+
+    private static int WriteProtect(int uffd, ulong start, ulong length, ulong mode)
+    {
+        var protect = new UffdioWriteprotect { range = { start = start, len = length }, mode = mode };
+        return ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
     private static int FillWithout(int uffd, uint request, ulong start, ulong length, ulong mode, out long done)

@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.IO.Compression;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
@@ -11,12 +10,13 @@ internal sealed unsafe class ChunkedSource : PageSource
     private readonly SafeFileHandle _file;
     private readonly byte[] _index;
     private readonly int _chunkSize;
+    private readonly ChunkCompression _compression;
 
     private ChunkedSource(SafeFileHandle file, string path)
     {
         _file = file;
         Name = path;
-        (Length, _chunkSize, _index) = ChunkedImage.ReadIndex(file, path);
+        (Length, _chunkSize, _compression, _index) = ChunkedImage.ReadIndex(file, path);
     }
 
     public override string Name { get; }
@@ -81,7 +81,7 @@ internal sealed unsafe class ChunkedSource : PageSource
         }
 
         if (ChunkedImage.Crc(packed) != BinaryPrimitives.ReadUInt32LittleEndian(entry[12..])) return Errno.EBADMSG;
-        if (stored != size && (!BrotliDecoder.TryDecompress(packed, target, out var written) || written != size)) return Errno.EBADMSG;
+        if (stored != size && !ChunkCodec.TryUnpack(_compression, packed, target)) return Errno.EBADMSG;
         // What a page has behind the end of the image is zero.
         new Span<byte>(chunk + size, _chunkSize - size).Clear();
         return 0;

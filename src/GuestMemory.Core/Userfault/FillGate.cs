@@ -6,10 +6,9 @@ namespace GuestMemory.Core;
 /// <summary>
 /// Keeps a VM's events from being read while pages are filled ahead. Reading a removal lets the VM go on, so that a page which was
 /// looked at before and is filled after would bring back what was removed: nothing could take that page away again. The reader never
-/// waits for more than the one piece that is under way, and the filler never goes in front of a reader. Who asks what was removed
-/// waits for the reader in turn: the VM goes on already while its removal is on the way from the kernel into the record.
+/// waits for more than the one piece that is under way, and the filler never goes in front of a reader.
 /// </summary>
-internal sealed class FillGate
+internal sealed class FillGate(EventReads reads)
 {
     private const int Free = 0;
     private const int Filling = 1;
@@ -26,9 +25,6 @@ internal sealed class FillGate
     private int _fillerCpu;
     private int _sleeps;
 
-    // Grows when reading begins and when it ends: odd while it is under way.
-    private int _reads;
-
     /// <summary>How often the reader slept for the filler, which has the same processor then or takes very long.</summary>
     public int Sleeps => Volatile.Read(ref _sleeps);
 
@@ -37,30 +33,21 @@ internal sealed class FillGate
     /// <param name="scratch">The calling thread's.</param>
     public void EnterRead(Func<PageScratch, bool> help, PageScratch scratch)
     {
-        Interlocked.Increment(ref _reads);
+        reads.Begin();
         if (Volatile.Read(ref _filler) != Free) WaitForFiller(help, scratch);
     }
 
-    public void ExitRead() => Interlocked.Increment(ref _reads);
-
-    /// <summary>For any third thread: when it returns, the events that were read up to now have taken effect.</summary>
-    public void AwaitRead()
-    {
-        Interlocked.MemoryBarrier();
-        var reads = Volatile.Read(ref _reads);
-        var wait = default(SpinWait);
-        while (IsReading(reads) && Volatile.Read(ref _reads) == reads) wait.SpinOnce();
-    }
+    public void ExitRead() => reads.End();
 
     /// <summary>For the thread that fills; false where the reader is at work or waits.</summary>
     public bool TryEnterFill()
     {
         for (var i = 0; i < ReadSpins; i++)
         {
-            if (IsReading(Volatile.Read(ref _reads))) continue;
+            if (reads.IsUnderWay) continue;
             _fillerCpu = Scheduling.CurrentProcessor();
             Interlocked.Exchange(ref _filler, Filling);
-            if (!IsReading(Volatile.Read(ref _reads))) return true;
+            if (!reads.IsUnderWay) return true;
             ExitFill();
         }
 
@@ -74,8 +61,6 @@ internal sealed class FillGate
         // It has this processor, or would like to.
         Thread.Yield();
     }
-
-    private static bool IsReading(int reads) => (reads & 1) != 0;
 
     private void WaitForFiller(Func<PageScratch, bool> help, PageScratch scratch)
     {

@@ -88,7 +88,7 @@ internal sealed class LocalUffdHandler : UffdHandler
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
             listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options.HandoverTimeout), source, policy);
+            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy);
             handler.OfferMetrics(options);
             return handler;
         }
@@ -101,10 +101,10 @@ internal sealed class LocalUffdHandler : UffdHandler
         }
     }
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
         if (!_policy.TrackDirty) throw NotTracking(SocketPath);
-        return _server.DirtyBitmaps();
+        return _server.DirtyBitmaps(clear);
     }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);

@@ -103,8 +103,13 @@ public abstract class UffdHandler : IDisposable
     /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
     /// mappings. Addresses are offsets in the image; the handler does not know any other.
     /// </summary>
+    /// <param name="clear">
+    /// Takes the marks: the next call tells what was written or given back after this one. No write is in neither; a page whose first
+    /// write is under way, or whose removal, may be in both. Where a handler's process dies meanwhile, or its answer does not arrive, the next call tells
+    /// again what was taken.
+    /// </param>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported; HandlerGone: the handler has ended; ControlFailed: its process does not answer.</exception>
-    public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps();
+    public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false);
 
     internal static GuestMemoryException NotTracking(string path) =>
         new(GuestMemoryError.DirtyTrackingOff, $"The handler at {path} does not track what VMs write. Start it with -TrackDirty.");

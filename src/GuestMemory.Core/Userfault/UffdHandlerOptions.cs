@@ -48,6 +48,9 @@ public sealed class UffdHandlerOptions
     /// <summary>Serves metrics at this Unix socket, where no port is given.</summary>
     public string? MetricsPath { get; init; }
 
+    /// <summary>How long the first VMM may take to connect; null for ever. When it is over the handler fails.</summary>
+    public TimeSpan? AcceptTimeout { get; init; }
+
     /// <summary>How long a VMM that has connected may take to hand its memory over.</summary>
     public TimeSpan HandoverTimeout { get; init; } = TimeSpan.FromSeconds(5);
 }

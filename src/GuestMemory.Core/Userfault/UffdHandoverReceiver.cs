@@ -13,12 +13,14 @@ internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappin
 internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
 {
     private const int MaxTokenBytes = 4096;
+    private const int FirstBytes = 4096;
 
     // The kernel may join the end of one message to the beginning, and so the descriptor, of the next.
     private const int MaxDescriptors = 2;
 
     private readonly List<SafeDescriptor> _descriptors = [];
-    private byte[] _buffer = new byte[65536];
+    // Of hundreds of VMs that have said all they have to say, none keeps one.
+    private byte[] _buffer = [];
     private int _length;
     private int _scanned;
     private JsonReaderState _json;
@@ -37,7 +39,7 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
             if (_length == _buffer.Length)
             {
                 if (_length >= UffdMappingList.MaxJsonBytes) throw UffdMappingList.TooLarge(_length);
-                Array.Resize(ref _buffer, Math.Min(_buffer.Length * 4, UffdMappingList.MaxJsonBytes));
+                Array.Resize(ref _buffer, Math.Clamp(_buffer.Length * 4, FirstBytes, UffdMappingList.MaxJsonBytes));
             }
 
             var before = _descriptors.Count;
@@ -50,7 +52,12 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
 
             if (truncated || _descriptors.Count > before + 1 || _descriptors.Count > MaxDescriptors) throw TooMany();
 
-            if (received == -Errno.EAGAIN) return null;
+            if (received == -Errno.EAGAIN)
+            {
+                if (_length == 0) _buffer = [];
+                return null;
+            }
+
             if (received <= 0)
             {
                 ended = true;

@@ -10,8 +10,6 @@ internal sealed class UffdPolicy : IDisposable
 
     public UffdOnError OnError { get; init; }
 
-    public int MaxConnections { get; init; } = int.MaxValue;
-
     /// <summary>Whether it is tracked what VMs write.</summary>
     public bool TrackDirty { get; init; }
 
@@ -44,7 +42,6 @@ internal sealed class UffdPolicy : IDisposable
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
             TrackDirty = options.TrackDirty,
-            MaxConnections = options.MaxConnections,
             Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
             Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),
         };

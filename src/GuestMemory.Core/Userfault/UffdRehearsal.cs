@@ -49,7 +49,7 @@ internal static class UffdRehearsal
             Window = policy.Window,
             Replay = policy.Replay is null ? null : new UffdReplay([1, 2, 3, 5], source.Length),
         };
-        using var server = new UffdServer(UnixListener.Open(path, null, force: false), source, rehearsed, s_patience);
+        using var server = new UffdServer(UnixListener.Open(path, null, force: false), source, rehearsed, new UffdHandlerOptions { SocketPath = path, MemoryPath = source.Name, HandoverTimeout = s_patience });
         var thread = new Thread(() => RunQuietly(server)) { IsBackground = true, Name = "uffd-rehearsal" };
         thread.Start();
         try

@@ -1,5 +1,4 @@
 using System.Collections.Concurrent;
-using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
@@ -10,12 +9,11 @@ namespace GuestMemory.Core;
 /// </summary>
 internal sealed class UffdServer : IDisposable
 {
-    private const int AcceptPause = 100;
     private const int DeferredPause = 10;
     private const int LastRounds = 16;
 
     private readonly TimeSpan _handoverTimeout;
-    private readonly UnixListener? _listener;
+    private readonly UffdEntrance? _entrance;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
     private readonly PageScratch _scratch = new();
@@ -29,20 +27,19 @@ internal sealed class UffdServer : IDisposable
     private volatile string? _error;
     private volatile bool _stopping;
     private bool _timed;
-    private long _acceptPausedUntil;
     private UffdCounters _ended;
     private int _accepted;
 
     /// <summary>
     /// Takes the listener over; without one only VMs that are adopted are served. The source and the policy must outlive the server.
     /// </summary>
-    public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, TimeSpan handoverTimeout)
+    public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
-        _listener = listener;
+        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.AcceptTimeout, error => _error = error);
         _source = source;
         _policy = policy;
         if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
-        _handoverTimeout = handoverTimeout;
+        _handoverTimeout = options.HandoverTimeout;
     }
 
     /// <summary>Called on the serving thread with what went wrong with a VM that goes on.</summary>
@@ -98,9 +95,24 @@ internal sealed class UffdServer : IDisposable
         return all;
     }
 
-    public IReadOnlyList<DirtyBitmap> DirtyBitmaps()
+    /// <summary>What the VMs wrote; where it is taken it is clean from then on.</summary>
+    public IReadOnlyList<DirtyBitmap> DirtyBitmaps(bool take)
     {
-        lock (_lock) return [.. _connections.SelectMany(static connection => connection.Vms.SelectMany(vm => vm.DirtyBitmaps(connection.Peer.pid)))];
+        while (true)
+        {
+            lock (_lock)
+            {
+                var writes = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.Writes(connection.Peer.pid))).ToArray();
+                if (WriteTracker.TryGet(writes, take) is { } bitmaps)
+                {
+                    if (take) Array.ForEach(writes, static vm => vm.Confirm());
+                    return bitmaps;
+                }
+            }
+
+            // Whoever is in the middle of a removal may need the lock.
+            Thread.Yield();
+        }
     }
 
     public UffdFigures Figures()
@@ -117,7 +129,8 @@ internal sealed class UffdServer : IDisposable
     public void Run()
     {
         _epoll.Add(_wake, _wake);
-        if (_listener is not null) _epoll.Add(_listener.Socket, _listener);
+        _entrance?.Open(_epoll, _entrance);
+        _timed = Timeout() >= 0;
         while (!_stopping) Step(_timed ? Timeout() : -1);
         // What ended at the same time as the handler is no VM that was left alone.
         _epoll.Remove(_wake);
@@ -148,7 +161,7 @@ internal sealed class UffdServer : IDisposable
         {
             while (_connections.Count > 0) Close(_connections[^1]);
             while (_adopted.TryDequeue(out var connection)) connection.Dispose();
-            _listener?.Dispose();
+            _entrance?.Dispose();
             _filler?.Dispose();
             _scratch.Dispose();
             _wake.Dispose();
@@ -174,8 +187,8 @@ internal sealed class UffdServer : IDisposable
                 case UffdConnection connection:
                     changed |= Receive(connection);
                     break;
-                case UnixListener listener:
-                    changed |= Accept(listener);
+                case UffdEntrance entrance:
+                    changed |= Accept(entrance);
                     break;
                 case SafeDescriptor when !_stopping:
                     EventFd.Clear(_wake);
@@ -225,11 +238,7 @@ internal sealed class UffdServer : IDisposable
             if (connection.IsOverdue) changed |= Receive(connection);
         }
 
-        if (_acceptPausedUntil != 0 && Stopwatch.GetTimestamp() >= _acceptPausedUntil)
-        {
-            _acceptPausedUntil = 0;
-            _epoll.Add(_listener!.Socket, _listener);
-        }
+        if (_entrance?.LookAtTheClock() is { } overdue) throw overdue;
 
         _timed = Timeout() >= 0;
         return changed;
@@ -254,7 +263,7 @@ internal sealed class UffdServer : IDisposable
     /// <summary>How many milliseconds until something is due; -1 where nothing is.</summary>
     private int Timeout()
     {
-        var timeout = _acceptPausedUntil == 0 ? -1 : AcceptPause;
+        var timeout = _entrance?.Timeout ?? -1;
         foreach (var connection in _connections)
         {
             if (connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);
@@ -264,44 +273,17 @@ internal sealed class UffdServer : IDisposable
         return timeout;
     }
 
-    private bool Accept(UnixListener listener)
+    private bool Accept(UffdEntrance entrance)
     {
-        var changed = false;
-        while (true)
+        while (entrance.TryAccept(_connections.Count, out var socket, out var peer))
         {
-            var socket = UnixSocket.TryAccept(listener.Socket, out var error);
-            if (socket is null)
-            {
-                if (error == Errno.EAGAIN) return changed;
-                if (error is Errno.ECONNABORTED or Errno.EINTR) continue;
-                // The connection stays in the queue; trying again at once would only burn the processor.
-                _error = new SyscallException("accept4", error, "Accepting a connection",
-                    remedy: error == Errno.EMFILE ? "Raise the limit of open files ('ulimit -n')." : null).Message;
-                _epoll.Remove(listener.Socket);
-                _acceptPausedUntil = Stopwatch.GetTimestamp() + Stopwatch.Frequency / 1000 * AcceptPause;
-                return true;
-            }
-
-            var peer = UnixSocket.PeerCredentials(socket);
-            if (!listener.Allows(peer))
-            {
-                _error = $"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.";
-                socket.Dispose();
-                continue;
-            }
-
-            if (_connections.Count >= _policy.MaxConnections)
-            {
-                _error = $"Process {peer.pid} of user {peer.uid} was turned away: {_connections.Count} VMMs are connected, and no more may be.";
-                socket.Dispose();
-                continue;
-            }
-
-            changed = true;
             var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
             lock (_lock) _connections.Add(connection);
             _epoll.Add(socket, connection);
         }
+
+        // What is due has changed in any case.
+        return true;
     }
 
     /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>

@@ -26,7 +26,7 @@ internal sealed unsafe partial class UffdVm
 
         var start = fault.Address & ~(region.PageSize - 1);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, scratch);
-        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, scratch);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, ModeFor(region, start, fault.Flags), scratch);
         if (IsHeld(region, start))
         {
             fault.IsHeld = true;
@@ -148,18 +148,22 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>The page is in the page cache and only not mapped yet: maps it.</summary>
-    private bool TryContinue(UffdVmRegion region, ulong start, PageScratch scratch)
+    private bool TryContinue(UffdVmRegion region, ulong start, ulong mode, PageScratch scratch)
     {
-        var error = Userfaultfd.TryContinue(_uffd, start, region.PageSize);
+        var error = Userfaultfd.TryContinue(_uffd, start, region.PageSize, mode);
         switch (error)
         {
             case 0:
                 _counters->Continued++;
-                _state.Filled.Set(region.PageOf(start), region.PageSize / HostPage.Size);
+                Came(region.PageOf(start), region.PageSize / HostPage.Size);
                 return true;
             case Errno.EAGAIN:
                 ReadEvents(scratch);
                 return _gone;
+            case Errno.EINVAL when mode != 0:
+                // A kernel before 6.4 maps it only so that it can be written.
+                OpenPages(region, start);
+                return TryContinue(region, start, mode: 0, scratch);
             case Errno.EEXIST:
                 _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
                 _counters->Present++;
@@ -198,8 +202,14 @@ internal sealed unsafe partial class UffdVm
         if (error == 0) done = run.Length;
         else if (copied > 0) done = (ulong)copied;
         // Before any further event is read.
-        if (done > 0) _state.Filled.Set(region.PageOf(at), done / HostPage.Size);
+        if (done > 0) Came(region.PageOf(at), done / HostPage.Size);
         return error;
+    }
+
+    private void Came(ulong page, ulong count)
+    {
+        _state.Filled.Set(page, count);
+        if (_protection != 0) _state.Removing.Reset(page, count);
     }
 
     private int Locate(UffdVmRegion region, ulong at, ulong length, PageScratch scratch, out PageRunData run)

@@ -6,9 +6,10 @@ namespace GuestMemory.Core;
 internal sealed unsafe partial class UffdVm
 {
     private ulong _protection;
+    private bool _isOpening;
 
-    /// <summary>The pages that were written or given back. Whatever the VM had done before the call is among them.</summary>
-    public IEnumerable<DirtyBitmap> DirtyBitmaps(int processId) => WriteScan.Of(_state, _byPage, _descriptor, processId, _gate.AwaitRead);
+    /// <summary>The pages that were written or given back.</summary>
+    public WriteTracker Writes(int processId) => new(_state, _byPage, _descriptor, processId);
 
     private static bool IsWrite(ulong flags) => (flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WRITE) != 0;
 
@@ -28,20 +29,55 @@ internal sealed unsafe partial class UffdVm
             if (error != 0)
                 throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, "Write-protecting the VM's memory to track its writes", GuestMemoryError.UffdUnsupported, "Start the handler without -TrackDirty.");
         }
+
+        if (_state.IsTracked) return;
+        // What came while nobody tracked can be written without a fault.
+        _state.Filled.CopyTo(_state.Written);
+        _state.IsTracked = true;
     }
 
     /// <summary>How a page comes that is touched: who wants to write need not fault twice.</summary>
     private ulong ModeFor(UffdVmRegion region, ulong start, ulong flags)
     {
         if (_protection == 0 || !IsWrite(flags)) return _protection;
-        _state.Written.Set(region.PageOf(start), region.PageSize / HostPage.Size);
+        OpenPages(region, start);
         return 0;
+    }
+
+    /// <summary>Notes a page before it can be written.</summary>
+    private void OpenPages(UffdVmRegion region, ulong start)
+    {
+        _isOpening = true;
+        _state.BeginOpening(region.PageOf(start), region.PageSize / HostPage.Size);
+    }
+
+    /// <summary>A fault was answered, or is to be tried again.</summary>
+    private void EndOpening()
+    {
+        if (!_isOpening) return;
+        _isOpening = false;
+        _state.EndOpening();
+    }
+
+    private void MarkRemoving(ulong page, ulong count)
+    {
+        // In this order: who takes the mark looks whether the page is gone already.
+        _state.Removing.Set(page, count);
+        _state.Written.Set(page, count);
+    }
+
+    /// <summary>What a process that is gone was about to open may be writable, and whoever waits for what it read need not any more.</summary>
+    private void RecoverMarks()
+    {
+        var (page, count) = _state.Opening;
+        if (page + count <= _state.Written.PageCount) _state.Written.Set(page, count);
+        _state.EndOpening();
+        _state.Reads.Recover();
     }
 
     private bool TryUnprotect(UffdVmRegion region, ulong start, PageScratch scratch)
     {
-        // Noted before the write can happen.
-        _state.Written.Set(region.PageOf(start), region.PageSize / HostPage.Size);
+        OpenPages(region, start);
         switch (Userfaultfd.TryUnprotect(_uffd, start, region.PageSize))
         {
             case Errno.EAGAIN:

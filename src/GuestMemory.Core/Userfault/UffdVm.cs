@@ -20,7 +20,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly UffdVmState _state;
     private readonly UffdMsg* _message;
     private readonly UffdCounters* _counters;
-    private readonly FillGate _gate = new();
+    private readonly FillGate _gate;
     private readonly Func<PageScratch, bool> _help;
     private readonly int _uffd;
     private UffdFault[] _waiting = new UffdFault[UffdVmState.Batch];
@@ -43,6 +43,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _help = FillWhileWaiting;
         _policy = policy;
         _state = state;
+        _gate = new FillGate(state.Reads);
         _message = state.Messages;
         _counters = state.Counters;
         _byPage = UffdVmRegion.Of(mappings);
@@ -97,6 +98,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
             if (_message[i].@event == Userfaultfd.UFFD_EVENT_REMOVE) MarkRemoved(_message[i].remove_start, _message[i].remove_end);
         }
 
+        RecoverMarks();
         WakeAll();
     }
 
@@ -116,7 +118,9 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 continue;
             }
 
-            if (TryAnswer(ref fault, scratch))
+            var isAnswered = TryAnswer(ref fault, scratch);
+            EndOpening();
+            if (isAnswered)
             {
                 if (!fault.IsHeld) Answered(fault.Since);
             }
@@ -155,7 +159,13 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
                 if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
                 var now = Stopwatch.GetTimestamp();
-                for (var i = 0; i < count; i++) Take(_message[i], now);
+                for (var i = 0; i < count; i++)
+                {
+                    Take(_message[i], now);
+                    // It has taken effect: a successor need not repeat it.
+                    _message[i].@event = 0;
+                }
+
             }
             finally
             {
@@ -201,7 +211,9 @@ internal sealed unsafe partial class UffdVm : IDisposable
         {
             var from = Math.Max(start, region.Base);
             var to = Math.Min(end, region.End);
-            if (from < to) _state.Removed.Set(region.PageOf(from), (to - from) / HostPage.Size);
+            if (from >= to) continue;
+            _state.Removed.Set(region.PageOf(from), (to - from) / HostPage.Size);
+            if (_protection != 0) MarkRemoving(region.PageOf(from), (to - from) / HostPage.Size);
         }
     }
 

@@ -5,7 +5,8 @@ namespace GuestMemory.Core;
 /// <summary>
 /// What of a VM's serving must survive the process that serves it, as one piece of memory that may be shared. Events are read
 /// straight into it, and a removal that was read never comes again: a successor applies those that it finds, which is right however
-/// old they are, since the record of removed pages only ever grows. Which pages came already spares work and nothing else.
+/// old they are, since the record of removed pages only ever grows. Which pages came already spares work and nothing else. What was
+/// written is marked before it can be, and marks move to those that were taken before they are told: whoever dies, none is lost.
 /// </summary>
 internal sealed unsafe class UffdVmState : IDisposable
 {
@@ -13,10 +14,18 @@ internal sealed unsafe class UffdVmState : IDisposable
     public const int Batch = 64;
 
     private const ulong CountersOffset = 2048;
+    private const ulong SyncOffset = 2432;
+    private const ulong FoundOffset = 2560;
+    private const int FoundCapacity = 64;
     private const ulong HistogramOffset = 4096;
     private const ulong BitsOffset = 12288;
 
+    // A page and a number of pages in one word.
+    private const int OpeningBits = 24;
+
     private readonly SafeMapping _mapping;
+    private readonly UffdVmSync* _sync;
+    private readonly PageRegion* _found;
 
     /// <param name="pageCount">The pages of all the VM's regions, of the host's page size.</param>
     /// <param name="shared">A memfd of <see cref="SizeOf"/> bytes, zero where the VM is new; null for memory of this process alone.</param>
@@ -37,10 +46,15 @@ internal sealed unsafe class UffdVmState : IDisposable
         var start = (byte*)_mapping.Address;
         Messages = (UffdMsg*)start;
         Counters = (UffdCounters*)(start + CountersOffset);
+        _sync = (UffdVmSync*)(start + SyncOffset);
+        _found = (PageRegion*)(start + FoundOffset);
+        Reads = new EventReads(&_sync->Reads);
         Latency = new LatencyHistogram((long*)(start + HistogramOffset));
         Removed = new PageBits((ulong*)(start + BitsOffset), pageCount);
         Filled = new PageBits((ulong*)(start + BitsOffset + PageBits.SizeOf(pageCount)), pageCount);
         Written = new PageBits((ulong*)(start + BitsOffset + (2 * PageBits.SizeOf(pageCount))), pageCount);
+        Removing = new PageBits((ulong*)(start + BitsOffset + (3 * PageBits.SizeOf(pageCount))), pageCount);
+        Taken = new PageBits((ulong*)(start + BitsOffset + (4 * PageBits.SizeOf(pageCount))), pageCount);
     }
 
     /// <summary>Where events are read to: <see cref="Batch"/> of them.</summary>
@@ -56,8 +70,62 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Pages that have come once.</summary>
     public PageBits Filled { get; }
 
-    /// <summary>Pages that the VM was seen to write, where that is tracked by faults.</summary>
+    /// <summary>Whether events are being read.</summary>
+    public EventReads Reads { get; }
+
+    /// <summary>Where it is tracked: pages that the VM was seen to write or to give back, and nobody has taken since.</summary>
     public PageBits Written { get; }
+
+    /// <summary>Where it is tracked: pages that the VM was about to give back and that have not come anew since; they may still hold what they held.</summary>
+    public PageBits Removing { get; }
+
+    /// <summary>Marks that were taken, and whose taker may not have got them.</summary>
+    public PageBits Taken { get; }
+
+    /// <summary>Room for what the kernel finds; it stores it there also when the asking process is killed meanwhile. See <see cref="KeepFound"/>.</summary>
+    public Span<PageRegion> Found => new(_found, FoundCapacity);
+
+    /// <summary>Whether every page that came either was write-protected or is marked.</summary>
+    public bool IsTracked
+    {
+        get => _sync->IsTracked != 0;
+        set => _sync->IsTracked = value ? 1 : 0;
+    }
+
+    /// <summary>Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them.</summary>
+    public (ulong First, ulong Count) Opening
+    {
+        get
+        {
+            var opening = Volatile.Read(ref _sync->Opening);
+            return (opening >> OpeningBits, opening & ((1UL << OpeningBits) - 1));
+        }
+    }
+
+    /// <summary>Marks pages that are about to become writable.</summary>
+    public void BeginOpening(ulong first, ulong count)
+    {
+        // Before the marks are looked at: either whoever takes them sees this, or the marks are made anew.
+        Volatile.Write(ref _sync->Opening, first << OpeningBits | count);
+        Interlocked.MemoryBarrier();
+        Written.Set(first, count);
+    }
+
+    public void EndOpening() => Volatile.Write(ref _sync->Opening, 0);
+
+    /// <summary>Puts what the kernel has found among the marks that were taken.</summary>
+    public void KeepFound(IEnumerable<UffdVmRegion> regions)
+    {
+        foreach (var region in regions)
+        {
+            foreach (var found in Found)
+            {
+                if (found.start >= region.Base && found.start < region.End) Taken.Set(region.PageOf(found.start), (found.end - found.start) / HostPage.Size);
+            }
+        }
+
+        Found.Clear();
+    }
 
     /// <summary>All pages, those that came and those that were removed at least once.</summary>
     public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
@@ -65,8 +133,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>What was done for the VM, up to now.</summary>
     public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error) with { MissingPageCount = (long)Filled.PageCount - Filled.CountWith(Removed) };
 
-    /// <summary>The bytes of a state: 12 KiB and three bits a page, of which the third takes memory only where writes are tracked.</summary>
-    public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (3 * PageBits.SizeOf(pageCount)), HostPage.Size);
+    /// <summary>The bytes of a state: 12 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
+    public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (5 * PageBits.SizeOf(pageCount)), HostPage.Size);
 
     /// <summary>The pages of a mapping list.</summary>
     public static ulong PagesOf(IEnumerable<GuestRegionUffdMapping> mappings) => mappings.Aggregate(0UL, static (pages, mapping) => pages + (mapping.Size / HostPage.Size));

@@ -68,7 +68,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC"];
 
     // The state of a vCPU, which only x86-64 has here.
     private static readonly HashSet<string> s_x86 = new(StringComparer.Ordinal)

@@ -98,15 +98,51 @@ public sealed class SourceTests : IDisposable
         Assert.Contains("EBADMSG", handler.Error, StringComparison.Ordinal);
     }
 
+    [UffdFact]
+    public void ChunksOfZLibAreUnpacked()
+    {
+        WriteChunked(ChunkCompression.ZLib);
+        // The first chunk, as any program for zlib unpacks it.
+        using (var file = File.OpenRead(_folder["image"]))
+        {
+            file.Position = 32;
+            using var stream = new System.IO.Compression.ZLibStream(file, System.IO.Compression.CompressionMode.Decompress);
+            var page = new byte[4096];
+            var expected = new byte[4096];
+            stream.ReadExactly(page);
+            TestFolder.Fill(expected, 0);
+            Assert.Equal(ChunkedPage(0) < 0 ? new byte[4096] : expected, page);
+        }
+
+        using var handler = Start(UffdStrategy.OnDemand);
+        AssertMemory(handler, ChunkedPage);
+    }
+
+    /// <summary>Chunks whose sum is right and whose contents are not: too short, too long, and no zlib.</summary>
     [Fact]
-    public unsafe void WhatCannotBePackedIsStoredAsItIs()
+    public void ZLibThatIsNotTheChunkIsRefused()
+    {
+        var chunk = new byte[8192];
+        var packed = new byte[4096];
+        Assert.True(ChunkCodec.TryPack(ChunkCompression.ZLib, chunk, packed, packed.Length, out var length));
+        Assert.True(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(0, length), chunk));
+        Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(0, length), chunk.AsSpan(0, 8000)));
+        Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(0, length), new byte[9000]));
+        Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(1, length - 1), chunk));
+        Assert.False(ChunkCodec.TryPack(ChunkCompression.ZLib, chunk, packed, 8, out _));
+    }
+
+    [Theory]
+    [InlineData(ChunkCompression.Brotli)]
+    [InlineData(ChunkCompression.ZLib)]
+    public unsafe void WhatCannotBePackedIsStoredAsItIs(ChunkCompression compression)
     {
         using var region = new GuestRegionMmap(new MmapRegionBuilder(100 * 4096).Build(), new GuestAddress(0));
         var memory = GuestMemoryMmap.FromRegions([region]);
         var bytes = new byte[100 * 4096];
         new Random(3).NextBytes(bytes);
         memory.Write(new GuestAddress(0), bytes);
-        Assert.InRange(ChunkedImage.Write(memory, _folder["image"], overwrite: false).BytesWritten, 100UL * 4096, 101UL * 4096);
+        Assert.InRange(ChunkedImage.Write(memory, _folder["image"], overwrite: false, compression).BytesWritten, 100UL * 4096, 101UL * 4096);
         using var source = ChunkedSource.Open(_folder["image"]);
         using var scratch = new PageScratch();
         for (ulong at = 0; at < 100 * 4096;)
@@ -130,13 +166,13 @@ public sealed class SourceTests : IDisposable
         foreach (var at in Enumerable.Range(0, 32).Concat(Enumerable.Range(good.Length - ends, ends)))
         {
             // Nothing is said by the rest of the header.
-            if (at is >= 20 and < 32) continue;
+            if (at is >= 24 and < 32) continue;
             var bad = (byte[])good.Clone();
             bad[at] ^= 0x41;
             wrong += Refused(bad);
         }
 
-        Assert.Equal(20 + ends, wrong);
+        Assert.Equal(24 + ends, wrong);
         for (var length = good.Length - 1; length >= 0; length -= 97) Assert.Equal(1, Refused(good[..length]));
         Assert.Equal(1, Refused([.. good, 0]));
 
@@ -200,7 +236,7 @@ public sealed class SourceTests : IDisposable
 
     private static long Blocks(string path) => FileStatus.TryGet(path, out var status) == 0 ? (long)status.stx_blocks : -1;
 
-    private void WriteChunked()
+    private void WriteChunked(ChunkCompression compression = ChunkCompression.Brotli)
     {
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
         var memory = GuestMemoryMmap.FromRegions([region]);
@@ -212,7 +248,7 @@ public sealed class SourceTests : IDisposable
             memory.Write(new GuestAddress((ulong)i * 4096), page);
         }
 
-        var info = ChunkedImage.Write(memory, _folder["image"], overwrite: true);
+        var info = ChunkedImage.Write(memory, _folder["image"], overwrite: true, compression);
         Assert.Equal((ImageFormat.Chunked, (ulong)Pages * 4096, (ulong)new FileInfo(_folder["image"]).Length), (info.Format, info.Size, info.BytesWritten));
         Assert.InRange(info.BytesWritten, 1UL, (ulong)Pages * 4096 / 4);
     }

@@ -93,6 +93,85 @@ public sealed class TrackingTests : IDisposable
         remover.GetAwaiter().GetResult();
     }
 
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand, false)]
+    [InlineData(UffdStrategy.OnDemand, true)]
+    [InlineData(UffdStrategy.Background, false)]
+    [InlineData(UffdStrategy.Background, true)]
+    public void NoWriteIsLostWhileMarksAreTaken(UffdStrategy strategy, bool isAsync)
+    {
+        using var handler = Start(strategy, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using var peer = Connect(handler, region, isAsync);
+        Host.Until(() => handler.ConnectionCount == 1);
+        using var storm = new WriterStorm(region, Pages);
+        long taken = 0;
+        for (var round = 0; round < 300; round++)
+        {
+            taken += storm.Copy(handler.GetDirtyBitmaps(clear: true));
+            // A look takes nothing.
+            if (round % 50 == 0) _ = handler.GetDirtyBitmaps();
+        }
+
+        storm.Stop();
+        storm.Copy(handler.GetDirtyBitmaps(clear: true));
+        storm.AssertSame();
+        Assert.True(taken > Pages, $"{taken} pages in {storm.Steps} steps");
+        // What was just removed may be told twice.
+        storm.Copy(handler.GetDirtyBitmaps(clear: true));
+        storm.Copy(handler.GetDirtyBitmaps(clear: true));
+        Assert.Equal(0, Assert.Single(handler.GetDirtyBitmaps()).DirtyCount);
+        Assert.Null(handler.Error);
+    }
+
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WhatWasTakenIsCleanAndWhatFollowsIsNot(bool isAsync)
+    {
+        using var handler = Start(UffdStrategy.OnDemand, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using var peer = Connect(handler, region, isAsync);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        for (var page = 0; page < 64; page++) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
+        foreach (var page in new ulong[] { 3, 63, 64, 200 }) memory.Write(new GuestAddress(page * 4096), [1]);
+        region.GetMapping().Discard(10 * 4096, 2 * 4096);
+        Assert.Equal([3, 10, 11, 63, 64, 200], Dirty(handler, clear: false));
+        Assert.Equal([3, 10, 11, 63, 64, 200], Dirty(handler, clear: true));
+        Assert.Empty(Dirty(handler, clear: false));
+        memory.Write(new GuestAddress(3 * 4096), [2]);
+        memory.Write(new GuestAddress(11 * 4096), [2]);
+        memory.Write(new GuestAddress(201 * 4096), [2]);
+        memory.ReadExact(new GuestAddress(10 * 4096), new byte[1]);
+        Assert.Equal([3, 11, 201], Dirty(handler, clear: true));
+        Assert.Empty(Dirty(handler, clear: true));
+        Assert.Null(handler.Error);
+    }
+
+    /// <summary>Pages in the page cache are mapped as they are, and protected all the same.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WritesOfSharedPagesThatAreContinuedAreSeen(bool isAsync)
+    {
+        using var handler = Start(UffdStrategy.OnDemand, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithMemfd().Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        for (var page = 0; page < Pages; page++) memory.Write(new GuestAddress((ulong)page * 4096), [1]);
+        using (var lease = region.GetMapping().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
+        using var peer = new RawPeer(handler.SocketPath, region,
+            Features(isAsync) | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_SHMEM | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED,
+            Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_MINOR);
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
+        for (var page = 0; page < Pages; page += 2) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
+        Assert.Empty(Dirty(handler, clear: true));
+        foreach (var page in new ulong[] { 0, 1, 100 }) memory.Write(new GuestAddress(page * 4096), [2]);
+        Assert.Equal([0, 1, 100], Dirty(handler, clear: true));
+        memory.Write(new GuestAddress(100 * 4096), [3]);
+        Assert.Equal([100], Dirty(handler, clear: true));
+        Assert.Null(handler.Error);
+    }
+
     [UffdFact]
     public void WhoDoesNotTrackSaysSo()
     {
@@ -141,6 +220,13 @@ public sealed class TrackingTests : IDisposable
 
     private static ulong Features(bool isAsync) =>
         Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0);
+
+    private static long[] Dirty(UffdHandler handler, bool clear)
+    {
+        var bitmap = Assert.Single(handler.GetDirtyBitmaps(clear));
+        var pages = new long[bitmap.PageCount];
+        return pages[..bitmap.ListPages(pages)];
+    }
 
     private static RawPeer Connect(UffdHandler handler, GuestRegionMmap region, bool isAsync)
     {

@@ -47,19 +47,21 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override int AbandonedCount => Current.AbandonedCount;
 
-    public override long FaultCount => GetFigures().FaultCount;
+    public override long FaultCount => Totals.FaultCount;
 
-    public override long ByteCount => GetFigures().ByteCount;
+    public override long ByteCount => Totals.ByteCount;
 
-    public override TimeSpan LatencyP50 => GetFigures().LatencyP50;
+    public override TimeSpan LatencyP50 => Totals.LatencyP50;
 
-    public override TimeSpan LatencyP99 => GetFigures().LatencyP99;
+    public override TimeSpan LatencyP99 => Totals.LatencyP99;
 
-    public override TimeSpan LatencyMax => GetFigures().LatencyMax;
+    public override TimeSpan LatencyMax => Totals.LatencyMax;
 
     public override int? MetricsPort => Current.MetricsPort;
 
     public override string? Error => Current.Error;
+
+    private UffdFigures Totals => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
 
     private UffdStatus Current
     {
@@ -70,7 +72,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
                 if (!_client.IsOver && Stopwatch.GetElapsedTime(_askedAt) < Fresh) return _status;
                 try
                 {
-                    var answer = _client.Ask(UffdControlRequest.Status, CancellationToken.None);
+                    var answer = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
                     _status = answer ?? LastWords();
                 }
                 catch (GuestMemoryException exception)
@@ -101,13 +103,23 @@ internal sealed class RemoteUffdHandler : UffdHandler
         return [.. UffdRuntimeFolder.Sockets().Select(TryConnect).OfType<RemoteUffdHandler>().OrderBy(handler => handler.Id)];
     }
 
-    public override UffdFigures GetFigures() => Current.Figures ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no figures.");
-
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps()
+    public override UffdFigures GetFigures()
     {
-        using var file = _client.AskForFile(UffdControlRequest.Dirty, CancellationToken.None)
+        var totals = Totals;
+        if (totals.Vms.Count > 0 || ConnectionCount == 0) return totals;
+        // Those of many VMs are too long for a line.
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Figures }, CancellationToken.None, out _);
+        return file is null ? totals : UffdStatus.ReadFigures(file);
+    }
+
+    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
+    {
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = clear }, CancellationToken.None, out var number)
             ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended; what its VMs wrote went with it.");
-        return WrittenPages.FromFile(file);
+        var bitmaps = WrittenPages.FromFile(file);
+        // What has not arrived is told again the next time.
+        if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
+        return bitmaps;
     }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default)
@@ -124,7 +136,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override void Stop()
     {
-        _ = _client.Ask(UffdControlRequest.Stop, CancellationToken.None);
+        _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Stop }, CancellationToken.None);
         s_known.TryRemove(_controlPath, out _);
     }
 
@@ -162,7 +174,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
         UffdStatus? status = null;
         try
         {
-            status = client.Ask(UffdControlRequest.Status, CancellationToken.None);
+            status = client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
             return status is null ? null : s_known[path] = new RemoteUffdHandler(path, client, status);
         }
         finally

@@ -42,18 +42,20 @@ internal sealed class UffdControlClient : IDisposable
 
     /// <summary>Asks and waits for the answer. Null where the handler has ended: <see cref="Ended"/> are its last words, if it had any.</summary>
     /// <exception cref="GuestMemoryException">ControlFailed: no answer within 5 s, or one that is none; or what the handler answers as its error.</exception>
-    public UffdStatus? Ask(string request, CancellationToken cancellation)
+    public UffdStatus? Ask(UffdControlRequest request, CancellationToken cancellation)
     {
         lock (_lock) return Exchange(request, cancellation)?.Handler;
     }
 
     /// <summary>Asks for something that comes as a file. Null where the handler has ended.</summary>
     /// <exception cref="GuestMemoryException">As above; ControlFailed also where the answer came without a file.</exception>
-    public SafeDescriptor? AskForFile(string request, CancellationToken cancellation)
+    public SafeDescriptor? AskForFile(UffdControlRequest request, CancellationToken cancellation, out int number)
     {
         lock (_lock)
         {
-            if (Exchange(request, cancellation) is null) return null;
+            var reply = Exchange(request, cancellation);
+            number = reply?.Number ?? 0;
+            if (reply is null) return null;
             return _lines.TakeDescriptor() ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no file.");
         }
     }
@@ -78,11 +80,11 @@ internal sealed class UffdControlClient : IDisposable
         _lines.TakeDescriptor()?.Dispose();
     }
 
-    private UffdControlReply? Exchange(string request, CancellationToken cancellation)
+    private UffdControlReply? Exchange(UffdControlRequest request, CancellationToken cancellation)
     {
         if (IsOver) return null;
         _open++;
-        _ = _lines.TrySend(new UffdControlRequest { Request = request }, UffdControlJson.Default.UffdControlRequest);
+        _ = _lines.TrySend(request, UffdControlJson.Default.UffdControlRequest);
         var asked = Stopwatch.GetTimestamp();
         while (true)
         {

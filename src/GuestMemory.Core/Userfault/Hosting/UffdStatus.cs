@@ -1,11 +1,14 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
 /// <summary>What a handler in a process of its own says about itself: the properties of <see cref="UffdHandler"/> at one moment.</summary>
 internal sealed record UffdStatus
 {
+    private const int MaxFiguresBytes = 256 << 20;
+
     public int ProcessId { get; init; }
 
     public int WorkerProcessId { get; init; }
@@ -32,18 +35,39 @@ internal sealed record UffdStatus
     public UffdFigures? Figures { get; init; }
 
     public string? Error { get; init; }
+
+    /// <exception cref="GuestMemoryException">ControlFailed: the file does not hold figures.</exception>
+    public static UffdFigures ReadFigures(SafeDescriptor file)
+    {
+        try
+        {
+            return JsonFile.Read(file, MaxFiguresBytes, UffdControlJson.Default.UffdFigures);
+        }
+        catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The figures of the handler's process cannot be read: {exception.Message}", exception);
+        }
+    }
 }
 
-/// <summary>One line to the control socket. Requests are status, dirty and stop; whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. Requests are status, figures, dirty, cleared and stop; whoever waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";
+    public const string Figures = "figures";
     public const string Dirty = "dirty";
+    public const string Cleared = "cleared";
     public const string Stop = "stop";
     public const string Wait = "wait";
 
     [JsonRequired]
     public string Request { get; init; } = "";
+
+    /// <summary>With dirty: whether what is told is clean from then on, once the answer is confirmed with cleared.</summary>
+    public bool Clear { get; init; }
+
+    /// <summary>With cleared: the number of the answer that has arrived.</summary>
+    public int Number { get; init; }
 }
 
 /// <summary>One line from the control socket.</summary>
@@ -60,6 +84,9 @@ internal sealed record UffdControlReply
 
     public string? Message { get; init; }
 
+    /// <summary>Of an answer that is to be confirmed.</summary>
+    public int Number { get; init; }
+
     /// <summary>Where the handler is controlled, in the answer to its start.</summary>
     public string? ControlPath { get; init; }
 }
@@ -67,4 +94,5 @@ internal sealed record UffdControlReply
 [JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, UseStringEnumConverter = true, IgnoreReadOnlyProperties = true)]
 [JsonSerializable(typeof(UffdControlRequest))]
 [JsonSerializable(typeof(UffdControlReply))]
+[JsonSerializable(typeof(UffdFigures))]
 internal sealed partial class UffdControlJson : JsonSerializerContext;

@@ -54,6 +54,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     [Parameter(ParameterSetName = MemorySet)]
     [Parameter(ParameterSetName = LogSet)]
     [Parameter(ParameterSetName = VmSet)]
+    [Parameter(ParameterSetName = HandlerSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>
@@ -76,7 +77,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         {
             Attempt(() =>
             {
-                foreach (var bitmap in handler.GetDirtyBitmaps()) Write(bitmap);
+                foreach (var bitmap in handler.GetDirtyBitmaps(Clear)) Write(bitmap);
             }, handler);
         }
     }

@@ -19,6 +19,10 @@ public sealed class ExportGuestMemoryCommand : MemoryCmdlet
     [Parameter]
     public ImageFormat Format { get; set; } = ImageFormat.Raw;
 
+    /// <summary>How the chunks of a chunked image are compressed.</summary>
+    [Parameter]
+    public ChunkCompression Compression { get; set; }
+
     /// <summary>Computes the SHA-256 of a raw image.</summary>
     [Parameter]
     public SwitchParameter Digest { get; set; }
@@ -43,6 +47,8 @@ public sealed class ExportGuestMemoryCommand : MemoryCmdlet
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "More than one address space came through the pipeline; each needs a file of its own. Export them one by one.");
         if (Digest && Format != ImageFormat.Raw)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Digest is of a raw image, not of a {Format} one.");
+        if (Format != ImageFormat.Chunked && MyInvocation.BoundParameters.ContainsKey(nameof(Compression)))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Compression is of a chunked image, not of a {Format} one.");
         var path = ResolvePath(Path);
         if (!ShouldProcess(path, $"Export {Formatting.Size(memory.Size)} of guest memory as {Format}")) return;
         _written = true;
@@ -50,7 +56,7 @@ public sealed class ExportGuestMemoryCommand : MemoryCmdlet
         var info = Format switch
         {
             ImageFormat.Raw => RawImage.WriteFull(memory, path, Force, Digest, progress.Report, StopToken),
-            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, progress.Report, StopToken),
+            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, Compression, progress.Report, StopToken),
             _ => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress.Report, StopToken),
         };
         progress.Complete();

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Management.Automation;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
@@ -6,20 +7,28 @@ using GuestMemory.PowerShell.Binding;
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Start-UffdHandler: serves page faults of VMs from a memory image.</summary>
-[Cmdlet(VerbsLifecycle.Start, "UffdHandler", SupportsShouldProcess = true)]
-[OutputType(typeof(UffdHandler))]
+[Cmdlet(VerbsLifecycle.Start, "UffdHandler", SupportsShouldProcess = true, DefaultParameterSetName = ImageSet)]
+[OutputType(typeof(UffdHandler), typeof(string))]
 public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 {
+    private const string ImageSet = "Image";
+    private const string MemorySet = "Memory";
+
     /// <summary>Where the handler listens.</summary>
     [Parameter(Mandatory = true, Position = 0)]
     [ValidateNotNullOrEmpty]
     public string SocketPath { get; set; } = "";
 
     /// <summary>The memory image.</summary>
-    [Parameter(Mandatory = true, Position = 1, ValueFromPipelineByPropertyName = true)]
+    [Parameter(Mandatory = true, Position = 1, ValueFromPipelineByPropertyName = true, ParameterSetName = ImageSet)]
     [Alias("Path", "PSPath")]
     [ValidateNotNullOrEmpty]
     public string MemoryPath { get; set; } = "";
+
+    /// <summary>Regions of this shell, or a whole address space, in place of an image.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
+    [ValidateNotNullOrEmpty]
+    public IGuestMemorySource[] Memory { get; set; } = [];
 
     /// <summary>How faults are answered.</summary>
     [Parameter]
@@ -31,7 +40,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     public ulong WindowSize { get; set; } = 64 << 10;
 
     /// <summary>Sparse files with the changes of later snapshots, the oldest first.</summary>
-    [Parameter]
+    [Parameter(ParameterSetName = ImageSet)]
     [ValidateNotNullOrEmpty]
     public string[] Layer { get; set; } = [];
 
@@ -58,6 +67,16 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateRange(1, int.MaxValue)]
     public int MaxConnections { get; set; } = int.MaxValue;
 
+    /// <summary>How many seconds a VMM that has connected may take to hand its memory over.</summary>
+    [Parameter]
+    [ValidateRange(0.001, 1e6)]
+    public double HandoverTimeout { get; set; } = 5;
+
+    /// <summary>How many seconds the first VMM may take to connect; for ever otherwise.</summary>
+    [Parameter]
+    [ValidateRange(0.001, 1e6)]
+    public double AcceptTimeout { get; set; }
+
     /// <summary>Serves metrics at this port of 127.0.0.1; 0 for any that is free.</summary>
     [Parameter]
     [ValidateRange(0, 65535)]
@@ -74,16 +93,24 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     public string? AllowUser { get; set; }
 
     /// <summary>Runs the handler inside this shell, with which it ends.</summary>
-    [Parameter]
+    [Parameter(ParameterSetName = ImageSet)]
+    [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
     public SwitchParameter InProcess { get; set; }
 
     /// <summary>Waits until all memory has come or the handler ends; with -InProcess until it ends, and Ctrl+C stops it.</summary>
     [Parameter]
     public SwitchParameter Wait { get; set; }
 
+    /// <summary>Emits the figures as lines of JSON, with -Wait each second and at the end, in place of the handler.</summary>
+    [Parameter]
+    public SwitchParameter AsJson { get; set; }
+
     /// <summary>Listens also where everyone may replace the socket.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
+
+    private static readonly TimeSpan s_lineInterval = TimeSpan.FromSeconds(1);
+    private long _shownAt;
 
     private static TimeSpan Pause => TimeSpan.FromMilliseconds(250);
 
@@ -95,7 +122,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         var options = new UffdHandlerOptions
         {
             SocketPath = ResolvePath(SocketPath),
-            MemoryPath = ResolvePath(MemoryPath),
+            MemoryPath = ParameterSetName == MemorySet ? "" : ResolvePath(MemoryPath),
             // Only on demand is every first touch a fault.
             Strategy = RecordPath is not null && !MyInvocation.BoundParameters.ContainsKey(nameof(Strategy)) ? UffdStrategy.OnDemand : Strategy,
             WindowSize = WindowSize,
@@ -105,24 +132,26 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             OnError = OnError,
             TrackDirty = TrackDirty,
             MaxConnections = MaxConnections,
+            HandoverTimeout = TimeSpan.FromSeconds(HandoverTimeout),
+            AcceptTimeout = AcceptTimeout > 0 ? TimeSpan.FromSeconds(AcceptTimeout) : null,
             MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
             MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
             AllowUser = AllowUser,
             Force = Force,
         };
-        if (!ShouldProcess(options.SocketPath, $"Serve page faults from {options.MemoryPath}")) return;
+        if (!ShouldProcess(options.SocketPath, $"Serve page faults from {(ParameterSetName == MemorySet ? "memory of this shell" : options.MemoryPath)}")) return;
         if (!InProcess)
         {
             var handler = UffdHandler.StartProcess(options, StopToken);
             if (Wait) FollowRestore(handler);
-            WriteObject(handler);
+            Write(handler);
             return;
         }
 
-        var own = UffdHandler.Start(options);
+        var own = ParameterSetName == MemorySet ? UffdHandler.Start(options, Gather()) : UffdHandler.Start(options);
         Session.Add(own);
         if (Wait) Follow(own);
-        else WriteObject(own);
+        else Write(own);
     }
 
     /// <summary>Until there is nothing left to bring in. The handler goes on, also after Ctrl+C.</summary>
@@ -157,10 +186,29 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         }
 
         ThrowIfFailed(handler);
-        WriteObject(handler);
+        Write(handler);
     }
 
-    private void Show(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
+    private GuestMemoryMmap Gather() => Memory is [GuestMemoryMmap memory] ? memory
+        : GuestMemoryMmap.FromRegions(Memory.SelectMany(static source => source is GuestMemoryMmap space ? space.Regions : [(GuestRegionMmap)source]).OrderBy(static region => region.GuestAddress));
+
+    private void Write(UffdHandler handler)
+    {
+        if (AsJson) WriteObject(UffdFiguresText.ToJson(handler.GetFigures()));
+        else WriteObject(handler);
+    }
+
+    private void Show(UffdHandler handler, UffdFigures figures)
+    {
+        if (!AsJson) ShowProgress(handler, figures);
+        else if (Stopwatch.GetElapsedTime(_shownAt) >= s_lineInterval)
+        {
+            _shownAt = Stopwatch.GetTimestamp();
+            WriteObject(UffdFiguresText.ToJson(figures));
+        }
+    }
+
+    private void ShowProgress(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
         $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)figures.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
     {
         PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,

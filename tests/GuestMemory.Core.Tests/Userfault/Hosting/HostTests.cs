@@ -215,6 +215,80 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal(GuestMemoryError.HandlerGone, Assert.Throws<GuestMemoryException>(() => handler.GetDirtyBitmaps()).Error);
     }
 
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void ARemovalThatIsOverIsDirty(bool isAsync)
+    {
+        const int count = 2048;
+        var handler = StartTracking(count, UffdStrategy.FaultAll);
+        using var peer = Connect(handler, count, isAsync);
+        Host.Until(() => handler.ConnectionCount == 1);
+        for (var page = 0; page < count; page += 3)
+        {
+            _regions[0].GetMapping().Discard((ulong)page * 4096, 4096);
+            Assert.True(Assert.Single(handler.GetDirtyBitmaps()).IsDirty(page), $"page {page}");
+        }
+    }
+
+    /// <summary>The worker dies again and again while writes are taken.</summary>
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand, false)]
+    [InlineData(UffdStrategy.Background, false)]
+    [InlineData(UffdStrategy.OnDemand, true)]
+    public void NoWriteIsLostWhenTheWorkerDiesWhileMarksAreTaken(UffdStrategy strategy, bool isAsync)
+    {
+        const int count = 512;
+        var handler = StartTracking(count, strategy);
+        using var peer = Connect(handler, count, isAsync);
+        Host.Until(() => handler.ConnectionCount == 1);
+        using var storm = new WriterStorm(_regions[0], count);
+        var over = false;
+        var killer = Task.Run(() =>
+        {
+            for (long seen = 0; !Volatile.Read(ref over); Thread.Sleep(Random.Shared.Next(1, 20)))
+            {
+                // A worker that never gets to serve is another matter, see MaxFailedStarts.
+                if (storm.Steps < seen + 200) continue;
+                seen = storm.Steps;
+                if (handler.WorkerProcessId is var worker and > 0) Signal(worker, 9);
+            }
+        });
+        long taken = 0;
+        for (var clock = Stopwatch.StartNew(); handler.WorkerCount < 15 && clock.Elapsed < TimeSpan.FromSeconds(20);) taken += storm.Copy(handler.GetDirtyBitmaps(clear: true));
+        Volatile.Write(ref over, true);
+        killer.GetAwaiter().GetResult();
+        storm.Stop();
+        storm.Copy(handler.GetDirtyBitmaps(clear: true));
+        storm.AssertSame();
+        Assert.True(handler.WorkerCount > 4 && taken > count, $"{handler.WorkerCount} workers, {taken} pages in {storm.Steps} steps");
+        // Each of the dead may leave one page that is told again and again.
+        Host.Until(() => storm.Copy(handler.GetDirtyBitmaps(clear: true)) < handler.WorkerCount);
+        Assert.InRange(Assert.Single(handler.GetDirtyBitmaps()).DirtyCount, 0, handler.WorkerCount);
+    }
+
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WhatWasTakenAndNotConfirmedIsToldAgain(bool isAsync)
+    {
+        var handler = StartTracking(64, UffdStrategy.OnDemand);
+        using var peer = Connect(handler, 64, isAsync);
+        var memory = GuestMemoryMmap.FromRegions(_regions);
+        memory.Write(new GuestAddress(5 * 4096), [1]);
+        using (var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!)
+        {
+            using var file = client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out _)!;
+            Assert.Equal([5], Pages(Assert.Single(WrittenPages.FromFile(file))));
+        }
+
+        memory.Write(new GuestAddress(6 * 4096), [1]);
+        Assert.Equal([5, 6], Pages(Assert.Single(handler.GetDirtyBitmaps(clear: true))));
+        Assert.Empty(Pages(Assert.Single(handler.GetDirtyBitmaps(clear: true))));
+        memory.Write(new GuestAddress(5 * 4096), [2]);
+        Assert.Equal([5], Pages(Assert.Single(handler.GetDirtyBitmaps(clear: true))));
+    }
+
     [Fact]
     public void WhoDoesNotTrackSaysSoAndGoesOn()
     {
@@ -262,6 +336,20 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", pages);
         return UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
+    }
+
+    private UffdHandler StartTracking(int pages, UffdStrategy strategy)
+    {
+        _folder.WriteImage("image", pages);
+        return UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, TrackDirty = true });
+    }
+
+    private RawPeer Connect(UffdHandler handler, int pages, bool isAsync)
+    {
+        var region = Memory((0, pages)).Regions[0];
+        var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0));
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, (ulong)pages * 4096, 0, 4096)]);
+        return peer;
     }
 
     private GuestMemoryMmap Memory(params (ulong Address, int Pages)[] layout) =>

@@ -65,6 +65,49 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.False(File.Exists(_folder["h.sock"]));
     }
 
+    /// <summary>Who is started with -TrackDirty for VMs that came before does not know what they wrote until then, and says everything.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void MarksOutliveTheSupervisor(bool trackedBefore)
+    {
+        _folder.WriteImage("image", 64);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager, trackedBefore ? ["--track-dirty"] : []);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 8);
+        memory.Write(new GuestAddress(2 * 4096), [1]);
+        memory.Write(new GuestAddress(9 * 4096), [1]);
+        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 5));
+        var handler = Assert.Single(UffdHandler.FindAll());
+        if (trackedBefore)
+        {
+            // Taken, and nobody has said that it arrived.
+            using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, first), out _)!;
+            client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out _)!.Dispose();
+        }
+
+        var worker = handler.WorkerProcessId;
+        End(first, 9);
+        End(worker, 9);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        manager.Told.Clear();
+
+        Start(manager, "--track-dirty");
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        memory.Write(new GuestAddress(20 * 4096), [1]);
+        handler = Assert.Single(UffdHandler.FindAll());
+        Assert.Equal(trackedBefore ? [2, 9, 20] : [0, 1, 2, 3, 4, 5, 6, 7, 9, 20], Dirty(handler));
+        Assert.Empty(Dirty(handler));
+        foreach (var page in new ulong[] { 3, 9, 30 }) memory.Write(new GuestAddress(page * 4096), [2]);
+        Assert.Equal([3, 9, 30], Dirty(handler));
+        foreach (var region in _regions) region.Dispose();
+        handler.Stop();
+    }
+
     [UffdFact]
     public void AListeningSocketIsTakenFromTheManager()
     {
@@ -94,9 +137,16 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Host.Until(() => Pidfd.TryReap(descriptor) is not null || !Directory.Exists($"/proc/{process}"));
     }
 
-    private int Start(ServiceManager manager)
+    private static long[] Dirty(UffdHandler handler)
     {
-        var process = manager.Start(runtime.Folder.Path, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand");
+        var bitmap = Assert.Single(handler.GetDirtyBitmaps(clear: true));
+        var pages = new long[bitmap.PageCount];
+        return pages[..bitmap.ListPages(pages)];
+    }
+
+    private int Start(ServiceManager manager, params string[] more)
+    {
+        var process = manager.Start(runtime.Folder.Path, ["--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand", .. more]);
         _processes.Add(process);
         return process;
     }

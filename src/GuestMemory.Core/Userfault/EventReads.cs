@@ -1,0 +1,45 @@
+using System.Diagnostics;
+
+namespace GuestMemory.Core;
+
+/// <summary>
+/// Tells, in a VM's state, whether its events are being read: a number that grows when that begins and when what was read has taken
+/// effect, and is odd in between. The VM goes on already while its removal is on the way from the kernel into the record.
+/// </summary>
+internal readonly unsafe struct EventReads(int* count)
+{
+    private static readonly long s_patience = Stopwatch.Frequency / 1000;
+
+    public bool IsUnderWay => IsOdd(Volatile.Read(ref *count));
+
+    public void Begin() => Interlocked.Increment(ref *count);
+
+    public void End() => Interlocked.Increment(ref *count);
+
+    /// <summary>Who read has died, and a successor has seen to it that all of it took effect.</summary>
+    public void Recover()
+    {
+        if (IsUnderWay) End();
+    }
+
+    /// <summary>
+    /// For any thread of any process: when it returns true, the events that were read up to now have taken effect. False after a
+    /// millisecond: who reads has no processor now, or has died.
+    /// </summary>
+    public bool TryAwait()
+    {
+        Interlocked.MemoryBarrier();
+        var reads = Volatile.Read(ref *count);
+        var started = Stopwatch.GetTimestamp();
+        var wait = default(SpinWait);
+        while (IsOdd(reads) && Volatile.Read(ref *count) == reads)
+        {
+            if (Stopwatch.GetTimestamp() - started > s_patience) return false;
+            wait.SpinOnce(sleep1Threshold: -1);
+        }
+
+        return true;
+    }
+
+    private static bool IsOdd(int reads) => (reads & 1) != 0;
+}

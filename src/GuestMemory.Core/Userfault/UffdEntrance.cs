@@ -1,0 +1,105 @@
+using System.Diagnostics;
+using System.Diagnostics.CodeAnalysis;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <summary>Where VMMs come in: the listening socket, who may connect, and how many.</summary>
+/// <param name="listener">The socket; taken over.</param>
+/// <param name="maxConnections">How many VMMs may be connected at once.</param>
+/// <param name="acceptTimeout">How long the first one may take to come; null for ever.</param>
+/// <param name="failed">Called with what goes wrong.</param>
+internal sealed class UffdEntrance(UnixListener listener, int maxConnections, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
+{
+    private const int AcceptPause = 100;
+
+    private Epoll? _epoll;
+    private object? _owner;
+    private long _pausedUntil;
+    private long _deadline;
+
+    public UnixListener Listener => listener;
+
+    /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
+    public int Timeout
+    {
+        get
+        {
+            var timeout = _pausedUntil == 0 ? -1 : AcceptPause;
+            if (_deadline == 0) return timeout;
+            var left = (int)Math.Clamp(Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds), 0, int.MaxValue);
+            return timeout < 0 ? left : Math.Min(timeout, left);
+        }
+    }
+
+    /// <summary>Has a loop tell its owner who comes.</summary>
+    public void Open(Epoll epoll, object owner)
+    {
+        _epoll = epoll;
+        _owner = owner;
+        epoll.Add(listener.Socket, owner);
+        if (acceptTimeout is { } limit) _deadline = Stopwatch.GetTimestamp() + (long)(limit.TotalSeconds * Stopwatch.Frequency);
+    }
+
+    /// <summary>The next VMM that waits and may come in; who may not is turned away. Whoever takes it owns the socket.</summary>
+    /// <param name="connections">How many are connected.</param>
+    /// <param name="socket">The connection.</param>
+    /// <param name="peer">Who it is.</param>
+    public bool TryAccept(int connections, [NotNullWhen(true)] out SafeDescriptor? socket, out UCred peer)
+    {
+        peer = default;
+        while (true)
+        {
+            var error = 0;
+            socket = _pausedUntil != 0 ? null : UnixSocket.TryAccept(listener.Socket, out error);
+            if (socket is null)
+            {
+                if (_pausedUntil != 0 || error == Errno.EAGAIN) return false;
+                if (error is Errno.ECONNABORTED or Errno.EINTR) continue;
+                Pause(error);
+                return false;
+            }
+
+            peer = UnixSocket.PeerCredentials(socket);
+            if (!listener.Allows(peer)) failed($"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.");
+            else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was turned away: {connections} VMMs are connected, and no more may be.");
+            else
+            {
+                _deadline = 0;
+                return true;
+            }
+
+            socket.Dispose();
+        }
+    }
+
+    /// <summary>Does what is due; an error where nobody has come in time.</summary>
+    public GuestMemoryException? LookAtTheClock()
+    {
+        var now = Stopwatch.GetTimestamp();
+        if (_pausedUntil != 0 && now >= _pausedUntil && !listener.Socket.IsClosed)
+        {
+            _pausedUntil = 0;
+            _epoll!.Add(listener.Socket, _owner!);
+        }
+
+        return _deadline == 0 || now < _deadline ? null
+            : new GuestMemoryException(GuestMemoryError.HandlerFailed, $"No VMM has connected within {acceptTimeout!.Value.TotalSeconds:0.#} s, as -AcceptTimeout says.");
+    }
+
+    public void Dispose()
+    {
+        if (listener.Socket.IsClosed) return;
+        if (_pausedUntil == 0) _epoll?.Remove(listener.Socket);
+        listener.Dispose();
+    }
+
+    /// <summary>The connection stays in the queue; trying again at once would only burn the processor.</summary>
+    private void Pause(int error)
+    {
+        failed(new SyscallException("accept4", error, "Accepting a connection",
+            remedy: error == Errno.EMFILE ? "Raise the limit of open files (LimitNOFILE=, 'ulimit -n')." : null).Message);
+        _epoll!.Remove(listener.Socket);
+        _pausedUntil = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * AcceptPause);
+    }
+}

@@ -1,0 +1,138 @@
+using System.Diagnostics;
+using System.Globalization;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Hundreds of VMs in one handler in a process of its own, and too few descriptors for them.</summary>
+[Collection(RuntimeFolder.Name)]
+public sealed class ManyVmsTests : IDisposable
+{
+    private const int Pages = 16;
+
+    private readonly TestFolder _folder = new();
+    private readonly List<(GuestRegionMmap Region, RawPeer Peer)> _vms = [];
+
+    public void Dispose()
+    {
+        foreach (var (region, peer) in _vms)
+        {
+            peer.Dispose();
+            region.Dispose();
+        }
+
+        foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        _folder.Dispose();
+    }
+
+    [ManyVmsFact]
+    public void FiveHundredVmsAndNoneInTheWayOfAnother()
+    {
+        const int count = 500;
+        var handler = Start();
+        for (var vm = 0; vm < count; vm++) Connect(handler);
+        Host.Until(() => handler.ConnectionCount == count);
+        Assert.Equal(count, handler.ConnectionCount);
+        // Every VM's pages, then what others do wrong, and every VM's pages again.
+        for (var vm = 0; vm < count; vm++) AssertPages(vm, 0, 8);
+        Assert.Equal(handler.ProcessId, Assert.Single(UffdHandler.FindAll()).ProcessId);
+        var figures = handler.GetFigures();
+        Assert.Equal((count, (long)count * 8), (figures.Vms.Count, figures.Vms.Sum(vm => vm.FaultCount)));
+        Assert.All(figures.Vms, vm => Assert.Equal(8, vm.FaultCount));
+        using (var bad = new RawPeer(handler.SocketPath)) bad.Send("nonsense", userfaultfds: 1);
+        for (var vm = 0; vm < count; vm += 50) _vms[vm].Peer.Dispose();
+        Host.Until(() => handler.ConnectionCount == count - 10);
+        Assert.Equal(count - 10, handler.ConnectionCount);
+        Host.Until(() => handler.Error is not null);
+        Assert.Contains("is not the JSON", handler.Error, StringComparison.Ordinal);
+        using (var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!) Assert.Equal(0, Pidfd.TrySignal(worker, Pidfd.SIGKILL));
+        for (var vm = 0; vm < count; vm++)
+        {
+            if (vm % 50 != 0) AssertPages(vm, 8, 8);
+        }
+
+        Assert.Equal((count - 10, 2), (handler.ConnectionCount, handler.WorkerCount));
+    }
+
+    /// <summary>New VMs wait in the queue of the socket, those that are there are served, and when there are descriptors again all is well.</summary>
+    [ManyVmsFact]
+    public void DescriptorsThatRunOutInTheSupervisorStopNobody()
+    {
+        var handler = Start();
+        Connect(handler);
+        Host.Until(() => handler.ConnectionCount == 1);
+        var limit = Limit(handler.ProcessId, RoomFor(6, handler.ProcessId));
+        for (var vm = 1; vm < 8; vm++) Connect(handler);
+        Host.Until(() => handler.Error is not null);
+        Assert.Contains("ulimit -n", handler.Error, StringComparison.Ordinal);
+        AssertPages(0, 0, Pages);
+        var served = handler.ConnectionCount;
+        Assert.InRange(served, 1, 6);
+        Limit(handler.ProcessId, limit);
+        // Who came when a hand-over could not be taken was refused; who waited comes in now.
+        Host.Until(() => handler.ConnectionCount > served);
+        Assert.InRange(handler.ConnectionCount, served + 1, 8);
+        Connect(handler);
+        AssertPages(8, 0, Pages);
+    }
+
+    /// <summary>A worker that cannot take a VM's descriptors ends, and its successor has them all.</summary>
+    [ManyVmsFact]
+    public void DescriptorsThatRunOutInTheWorkerLoseNoVm()
+    {
+        var handler = Start();
+        Connect(handler);
+        AssertPages(0, 0, 4);
+        Limit(handler.WorkerProcessId, RoomFor(1, handler.WorkerProcessId));
+        Connect(handler);
+        AssertPages(1, 0, Pages);
+        AssertPages(0, 4, Pages - 4);
+        Host.Until(() => handler.WorkerCount == 2);
+        Assert.Equal((2, 2), (handler.ConnectionCount, handler.WorkerCount));
+    }
+
+    private UffdHandler Start()
+    {
+        _folder.WriteImage("image", Pages);
+        return UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand });
+    }
+
+    private void Connect(UffdHandler handler)
+    {
+        var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        var peer = new RawPeer(handler.SocketPath, region);
+        _vms.Add((region, peer));
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
+    }
+
+    private void AssertPages(int vm, int first, int count)
+    {
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
+        var memory = GuestMemoryMmap.FromRegions([_vms[vm].Region]);
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        for (var i = first; i < first + count; i++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)i * 4096), page.AsMemory(), limit.Token);
+            TestFolder.Fill(expected, i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"VM {vm}, page {i}");
+        }
+    }
+
+    /// <summary>A limit with which a process can open so many files more.</summary>
+    private static int RoomFor(int files, int process)
+    {
+        var open = Directory.GetFiles($"/proc/{process}/fd").Select(path => int.Parse(Path.GetFileName(path), CultureInfo.InvariantCulture)).ToHashSet();
+        return Enumerable.Range(0, int.MaxValue).Where(number => !open.Contains(number)).ElementAt(files);
+    }
+
+    /// <summary>Sets how many files a process may open; returns how many it was.</summary>
+    private static int Limit(int process, int files)
+    {
+        var line = File.ReadLines($"/proc/{process}/limits").First(text => text.StartsWith("Max open files", StringComparison.Ordinal));
+        var before = int.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[3], CultureInfo.InvariantCulture);
+        using var prlimit = Process.Start("prlimit", ["--pid", process.ToString(CultureInfo.InvariantCulture), $"--nofile={files}:"]);
+        prlimit.WaitForExit();
+        Assert.Equal(0, prlimit.ExitCode);
+        return before;
+    }
+}

@@ -1,0 +1,90 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>
+/// Threads that write, read and give back pages of a VM without a pause, each its own, and a copy of the VM's memory that is kept up
+/// to date with nothing but what is dirty, as a live migration does. A lost mark is a page in which the two differ in the end.
+/// </summary>
+internal sealed class WriterStorm : IDisposable
+{
+    private const int Writers = 2;
+
+    private readonly GuestRegionMmap _region;
+    private readonly GuestMemoryMmap _memory;
+    private readonly byte[] _copy;
+    private readonly Thread[] _threads;
+    private readonly Exception?[] _failures = new Exception?[Writers];
+    private readonly byte[] _page = new byte[4096];
+    private volatile bool _over;
+    private long _steps;
+
+    public WriterStorm(GuestRegionMmap region, int pages)
+    {
+        _region = region;
+        _memory = GuestMemoryMmap.FromRegions([region]);
+        _copy = new byte[pages * 4096];
+        for (var i = 0; i < pages; i++) TestFolder.Fill(_copy.AsSpan(i * 4096, 4096), i);
+        _threads = [.. Enumerable.Range(0, Writers).Select(number => new Thread(() => _failures[number] = Record.Exception(() => Write(number, pages))) { IsBackground = true })];
+        foreach (var thread in _threads) thread.Start();
+    }
+
+    /// <summary>What the writers have done.</summary>
+    public long Steps => Interlocked.Read(ref _steps);
+
+    /// <summary>Copies what is dirty; how many pages that are.</summary>
+    public long Copy(IReadOnlyList<DirtyBitmap> bitmaps)
+    {
+        var bitmap = Assert.Single(bitmaps);
+        for (var page = 0; page < bitmap.PageCount; page++)
+        {
+            if (!bitmap.IsDirty(page)) continue;
+            _memory.ReadExact(new GuestAddress((ulong)page * 4096), _page);
+            _page.CopyTo(_copy, page * 4096);
+        }
+
+        return bitmap.DirtyCount;
+    }
+
+    /// <summary>Ends the writers; what is dirty then is copied for the last time by <see cref="Copy"/>.</summary>
+    public void Stop()
+    {
+        _over = true;
+        foreach (var thread in _threads) Assert.True(thread.Join(TimeSpan.FromSeconds(60)), "a writer hangs");
+        Assert.All(_failures, Assert.Null);
+    }
+
+    public void AssertSame()
+    {
+        for (var page = 0; page < _copy.Length / 4096; page++)
+        {
+            _memory.ReadExact(new GuestAddress((ulong)page * 4096), _page);
+            Assert.True(_page.AsSpan().SequenceEqual(_copy.AsSpan(page * 4096, 4096)), $"page {page}");
+        }
+    }
+
+    public void Dispose() => _over = true;
+
+    private void Write(int number, int pages)
+    {
+        var random = new Random(number);
+        var bytes = new byte[8];
+        while (!_over)
+        {
+            var page = (ulong)(random.Next(pages / Writers) * Writers + number);
+            switch (random.Next(10))
+            {
+                case 0:
+                    _region.GetMapping().Discard(page * 4096, 4096);
+                    break;
+                case < 4:
+                    _memory.ReadExact(new GuestAddress(page * 4096), bytes);
+                    break;
+                default:
+                    random.NextBytes(bytes);
+                    _memory.Write(new GuestAddress((page * 4096) + (ulong)(random.Next(512) * 8)), bytes);
+                    break;
+            }
+
+            Interlocked.Increment(ref _steps);
+        }
+    }
+}
