@@ -20,7 +20,7 @@ internal sealed class VmMemoryServer : IDisposable
     private readonly HashSet<VmMemoryTube> _tubes = [];
     private readonly Queue<VmMemoryTube> _added = [];
     private readonly List<VmMemoryTube> _waiting = [];
-    private volatile bool _stopping;
+    private readonly CancellationTokenSource _stop = new();
     private bool _disposed;
     private volatile string? _error;
     private long _acceptPausedUntil;
@@ -53,7 +53,14 @@ internal sealed class VmMemoryServer : IDisposable
     {
         _epoll.Add(_wake, this);
         if (_listener is not null) _epoll.Add(_listener.Socket, _listener);
-        while (!_stopping) Step();
+        try
+        {
+            while (!_stop.IsCancellationRequested) Step();
+        }
+        catch (OperationCanceledException) when (_stop.IsCancellationRequested)
+        {
+            // A request waited for the VM; its tube is closed like the others.
+        }
     }
 
     /// <summary>Serves a tube; safe from any thread.</summary>
@@ -73,7 +80,7 @@ internal sealed class VmMemoryServer : IDisposable
         lock (_lock)
         {
             if (_disposed) return;
-            _stopping = true;
+            _stop.Cancel();
             EventFd.Signal(_wake);
         }
     }
@@ -89,13 +96,14 @@ internal sealed class VmMemoryServer : IDisposable
             _listener?.Dispose();
             _epoll.Dispose();
             _wake.Dispose();
+            _stop.Dispose();
         }
     }
 
     private void Step()
     {
         var ready = _epoll.Wait(Timeout());
-        for (var i = 0; i < ready && !_stopping; i++)
+        for (var i = 0; i < ready && !_stop.IsCancellationRequested; i++)
         {
             switch (_epoll.Owner(i))
             {
@@ -207,7 +215,7 @@ internal sealed class VmMemoryServer : IDisposable
     {
         try
         {
-            if (tube.Exchange is { } begun) begun.Files!.TakeNext(CancellationToken.None);
+            if (tube.Exchange is { } begun) begun.Files!.TakeNext(_stop.Token);
             else tube.Exchange = VmMemoryExchange.Receive(tube.Tube, _options.FileMappingTimeout ?? _context.FileMappingTimeout);
             _waiting.Remove(tube);
             if (tube.Exchange.Files is not { IsComplete: false }) return Finish(tube);
@@ -225,7 +233,7 @@ internal sealed class VmMemoryServer : IDisposable
     {
         using var exchange = tube.Exchange!;
         tube.Exchange = null;
-        return exchange.Request.Execute(_context, exchange.Files, tube.RemotePeer, tube.ExposeWithViommu, CancellationToken.None);
+        return exchange.Request.Execute(_context, exchange.Files, tube.RemotePeer, tube.ExposeWithViommu, _stop.Token);
     }
 
     private void Close(VmMemoryTube tube)
