@@ -109,7 +109,9 @@ internal sealed unsafe partial class UffdVm
     {
         if (region.PageSize == HostPage.Size) return false;
         var page = region.PageOf(start);
-        return (!_state.Filled.IsSet(page) || _state.Removed.IsSet(page)) && HugePages.Available(region.PageSize) == 0;
+        if ((_state.Filled.IsSet(page) && !_state.Removed.IsSet(page)) || HugePages.Available(region.PageSize) > 0) return false;
+        // A VMM may call small pages large ones; hugetlb knows no ZEROPAGE, and of others this one is there.
+        return Userfaultfd.TryZero(_uffd, start, HostPage.Size, 0, out _) == Errno.EINVAL;
     }
 
     private void FailForMemory(UffdVmRegion region, ulong at, int error) =>

@@ -112,28 +112,31 @@ public sealed class HandlerTests : IDisposable
         foreach (var region in memory.Regions) region.Dispose();
     }
 
-    [UffdFact]
-    public void ALargePageOverSmallOnesThatAreThereInPart()
+    [UffdTheory]
+    [InlineData(0, 16)]
+    [InlineData(3, 16)]
+    [InlineData(0, 512)]
+    public void ALargePageOverSmallOnesThatAreThereInPart(int first, int pages)
     {
-        // The mapping says 64 KiB pages, the memory has 4 KiB ones, some of them present, some removed.
-        _folder.WriteImage("image", 16);
+        // The mapping says large pages, the memory has 4 KiB ones, some of them present, some removed.
+        _folder.WriteImage("image", pages);
         using var handler = Start();
-        var memory = Memory((0, 32));
-        memory.Write(new GuestAddress(0x3000), [42]);
-        memory.Write(new GuestAddress(0xf000), [43]);
-        var start = (memory.Regions[0].HostAddress + 0xffff) & ~0xffffUL;
+        var memory = Memory((0, 2 * pages));
+        var size = (ulong)pages * 4096;
+        var start = (memory.Regions[0].HostAddress + size - 1) & ~(size - 1);
+        var offset = start - memory.Regions[0].HostAddress;
+        memory.Write(new GuestAddress(offset + ((ulong)first * 4096)), [42]);
+        memory.Write(new GuestAddress(offset + 0xf000), [43]);
         using (var peer = new RawPeer(handler.SocketPath, memory.Regions[0]))
         {
-            peer.Send([new GuestRegionUffdMapping(start, 0x10000, 0, 0x10000)]);
-            var offset = start - memory.Regions[0].HostAddress;
+            peer.Send([new GuestRegionUffdMapping(start, size, 0, size)]);
             var page = new byte[4096];
-            for (var i = 0; i < 16; i++)
+            for (var i = 0; i < pages; i++)
             {
                 memory.ReadExact(new GuestAddress(offset + ((ulong)i * 4096)), page);
                 var expected = new byte[4096];
-                var at = offset + ((ulong)i * 4096);
-                if (at == 0x3000) expected[0] = 42;
-                else if (at == 0xf000) expected[0] = 43;
+                if (i == first) expected[0] = 42;
+                else if (i == 15) expected[0] = 43;
                 else TestFolder.Fill(expected, i);
                 Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
             }
