@@ -78,6 +78,11 @@ internal sealed class UffdFiller : IDisposable
             {
                 outcome = vm.FillAhead(_background, _scratch);
             }
+            catch (SyscallException)
+            {
+                // No room for pages of zeros, or for a chunk: later, and by faults until then.
+                outcome = FillOutcome.NoMemory;
+            }
             finally
             {
                 _current = null;

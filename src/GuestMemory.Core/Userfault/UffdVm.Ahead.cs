@@ -57,6 +57,8 @@ internal sealed unsafe partial class UffdVm
         var length = Math.Max(limit, region.PageSize) & ~(region.PageSize - 1);
         length = Math.Min(length, region.End - at);
         length = (_state.Filled.Next(_cursor, _cursor + (length / HostPage.Size), set: true) - _cursor) * HostPage.Size;
+        // A fault has brought it in since.
+        if (length == 0) return FillOutcome.Filled;
         var outcome = FillBehindGate(region, at, length, _protection, scratch, out var done);
         _cursor += done / HostPage.Size;
         if (outcome == FillOutcome.Filled && done == 0) _cursor += region.PageSize / HostPage.Size;
@@ -125,6 +127,7 @@ internal sealed unsafe partial class UffdVm
         var length = Math.Min(HelpPiece, region.End - at);
         if (region.PageSize != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
         length = (_state.Filled.Next(_ahead, _ahead + (length / HostPage.Size), set: true) - _ahead) * HostPage.Size;
+        if (length == 0) return true;
         _ = Fill(region, at, length, _protection, scratch, out var done, out var zero, out _);
         _ahead += done / HostPage.Size;
         CountAhead(done, zero);
@@ -188,6 +191,7 @@ internal sealed unsafe partial class UffdVm
             }
 
             var end = _state.Filled.Next(page, last, set: true);
+            if (end == page) continue;
             var error = Fill(region, at, (end - page) * HostPage.Size, _protection, scratch, out var done, out var zero, out _);
             if (!came && start >= at && start - at < done)
             {

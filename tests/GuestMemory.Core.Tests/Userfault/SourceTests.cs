@@ -31,6 +31,27 @@ public sealed class SourceTests : IDisposable
         Assert.Equal(0, Blocks(_folder["image"]));
     }
 
+    /// <summary>Faults bring in the very pages that the filler has just chosen.</summary>
+    [UffdTheory]
+    [MemberData(nameof(Strategies))]
+    public void AnImageOfNothingIsFilledWhileItIsTouched(UffdStrategy strategy)
+    {
+        const int Large = 8192;
+        using (var file = File.Create(_folder["image"])) file.SetLength(Large * 4096);
+        using var handler = Start(strategy);
+        for (var round = 0; round < 30; round++)
+        {
+            using var region = new GuestRegionMmap(new MmapRegionBuilder(Large * 4096).Build(), new GuestAddress(0));
+            var memory = GuestMemoryMmap.FromRegions([region]);
+            UffdRegistration.Connect(handler.SocketPath, memory);
+            var touched = UffdTouch.Run(memory, new UffdTouchOptions { Pattern = (UffdTouchPattern)(round % 2), ThreadCount = 2, Seed = round });
+            Assert.Equal((Large, 0), (touched.TouchCount, touched.ErrorCount));
+        }
+
+        Assert.Null(handler.Error);
+        Assert.Equal(0, Blocks(_folder["image"]));
+    }
+
     [UffdTheory]
     [MemberData(nameof(Strategies))]
     public void TheLastLayerThatHasAPageIsRight(UffdStrategy strategy)
