@@ -6,7 +6,7 @@ using GuestMemory.Bench;
 // bench memory|bitmaps|log|requests [--pairs N] [--attempts N] [--cpu N] [--write FILE]
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
 // bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
-// bench strategies [--mib N] [--rounds N]
+// bench strategies [--mib N,N] [--rounds N] [--write FILE]
 return args switch
 {
     ["serve", var socket, var image, .. var rest] => Server.Run(socket, image, rest),
@@ -32,6 +32,6 @@ static int Usage()
     Console.Error.WriteLine("usage: ./build.sh Bench [faults [--mib 256] [--pairs 15] [--write docs/performance.md]]");
     Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log|requests [--pairs 15] [--attempts 4] [--cpu 0] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench shell [--mib 1024] [--pairs 9] [--calls 1000000] [--write docs/performance.md]");
-    Console.Error.WriteLine("       ./build.sh Bench strategies [--mib 256] [--rounds 5]");
+    Console.Error.WriteLine("       ./build.sh Bench strategies [--mib 256,1024] [--rounds 5] [--write docs/performance.md]");
     return 2;
 }
