@@ -1,3 +1,4 @@
+using System.Diagnostics;
 namespace GuestMemory.Core.Tests;
 
 /// <summary>What a VM writes, and memory that is shared with who restores it.</summary>
@@ -106,7 +107,8 @@ public sealed class TrackingTests : IDisposable
         Host.Until(() => handler.ConnectionCount == 1);
         using var storm = new WriterStorm(region, Pages);
         long taken = 0;
-        for (var round = 0; round < 300; round++)
+        var began = Stopwatch.GetTimestamp();
+        for (var round = 0; round < 300 || (taken <= Pages && Stopwatch.GetElapsedTime(began) < TimeSpan.FromSeconds(30)); round++)
         {
             taken += storm.Copy(handler.GetDirtyBitmaps(clear: true));
             // A look takes nothing.
