@@ -23,6 +23,17 @@ internal static class BenchTools
         return output;
     }
 
+    /// <summary>The module's manifest, which stands at the root of the clone that this was built in.</summary>
+    public static string Manifest()
+    {
+        for (var folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
+        {
+            if (Path.Combine(folder, "GuestMemory.psd1") is var manifest && File.Exists(manifest)) return manifest;
+        }
+
+        throw new InvalidOperationException("GuestMemory.psd1 is not above the benchmark.");
+    }
+
     public static string Execute(string program, params string[] arguments)
     {
         using var process = Process.Start(new ProcessStartInfo(program, arguments) { UseShellExecute = false, RedirectStandardOutput = true })!;

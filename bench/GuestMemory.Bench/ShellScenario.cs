@@ -174,15 +174,5 @@ internal sealed class ShellScenario(string[] options)
             if (!_process.WaitForExit(10_000)) _process.Kill();
             _process.Dispose();
         }
-
-        private static string Manifest()
-        {
-            for (var folder = AppContext.BaseDirectory; folder is not null; folder = Path.GetDirectoryName(folder))
-            {
-                if (Path.Combine(folder, "GuestMemory.psd1") is var manifest && File.Exists(manifest)) return manifest;
-            }
-
-            throw new InvalidOperationException("GuestMemory.psd1 is not above the benchmark.");
-        }
     }
 }
