@@ -159,6 +159,7 @@ Describe 'Invoke-VmMemoryRequest' {
                 Invoke-VmMemoryRequest -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failures
             $responses.ForEach{ $_.GetType().Name } | Should -Be Err, Ok, Ok
             $responses.Response | Should -Be Err, Ok, Ok
+            ($responses[1] | Out-String).Trim() | Should -BeExactly Ok
             $failures.ForEach{ ($_.FullyQualifiedErrorId -split ',')[0] } | Should -Be RequestFailed, BadJson, BadJson
         }
 

@@ -27,7 +27,7 @@ public sealed unsafe partial class KvmVm
         {
             if (_disposed) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"{this} was removed; what its guest wrote is not known any more.");
             if (!_slots.TryGetValue(slot, out var found))
-                throw new GuestMemoryException(GuestMemoryError.SlotNotFound, $"There is no slot {slot} in {this}. Its property Slots lists the {_slots.Count} that there are.");
+                throw new GuestMemoryException(GuestMemoryError.SlotNotFound, $"There is no slot {slot} in {this}. Its property Slots lists what there is.");
             if (!found.LogDirtyPages)
                 throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest writes to slot {slot} of {this} is not logged. Make the VM with 'New-GuestVm -DirtyTracking'.");
             var words = _options.DirtyLog switch
