@@ -10,8 +10,11 @@ internal static class Session
     private static readonly ConcurrentDictionary<string, GuestRegionMmap> s_regions = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
+    private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
     private static int s_lastRegion;
     private static int s_lastVm;
+
+    static Session() => AppDomain.CurrentDomain.ProcessExit += static (_, _) => TakeSocketsAway();
 
     public static IEnumerable<GuestRegionMmap> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
@@ -57,6 +60,13 @@ internal static class Session
     public static void Add(UffdHandler handler) => s_handlers[handler.Id] = handler;
 
     public static void Remove(UffdHandler handler) => s_handlers.TryRemove(handler.Id, out _);
+
+    /// <summary>The kernel frees all else of a shell that ends; a socket file would stay. Nothing may keep the shell from ending.</summary>
+    private static void TakeSocketsAway()
+    {
+        var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop)).Select(Task.Run).ToArray();
+        Task.WhenAll(stops).ContinueWith(static _ => { }, TaskScheduler.Default).Wait(s_exitTime);
+    }
 
     /// <summary>Ends everything.</summary>
     public static void Clear()

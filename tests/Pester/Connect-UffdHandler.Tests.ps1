@@ -318,4 +318,9 @@ $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue 
     It 'says what it gives' {
         (Get-Command Connect-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap]), ([GuestMemory.Core.UffdTouchResult])
     }
+
+    It 'says that -<_> needs -Touch, and hands nothing over' -ForEach 'TouchCount', 'ThreadCount', 'Stride', 'Seed' {
+        $options = @{ $_ = 2 }
+        { New-MmapRegion 64KiB | Connect-UffdHandler "$TestDrive/none.sock" @options -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+    }
 }

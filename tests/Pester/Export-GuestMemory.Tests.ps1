@@ -20,6 +20,24 @@ Describe 'Export-GuestMemory' {
         Clear-TestState $TestDrive
     }
 
+    It 'puts no file in the place of <What>, also with -Force' -ForEach @(
+        @{ What = 'a device'; Make = { if ((id -u) -eq '0') { mknod "$TestDrive/special" c 1 3 } else { Set-ItResult -Skipped -Because 'only root makes a device' } } }
+        @{ What = 'a pipe'; Make = { mkfifo "$TestDrive/special" } }
+        @{ What = 'a link to a pipe'; Make = { mkfifo "$TestDrive/pipe"; ln -s pipe "$TestDrive/special" } }
+        @{ What = 'a directory'; Make = { mkdir "$TestDrive/special" } }
+    ) {
+        & $Make
+        $before = stat -c '%F %i' "$TestDrive/special"
+        $low | Write-GuestMemory 0 1
+        foreach ($format in 'Raw', 'Chunked', 'Diff') {
+            { $low | Export-GuestMemory "$TestDrive/special" -Format $format -Force -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*'
+        }
+        { $low | Read-GuestMemory 0 4KiB -OutFile "$TestDrive/special" -Force -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*'
+        stat -c '%F %i' "$TestDrive/special" | Should -Be $before
+        ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
+        Get-Leftover | Should -BeNullOrEmpty
+    }
+
     Context 'Raw' {
         It 'writes the regions one behind the other, without the gap between them' {
             $high, $low | Write-GuestMemory 0x800 'low'

@@ -250,6 +250,11 @@ Describe 'Get-DirtyBitmap' {
             $vm | Get-DirtyBitmap -Slot 0 -AsRange | ForEach-Object { $_.Address, $_.Size } | Should -Be 0x2000, 0x2000, 0x5000, 0x1000
             $bitmaps = Get-DirtyBitmap -Vm $vm -Clear
             $bitmaps.DirtyCount | Should -Be 3, 0
+            (Get-DirtyBitmap -Vm $vm.Name).Count | Should -Be 2
+            (Get-DirtyBitmap -Vm "$($vm.Name[0])*", $vm).Count | Should -Be 4
+            (Get-DirtyBitmap -Vm $vm, $vm.Name).Count | Should -Be 4
+            { Get-DirtyBitmap -Vm nosuch } | Should -Throw "*no VM 'nosuch'*"
+            Get-Completion 'Get-DirtyBitmap -Vm ' | Should -Be $vm.Name
             $bitmaps.StartAddress | Should -Be 0, 0x100000000
             $bitmaps[0].Source | Should -Be "VM $($vm.Name) slot 0"
             ($vm | Get-DirtyBitmap).DirtyCount | Should -Be 0, 0
@@ -281,6 +286,7 @@ Describe 'Get-DirtyBitmap' {
             $bitmap = Get-DirtyBitmap -Handler $handler
             $bitmap.PageCount | Should -Be 64
             $bitmap.Source | Should -Be "process $PID, offsets in the image"
+            ($handler | Get-DirtyBitmap).DirtyCount | Should -Be 2
             $range = Get-DirtyBitmap -Handler $handler -AsRange
             $range | ForEach-Object Address | Should -Be 0x3000
             $range.PageCount | Should -Be 2
@@ -300,6 +306,7 @@ Describe 'Get-DirtyBitmap' {
             $null = Get-DirtyBitmap -Handler $handler -ErrorAction SilentlyContinue -ErrorVariable failure
             $failure.FullyQualifiedErrorId | Should -BeLike 'DirtyTrackingOff,*'
             $failure.Exception.Message | Should -Match '-TrackDirty'
+            "$($failure.TargetObject)" | Should -Be "$TestDrive/vm.sock"
             $handler.State | Should -Be Listening
         }
     }

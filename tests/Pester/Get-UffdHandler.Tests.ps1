@@ -60,6 +60,8 @@ Describe 'Get-UffdHandler' {
         $json = @(Get-UffdHandler -AsJson)
         $json.Count | Should -Be 2
         ($json[0] | ConvertFrom-Json).faults.all | Should -Be 0
+        ($json | ConvertFrom-Json).socket_path | Should -Be (Get-UffdHandler).SocketPath
+        (Get-UffdHandler -Figures).SocketPath | Should -Be (Get-UffdHandler).SocketPath
     }
 
     It 'counts what is served' {

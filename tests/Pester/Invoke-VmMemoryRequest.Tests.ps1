@@ -158,6 +158,8 @@ Describe 'Invoke-VmMemoryRequest' {
             $responses = '{"UnregisterMemory":5}', '{"Bogus":1}', 'text', (New-VmMemoryRequest -BalloonTargetReached -Size 1), '{"BalloonTargetReached":{"size":1}}' |
                 Invoke-VmMemoryRequest -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failures
             $responses.ForEach{ $_.GetType().Name } | Should -Be Err, Ok, Ok
+            $responses.Response | Should -Be Err, Ok, Ok
+            ($responses[1] | Out-String).Trim() | Should -BeExactly Ok
             $failures.ForEach{ ($_.FullyQualifiedErrorId -split ',')[0] } | Should -Be RequestFailed, BadJson, BadJson
         }
 

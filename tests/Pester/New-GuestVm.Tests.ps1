@@ -74,7 +74,7 @@ Describe 'New-GuestVm' {
 
     It 'refuses a ring of an impossible size' {
         Skip-UnlessSupported $kvm
-        { $low | New-GuestVm -DirtyLog Ring -DirtyRingEntries 1000 -ErrorAction Stop } | Should -Throw -ErrorId 'KvmUnsupported,*'
+        { $low | New-GuestVm -DirtyLog Ring -DirtyRingEntries 1000 -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
         { $low | New-GuestVm -DirtyLog Ring -DirtyRingEntries 0 -ErrorAction Stop } | Should -Throw -ErrorId 'ParameterArgumentValidationError,*'
     }
 

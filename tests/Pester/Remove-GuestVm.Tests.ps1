@@ -57,4 +57,11 @@ Describe 'Remove-GuestVm' {
     It 'says that it gives nothing' {
         (Get-Command Remove-GuestVm).OutputType.Type | Should -Be ([void])
     }
+
+    It 'completes names' {
+        Skip-UnlessSupported $kvm
+        $null = New-MmapRegion 64KiB | New-GuestVm web
+        Get-Completion 'Remove-GuestVm ' | Should -Be web
+        Get-Completion 'Remove-GuestVm -Name ' | Should -Be web
+    }
 }

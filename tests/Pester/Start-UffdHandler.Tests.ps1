@@ -235,6 +235,10 @@ Describe 'Start-UffdHandler' {
             @{ What = 'an image in a folder that is not there'; Id = 'ImageNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'none/vm.mem' }
             @{ What = 'an empty image'; Id = 'ImageUnreadable'; Category = 'ReadError'; Socket = 'vm.sock'; Memory = 'empty.mem' }
             @{ What = 'a folder as the image'; Id = 'ImageUnreadable'; Category = 'ReadError'; Socket = 'vm.sock'; Memory = '.' }
+            @{ What = 'a device as the image'; Id = 'ImageUnreadable'; Category = 'ReadError'; Socket = 'vm.sock'; Memory = '/dev/zero' }
+            @{ What = 'a pipe as the image'; Id = 'ImageUnreadable'; Category = 'ReadError'; Socket = 'vm.sock'; Memory = 'pipe' }
+            @{ What = 'a pipe as the record to replay'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ ReplayPath = 'pipe' } }
+            @{ What = 'a pipe as the place of a record'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ RecordPath = 'pipe' } }
             @{ What = 'a user nobody knows'; Id = 'UserNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowUser = 'no-such-user' } }
             @{ What = 'a folder that everyone may write to'; Id = 'InsecureDirectory'; Category = 'SecurityError'; Socket = 'open/vm.sock'; Memory = 'vm.mem' }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Socket = 'Env:/vm.sock'; Memory = 'vm.mem' }
@@ -242,6 +246,7 @@ Describe 'Start-UffdHandler' {
             $null = New-Item "$TestDrive/empty.mem"
             $null = New-Item -ItemType Directory "$TestDrive/open"
             chmod 777 "$TestDrive/open"
+            mkfifo "$TestDrive/pipe"
             $Socket = $Socket -eq 'long' ? $path.PadRight(108, 'x') : $Socket
             $arguments = @{ SocketPath = $Socket; MemoryPath = $Memory } + ($More ?? @{})
             $files = (Get-ChildItem -Recurse -Force $TestDrive).Name
@@ -583,8 +588,7 @@ if what != 'dies':
             $text = "Import-Module '$manifest'; `$null = Start-UffdHandler '$path' '$image' -InProcess; exit 7"
             $null = & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -Command $text 2>&1
             $LASTEXITCODE | Should -Be 7
-            # A socket that was left is no hindrance either.
-            (Start-UffdHandler $path $image).State | Should -Be Listening
+            $path | Should -Not -Exist
         }
     }
 

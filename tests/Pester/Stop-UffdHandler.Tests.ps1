@@ -35,6 +35,9 @@ Describe 'Stop-UffdHandler' {
         Get-UffdHandler | Should -Be $handler
         Push-Location $TestDrive
         try {
+            Get-UffdHandler v*.sock | Should -Be $handler
+            Get-UffdHandler ./v*.sock | Should -Be $handler
+            Get-UffdHandler x* | Should -BeNullOrEmpty
             Stop-UffdHandler -SocketPath vm.sock
         }
         finally {
@@ -110,6 +113,8 @@ Describe 'Stop-UffdHandler' {
             $stopped.ConnectionCount | Should -Be 0
             $stopped.FaultCount | Should -Be 1
             $stopped.ByteCount | Should -Be 4KB
+            $stopped | Stop-UffdHandler -WarningVariable warning
+            $warning | Should -BeNullOrEmpty -Because 'it was said when the handler was stopped'
         }
 
         It 'leaves what is there readable' {
@@ -127,6 +132,7 @@ Describe 'Stop-UffdHandler' {
 
     It 'completes socket paths' {
         Get-Completion 'Stop-UffdHandler -SocketPath ' | Should -Be $path
+        Get-Completion 'Stop-UffdHandler ' | Should -Be $path
     }
 
     It 'says what it gives' {

@@ -65,4 +65,22 @@ Describe 'Stop-VmMemoryService' {
         Get-DescriptorCount | Should -Be $before
         Wait-Until { -not (Get-NamedThread 'vm-memory-*') }
     }
+
+    It 'completes socket paths' {
+        Skip-UnlessSupported $kvm
+        Get-Completion 'Stop-VmMemoryService ' | Should -Be $socket
+        Get-Completion 'Stop-VmMemoryService -SocketPath ' | Should -Be $socket
+    }
+
+    It 'takes wildcards in this directory' {
+        Skip-UnlessSupported $kvm
+        Push-Location (Split-Path $socket)
+        try {
+            Stop-VmMemoryService -SocketPath "./$((Split-Path -Leaf $socket)[0])*"
+        }
+        finally {
+            Pop-Location
+        }
+        $service.State | Should -Be Stopped
+    }
 }

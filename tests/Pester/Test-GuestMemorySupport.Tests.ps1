@@ -117,4 +117,8 @@ Describe 'Test-GuestMemorySupport' {
     It 'says what it gives' {
         (Get-Command Test-GuestMemorySupport).OutputType.Type | Should -Be ([GuestMemory.Core.HostFeature])
     }
+
+    It 'completes features' {
+        Get-Completion 'Test-GuestMemorySupport Kvm:R' | Should -Be Kvm:ReadOnlyMemory
+    }
 }

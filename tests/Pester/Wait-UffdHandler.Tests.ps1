@@ -80,6 +80,8 @@ Describe 'Wait-UffdHandler' {
 
     It 'completes what can be waited for' {
         Get-Completion 'Wait-UffdHandler -Until Re' | Should -Be Restored
+        $null = Start-UffdHandler $path "$TestDrive/vm.mem"
+        Get-Completion 'Wait-UffdHandler ' | Should -Be $path
     }
 
     It 'says what it gives' {

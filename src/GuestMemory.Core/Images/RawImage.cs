@@ -1,4 +1,5 @@
 using System.Security.Cryptography;
+using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
@@ -131,20 +132,29 @@ public static class RawImage
     private static void CheckTarget(string path, bool overwrite)
     {
         if (!overwrite && Path.Exists(path)) throw FileExists(path);
-        if (Directory.Exists(path)) throw NotAFile(path);
+        RequireFile(path);
         // Or the message would name the file that is made beside it.
         if (Path.GetDirectoryName(Path.GetFullPath(path)) is { } folder && !Directory.Exists(folder))
             throw new DirectoryNotFoundException($"There is no folder {folder} to write {Path.GetFileName(path)} into. Make it first: 'New-Item -ItemType Directory {folder}'.");
     }
 
+    /// <summary>
+    /// Refuses to put a file in the place of anything else: whoever may rename over /dev/null would take it away from the whole host.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">NotAFile.</exception>
+    internal static void RequireFile(string path)
+    {
+        if (FileStatus.IsSpecial(path))
+            throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a device, a pipe or a socket, and is left alone; give the path of a file.");
+    }
+
     private static bool IsBase(string path, ulong size, bool force)
     {
+        RequireFile(path);
         var file = new FileInfo(path);
-        if (file.Exists && (ulong)file.Length == size) return true;
-        if (file.Exists && force) return false;
-        throw file.Exists
-            ? new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it.")
-            : NotAFile(path);
+        if ((ulong)file.Length == size) return true;
+        if (force) return false;
+        throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it.");
     }
 
     private static SafeFileHandle OpenBase(string path, bool force)
@@ -231,8 +241,6 @@ public static class RawImage
             return destination;
         }
     }
-
-    private static GuestMemoryException NotAFile(string path) => new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
 
     private static GuestMemoryException FileExists(string path) =>
         new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} is there already. Give another path, or -Force to replace it.");

@@ -40,6 +40,9 @@ internal static unsafe partial class FileStatus
             return statx(AT_FDCWD, path, follow ? 0 : AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, pointer) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
+    /// <summary>Whether there is something that is not a file: a directory, a device, a pipe or a socket, or a link to one.</summary>
+    public static bool IsSpecial(string path) => TryGet(path, out var status, follow: true) == 0 && (status.stx_mode & S_IFMT) != S_IFREG;
+
     /// <summary>The status of an open file.</summary>
     public static Statx Get(SafeHandle file)
     {

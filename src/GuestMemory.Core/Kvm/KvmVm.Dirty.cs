@@ -25,9 +25,9 @@ public sealed unsafe partial class KvmVm
     {
         lock (_lock)
         {
-            ThrowIfDisposed();
+            if (_disposed) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"{this} was removed; what its guest wrote is not known any more.");
             if (!_slots.TryGetValue(slot, out var found))
-                throw new SyscallException("slot", Errno.ENOENT, $"Looking for slot {slot} of {this}", GuestMemoryError.SlotNotFound, "The property Slots has them all.");
+                throw new GuestMemoryException(GuestMemoryError.SlotNotFound, $"There is no slot {slot} in {this}. Its property Slots lists what there is.");
             if (!found.LogDirtyPages)
                 throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest writes to slot {slot} of {this} is not logged. Make the VM with 'New-GuestVm -DirtyTracking'.");
             var words = _options.DirtyLog switch
@@ -77,6 +77,8 @@ public sealed unsafe partial class KvmVm
 
     private void EnableDirtyLog()
     {
+        if (_options.DirtyLog == DirtyLogMode.Ring && (!uint.IsPow2(_options.DirtyRingEntries) || _options.DirtyRingEntries is < 1024 or > 65536))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"A dirty ring has a power of two of entries, from 1024 to 65536, not {_options.DirtyRingEntries}.");
         var capability = _options.DirtyLog switch
         {
             DirtyLogMode.Ring => Kvm.Extension(_vm, Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) != 0 ? Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL : Kvm.KVM_CAP_DIRTY_LOG_RING,
@@ -94,7 +96,7 @@ public sealed unsafe partial class KvmVm
         var error = Kvm.Try(_vm, Kvm.KVM_ENABLE_CAP, ref enable);
         if (error == 0) return;
         throw new SyscallException("ioctl(KVM_ENABLE_CAP)", error, $"Choosing the dirty log {_options.DirtyLog}", GuestMemoryError.KvmUnsupported, _options.DirtyLog == DirtyLogMode.Ring
-            ? $"KVM must have dirty rings (Linux 5.11), and {_options.DirtyRingEntries} entries must be a power of two from 1024 to 65536."
+            ? $"KVM must have dirty rings (Linux 5.11), of {_options.DirtyRingEntries} entries."
             : "This kernel's KVM lacks it; the log Plain is always there.");
     }
 

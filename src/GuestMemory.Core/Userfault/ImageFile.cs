@@ -1,3 +1,4 @@
+using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
@@ -9,6 +10,7 @@ internal static class ImageFile
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
     public static SafeFileHandle Open(string path)
     {
+        RequireFile(path);
         SafeFileHandle? file = null;
         try
         {
@@ -38,6 +40,7 @@ internal static class ImageFile
         PageSource? image = null;
         try
         {
+            RequireFile(path);
             image = ChunkedImage.IsOne(path) ? ChunkedSource.Open(path) : MappedFileSource.Open(path);
             if (layerPaths.Count == 0) return image;
             foreach (var layer in layerPaths) opened.Add(MappedFileSource.Open(layer));
@@ -49,5 +52,12 @@ internal static class ImageFile
             foreach (var layer in opened) layer.Dispose();
             throw;
         }
+    }
+
+    private static void RequireFile(string path)
+    {
+        // Opening a pipe would wait for somebody who writes.
+        if (FileStatus.IsSpecial(path))
+            throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"{path} is a directory, a device, a pipe or a socket; a memory image is a file.");
     }
 }

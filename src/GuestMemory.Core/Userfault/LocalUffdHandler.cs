@@ -63,7 +63,7 @@ internal sealed class LocalUffdHandler : UffdHandler
 
     public override int? MetricsPort => _metrics?.Port;
 
-    public override UffdFigures GetFigures() => _server.Figures() with { Error = Error };
+    public override UffdFigures GetFigures() => _server.Figures() with { SocketPath = SocketPath, Error = Error };
 
     public override string? Error => _failure ?? _server.Error;
 

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core;
 
@@ -14,8 +15,10 @@ internal static class TouchRecord
     private static ReadOnlySpan<byte> Magic => "GMTOUCH1"u8;
 
     /// <summary>Writes a record beside its place and renames it when it is complete.</summary>
+    /// <exception cref="GuestMemoryException">NotAFile: something else is in its place.</exception>
     public static void Save(string path, ulong imageLength, ReadOnlySpan<uint> pages)
     {
+        RawImage.RequireFile(path);
         var beside = $"{path}.{Environment.ProcessId}.part";
         try
         {
@@ -51,6 +54,7 @@ internal static class TouchRecord
     public static uint[] Load(string path, ulong imageLength)
     {
         byte[] bytes;
+        if (FileStatus.IsSpecial(path)) throw Invalid(path, "it is a directory, a device, a pipe or a socket");
         try
         {
             bytes = File.ReadAllBytes(path);

@@ -5,6 +5,9 @@ namespace GuestMemory.Core;
 /// <summary>What was done for a VM, or for all VMs of a handler, up to a moment. It does not change any more.</summary>
 public sealed record UffdFigures
 {
+    /// <summary>Where the handler listens, for all VMs together; null for one VM.</summary>
+    public string? SocketPath { get; init; }
+
     /// <summary>The VMM's process; 0 for all VMs together.</summary>
     public required int ProcessId { get; init; }
 

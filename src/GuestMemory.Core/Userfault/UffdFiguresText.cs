@@ -1,6 +1,7 @@
 using System.Buffers;
 using System.Globalization;
 using System.Text;
+using System.Text.Encodings.Web;
 using System.Text.Json;
 
 namespace GuestMemory.Core;
@@ -11,12 +12,15 @@ public static class UffdFiguresText
     /// <summary>The media type of <see cref="ToOpenMetrics"/>.</summary>
     public const string OpenMetricsType = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+    // A path or a message is shown as it is; the line goes into no HTML.
+    private static readonly JsonWriterOptions s_readable = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
     /// <summary>One line of JSON, without its end. Times are microseconds, except where the name says seconds.</summary>
     public static string ToJson(UffdFigures figures)
     {
         ArgumentNullException.ThrowIfNull(figures);
         var buffer = new ArrayBufferWriter<byte>(1024);
-        using (var json = new Utf8JsonWriter(buffer)) Write(json, figures);
+        using (var json = new Utf8JsonWriter(buffer, s_readable)) Write(json, figures);
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
 
@@ -54,6 +58,7 @@ public static class UffdFiguresText
     private static void Write(Utf8JsonWriter json, UffdFigures figures)
     {
         json.WriteStartObject();
+        if (figures.SocketPath is not null) json.WriteString("socket_path", figures.SocketPath);
         json.WriteNumber("process_id", figures.ProcessId);
         json.WriteStartObject("faults");
         foreach (var (outcome, count) in Outcomes(figures)) json.WriteNumber(outcome, count);

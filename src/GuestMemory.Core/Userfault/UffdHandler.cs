@@ -131,6 +131,9 @@ public abstract class UffdHandler : IDisposable
         GC.SuppressFinalize(this);
     }
 
+    /// <summary>Where it listens.</summary>
+    public sealed override string ToString() => SocketPath;
+
     /// <summary>Frees what the handler holds.</summary>
     private protected abstract void Dispose(bool disposing);
 }

@@ -50,7 +50,7 @@ internal sealed unsafe class UffdRecorder : IDisposable
             _saved = _count;
             return null;
         }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or GuestMemoryException)
         {
             return $"The record {_path} cannot be written: {exception.Message}";
         }

@@ -9,6 +9,10 @@ public abstract record VmMemoryResponse
     {
     }
 
+    /// <summary>Which one it is: Ok, RegisterMemory or Err.</summary>
+    [JsonIgnore]
+    public string Response => GetType().Name;
+
     /// <summary>It was done.</summary>
     public sealed record Ok : VmMemoryResponse
     {

@@ -22,6 +22,23 @@ public abstract class ListCompleter : IArgumentCompleter
     private static string Quote(string text) => text.AsSpan().ContainsAny(" '\"`$();&|{}") ? $"'{text.Replace("'", "''", StringComparison.Ordinal)}'" : text;
 }
 
+/// <summary>
+/// Offers the names of objects at the place where the objects themselves are expected: what is typed there binds to another parameter.
+/// After the name of the parameter only an object will do.
+/// </summary>
+public sealed class PositionCompleter<T> : IArgumentCompleter
+    where T : ListCompleter, new()
+{
+    /// <inheritdoc/>
+    public IEnumerable<CompletionResult> CompleteArgument(string commandName, string parameterName, string wordToComplete, CommandAst commandAst, IDictionary fakeBoundParameters)
+    {
+        ArgumentNullException.ThrowIfNull(commandAst);
+        return commandAst.CommandElements.OfType<CommandParameterAst>().Any(given => parameterName.StartsWith(given.ParameterName, StringComparison.OrdinalIgnoreCase))
+            ? []
+            : new T().CompleteArgument(commandName, parameterName, wordToComplete, commandAst, fakeBoundParameters);
+    }
+}
+
 /// <summary>Names of live regions.</summary>
 public sealed class RegionNameCompleter : ListCompleter
 {
@@ -48,6 +65,13 @@ public sealed class HandlerIdCompleter : ListCompleter
 {
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{handler.SocketPath}: {handler.State}"));
+}
+
+/// <summary>Features of a host.</summary>
+public sealed class FeatureCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Core.HostSupport.Probe().Select(feature => (feature.Feature, feature.Detail));
 }
 
 /// <summary>Encoding names.</summary>

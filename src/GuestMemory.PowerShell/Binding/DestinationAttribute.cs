@@ -14,6 +14,8 @@ public sealed class DestinationAttribute : ArgumentTransformationAttribute
             VmMemoryDestination destination => destination,
             Alloc alloc => new VmMemoryDestination.ExistingAllocation(alloc, 0),
             string text when text.Length > 0 && !char.IsAsciiDigit(text.TrimStart()[0]) && text.Contains(':', StringComparison.Ordinal) => Register(text),
+            string text when text.Length > 0 && !char.IsAsciiDigit(text.TrimStart()[0]) && text.TrimStart()[0] != '-' =>
+                throw new FormatException($"'{text}' is not a destination. Write a guest physical address, 0x100000000 or 4GiB, or a PCI register and perhaps an offset, PciBar:00:03.0/2+64KiB."),
             _ => new VmMemoryDestination.GuestPhysicalAddress(NumberText.Parse(inputData)),
         });
 

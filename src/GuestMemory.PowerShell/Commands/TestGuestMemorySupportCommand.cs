@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -10,6 +11,7 @@ public sealed class TestGuestMemorySupportCommand : GuestMemoryCmdlet
 {
     /// <summary>Names of features, with wildcards.</summary>
     [Parameter(Position = 0)]
+    [ArgumentCompleter(typeof(FeatureCompleter))]
     [ValidateNotNullOrEmpty]
     [SupportsWildcards]
     public string[] Feature { get; set; } = ["*"];

@@ -108,7 +108,7 @@ public sealed class KvmDirtyLogTests
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Page).Build(), new GuestAddress(0));
         using var vm = new KvmVm(GuestMemoryMmap.FromRegions([region]));
         Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => vm.GetDirtyBitmap(0)).Error);
-        Assert.Equal(GuestMemoryError.SlotNotFound, Assert.Throws<SyscallException>(() => vm.GetDirtyBitmap(1)).Error);
+        Assert.Equal(GuestMemoryError.SlotNotFound, Assert.Throws<GuestMemoryException>(() => vm.GetDirtyBitmap(1)).Error);
     }
 
     [KvmTheory]
@@ -118,8 +118,8 @@ public sealed class KvmDirtyLogTests
     public void RingsOfAnImpossibleSizeAreRefused(uint entries)
     {
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Page).Build(), new GuestAddress(0));
-        var failure = Assert.Throws<SyscallException>(() => new KvmVm(GuestMemoryMmap.FromRegions([region]), new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = entries }));
-        Assert.Equal(GuestMemoryError.KvmUnsupported, failure.Error);
+        var failure = Assert.Throws<GuestMemoryException>(() => new KvmVm(GuestMemoryMmap.FromRegions([region]), new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = entries }));
+        Assert.Equal(GuestMemoryError.ValueNotSupported, failure.Error);
         region.GetMapping().Release(force: false);
     }
 

@@ -70,6 +70,9 @@ public sealed partial class FiguresTests : IDisposable
         Assert.Equal(2, json.RootElement.GetProperty("faults").GetProperty("copied").GetInt64());
         Assert.Equal(8192, json.RootElement.GetProperty("bytes").GetProperty("fault").GetInt64());
         Assert.True(json.RootElement.GetProperty("latency_us").GetProperty("0.99").GetDouble() > 0);
+        Assert.Equal(handler.SocketPath, json.RootElement.GetProperty("socket_path").GetString());
+        Assert.False(json.RootElement.GetProperty("vms")[0].TryGetProperty("socket_path", out _));
+        Assert.Contains("a + 'b'", UffdFiguresText.ToJson(handler.GetFigures() with { Error = "a + 'b'" }), StringComparison.Ordinal);
         Assert.Equal(Environment.ProcessId, json.RootElement.GetProperty("vms")[0].GetProperty("process_id").GetInt32());
     }
 

@@ -105,11 +105,11 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override UffdFigures GetFigures()
     {
-        var totals = Totals;
+        var totals = Totals with { SocketPath = SocketPath };
         if (totals.Vms.Count > 0 || ConnectionCount == 0) return totals;
         // Those of many VMs are too long for a line.
         using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Figures }, CancellationToken.None, out _);
-        return file is null ? totals : UffdStatus.ReadFigures(file);
+        return file is null ? totals : UffdStatus.ReadFigures(file) with { SocketPath = SocketPath };
     }
 
     public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)

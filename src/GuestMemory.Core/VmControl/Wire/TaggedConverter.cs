@@ -39,7 +39,7 @@ internal abstract class TaggedConverter<T> : JsonConverter<T>
 
     private static string Describe() => typeof(T).Name;
 
-    private Variant Named(string name) => _variants.Find(variant => variant.Name == name) ?? throw new JsonException($"'{name}' is no {Describe()}");
+    private Variant Named(string name) => _variants.Find(variant => variant.Name == name) ?? throw new JsonException($"'{name}' is no {Describe()}; there are {string.Join(", ", _variants.Select(static variant => variant.Name))}");
 
     private abstract class Variant(string name)
     {

@@ -19,8 +19,10 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
-    /// <summary>The VMs whose guests wrote.</summary>
+    /// <summary>The VMs whose guests wrote, or their names.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = VmSet)]
+    [ArgumentCompleter(typeof(VmNameCompleter))]
+    [Vm(Many = true)]
     [ValidateNotNull]
     public GuestVm[] Vm { get; set; } = [];
 
@@ -46,7 +48,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     public ulong Size { get; set; }
 
     /// <summary>Page-fault handlers that track what their VMs write.</summary>
-    [Parameter(Mandatory = true, ParameterSetName = HandlerSet)]
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = HandlerSet)]
     [ValidateNotNull]
     public UffdHandler[] Handler { get; set; } = [];
 
@@ -67,19 +69,13 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         if (ParameterSetName == MemorySet) base.ProcessRecord();
         else if (ParameterSetName == LogSet) Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
         else if (ParameterSetName == VmSet) ReadVms();
+        else ReadHandlers();
     }
 
     /// <inheritdoc/>
     protected override void EndProcessing()
     {
         if (ParameterSetName == MemorySet) base.EndProcessing();
-        foreach (var handler in Handler)
-        {
-            Attempt(() =>
-            {
-                foreach (var bitmap in handler.GetDirtyBitmaps(Clear)) Write(bitmap);
-            }, handler);
-        }
     }
 
     /// <inheritdoc/>
@@ -97,6 +93,17 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
             {
                 foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.Vm.GetDirtyBitmap(slot, Clear)), vm);
             }, vm);
+        }
+    }
+
+    private void ReadHandlers()
+    {
+        foreach (var handler in Handler)
+        {
+            Attempt(() =>
+            {
+                foreach (var bitmap in handler.GetDirtyBitmaps(Clear)) Write(bitmap);
+            }, handler);
         }
     }
 

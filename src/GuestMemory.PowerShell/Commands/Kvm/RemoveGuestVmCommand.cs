@@ -11,6 +11,7 @@ public sealed class RemoveGuestVmCommand : GuestMemoryCmdlet
 {
     /// <summary>The VMs.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Vm")]
+    [ArgumentCompleter(typeof(PositionCompleter<VmNameCompleter>))]
     [ValidateNotNull]
     public GuestVm[] Vm { get; set; } = [];
 

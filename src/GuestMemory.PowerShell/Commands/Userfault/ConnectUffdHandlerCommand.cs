@@ -9,6 +9,8 @@ namespace GuestMemory.PowerShell.Commands;
 [OutputType(typeof(GuestRegionMmap), typeof(UffdTouchResult))]
 public sealed class ConnectUffdHandlerCommand : MemoryCmdlet
 {
+    private static readonly string[] s_touchOptions = [nameof(TouchCount), nameof(ThreadCount), nameof(Stride), nameof(Seed)];
+
     /// <summary>Where the handler listens.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true)]
     [ArgumentCompleter(typeof(HandlerSocketCompleter))]
@@ -51,6 +53,7 @@ public sealed class ConnectUffdHandlerCommand : MemoryCmdlet
     protected override void Process(GuestMemoryMmap memory)
     {
         ArgumentNullException.ThrowIfNull(memory);
+        RequireTouch();
         var path = ResolvePath(SocketPath);
         if (!ShouldProcess(path, $"Hand over {memory.Regions.Count} region(s), {Formatting.Size(memory.Size)}")) return;
         foreach (var range in RemoveRange) memory.RequireRange(new GuestAddress(range.Address), range.Size);
@@ -63,5 +66,13 @@ public sealed class ConnectUffdHandlerCommand : MemoryCmdlet
 
         foreach (var range in RemoveRange) memory.Discard(new GuestAddress(range.Address), range.Size, StopToken);
         if (PassThru) WriteObject(memory.Regions, enumerateCollection: true);
+    }
+
+    private void RequireTouch()
+    {
+        var bound = MyInvocation.BoundParameters;
+        if (bound.ContainsKey(nameof(Touch))) return;
+        if (s_touchOptions.FirstOrDefault(bound.ContainsKey) is { } option)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-{option} says how pages are touched: add -Touch Sequential, Random or Strided.");
     }
 }

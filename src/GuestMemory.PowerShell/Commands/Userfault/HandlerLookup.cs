@@ -15,7 +15,8 @@ internal static class HandlerLookup
         if (found.Length > 0) return found;
         if (!WildcardPattern.ContainsWildcardCharacters(path))
             throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"No handler of this user listens at {resolved}. 'Get-UffdHandler' lists them; a number is given with -Id.");
-        var pattern = WildcardPattern.Get(path, WildcardOptions.None);
-        return [.. all.Where(handler => pattern.IsMatch(handler.SocketPath))];
+        // As it was typed, *.sock finds those of every directory; vm* is one of this directory.
+        WildcardPattern[] patterns = [WildcardPattern.Get(path, WildcardOptions.None), WildcardPattern.Get(resolved, WildcardOptions.None)];
+        return [.. all.Where(handler => Array.Exists(patterns, pattern => pattern.IsMatch(handler.SocketPath)))];
     }
 }

@@ -11,6 +11,7 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
 {
     /// <summary>The handlers.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Handler")]
+    [ArgumentCompleter(typeof(PositionCompleter<HandlerSocketCompleter>))]
     [ValidateNotNull]
     public UffdHandler[] Handler { get; set; } = [];
 
@@ -41,9 +42,10 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
     private void Stop(UffdHandler handler)
     {
         if (!ShouldProcess(handler.SocketPath, "Stop the page-fault handler")) return;
+        var live = handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening;
         handler.Stop();
         Session.Remove(handler);
-        if (handler.AbandonedCount > 0)
+        if (live && handler.AbandonedCount > 0)
             WriteWarning($"The handler at {handler.SocketPath} still served {handler.AbandonedCount} VM(s). Whatever touches a page of theirs that is missing now waits until the VM ends.");
         if (PassThru) WriteObject(handler);
     }

@@ -27,6 +27,7 @@ public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>The handlers.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Handler")]
+    [ArgumentCompleter(typeof(PositionCompleter<HandlerSocketCompleter>))]
     [ValidateNotNull]
     public UffdHandler[] Handler { get; set; } = [];
 

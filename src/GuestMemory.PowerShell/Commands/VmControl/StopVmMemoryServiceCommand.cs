@@ -11,6 +11,7 @@ public sealed class StopVmMemoryServiceCommand : GuestMemoryCmdlet
 {
     /// <summary>The services.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Service")]
+    [ArgumentCompleter(typeof(PositionCompleter<ServiceSocketCompleter>))]
     [ValidateNotNull]
     public VmMemoryService[] Service { get; set; } = [];
 
