@@ -77,7 +77,7 @@ internal sealed partial class Supervisor
     {
         // More than a few at a time could fill the channel.
         if (_worker is not { IsReady: true, Untaken: < 16 } worker || vm.IsOffered) return;
-        if (!worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Userfaultfd, vm.StateFile, vm.ListFile))
+        if (!TryOffer(worker.Channel, vm))
         {
             // It is about to end, or it hangs; its successor gets everything.
             worker.Kill();
@@ -87,6 +87,10 @@ internal sealed partial class Supervisor
         vm.IsOffered = vm.IsUsed = true;
         worker.Untaken++;
     }
+
+    /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
+    public static bool TryOffer(Channel channel, KeptVm vm) =>
+        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
     {

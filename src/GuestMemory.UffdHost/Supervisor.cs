@@ -58,6 +58,8 @@ internal sealed partial class Supervisor : IDisposable
     public void Start(string controlPath)
     {
         StartWorker();
+        // The worker has its own to do meanwhile.
+        using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
         while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
         if (_failure is not null) throw _failure;
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");

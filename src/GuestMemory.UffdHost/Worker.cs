@@ -17,21 +17,13 @@ internal sealed class Worker : IDisposable
     private readonly ConcurrentDictionary<UffdVm, int> _ids = new();
     private volatile bool _isAlone;
 
-    private Worker(Channel channel, UffdHandlerOptions options)
+    /// <summary>Takes source and policy over.</summary>
+    public Worker(Channel channel, UffdHandlerOptions options, PageSource source, UffdPolicy policy)
     {
         _channel = channel;
-        _source = ImageFile.OpenSource(options.MemoryPath, options.LayerPaths);
-        try
-        {
-            _policy = UffdPolicy.From(options, _source);
-        }
-        catch
-        {
-            _source.Dispose();
-            throw;
-        }
-
-        _server = new UffdServer(null, _source, _policy, options) { Failed = Failed, Ended = Ended };
+        _source = source;
+        _policy = policy;
+        _server = new UffdServer(null, source, policy, options) { Failed = Failed, Ended = Ended };
     }
 
     /// <summary>Serves what the supervisor gives until it says stop; when the supervisor is gone, until every VM has ended.</summary>
@@ -41,9 +33,15 @@ internal sealed class Worker : IDisposable
         try
         {
             if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } message) return 0;
-            using var worker = new Worker(channel, options);
+            using var worker = Open(channel, options);
             // Of a successor's start the VMs wait for every millisecond.
-            worker.Serve(isRehearsed: !message.IsUsed);
+            if (!message.IsUsed) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
+            worker.Serve(static exception =>
+            {
+                // Whatever it is, a successor may do better.
+                Log.Write($"worker {Environment.ProcessId}: {exception}");
+                Environment.Exit(2);
+            });
             return 0;
         }
         catch (GuestMemoryException exception)
@@ -61,13 +59,28 @@ internal sealed class Worker : IDisposable
         _source.Dispose();
     }
 
-    private void Serve(bool isRehearsed)
+    /// <summary>Serves until it is told to stop.</summary>
+    /// <param name="broken">Called where it can hear no more.</param>
+    public void Serve(Action<Exception> broken)
     {
-        if (isRehearsed) UffdRehearsal.Run(_policy, _source);
-        var listener = new Thread(Listen) { IsBackground = true, Name = "uffd-control" };
+        var listener = new Thread(() => Listen(broken)) { IsBackground = true, Name = "uffd-control" };
         listener.Start();
         _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length });
         _server.Run();
+    }
+
+    private static Worker Open(Channel channel, UffdHandlerOptions options)
+    {
+        var source = ImageFile.OpenSource(options.MemoryPath, options.LayerPaths);
+        try
+        {
+            return new Worker(channel, options, source, UffdPolicy.From(options, source));
+        }
+        catch
+        {
+            source.Dispose();
+            throw;
+        }
     }
 
     /// <summary>The next message; null at the end.</summary>
@@ -82,7 +95,7 @@ internal sealed class Worker : IDisposable
         }
     }
 
-    private void Listen()
+    private void Listen(Action<Exception> broken)
     {
         try
         {
@@ -104,11 +117,10 @@ internal sealed class Worker : IDisposable
             Log.Write($"the supervisor is gone; worker {Environment.ProcessId} serves until its {_ids.Count} VMs have ended");
             if (_ids.IsEmpty) _server.Stop();
         }
-#pragma warning disable CA1031 // Whatever it is, a successor may do better.
+#pragma warning disable CA1031 // A thread's exception would end the process without a word.
         catch (Exception exception)
         {
-            Log.Write($"worker {Environment.ProcessId}: {exception}");
-            Environment.Exit(2);
+            broken(exception);
         }
 #pragma warning restore CA1031
     }

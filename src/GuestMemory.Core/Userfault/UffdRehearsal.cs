@@ -18,17 +18,23 @@ internal static class UffdRehearsal
 
     /// <summary>Goes through what a strategy needs, once in a process. Where it cannot (this user may not create a userfaultfd) nothing is lost but time.</summary>
     /// <param name="policy">How the VMs will be served.</param>
-    /// <param name="source">What they will be served from; asked for its first page.</param>
-    public static void Run(UffdPolicy policy, PageSource source)
+    /// <param name="source">What they will be served from, asked for its first page; null where that is another process's matter.</param>
+    /// <param name="start">Starts what serves at a path until it is disposed; null for a handler of this process.</param>
+    public static void Run(UffdPolicy policy, PageSource? source, Func<string, UffdPolicy, PageSource, IDisposable>? start = null)
     {
-        using (var scratch = new PageScratch()) _ = source.Locate(0, Math.Min(source.Length & ~(HostPage.Size - 1), HostPage.Size), scratch, out _);
+        if (source is not null)
+        {
+            using var scratch = new PageScratch();
+            _ = source.Locate(0, Math.Min(source.Length & ~(HostPage.Size - 1), HostPage.Size), scratch, out _);
+        }
+
         var bit = 1 << (int)policy.Strategy;
         if ((Interlocked.Or(ref s_rehearsed, bit) & bit) != 0) return;
         DirectoryInfo? folder = null;
         try
         {
             folder = Directory.CreateTempSubdirectory("gm-");
-            Serve(policy, Path.Combine(folder.FullName, "rehearsal"));
+            Serve(policy, Path.Combine(folder.FullName, "rehearsal"), start ?? Handler.Start);
         }
         catch (Exception exception) when (exception is GuestMemoryException or IOException or UnauthorizedAccessException)
         {
@@ -40,7 +46,7 @@ internal static class UffdRehearsal
         }
     }
 
-    private static void Serve(UffdPolicy policy, string path)
+    private static void Serve(UffdPolicy policy, string path, Func<string, UffdPolicy, PageSource, IDisposable> start)
     {
         using var source = new Stage();
         using var rehearsed = new UffdPolicy
@@ -49,20 +55,12 @@ internal static class UffdRehearsal
             Window = policy.Window,
             Replay = policy.Replay is null ? null : new UffdReplay([1, 2, 3, 5], source.Length),
         };
-        using var server = new UffdServer(UnixListener.Open(path, null, force: false), source, rehearsed, new UffdHandlerOptions { SocketPath = path, MemoryPath = source.Name, HandoverTimeout = s_patience });
-        var thread = new Thread(() => RunQuietly(server)) { IsBackground = true, Name = "uffd-rehearsal" };
-        thread.Start();
-        try
-        {
-            for (var round = 0; round < Rounds; round++) Touch(path);
-            _ = server.Figures();
-        }
-        finally
-        {
-            server.Stop();
-            thread.Join();
-        }
+        using var handler = start(path, rehearsed, source);
+        for (var round = 0; round < Rounds; round++) Touch(path);
     }
+
+    /// <summary>The options of who serves a rehearsal.</summary>
+    public static UffdHandlerOptions Options(string path) => new() { SocketPath = path, MemoryPath = "a rehearsal", HandoverTimeout = s_patience };
 
     private static void Touch(string path)
     {
@@ -75,15 +73,40 @@ internal static class UffdRehearsal
         memory.Read(new GuestAddress(0), bytes);
     }
 
-    private static void RunQuietly(UffdServer server)
+    private sealed class Handler : IDisposable
     {
-        try
+        private readonly UffdServer _server;
+        private readonly Thread _thread;
+
+        private Handler(UffdServer server)
         {
-            server.Run();
+            _server = server;
+            _thread = new Thread(Run) { IsBackground = true, Name = "uffd-rehearsal" };
+            _thread.Start();
         }
-        catch (GuestMemoryException)
+
+        public static IDisposable Start(string path, UffdPolicy policy, PageSource source) =>
+            new Handler(new UffdServer(UnixListener.Open(path, null, force: false), source, policy, Options(path)));
+
+        public void Dispose()
         {
-            // The real one will say it.
+            _ = _server.Figures();
+            _server.Stop();
+            _thread.Join();
+        }
+
+        private void Run()
+        {
+            // Who waits for a page waits no longer when it is closed.
+            using var server = _server;
+            try
+            {
+                server.Run();
+            }
+            catch (GuestMemoryException)
+            {
+                // The real one will say it.
+            }
         }
     }
 

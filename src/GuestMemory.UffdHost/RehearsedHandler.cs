@@ -1,0 +1,101 @@
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>
+/// Supervisor and worker on threads of one process, for a rehearsal: both go through everything from a VMM's connection to its pages
+/// once, so that the first real VM waits for nothing that is compiled or loaded on first use.
+/// </summary>
+internal sealed class RehearsedHandler : IDisposable
+{
+    private readonly SafeDescriptor _wake = EventFd.Create();
+    private readonly Epoll _epoll = new();
+    private readonly KeptVms _vms = new(new Systemd());
+    private readonly Channel _channel;
+    private readonly Reception _reception;
+    private readonly Thread _supervisor;
+    private readonly Thread _worker;
+    private volatile bool _stopping;
+
+    private RehearsedHandler(UffdHandlerOptions options, UffdPolicy policy, PageSource source)
+    {
+        var (near, far) = UnixSocket.CreatePair(nonBlocking: true);
+        _channel = new Channel(near);
+        _epoll.Add(_wake, _wake);
+        _epoll.Add(near, _channel);
+        _reception = Reception.Open(options, new Systemd(), _epoll, _vms, () => source.Length, Offer, static _ => { });
+        _supervisor = new Thread(Supervise) { IsBackground = true, Name = "uffd-rehearsal" };
+        _worker = new Thread(() => Work(new Channel(far), options, policy, source)) { IsBackground = true, Name = "uffd-rehearsal" };
+        _supervisor.Start();
+        _worker.Start();
+    }
+
+    public static IDisposable Start(string path, UffdPolicy policy, PageSource source) => new RehearsedHandler(UffdRehearsal.Options(path), policy, source);
+
+    public void Dispose()
+    {
+        _ = _vms.Figures(null);
+        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
+        _worker.Join();
+        _stopping = true;
+        EventFd.Signal(_wake);
+        _supervisor.Join();
+        _channel.Dispose();
+        _epoll.Dispose();
+        _wake.Dispose();
+    }
+
+    private static void Work(Channel channel, UffdHandlerOptions options, UffdPolicy policy, PageSource source)
+    {
+        using var end = channel;
+        using var worker = new Worker(channel, options, source, policy);
+        try
+        {
+            worker.Serve(static _ => { });
+        }
+        catch (GuestMemoryException)
+        {
+            // The real one will say it.
+        }
+    }
+
+    private void Supervise()
+    {
+        var descriptors = new List<SafeDescriptor>();
+        try
+        {
+            while (!_stopping)
+            {
+                var ready = _epoll.Wait(_reception.Timeout());
+                for (var i = 0; i < ready; i++)
+                {
+                    if (_epoll.Owner(i) is IWatched watched) watched.Ready();
+                    else if (_epoll.Owner(i) is Channel channel) Hear(channel, descriptors);
+                }
+            }
+        }
+        catch (GuestMemoryException)
+        {
+            // The real one will say it.
+        }
+        finally
+        {
+            // Who waits for a page waits no longer.
+            _reception.Dispose();
+            _vms.Dispose();
+        }
+    }
+
+    private void Hear(Channel channel, List<SafeDescriptor> descriptors)
+    {
+        while (channel.TryReceive(descriptors) is { } message)
+        {
+            if (message.Type == ChannelMessageType.Gone && _vms.Find(message.Vm) is { } vm) _reception.Close(vm);
+        }
+
+        if (channel.IsEnded) _epoll.Remove(channel.Socket);
+    }
+
+    private void Offer(KeptVm vm) => _ = Supervisor.TryOffer(_channel, vm);
+}
