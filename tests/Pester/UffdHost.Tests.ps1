@@ -37,7 +37,8 @@ Describe 'A handler in a process of its own' {
         $stopped.State | Should -Be Stopped
         $path | Should -Not -Exist
         Get-UffdHandler | Should -BeNullOrEmpty
-        Wait-Until { -not (Get-ChildItem -Force $env:GUESTMEMORY_RUNTIME_DIR) }
+        # What a handler that failed has left, its log, is not this one's.
+        Wait-Until { -not (Get-ChildItem -Force $env:GUESTMEMORY_RUNTIME_DIR -Filter "$($handler.Id).*") }
     }
 
     It 'outlives the shell that started it, and is found from any other' {
