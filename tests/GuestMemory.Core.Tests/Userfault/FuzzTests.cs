@@ -15,7 +15,13 @@ public sealed class FuzzTests : IDisposable
     private static readonly int s_seed = int.Parse(Environment.GetEnvironmentVariable("GUESTMEMORY_FUZZ_SEED") ?? "1", CultureInfo.InvariantCulture);
     private readonly TestFolder _folder = new();
 
-    public FuzzTests() => _folder.WriteImage("image", Pages);
+    private readonly ITestOutputHelper _output;
+
+    public FuzzTests(ITestOutputHelper output)
+    {
+        _output = output;
+        _folder.WriteImage("image", Pages);
+    }
 
     public void Dispose() => _folder.Dispose();
 
@@ -129,10 +135,11 @@ public sealed class FuzzTests : IDisposable
         }
     }
 
-    private static void ForAWhile(Action<Random> round)
+    private void ForAWhile(Action<Random> round)
     {
         var clock = Stopwatch.StartNew();
-        for (var seed = s_seed; clock.Elapsed < s_time || seed == s_seed; seed++)
+        var seed = s_seed;
+        for (; clock.Elapsed < s_time || seed == s_seed; seed++)
         {
             try
             {
@@ -143,6 +150,8 @@ public sealed class FuzzTests : IDisposable
                 throw new InvalidOperationException($"seed {seed}: {exception.Message}", exception);
             }
         }
+
+        _output.WriteLine($"{seed - s_seed} rounds");
     }
 
     private static GuestRegionUffdMapping[] RandomList(Random random)
