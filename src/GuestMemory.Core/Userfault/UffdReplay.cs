@@ -8,7 +8,9 @@ namespace GuestMemory.Core;
 internal sealed class UffdReplay
 {
     private const int FirstSlice = 512;
-    private const int Growth = 256;
+
+    // The pages of a slice may lie anywhere, and every run is a call of the kernel: few slices are fast ones.
+    private const int Growth = 1024;
 
     private readonly AtomicBitmap _set;
 

@@ -9,7 +9,7 @@ internal sealed unsafe partial class UffdVm
     // What is filled at once: while faults come, no more than a fault can wait for, which is less where it must sleep meanwhile;
     // and more while nothing faults.
     private const ulong SmallPiece = 32 << 10;
-    private const ulong FaultPiece = 128 << 10;
+    private const ulong FaultPiece = 96 << 10;
     private const ulong LargePiece = 512 << 10;
     private const ulong FullPiece = 2 << 20;
 
