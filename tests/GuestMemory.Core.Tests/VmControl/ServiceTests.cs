@@ -104,6 +104,23 @@ public sealed class ServiceTests : ServiceTest
         Service.Stop();
     }
 
+    /// <summary>A directory that nobody may write any more keeps the socket, and ends nothing.</summary>
+    [ImmutableFolderFact]
+    public void ASocketThatCannotBeTakenAwayIsLeft()
+    {
+        Assert.True(ImmutableFolderFactAttribute.TrySet(Folder.Path, immutable: true));
+        try
+        {
+            Service.Stop();
+            Assert.Equal(VmMemoryServiceState.Stopped, Service.State);
+            Assert.True(File.Exists(Folder["vm.sock"]));
+        }
+        finally
+        {
+            Assert.True(ImmutableFolderFactAttribute.TrySet(Folder.Path, immutable: false));
+        }
+    }
+
     /// <summary>An answer that comes too late is not taken for that to the next request.</summary>
     [Fact]
     public void AClientThatHasLeftARequestAsksNothingMore()
