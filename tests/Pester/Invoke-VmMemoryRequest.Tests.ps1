@@ -227,6 +227,14 @@ Describe 'Invoke-VmMemoryRequest' {
             $vm | Start-VmMemoryService $socket | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
         }
 
+        It 'asks the service of each object from the pipeline' {
+            Skip-UnlessSupported $kvm
+            $other = New-MmapRegion 1MiB -Name ram2 | New-GuestVm other
+            $services = @($vm | Start-VmMemoryService $socket) + @($other | Start-VmMemoryService "$TestDrive/other.sock")
+            $services | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -HaveCount 2
+            $services.RequestCount | Should -Be 1, 1
+        }
+
         It 'refuses anonymous memory, and says what helps' {
             Skip-UnlessSupported $kvm
             $null = $vm | Start-VmMemoryService $socket
