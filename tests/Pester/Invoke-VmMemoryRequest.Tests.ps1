@@ -72,6 +72,13 @@ Describe 'Invoke-VmMemoryRequest' {
             $null = Invoke-VmMemoryRequest -UnregisterMemory -RegionId 0x200000000 -Vm $vm -ErrorAction Stop
         }
 
+        It 'refuses an offset that passes the end of all files' {
+            Skip-UnlessSupported $kvm
+            $part = New-MmapRegion 4KiB 0x500000000 -BackingPath "$TestDrive/file" -FileOffset 4096
+            { Invoke-VmMemoryRequest -RegisterMemory -Source $part -Offset 0xFFFFFFFFFFFFF000 -Size 4096 -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*past*'
+            $vm.Slots.Count | Should -Be 1
+        }
+
         It 'maps files over shared memory' {
             Skip-UnlessSupported $kvm
             $response = $memfd | Invoke-VmMemoryRequest -MmapAndRegisterMemory -Vm $vm -Destination 8GiB -FileMapping @{ File = "$TestDrive/file"; MemOffset = '16KiB'; Length = '4KiB' }
@@ -182,6 +189,12 @@ Describe 'Invoke-VmMemoryRequest' {
             { $json | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'BadJson,*' -ExpectedMessage '*-Descriptor*'
             $json = $memfd | New-VmMemoryRequest -MmapAndRegisterMemory -Destination 8GiB -FileMapping @{ File = "$TestDrive/file" } -AsJson
             ($json | Invoke-VmMemoryRequest -Vm $vm -Descriptor $memfd -FileMapping @{ File = "$TestDrive/file" }).RegionId | Should -Be 8GB
+        }
+
+        It 'refuses an empty list, and what is no number' {
+            Skip-UnlessSupported $kvm
+            { '[]' | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'BadJson,*' -ExpectedMessage '*empty list*'
+            { Invoke-VmMemoryRequest @{ UnregisterMemory = [double]::NaN } -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'BadJson,*'
         }
 
         It 'says what helps where ConvertTo-Json has cut a request short' {
