@@ -130,6 +130,12 @@ Describe 'Invoke-VmMemoryRequest' {
             $failure[0].Exception.Message | Should -Be 'failed to add memory region when registering memory: No space left on device (os error 28)'
             $failure[0].Exception.InnerException.Message | Should -Be 'No space left on device (os error 28)'
             $failure[0].TargetObject | Should -BeOfType 'GuestMemory.Core.VmMemoryRequest+RegisterMemory'
+            $failure[0].ErrorDetails.Message | Should -Be $failure[0].Exception.Message
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike 'Base memory of the VM lies there.*'
+            $null = Invoke-VmMemoryRequest -RegisterMemory -Source $memfd -Destination 0x200001 -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike '*multiples of the page size*'
+            $null = Invoke-VmMemoryRequest -UnregisterMemory -RegionId 1 -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike '*RegionId*'
             $response | Out-String -Width 200 | Should -Match 'Err\s+failed to add memory region when registering memory: No space'
         }
 
