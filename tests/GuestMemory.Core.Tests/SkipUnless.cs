@@ -9,6 +9,24 @@ public sealed class RootFactAttribute : FactAttribute
     }
 }
 
+/// <summary>A test in which nobody, also not root, may change what is in a folder.</summary>
+public sealed class ImmutableFolderFactAttribute : FactAttribute
+{
+    public ImmutableFolderFactAttribute()
+    {
+        using var folder = new TestFolder();
+        if (!TrySet(folder.Path, immutable: true) || !TrySet(folder.Path, immutable: false)) Skip = "needs root and a file system that knows 'chattr +i'";
+    }
+
+    public static bool TrySet(string folder, bool immutable)
+    {
+        if (!File.Exists("/usr/bin/chattr")) return false;
+        using var chattr = System.Diagnostics.Process.Start(new System.Diagnostics.ProcessStartInfo("/usr/bin/chattr", [immutable ? "+i" : "-i", folder]) { RedirectStandardError = true, UseShellExecute = false });
+        chattr!.WaitForExit();
+        return chattr.ExitCode == 0;
+    }
+}
+
 /// <summary>A test that needs a C compiler.</summary>
 public sealed class CompilerFactAttribute : FactAttribute
 {

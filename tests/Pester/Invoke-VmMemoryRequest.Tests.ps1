@@ -72,6 +72,13 @@ Describe 'Invoke-VmMemoryRequest' {
             $null = Invoke-VmMemoryRequest -UnregisterMemory -RegionId 0x200000000 -Vm $vm -ErrorAction Stop
         }
 
+        It 'refuses an offset that passes the end of all files' {
+            Skip-UnlessSupported $kvm
+            $part = New-MmapRegion 4KiB 0x500000000 -BackingPath "$TestDrive/file" -FileOffset 4096
+            { Invoke-VmMemoryRequest -RegisterMemory -Source $part -Offset 0xFFFFFFFFFFFFF000 -Size 4096 -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*past*'
+            $vm.Slots.Count | Should -Be 1
+        }
+
         It 'maps files over shared memory' {
             Skip-UnlessSupported $kvm
             $response = $memfd | Invoke-VmMemoryRequest -MmapAndRegisterMemory -Vm $vm -Destination 8GiB -FileMapping @{ File = "$TestDrive/file"; MemOffset = '16KiB'; Length = '4KiB' }
@@ -123,6 +130,12 @@ Describe 'Invoke-VmMemoryRequest' {
             $failure[0].Exception.Message | Should -Be 'failed to add memory region when registering memory: No space left on device (os error 28)'
             $failure[0].Exception.InnerException.Message | Should -Be 'No space left on device (os error 28)'
             $failure[0].TargetObject | Should -BeOfType 'GuestMemory.Core.VmMemoryRequest+RegisterMemory'
+            $failure[0].ErrorDetails.Message | Should -Be $failure[0].Exception.Message
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike 'Base memory of the VM lies there.*'
+            $null = Invoke-VmMemoryRequest -RegisterMemory -Source $memfd -Destination 0x200001 -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike '*multiples of the page size*'
+            $null = Invoke-VmMemoryRequest -UnregisterMemory -RegionId 1 -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure[0].ErrorDetails.RecommendedAction | Should -BeLike '*RegionId*'
             $response | Out-String -Width 200 | Should -Match 'Err\s+failed to add memory region when registering memory: No space'
         }
 
@@ -184,6 +197,12 @@ Describe 'Invoke-VmMemoryRequest' {
             ($json | Invoke-VmMemoryRequest -Vm $vm -Descriptor $memfd -FileMapping @{ File = "$TestDrive/file" }).RegionId | Should -Be 8GB
         }
 
+        It 'refuses an empty list, and what is no number' {
+            Skip-UnlessSupported $kvm
+            { '[]' | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'BadJson,*' -ExpectedMessage '*empty list*'
+            { Invoke-VmMemoryRequest @{ UnregisterMemory = [double]::NaN } -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'BadJson,*'
+        }
+
         It 'says what helps where ConvertTo-Json has cut a request short' {
             Skip-UnlessSupported $kvm
             $json = $memfd | New-VmMemoryRequest -RegisterMemory | ConvertTo-Json -WarningAction Ignore
@@ -225,6 +244,14 @@ Describe 'Invoke-VmMemoryRequest' {
         It 'takes a service from the pipeline' {
             Skip-UnlessSupported $kvm
             $vm | Start-VmMemoryService $socket | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+        }
+
+        It 'asks the service of each object from the pipeline' {
+            Skip-UnlessSupported $kvm
+            $other = New-MmapRegion 1MiB -Name ram2 | New-GuestVm other
+            $services = @($vm | Start-VmMemoryService $socket) + @($other | Start-VmMemoryService "$TestDrive/other.sock")
+            $services | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -HaveCount 2
+            $services.RequestCount | Should -Be 1, 1
         }
 
         It 'refuses anonymous memory, and says what helps' {

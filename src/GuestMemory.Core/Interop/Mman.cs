@@ -27,6 +27,9 @@ internal static unsafe partial class Mman
     public const int MADV_POPULATE_READ = 22;
     public const int MADV_POPULATE_WRITE = 23;
 
+    public const int MREMAP_MAYMOVE = 1;
+    public const int MREMAP_FIXED = 2;
+
     public const int MS_SYNC = 4;
 
     private static readonly nint MapFailed = -1;
@@ -82,16 +85,30 @@ internal static unsafe partial class Mman
     /// </summary>
     public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);
 
-    /// <summary>Maps something in the place of a part of a mapping, at once; returns 0 or the error number. The range must be the caller's.</summary>
-    public static int TryReplace(nint address, nuint length, int protection, int flags, int descriptor, long offset) =>
-        mmap(address, length, protection, flags | MAP_FIXED, descriptor, offset) == address ? 0 : Marshal.GetLastPInvokeError();
+    /// <summary>
+    /// Maps something in the place of a part of a mapping, at once; returns 0 or the error number, and what was there stays then. The
+    /// range must be the caller's.
+    /// </summary>
+    public static int TryReplace(nint address, nuint length, int protection, int flags, int descriptor, long offset)
+    {
+        // MAP_FIXED unmaps first and asks the file afterwards: one that refuses leaves a hole, which any other memory may come to fill.
+        var made = mmap(0, length, protection, flags, descriptor, offset);
+        if (made == MapFailed) return Marshal.GetLastPInvokeError();
+        if (mremap(made, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) == address) return 0;
+        var error = Marshal.GetLastPInvokeError();
+        _ = munmap(made, length);
+        return error;
+    }
 
     /// <summary>Puts fresh anonymous memory in the place of a mapping, at once; false where the kernel refuses.</summary>
     public static bool TryReplaceByAnonymous(nint address, nuint length) =>
-        TryReplace(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == 0;
+        mmap(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == address;
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mmap(nint addr, nuint length, int prot, int flags, int fd, long offset);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint mremap(nint old_address, nuint old_size, nuint new_size, int flags, nint new_address);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int mlock(nint addr, nuint len);

@@ -74,8 +74,16 @@ internal sealed class UnixListener : IDisposable
 
     public void Dispose()
     {
-        // Only the socket that was made here; somebody may have put another in its place.
-        if (IsOurs && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
+        try
+        {
+            // Only the socket that was made here; somebody may have put another in its place.
+            if (IsOurs && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            // The directory may not be written any more. It is left behind, as by a process that was killed.
+        }
+
         Socket.Dispose();
     }
 

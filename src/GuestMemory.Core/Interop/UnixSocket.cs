@@ -191,8 +191,9 @@ internal static unsafe partial class UnixSocket
         using var lease = new DescriptorLease(socket);
         byte none;
         nint length;
+        // That a peer left without reading everything is said once, before what it sent: that is still there.
         do length = recv(lease.Number, &none, 0, MSG_PEEK | MSG_TRUNC);
-        while (length < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
+        while (length < 0 && Marshal.GetLastPInvokeError() is Errno.EINTR or Errno.ECONNRESET);
         return length >= 0 ? length : -Marshal.GetLastPInvokeError();
     }
 

@@ -26,7 +26,7 @@ public abstract class MappedRegion : IDisposable
     /// <param name="file">The file.</param>
     /// <param name="fileOffset">Where in the file, in bytes.</param>
     /// <param name="protection">What may be done there.</param>
-    /// <exception cref="GuestMemoryException">AddFdMappingIsUnsupported; NotPageAligned; InvalidAddress: outside; InvalidOffset.</exception>
+    /// <exception cref="GuestMemoryException">AddFdMappingIsUnsupported; NotPageAligned; InvalidAddress: outside; InvalidOffset; UnalignedSize: a part of a huge page.</exception>
     /// <exception cref="SyscallException">What mmap(2) says.</exception>
     public virtual void AddFdMapping(ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection) =>
         throw new GuestMemoryException(GuestMemoryError.AddFdMappingIsUnsupported, "Files can be mapped only into an arena; this memory is a single mapping.");

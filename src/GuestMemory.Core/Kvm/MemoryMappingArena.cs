@@ -36,6 +36,9 @@ public sealed class MemoryMappingArena : MappedRegion
     {
         ArgumentNullException.ThrowIfNull(file);
         var from = MemoryMapping.CheckOffset(fileOffset);
+        // The kernel maps whole huge pages, also past the end of the arena, over whatever lies there.
+        if (FileStatus.HugetlbfsPageSize(file) is var huge and not 0 && size % (ulong)huge != 0)
+            throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"Huge pages are mapped whole: 0x{size:x} bytes are not a multiple of {huge}.");
         using var lease = new DescriptorLease(file);
         Replace(offset, size, protection, MemoryMapping.FlagsFor(file) | MapFlags.NoReserve, lease.Number, from);
     }

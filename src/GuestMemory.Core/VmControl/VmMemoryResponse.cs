@@ -32,6 +32,8 @@ public abstract record VmMemoryResponse
     /// <param name="Messages">Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</param>
     public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
     {
+        private const int MaxLayers = 32;
+
         /// <summary>Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</summary>
         public IReadOnlyList<string> Messages { get; } = Messages as string[] ?? Messages.ToArray();   // A script can index an array.
 
@@ -48,11 +50,12 @@ public abstract record VmMemoryResponse
         /// <summary>The chain as one line, outermost first.</summary>
         public string Chain => string.Join(": ", Messages.Reverse());
 
-        /// <summary>The error as an exception: its message is the chain, and each layer is the inner exception of the one around it.</summary>
+        /// <summary>The error as an exception: its message is the chain, and each layer, of the 32 outermost, is the inner exception of the one around it.</summary>
         public GuestMemoryException ToException()
         {
             GuestMemoryException? inner = null;
-            foreach (var message in Messages.Take(Messages.Count - 1)) inner = new GuestMemoryException(GuestMemoryError.RequestFailed, message, inner);
+            // Inner exceptions are shown by recursion; a service that names a hundred thousand layers would end the process.
+            foreach (var message in Messages.Take(Messages.Count - 1).TakeLast(MaxLayers)) inner = new GuestMemoryException(GuestMemoryError.RequestFailed, message, inner);
             return new GuestMemoryException(GuestMemoryError.RequestFailed, Chain, inner);
         }
 

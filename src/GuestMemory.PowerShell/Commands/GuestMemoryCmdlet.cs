@@ -68,10 +68,12 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
     }
 
     /// <summary>Writes an error of the library; its kind is the error id.</summary>
-    protected void WriteError(GuestMemoryException exception, object? target)
+    protected void WriteError(GuestMemoryException exception, object? target, string? recommendedAction = null)
     {
         ArgumentNullException.ThrowIfNull(exception);
-        WriteError(new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target));
+        var record = new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target);
+        if (recommendedAction is not null) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = recommendedAction };
+        WriteError(record);
     }
 
     private static ErrorCategory Category(GuestMemoryException exception) => exception.Error switch

@@ -89,6 +89,42 @@ public sealed class ArenaTests
         Assert.Equal(GuestMemoryError.RemoveMappingIsUnsupported, ErrorOf(() => mapping.RemoveMapping(0, 1)));
     }
 
+    /// <summary>A socket can be asked to be mapped, and refuses when what was there would be gone already.</summary>
+    [Fact]
+    public void WhatAFileRefusesLeavesWhatIsThere()
+    {
+        using var memfd = Memfd.CreateSealed("test", (long)s_page, 0);
+        var (socket, other) = UnixSocket.CreatePair(nonBlocking: false);
+        using var arena = new MemoryMappingArena(4 * s_page);
+        using (socket)
+        using (other)
+        {
+            arena.AddFdMapping(s_page, s_page, memfd, 0, MemoryProtection.ReadWrite);
+            Assert.Equal(1, arena.Memory.TryWrite(s_page, [42], out _));
+            Assert.ThrowsAny<SyscallException>(() => arena.AddFdMapping(s_page, s_page, socket, 0, MemoryProtection.ReadWrite));
+            Assert.ThrowsAny<SyscallException>(() => arena.AddFdMapping(0, s_page, socket, 0, MemoryProtection.ReadWrite));
+        }
+
+        Assert.Equal(42, Read(arena, s_page));
+        Assert.Equal(0, Read(arena, 0));
+    }
+
+    /// <summary>The kernel maps at least one huge page, wherever the arena ends. The pages are not needed: nothing touches them.</summary>
+    [Fact]
+    public void APartOfAHugePageIsRefused()
+    {
+        const ulong Huge = 2 << 20;
+        using var around = MemoryMapping.Anonymous(3 * Huge);
+        var start = HostPage.RoundUp(around.HostAddress, Huge);
+        var inside = MemoryMapping.External((nint)start, s_page);
+        using var arena = MemoryMappingArena.FromMapping(inside);
+        using var huge = Memfd.CreateSealed("huge", (long)Huge, 21);
+        Assert.Equal(1, around.Memory.TryWrite(start + s_page - around.HostAddress, [42], out _));
+        Assert.Equal(GuestMemoryError.UnalignedSize, ErrorOf(() => arena.AddFdMapping(0, s_page, huge, 0, MemoryProtection.Read)));
+        Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.AddFdMapping(0, Huge, huge, 0, MemoryProtection.Read)));
+        Assert.Equal(42, Read(around, start + s_page - around.HostAddress));
+    }
+
     private static int Read(MappedRegion mapping, ulong offset)
     {
         var bytes = new byte[1];

@@ -234,6 +234,24 @@ public sealed class ExecuteTests : IDisposable
         Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(9)");
     }
 
+    /// <summary>An answer that came after its time limit is not the answer to the next command.</summary>
+    [Fact]
+    public void ALateAnswerOfTheIommuIsDropped()
+    {
+        var (device, client) = Tube.Pair();
+        using (device)
+        using (client)
+        {
+            client.SetReceiveTimeout(TimeSpan.FromMilliseconds(20));
+            _context = new VmMemoryContext(_vm, _allocator, new VmMemoryRequestIommuClient(client));
+            Fails(Behind(Part(0, 0x1000), 0x100000), "Unexpected virtio-iommu message response when registering memory: Err(11)");
+            device.Send(new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.Ok), VmControlJson.Default.VirtioIommuResponse);
+            device.Send(new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.InvalidParam), VmControlJson.Default.VirtioIommuResponse);
+            Fails(Behind(Part(0, 0x1000), 0x200000), "Unexpected virtio-iommu message response when registering memory: VfioResponse(InvalidParam)");
+            Assert.Empty(_vm.Slots);
+        }
+    }
+
     /// <summary>Mappings that are at hand need no tube; nothing of them is there where one fails.</summary>
     [Fact]
     public void MappingsThatAreAtHand()

@@ -181,6 +181,10 @@ public sealed class GuestVmTests : IDisposable
         Assert.Equal("middle", exception.InnerException!.Message);
         Assert.Equal("root", exception.InnerException.InnerException!.Message);
         Assert.Null(new VmMemoryResponse.Err(["root"]).ToException().InnerException);
+        // To show these by recursion would take more stack than there is.
+        var layers = 0;
+        for (Exception? layer = new VmMemoryResponse.Err([.. Enumerable.Repeat("layer", 300_000)]).ToException(); layer is not null; layer = layer.InnerException) layers++;
+        Assert.Equal(33, layers);
     }
 
     /// <summary>Who listens and accepts nobody, and who accepts and takes nothing.</summary>

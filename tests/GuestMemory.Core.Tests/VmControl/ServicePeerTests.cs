@@ -25,6 +25,7 @@ public sealed class ServicePeerTests : ServiceTest
     [InlineData("garbage", 0, "This is not the JSON")]
     [InlineData("{\"UnregisterMemory\":1", 0, "This is not the JSON")]
     [InlineData("\u0000\u0001", 3, "This is not the JSON")]
+    [InlineData("{\"\\ud800\":1}", 0, "This is not the JSON")]
     [InlineData("{\"Exit\":null}", 0, "'Exit' is no VmMemoryRequest")]
     [InlineData("{\"IoEventRaw\":{\"event\":0,\"addr\":0,\"datamatch\":\"AnyLength\",\"register\":true}}", 0, "descriptor 0 is out of bounds: 0 came along")]
     [InlineData("{\"IoEventRaw\":{\"event\":1,\"addr\":0,\"datamatch\":\"AnyLength\",\"register\":true}}", 1, "descriptor 1 is out of bounds: 1 came along")]
@@ -47,6 +48,15 @@ public sealed class ServicePeerTests : ServiceTest
         Assert.Equal(before, Host.Resources());
         Client.BalloonTargetReached(1);
         Assert.Equal(2, Service.ConnectionCount);
+    }
+
+    /// <summary>Quoted in the answer, each of these would become six characters.</summary>
+    [Fact]
+    public void ALongNameIsAnswered()
+    {
+        using var peer = Tube.Connect(Folder["vm.sock"]);
+        Raw(peer, $"{{\"{new string('\'', 180_000)}\":1}}", 0);
+        Assert.InRange(Assert.Single(Errors(peer.Receive(VmControlJson.Default.VmMemoryResponse))).Length, 100, 2000);
     }
 
     [Fact]

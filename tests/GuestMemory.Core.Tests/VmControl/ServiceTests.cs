@@ -104,6 +104,38 @@ public sealed class ServiceTests : ServiceTest
         Service.Stop();
     }
 
+    /// <summary>A directory that nobody may write any more keeps the socket, and ends nothing.</summary>
+    [ImmutableFolderFact]
+    public void ASocketThatCannotBeTakenAwayIsLeft()
+    {
+        Assert.True(ImmutableFolderFactAttribute.TrySet(Folder.Path, immutable: true));
+        try
+        {
+            Service.Stop();
+            Assert.Equal(VmMemoryServiceState.Stopped, Service.State);
+            Assert.True(File.Exists(Folder["vm.sock"]));
+        }
+        finally
+        {
+            Assert.True(ImmutableFolderFactAttribute.TrySet(Folder.Path, immutable: false));
+        }
+    }
+
+    /// <summary>An answer that comes too late is not taken for that to the next request.</summary>
+    [Fact]
+    public void AClientThatHasLeftARequestAsksNothingMore()
+    {
+        var (near, far) = Tube.Pair();
+        using (near)
+        using (var client = new VmMemoryClient(far))
+        {
+            far.SetReceiveTimeout(TimeSpan.FromMilliseconds(20));
+            Assert.Equal(FailureKind.TubeTimeout, Assert.ThrowsAny<GuestMemoryException>(() => client.BalloonTargetReached(1)).Error);
+            near.Send(VmMemoryResponse.Ok.Instance, VmControlJson.Default.VmMemoryResponse);
+            Assert.Equal(FailureKind.Disconnected, Assert.Throws<GuestMemoryException>(() => client.UnregisterMemory(1)).Error);
+        }
+    }
+
     /// <summary>A request that is larger than the buffers of sockets are at first.</summary>
     [Fact]
     public void ALargeRequestArrives()

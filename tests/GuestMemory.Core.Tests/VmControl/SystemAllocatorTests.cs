@@ -52,6 +52,14 @@ public sealed class SystemAllocatorTests
     }
 
     [Fact]
+    public void AHolderHasOneRangeInAllOfMmio()
+    {
+        var alloc = new Alloc.PciBar(0, 1, 0, 0);
+        _system.AllocateMmio(0x1000, alloc, "", new MmioOptions { Prefetchable = true });
+        Assert.Equal(FailureKind.ExistingAlloc, Kind(() => _system.AllocateMmio(0x1000, alloc, "")));
+    }
+
+    [Fact]
     public void PortsEndAtFfff()
     {
         Assert.Equal(FailureKind.IOPortOutOfRange, Kind(() => _ = new SystemAllocator(s_config with { Io = new AllocRange(0, 0x10000) })));

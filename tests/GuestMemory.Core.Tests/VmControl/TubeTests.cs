@@ -247,6 +247,21 @@ public sealed class TubeTests : IDisposable
         Assert.Equal(FailureKind.Disconnected, Kind(() => _far.Send(1U, Type<uint>())));
     }
 
+    /// <summary>The kernel reports a peer that left something unread before it gives out what that peer sent.</summary>
+    [Fact]
+    public void WhatAPeerSentBeforeItLeftArrives()
+    {
+        var (near, far) = Tube.Pair();
+        using (near)
+        {
+            near.Send(1UL, VmControlJson.Default.UInt64);
+            far.Send(2UL, VmControlJson.Default.UInt64);
+            far.Dispose();
+            Assert.Equal(2UL, near.Receive(VmControlJson.Default.UInt64));
+            Assert.Equal(GuestMemoryError.Disconnected, Assert.Throws<GuestMemoryException>(() => near.Receive(VmControlJson.Default.UInt64)).Error);
+        }
+    }
+
     [Fact]
     public void TimeLimits()
     {

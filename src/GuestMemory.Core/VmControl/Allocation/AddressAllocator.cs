@@ -226,7 +226,7 @@ public sealed class AddressAllocator
         _free.Insert(index, range);
     }
 
-    private static GuestMemoryException Existing(Alloc alloc) => new(GuestMemoryError.ExistingAlloc, $"{alloc} has addresses already.");
+    internal static GuestMemoryException Existing(Alloc alloc) => new(GuestMemoryError.ExistingAlloc, $"{alloc} has addresses already.");
 
     private static GuestMemoryException SizeZero() => new(GuestMemoryError.AllocSizeZero, "A range of no addresses cannot be allocated.");
 

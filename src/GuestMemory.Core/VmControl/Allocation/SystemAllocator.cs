@@ -98,6 +98,7 @@ public sealed class SystemAllocator
     {
         options ??= new MmioOptions();
         if (options.MaxAddress < uint.MaxValue) throw AddressAllocator.OutOfSpace($"No MMIO is kept below 0x{options.MaxAddress:x}; the least highest address is 0xffffffff.");
+        if (Mmio.Get(alloc) is not null) throw AddressAllocator.Existing(alloc);
         if (options is { Prefetchable: true, MaxAddress: ulong.MaxValue })
         {
             var error = HighMmio.TryAllocate(size, alloc, tag, options.Alignment, options.TopDown, out var high);

@@ -12,6 +12,7 @@ public sealed class VmMemoryRequestIommuClient(Tube tube)
 {
     private readonly Tube _tube = tube ?? throw new ArgumentNullException(nameof(tube));
     private readonly HashSet<ulong> _registered = [];
+    private int _unanswered;
 
     /// <summary>The region ids whose buffers are mapped.</summary>
     public IReadOnlySet<ulong> RegisteredMemory => _registered;
@@ -36,8 +37,11 @@ public sealed class VmMemoryRequestIommuClient(Tube tube)
     {
         try
         {
+            // An answer that came too late must not be taken for the answer to this command.
+            while (_unanswered > 0) _ = Answer();
             _tube.Send(new VirtioIommuRequest.VfioCommand(command), VmControlJson.Default.VirtioIommuRequest);
-            return _tube.Receive(VmControlJson.Default.VirtioIommuResponse);
+            _unanswered++;
+            return Answer();
         }
         catch (SyscallException exception)
         {
@@ -50,6 +54,21 @@ public sealed class VmMemoryRequestIommuClient(Tube tube)
         catch (GuestMemoryException exception)
         {
             return new VirtioIommuResponse.Err(exception.Error == GuestMemoryError.Disconnected ? Errno.EPIPE : Errno.EINVAL);
+        }
+    }
+
+    private VirtioIommuResponse Answer()
+    {
+        try
+        {
+            var response = _tube.Receive(VmControlJson.Default.VirtioIommuResponse);
+            _unanswered--;
+            return response;
+        }
+        catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds)
+        {
+            _unanswered--;
+            throw;
         }
     }
 }

@@ -68,15 +68,20 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
 
     /// <summary>Sends any request, with the packets of file mappings that belong to it, and waits for the answer.</summary>
     /// <returns>The answer, also where it is an error.</returns>
-    /// <exception cref="GuestMemoryException">Disconnected, TubeTimeout, SendTooManyFds, BadJson; ValueNotSupported: the number of file mappings is not the one that the request announces.</exception>
+    /// <exception cref="GuestMemoryException">Disconnected (also after one that was left unanswered), TubeTimeout, SendTooManyFds, BadJson; ValueNotSupported: the number of file mappings is not the one that the request announces.</exception>
     /// <exception cref="OperationCanceledException">The wait was ended; the tube is of no use any more.</exception>
     public VmMemoryResponse Send(VmMemoryRequest request, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(request);
+        if (_tube.IsOutOfStep)
+            throw new GuestMemoryException(GuestMemoryError.Disconnected, "An earlier request was left before it was answered: what comes next may be its answer. Connect again.");
         var mappings = request is VmMemoryRequest.MmapAndRegisterMemory mmap ? Announced(mmap) : [];
         _tube.Send(request, VmControlJson.Default.VmMemoryRequest, cancellation: cancellation);
+        _tube.IsOutOfStep = true;
         foreach (var chunk in mappings.Chunk(Tube.MaxDescriptors)) _tube.Send(chunk, VmControlJson.Default.VmMemoryFileMappingArray, chunk.Length, cancellation);
-        return _tube.Receive(VmControlJson.Default.VmMemoryResponse, cancellation: cancellation);
+        var response = _tube.Receive(VmControlJson.Default.VmMemoryResponse, cancellation: cancellation);
+        _tube.IsOutOfStep = false;
+        return response;
     }
 
     /// <summary>Closes the tube.</summary>

@@ -10,6 +10,8 @@ namespace GuestMemory.Core;
 /// </summary>
 public static class DescriptorJson
 {
+    private const int MaxShownText = 1000;
+
     [ThreadStatic]
     private static ICollection<SafeHandle>? t_written;
 
@@ -56,13 +58,16 @@ public static class DescriptorJson
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the JSON that it must be: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the JSON that it must be: {Shown(exception.Message)}", exception);
         }
         finally
         {
             t_read = outer;
         }
     }
+
+    /// <summary>A message that quotes what came must fit an answer.</summary>
+    private static string Shown(string message) => message.Length <= MaxShownText ? message : $"{message[..MaxShownText]}...";
 
     internal static int Put(SafeHandle descriptor)
     {

@@ -33,7 +33,7 @@ public sealed class Tube : IDisposable
 
     internal SafeDescriptor Socket { get; }
 
-    /// <summary>Whether packets that belong to an earlier request may still come, so that none can be understood any more.</summary>
+    /// <summary>Whether packets that belong to an earlier request, or its answer, may still come, so that none can be understood any more.</summary>
     internal bool IsOutOfStep { get; set; }
 
     /// <summary>Two tubes that are connected to each other.</summary>

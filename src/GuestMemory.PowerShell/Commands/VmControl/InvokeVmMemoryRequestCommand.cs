@@ -14,6 +14,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
     private const int MaxShownText = 200;
 
     private VmMemoryClient? _client;
+    private string? _connectedTo;
 
     /// <summary>Requests, their JSON, or the objects that ConvertFrom-Json makes of it.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = RequestSet)]
@@ -134,7 +135,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
         if (!ShouldProcess(Vm is { } vm ? $"VM {vm.Name}" : ResolvePath(SocketPath!), Describe(request))) return;
         var response = Vm is null ? Send(request) : Vm.Execute(request, StopToken);
         WriteObject(response);
-        if (response is VmMemoryResponse.Err error) WriteError(error.ToException(), request);
+        if (response is VmMemoryResponse.Err error) WriteError(error.ToException(), request, RequestAdvice.For(request, error));
     }
 
     private VmMemoryResponse Send(VmMemoryRequest request)
@@ -142,7 +143,11 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
         var keep = false;
         try
         {
-            _client ??= VmMemoryClient.Connect(ResolvePath(SocketPath!), Timeout > 0 ? TimeSpan.FromSeconds(Timeout) : null, StopToken);
+            var path = ResolvePath(SocketPath!);
+            // Each object of the pipeline may name another service.
+            if (path != _connectedTo) Disconnect();
+            _connectedTo = path;
+            _client ??= VmMemoryClient.Connect(path, Timeout > 0 ? TimeSpan.FromSeconds(Timeout) : null, StopToken);
             var response = _client.Send(request, StopToken);
             // A service that waits for more file mappings hangs up.
             keep = response is not VmMemoryResponse.Err || request is not VmMemoryRequest.MmapAndRegisterMemory;

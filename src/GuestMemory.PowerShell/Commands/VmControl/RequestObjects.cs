@@ -23,7 +23,10 @@ internal static class RequestObjects
         var text = value as string ?? ToJson(item);
         try
         {
-            return text.AsSpan().TrimStart() is ['[', ..] ? [.. Elements(text).Select(element => VmMemoryRequest.FromJson(element, descriptors))] : [VmMemoryRequest.FromJson(text, descriptors)];
+            if (text.AsSpan().TrimStart() is not ['[', ..]) return [VmMemoryRequest.FromJson(text, descriptors)];
+            var elements = Elements(text);
+            if (elements.Length == 0) throw Bad("an empty list has none in it.");
+            return [.. elements.Select(element => VmMemoryRequest.FromJson(element, descriptors))];
         }
         catch (GuestMemoryException exception) when (text.Contains("\"System.", StringComparison.Ordinal))
         {
@@ -101,7 +104,13 @@ internal static class RequestObjects
     }
 
     /// <summary>A number as JSON; one that was computed as a floating-point number, and is whole, is written as such.</summary>
-    private static string Number(object value) => value is float or double && Convert.ToDouble(value) is var number && double.IsInteger(number) ? $"{new BigInteger(number)}" : FormattableString.Invariant($"{value}");
+    private static string Number(object value)
+    {
+        if (value is not (float or double)) return FormattableString.Invariant($"{value}");
+        var number = Convert.ToDouble(value);
+        if (!double.IsFinite(number)) throw Bad(FormattableString.Invariant($"{number} is not a number of JSON"));
+        return double.IsInteger(number) ? $"{new BigInteger(number)}" : FormattableString.Invariant($"{value}");
+    }
 
     private static GuestMemoryException Bad(string why, Exception? inner = null) => new(GuestMemoryError.BadJson, $"This is not a request: {why}", inner);
 }

@@ -209,6 +209,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
         var type = isAnonymous && !MyInvocation.BoundParameters.ContainsKey(nameof(SourceType)) ? VmMemorySourceType.ExternalMapping : SourceType;
         if (type == VmMemorySourceType.ExternalMapping) return MakeExternal(source);
         var file = source.Open(Protection.HasFlag(MemoryProtection.Write), opened);
+        if (Offset > ulong.MaxValue - source.Start) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"The offset {Offset} into {source} is past every file's end.");
         var start = source.Start + Offset;
         var size = HasSize ? Size : source.LengthFrom(Offset, file);
         if (type == VmMemorySourceType.SharedMemory && start != 0)
