@@ -172,6 +172,8 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 _gate.ExitRead();
             }
 
+            // The VMM may have made it blocking, and epoll says then all the time that there is something.
+            if (count == -Errno.EAGAIN) Userfaultfd.SetNonBlocking(_uffd);
             if (count >= 0 || count is -Errno.EAGAIN or -Errno.EINTR) continue;
             Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
             _gone = true;
