@@ -13,7 +13,7 @@ internal sealed partial class Supervisor
         {
             _worker = WorkerProcess.Start();
         }
-        catch (GuestMemoryException exception)
+        catch (Exception exception) when (exception is GuestMemoryException or IOException)
         {
             Retry(exception.Message);
             return;
@@ -67,8 +67,15 @@ internal sealed partial class Supervisor
                 Fail(message.Message ?? "");
                 break;
             case ChannelMessageType.Gone:
-                if (message.Message is not null) Fail(message.Message);
+                if (message.Message is not null)
+                {
+                    // It could not be taken.
+                    Fail(message.Message);
+                    _worker!.Untaken--;
+                }
+
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
+                OfferMore();
                 break;
         }
     }
