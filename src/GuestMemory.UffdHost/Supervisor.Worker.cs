@@ -50,6 +50,12 @@ internal sealed partial class Supervisor
         switch (message.Type)
         {
             case ChannelMessageType.Ready:
+                if ((_images ??= message.Images) != message.Images)
+                {
+                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old one has ended: what comes now would be of another memory.");
+                    break;
+                }
+
                 _worker!.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;

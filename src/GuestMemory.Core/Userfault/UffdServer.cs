@@ -354,7 +354,11 @@ internal sealed class UffdServer : IDisposable
         {
             lock (_lock) _connections.Add(connection);
             _epoll.AddEnd(connection.Socket, connection);
-            foreach (var vm in connection.Vms) Begin(vm);
+            foreach (var vm in connection.Vms)
+            {
+                vm.RecordWhatCame();
+                Begin(vm);
+            }
         }
     }
 

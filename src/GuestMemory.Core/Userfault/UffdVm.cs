@@ -102,6 +102,18 @@ internal sealed unsafe partial class UffdVm : IDisposable
         WakeAll();
     }
 
+    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it. For the handler's thread.</summary>
+    public void RecordWhatCame()
+    {
+        if (_policy.Recorder is not { } recorder) return;
+        foreach (var region in _byPage)
+        {
+            var end = region.FirstPage + region.PageCount;
+            for (var page = _state.Filled.Next(region.FirstPage, end, set: true); page < end; page = _state.Filled.Next(page + 1, end, set: true))
+                recorder.Touch(region.Offset + (region.AddressOf(page) - region.Base), HostPage.Size);
+        }
+    }
+
     /// <summary>Answers every fault that is waiting. Called when the userfaultfd is readable, and again while faults are deferred.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Serve(PageScratch scratch)
