@@ -264,7 +264,7 @@ internal static unsafe partial class Userfaultfd
         {
             var vector = new IoVec { iov_base = messages, iov_len = length };
             bytes = preadv2(uffd, &vector, 1, -1, RWF_NOWAIT);
-            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS) s_knowsNoWait = false;
+            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS or Errno.EPERM) s_knowsNoWait = false;
         }
 
         if (!s_knowsNoWait) bytes = read(uffd, messages, length);
