@@ -62,10 +62,7 @@ internal static unsafe partial class Pidfd
         using var lease = new DescriptorLease(process);
         var information = stackalloc int[32];   // siginfo_t: 128 bytes; signo, errno, code, (padding), pid, uid, status
         new Span<int>(information, 32).Clear();
-        var failed = waitid(P_PIDFD, (uint)lease.Number, information, WEXITED | WNOHANG) != 0;
-        // Whoever started this process had SIGCHLD ignored, and the kernel keeps nobody's end then.
-        if (failed && Marshal.GetLastPInvokeError() == Errno.ECHILD) return "nobody knows how";
-        if (failed || information[0] == 0) return null;
+        if (waitid(P_PIDFD, (uint)lease.Number, information, WEXITED | WNOHANG) != 0 || information[0] == 0) return null;
         return information[2] == CLD_EXITED ? $"exit code {information[6]}" : $"signal {information[6]}";
     }
 
