@@ -41,6 +41,9 @@ internal sealed record ChannelMessage
     /// <summary>The bytes of the image.</summary>
     public ulong ImageLength { get; init; }
 
+    /// <summary>Which files the image and its layers are.</summary>
+    public string? Images { get; init; }
+
     public string? ErrorId { get; init; }
 
     public string? Message { get; init; }

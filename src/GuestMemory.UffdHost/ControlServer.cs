@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 
@@ -7,11 +8,13 @@ namespace GuestMemory.UffdHost;
 internal sealed class ControlServer : IWatched, IDisposable
 {
     private const int MaxClients = 256;
+    private const int AcceptPause = 100;
 
     private readonly Epoll _epoll;
     private readonly Actions _actions;
     private readonly SafeDescriptor _socket;
     private readonly List<Client> _clients = [];
+    private long _pausedUntil;
 
     private ControlServer(Epoll epoll, string path, SafeDescriptor socket, Actions actions)
     {
@@ -23,8 +26,8 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     public string Path { get; }
 
-    /// <summary>Whether somebody waits for an answer that could not be given yet.</summary>
-    public bool IsWaiting => _clients.Exists(static client => client.Waiting is not null);
+    /// <summary>Whether somebody waits for an answer that could not be given yet, or to come in.</summary>
+    public bool IsWaiting => _pausedUntil != 0 || _clients.Exists(static client => client.Waiting is not null);
 
     public static ControlServer Open(Epoll epoll, string path, Actions actions)
     {
@@ -51,8 +54,15 @@ internal sealed class ControlServer : IWatched, IDisposable
 
     public void Ready()
     {
-        while (UnixSocket.TryAccept(_socket, out _) is { } socket)
+        while (true)
         {
+            if (UnixSocket.TryAccept(_socket, out var error) is not { } socket)
+            {
+                if (error is not (Errno.EAGAIN or Errno.ECONNABORTED or Errno.EINTR)) Pause();
+                return;
+            }
+
+
             if (_clients.Count >= MaxClients || UnixSocket.PeerCredentials(socket) is var peer && peer.uid != 0 && peer.uid != Users.Current)
             {
                 socket.Dispose();
@@ -68,6 +78,12 @@ internal sealed class ControlServer : IWatched, IDisposable
     /// <summary>Tries again what could not be answered.</summary>
     public void LookAgain()
     {
+        if (_pausedUntil != 0 && Stopwatch.GetTimestamp() >= _pausedUntil)
+        {
+            _pausedUntil = 0;
+            _epoll.Add(_socket, this);
+        }
+
         foreach (var client in _clients.FindAll(static client => client.Waiting is not null)) SendDirty(client, client.Waiting!);
     }
 
@@ -84,15 +100,23 @@ internal sealed class ControlServer : IWatched, IDisposable
     public void Dispose()
     {
         foreach (var client in _clients.ToArray()) Close(client);
-        _epoll.Remove(_socket);
+        if (_pausedUntil == 0) _epoll.Remove(_socket);
         _socket.Dispose();
         File.Delete(Path);
+    }
+
+    /// <summary>No descriptor is left; who wants to come in stays in the queue.</summary>
+    private void Pause()
+    {
+        _epoll.Remove(_socket);
+        _pausedUntil = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * AcceptPause);
     }
 
     private void Answer(Client client, UffdControlRequest request)
     {
         // Answers come in the order of the requests; who asks for something else has given up.
         if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "A removal was under way, and it was not waited for."));
+        if (client.Socket.IsClosed) return;
         switch (request.Request)
         {
             case UffdControlRequest.Status:

@@ -15,6 +15,13 @@ internal static class Log
         if (text == s_last || s_length > MaxLength) return;
         s_last = text;
         s_length += text.Length;
-        Console.Error.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{DateTime.UtcNow:yyyy-MM-dd'T'HH:mm:ss.fff'Z'} {Environment.ProcessId} {text}"));
+        try
+        {
+            Console.Error.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{DateTime.UtcNow:yyyy-MM-dd'T'HH:mm:ss.fff'Z'} {Environment.ProcessId} {text}"));
+        }
+        catch (IOException)
+        {
+            // A disk that is full is no reason to leave the VMs.
+        }
     }
 }

@@ -132,6 +132,8 @@ internal sealed class Reception : IWatched, IDisposable
         if (!_connections.Remove(connection)) return;
         foreach (var vm in connection.Vms) _vms.Remove(vm);
         _epoll.Remove(connection.Socket);
+        // The worker has duplicates, and lets go of the VMs when it hears the end.
+        UnixSocket.Shutdown(connection.Socket);
         connection.Dispose();
     }
 

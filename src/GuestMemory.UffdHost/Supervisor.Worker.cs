@@ -13,7 +13,7 @@ internal sealed partial class Supervisor
         {
             _worker = WorkerProcess.Start();
         }
-        catch (GuestMemoryException exception)
+        catch (Exception exception) when (exception is GuestMemoryException or IOException)
         {
             Retry(exception.Message);
             return;
@@ -50,6 +50,12 @@ internal sealed partial class Supervisor
         switch (message.Type)
         {
             case ChannelMessageType.Ready:
+                if ((_images ??= message.Images) != message.Images)
+                {
+                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old one has ended: what comes now would be of another memory.");
+                    break;
+                }
+
                 _worker!.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;
@@ -67,8 +73,15 @@ internal sealed partial class Supervisor
                 Fail(message.Message ?? "");
                 break;
             case ChannelMessageType.Gone:
-                if (message.Message is not null) Fail(message.Message);
+                if (message.Message is not null)
+                {
+                    // It could not be taken.
+                    Fail(message.Message);
+                    _worker!.Untaken--;
+                }
+
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
+                OfferMore();
                 break;
         }
     }

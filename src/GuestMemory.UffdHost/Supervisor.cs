@@ -36,6 +36,7 @@ internal sealed partial class Supervisor : IDisposable
     private GuestMemoryException? _failure;
     private string? _error;
     private ulong _imageLength;
+    private string? _images;
     private long _startAt;
     private int _workers;
     private int _restless;

@@ -14,6 +14,7 @@ internal sealed class Worker : IDisposable
     private readonly UffdServer _server;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
+    private readonly string _images;
     private readonly ConcurrentDictionary<UffdVm, int> _ids = new();
     private volatile bool _isAlone;
 
@@ -23,6 +24,7 @@ internal sealed class Worker : IDisposable
         _channel = channel;
         _source = source;
         _policy = policy;
+        _images = string.Join(' ', options.LayerPaths.Prepend(options.MemoryPath).Select(Identity));
         _server = new UffdServer(null, source, policy, options) { Failed = Failed, Ended = Ended };
     }
 
@@ -33,7 +35,7 @@ internal sealed class Worker : IDisposable
         try
         {
             if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } message) return 0;
-            using var worker = Open(channel, options);
+            using var worker = Open(channel, options, message.IsUsed);
             // Of a successor's start the VMs wait for every millisecond.
             if (!message.IsUsed) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
             worker.Serve(static exception =>
@@ -65,16 +67,16 @@ internal sealed class Worker : IDisposable
     {
         var listener = new Thread(() => Listen(broken)) { IsBackground = true, Name = "uffd-control" };
         listener.Start();
-        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length });
+        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Images = _images });
         _server.Run();
     }
 
-    private static Worker Open(Channel channel, UffdHandlerOptions options)
+    private static Worker Open(Channel channel, UffdHandlerOptions options, bool isSuccessor)
     {
         var source = ImageFile.OpenSource(options.MemoryPath, options.LayerPaths);
         try
         {
-            return new Worker(channel, options, source, UffdPolicy.From(options, source));
+            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor));
         }
         catch
         {
@@ -82,6 +84,8 @@ internal sealed class Worker : IDisposable
             throw;
         }
     }
+
+    private static string Identity(string path) => FileStatus.TryGet(path, out var status, follow: true) == 0 ? $"{status.stx_dev_major}:{status.stx_dev_minor}:{status.stx_ino}" : "none";
 
     /// <summary>The next message; null at the end.</summary>
     private static ChannelMessage? Wait(Channel channel, List<SafeDescriptor> descriptors)

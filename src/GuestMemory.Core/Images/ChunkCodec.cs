@@ -40,8 +40,9 @@ internal static class ChunkCodec
             {
                 return stream.ReadAtLeast(target, target.Length, throwOnEndOfStream: false) == target.Length && stream.ReadByte() < 0;
             }
-            catch (InvalidDataException)
+            catch (Exception exception) when (exception is InvalidDataException or IOException)
             {
+                // An IOException where zlib asks for what no chunk has, a dictionary.
                 return false;
             }
         }

@@ -69,6 +69,7 @@ internal static unsafe partial class UnixSocket
     public const int SO_RCVTIMEO = 20;
     public const int SO_SNDTIMEO = 21;
     public const int SO_SNDBUFFORCE = 32;
+    public const int SHUT_RDWR = 2;
     public const int MSG_PEEK = 0x2;
     public const int MSG_CTRUNC = 0x8;
     public const int MSG_TRUNC = 0x20;
@@ -157,6 +158,13 @@ internal static unsafe partial class UnixSocket
         var number = accept4(lease.Number, null, null, SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0));
         error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
         return number < 0 ? null : new SafeDescriptor(number);
+    }
+
+    /// <summary>Ends a connection for whoever holds a duplicate of it, and for the peer.</summary>
+    public static void Shutdown(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        _ = shutdown(lease.Number, SHUT_RDWR);
     }
 
     public static UCred PeerCredentials(SafeDescriptor socket)
@@ -320,6 +328,9 @@ internal static unsafe partial class UnixSocket
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int listen(int sockfd, int backlog);
+
+    [LibraryImport("libc")]
+    private static partial int shutdown(int sockfd, int how);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int accept4(int sockfd, void* addr, uint* addrlen, int flags);

@@ -93,6 +93,7 @@ internal static unsafe partial class Userfaultfd
     public const int O_CLOEXEC = 0x80000;
     public const int O_NONBLOCK = 0x800;
     public const int O_RDWR = 2;
+    public const int RWF_NOWAIT = 8;
 
     public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
     public const ulong UFFDIO_REGISTER_MODE_WP = 2;
@@ -132,6 +133,9 @@ internal static unsafe partial class Userfaultfd
 
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
     public const string DevicePath = "/dev/userfaultfd";
+
+    // Kernels before 6.10 cannot.
+    private static volatile bool s_knowsNoWait = true;
 
     private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
     {
@@ -227,10 +231,20 @@ internal static unsafe partial class Userfaultfd
     public static int TryProtect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP);
 
     /// <summary>The features that a userfaultfd was opened with, as /proc tells; 0 where it does not.</summary>
+    /// <exception cref="GuestMemoryException">UffdUnsupported: /proc cannot be read.</exception>
     public static ulong FeaturesOf(int uffd)
     {
-        // "API:\taa:FEATURES:IOCTLS", hexadecimal.
-        var line = File.ReadLines($"/proc/self/fdinfo/{uffd}").FirstOrDefault(text => text.StartsWith("API:", StringComparison.Ordinal));
+        string? line;
+        try
+        {
+            // "API:\taa:FEATURES:IOCTLS", hexadecimal.
+            line = File.ReadLines($"/proc/self/fdinfo/{uffd}").FirstOrDefault(text => text.StartsWith("API:", StringComparison.Ordinal));
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.UffdUnsupported, $"What a userfaultfd can do cannot be read from /proc: {exception.Message}", exception);
+        }
+
         var parts = line?.Split(':') ?? [];
         return parts.Length == 4 && ulong.TryParse(parts[2], System.Globalization.NumberStyles.AllowHexSpecifier, System.Globalization.CultureInfo.InvariantCulture, out var features) ? features : 0;
     }
@@ -238,10 +252,22 @@ internal static unsafe partial class Userfaultfd
     /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
     public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out _);
 
-    /// <summary>Reads events without waiting; returns how many came, or the negated error number.</summary>
+    /// <summary>
+    /// Reads events without waiting, also where whoever has the other duplicate made the descriptor blocking again; returns how many
+    /// came, or the negated error number.
+    /// </summary>
     public static int TryRead(int uffd, UffdMsg* messages, int capacity)
     {
-        var bytes = read(uffd, messages, (nuint)(capacity * sizeof(UffdMsg)));
+        var length = (nuint)(capacity * sizeof(UffdMsg));
+        nint bytes = -1;
+        if (s_knowsNoWait)
+        {
+            var vector = new IoVec { iov_base = messages, iov_len = length };
+            bytes = preadv2(uffd, &vector, 1, -1, RWF_NOWAIT);
+            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS or Errno.EPERM) s_knowsNoWait = false;
+        }
+
+        if (!s_knowsNoWait) bytes = read(uffd, messages, length);
         return bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : -Marshal.GetLastPInvokeError();
     }
 
@@ -300,4 +326,7 @@ internal static unsafe partial class Userfaultfd
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint read(int fd, void* buf, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint preadv2(int fd, IoVec* iov, int iovcnt, long offset, int flags);
 }

@@ -35,8 +35,16 @@ public static class HugePages
     {
         var pool = Path.Combine(Folder, string.Create(CultureInfo.InvariantCulture, $"hugepages-{pageSize / 1024}kB"));
         if (!Directory.Exists(pool)) return 0;
-        var onDemand = Math.Max(0, Read(pool, "nr_overcommit_hugepages") - Read(pool, "surplus_hugepages"));
-        return Math.Max(0, Read(pool, "free_hugepages") - Read(pool, "resv_hugepages")) + onDemand;
+        try
+        {
+            var onDemand = Math.Max(0, Read(pool, "nr_overcommit_hugepages") - Read(pool, "surplus_hugepages"));
+            return Math.Max(0, Read(pool, "free_hugepages") - Read(pool, "resv_hugepages")) + onDemand;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            // No descriptor is left to ask with: who asks asks again.
+            return 0;
+        }
     }
 
     private static long Read(string pool, string file) =>

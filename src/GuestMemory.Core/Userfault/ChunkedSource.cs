@@ -53,6 +53,12 @@ internal sealed unsafe class ChunkedSource : PageSource
         }
 
         var chunk = scratch.Chunk((nuint)_chunkSize);
+        if (chunk is null)
+        {
+            scratch.ChunkNumber = -1;
+            return Errno.ENOMEM;
+        }
+
         if (scratch.ChunkNumber != number)
         {
             scratch.ChunkNumber = -1;
@@ -70,7 +76,9 @@ internal sealed unsafe class ChunkedSource : PageSource
     private int Unpack(ReadOnlySpan<byte> entry, int stored, int size, byte* chunk, PageScratch scratch)
     {
         var target = new Span<byte>(chunk, size);
-        var packed = stored == size ? target : new Span<byte>(scratch.Packed((nuint)_chunkSize), stored);
+        var room = stored == size ? chunk : scratch.Packed((nuint)_chunkSize);
+        if (room is null) return Errno.ENOMEM;
+        var packed = new Span<byte>(room, stored);
         try
         {
             if (RandomAccess.Read(_file, packed, (long)BinaryPrimitives.ReadUInt64LittleEndian(entry)) != stored) return Errno.EIO;

@@ -11,6 +11,7 @@ namespace GuestMemory.Core;
 public sealed class MetricsEndpoint : IDisposable
 {
     private const int MaxRequest = 8192;
+    private const int Pause = 10;
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(2);
 
     private readonly Func<string> _metrics;
@@ -91,13 +92,20 @@ public sealed class MetricsEndpoint : IDisposable
             }
             catch (SocketException)
             {
-                // Closed here, or there; who asks too slowly is dropped.
-                if (!_disposed) Thread.Yield();
+                // Closed here, or there; who asks too slowly is dropped. Where no descriptor is left the next try fails at once.
+                if (!_disposed) Thread.Sleep(Pause);
             }
             catch (ObjectDisposedException)
             {
                 return;
             }
+#pragma warning disable CA1031 // A background thread must not end the process.
+            catch (Exception)
+            {
+                // There is no answer now.
+                if (_disposed) return;
+            }
+#pragma warning restore CA1031
         }
     }
 

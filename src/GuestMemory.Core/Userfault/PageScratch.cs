@@ -17,7 +17,7 @@ internal sealed unsafe class PageScratch : IDisposable
     /// <summary>Which chunk of a source <see cref="Chunk"/> holds; -1 for none.</summary>
     public long ChunkNumber { get; set; } = -1;
 
-    /// <summary>Room for a chunk; what it holds stays until the next call with a larger size.</summary>
+    /// <summary>Room for a chunk; what it holds stays until the next call with a larger size. Null, as with all of these, where no memory is left.</summary>
     public byte* Chunk(nuint size) => Room(ref _chunk, ref _chunkSize, size);
 
     /// <summary>Room for a chunk before it is unpacked.</summary>
@@ -29,10 +29,10 @@ internal sealed unsafe class PageScratch : IDisposable
         if (_zeros is null || _zeros.Length < size)
         {
             _zeros?.Dispose();
-            _zeros = Mman.Map(size, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping pages of zeros");
+            _zeros = Mman.TryMap(size, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, out _);
         }
 
-        return (byte*)_zeros.Address;
+        return _zeros is null ? null : (byte*)_zeros.Address;
     }
 
     /// <summary>Room for a page.</summary>
@@ -54,8 +54,18 @@ internal sealed unsafe class PageScratch : IDisposable
     {
         if (have >= size) return place;
         NativeMemory.AlignedFree(place);
-        place = (byte*)NativeMemory.AlignedAlloc(size, (nuint)HostPage.Size);
-        have = size;
+        place = null;
+        have = 0;
+        try
+        {
+            place = (byte*)NativeMemory.AlignedAlloc(size, (nuint)HostPage.Size);
+            have = size;
+        }
+        catch (OutOfMemoryException)
+        {
+            // Later there may be some again.
+        }
+
         return place;
     }
 }

@@ -78,11 +78,13 @@ internal sealed class UffdFiller : IDisposable
             {
                 outcome = vm.FillAhead(_background, _scratch);
             }
-            catch (SyscallException)
+#pragma warning disable CA1031 // A background thread must not end the process.
+            catch (Exception)
             {
-                // No room for pages of zeros, or for a chunk: later, and by faults until then.
-                outcome = FillOutcome.NoMemory;
+                // Faults bring in what is missing.
+                outcome = vm.GiveUpFilling();
             }
+#pragma warning restore CA1031
             finally
             {
                 _current = null;

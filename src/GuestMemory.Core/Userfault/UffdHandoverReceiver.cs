@@ -18,6 +18,9 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     // The kernel may join the end of one message to the beginning, and so the descriptor, of the next.
     private const int MaxDescriptors = 2;
 
+    // Who sends without end is heard again after the others.
+    private const int MaxReceives = 64;
+
     private readonly List<SafeDescriptor> _descriptors = [];
     // Of hundreds of VMs that have said all they have to say, none keeps one.
     private byte[] _buffer = [];
@@ -33,9 +36,10 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     public UffdHandover? Receive(out bool ended)
     {
         ended = false;
-        while (true)
+        for (var receives = 0; ; receives++)
         {
             if (_length > 0 && TryTake() is { } ready) return ready;
+            if (receives == MaxReceives) return null;
             if (_length == _buffer.Length)
             {
                 if (_length >= UffdMappingList.MaxJsonBytes) throw UffdMappingList.TooLarge(_length);

@@ -10,6 +10,12 @@ public static class UffdMappingList
     /// <summary>The largest JSON document that is read, in bytes; a region takes about 140.</summary>
     public const int MaxJsonBytes = 1 << 20;
 
+    // The largest that x86-64 has; a page may have to be put together in the handler's memory.
+    private const ulong MaxPageSize = 1 << 30;
+
+    // More than a processor's guests can address.
+    private const ulong MaxTotal = 1UL << 46;
+
     /// <summary>
     /// The mappings of a guest's regions, in ascending order of guest addresses: the image is the dense concatenation of the
     /// regions, gaps between them are not in it.
@@ -62,15 +68,18 @@ public static class UffdMappingList
     public static void Validate(IReadOnlyList<GuestRegionUffdMapping> mappings, ulong imageLength)
     {
         if (mappings.Count == 0) throw Invalid("The mapping list is empty.");
+        ulong total = 0;
         foreach (var m in mappings)
         {
-            if (m.PageSize < HostPage.Size || !ulong.IsPow2(m.PageSize)) throw Invalid($"The page size of {Show(m)} is not a power of two of at least {HostPage.Size} bytes.");
+            if (m.PageSize < HostPage.Size || m.PageSize > MaxPageSize || !ulong.IsPow2(m.PageSize)) throw Invalid($"The page size of {Show(m)} is not a power of two of at least {HostPage.Size} bytes and at most {MaxPageSize}.");
             if (m.Size == 0) throw Invalid($"{Show(m)} has no bytes.");
             if (!HostPage.IsAligned(m.Size, m.PageSize) || !HostPage.IsAligned(m.BaseHostVirtAddr, m.PageSize) || !HostPage.IsAligned(m.Offset, HostPage.Size))
                 throw Invalid($"{Show(m)} is not aligned to its page size.");
             if (m.BaseHostVirtAddr + m.Size < m.Size) throw Invalid($"{Show(m)} passes the last address, 2^64 - 1.");
             if (m.Offset > imageLength || m.Size > imageLength - m.Offset)
                 throw Invalid($"{Show(m)} ends at offset {(UInt128)m.Offset + m.Size} of an image that is {imageLength} bytes long. Is it the image of this VM?");
+            if (m.Size > MaxTotal - total) throw Invalid($"The mappings have more than {MaxTotal} bytes in all.");
+            total += m.Size;
         }
 
         var sorted = mappings.OrderBy(m => m.BaseHostVirtAddr).ToArray();

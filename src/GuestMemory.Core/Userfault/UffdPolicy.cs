@@ -25,8 +25,11 @@ internal sealed class UffdPolicy : IDisposable
     public void Dispose() => Recorder?.Dispose();
 
     /// <summary>How the options say that VMs are served.</summary>
+    /// <param name="options">The options.</param>
+    /// <param name="source">Where the pages come from.</param>
+    /// <param name="isSuccessor">Whether a process that is gone has begun.</param>
     /// <exception cref="GuestMemoryException">ValueNotSupported: they contradict each other; or what is wrong with a record.</exception>
-    public static UffdPolicy From(UffdHandlerOptions options, PageSource source)
+    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false)
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
@@ -43,7 +46,7 @@ internal sealed class UffdPolicy : IDisposable
             OnError = options.OnError,
             TrackDirty = options.TrackDirty,
             Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
-            Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length),
+            Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length, isSuccessor),
         };
     }
 

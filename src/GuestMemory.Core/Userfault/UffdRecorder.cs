@@ -13,8 +13,11 @@ internal sealed unsafe class UffdRecorder : IDisposable
     private int _count;
     private int _saved;
 
+    /// <param name="path">The file.</param>
+    /// <param name="imageLength">The bytes of the image.</param>
+    /// <param name="goesOn">Whether what stands in the file is the beginning, which a process that is gone has written.</param>
     /// <exception cref="GuestMemoryException">InvalidRecord: the place cannot be written to.</exception>
-    public UffdRecorder(string path, ulong imageLength)
+    public UffdRecorder(string path, ulong imageLength, bool goesOn = false)
     {
         _path = path;
         _imageLength = imageLength;
@@ -25,6 +28,7 @@ internal sealed unsafe class UffdRecorder : IDisposable
         _memory = Mman.Map((nuint)(list + PageBits.SizeOf(count)), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a record of touches");
         _pages = (uint*)_memory.Address;
         _seen = new PageBits((ulong*)(_memory.Address + (nint)list), count);
+        if (goesOn) TakeOver();
         if (TrySave(always: true) is not { } error) return;
         _memory.Dispose();
         throw new GuestMemoryException(GuestMemoryError.InvalidRecord, error);
@@ -57,4 +61,16 @@ internal sealed unsafe class UffdRecorder : IDisposable
     }
 
     public void Dispose() => _memory.Dispose();
+
+    private void TakeOver()
+    {
+        try
+        {
+            foreach (var page in TouchRecord.Load(_path, _imageLength)) Touch(page * HostPage.Size, HostPage.Size);
+        }
+        catch (GuestMemoryException)
+        {
+            // Somebody took it away: then it begins here.
+        }
+    }
 }

@@ -95,13 +95,14 @@ internal sealed class UffdServer : IDisposable
         return all;
     }
 
-    /// <summary>What the VMs wrote; where it is taken it is clean from then on.</summary>
-    public IReadOnlyList<DirtyBitmap> DirtyBitmaps(bool take)
+    /// <summary>What the VMs wrote; where it is taken it is clean from then on. Null where nobody is served any more.</summary>
+    public IReadOnlyList<DirtyBitmap>? DirtyBitmaps(bool take)
     {
         while (true)
         {
             lock (_lock)
             {
+                if (_wake.IsClosed) return null;
                 var writes = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.Writes(connection.Peer.pid))).ToArray();
                 if (WriteTracker.TryGet(writes, take) is { } bitmaps)
                 {
@@ -121,7 +122,11 @@ internal sealed class UffdServer : IDisposable
         {
             var vms = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.State.Figures(connection.Peer.pid, vm.Error))).ToArray();
             var counters = Counters();
-            return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with { Vms = vms };
+            return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with
+            {
+                MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
+                Vms = vms,
+            };
         }
     }
 
@@ -216,7 +221,9 @@ internal sealed class UffdServer : IDisposable
         switch (vm.Verdict)
         {
             case UffdOnError.Kill:
-                _error = connection.Kill() ?? vm.Error;
+                var failure = connection.Kill();
+                if (failure is not null) Failed?.Invoke(vm, failure);
+                _error = failure ?? vm.Error;
                 connection.IsEnded = true;
                 break;
             case UffdOnError.Stop:
@@ -347,7 +354,11 @@ internal sealed class UffdServer : IDisposable
         {
             lock (_lock) _connections.Add(connection);
             _epoll.AddEnd(connection.Socket, connection);
-            foreach (var vm in connection.Vms) Begin(vm);
+            foreach (var vm in connection.Vms)
+            {
+                vm.RecordWhatCame();
+                Begin(vm);
+            }
         }
     }
 

@@ -65,6 +65,15 @@ internal sealed unsafe partial class UffdVm
         return outcome;
     }
 
+    /// <summary>Leaves all that is missing to faults; nobody waits for a replay any more.</summary>
+    public FillOutcome GiveUpFilling()
+    {
+        _counters->FillErrors++;
+        _counters->FillDone = 1;
+        if (_replaying) EndReplay();
+        return FillOutcome.Complete;
+    }
+
     /// <summary>Fills ahead while no events are read. What comes in nothing but was passed over counts as filled.</summary>
     private FillOutcome FillBehindGate(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done)
     {
@@ -85,6 +94,8 @@ internal sealed unsafe partial class UffdVm
             }
 
             error = Fill(region, at, length, mode, scratch, out done, out zero, out ofSource);
+            // The kernel fills nothing across two of the VMM's mappings, into which it may have split a region.
+            if (error == Errno.ENOENT && !ofSource && length > region.PageSize) error = Fill(region, at, region.PageSize, mode, scratch, out done, out zero, out ofSource);
         }
         finally
         {
@@ -99,13 +110,19 @@ internal sealed unsafe partial class UffdVm
                 return FillOutcome.Busy;
             case Errno.ESRCH when !ofSource:
                 return FillOutcome.Gone;
-            case Errno.ENOMEM or Errno.ENOSPC when !ofSource:
+            case Errno.ENOMEM:
+            case Errno.ENOSPC when !ofSource:
                 return FillOutcome.NoMemory;
             case Errno.EEXIST when !ofSource && IsPoolEmpty(region, at):
                 return FillOutcome.NoMemory;
             case Errno.EEXIST when !ofSource:
                 _state.Filled.Set(region.PageOf(at));
                 done = HostPage.Size;
+                return FillOutcome.Filled;
+            case Errno.EINVAL when !ofSource && (at - region.Base & (region.PageSize - 1)) != 0:
+                // The rest of a huge page that was there.
+                done = region.PageSize - (at - region.Base & (region.PageSize - 1));
+                _state.Filled.Set(region.PageOf(at), done / HostPage.Size);
                 return FillOutcome.Filled;
             default:
                 _counters->FillErrors++;

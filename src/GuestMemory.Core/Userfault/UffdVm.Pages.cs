@@ -53,7 +53,8 @@ internal sealed unsafe partial class UffdVm
             at += done;
             if (!zero) copied += done;
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
-            switch (ofSource ? Errno.EIO : error)
+            // Where this process has no memory to make a page in, the source is not to blame.
+            switch (ofSource && error != Errno.ENOMEM ? Errno.EIO : error)
             {
                 case Errno.EAGAIN:
                     // A removal waits to be read, or whoever removed has not run since: read it, give way, look again.
@@ -76,6 +77,7 @@ internal sealed unsafe partial class UffdVm
                     break;
                 case Errno.EINVAL when step != region.PageSize:
                     // The page that was there is a huge one and fills the whole step.
+                    _state.Filled.Set(region.PageOf(start), region.PageSize / HostPage.Size);
                     _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
                     at = end;
                     break;
@@ -237,6 +239,7 @@ internal sealed unsafe partial class UffdVm
     {
         var page = scratch.Page((nuint)length);
         run = new PageRunData(page, length);
+        if (page is null) return Errno.ENOMEM;
         for (ulong done = 0; done < length;)
         {
             var like = _state.Removed.Run(region.PageOf(at + done), (length - done) / HostPage.Size, out var removed) * HostPage.Size;
@@ -265,6 +268,8 @@ internal sealed unsafe partial class UffdVm
             if (error != Errno.EINVAL) return error;
         }
 
-        return Userfaultfd.TryCopy(_uffd, start, scratch.Zeros((nuint)length), length, mode, out done);
+        done = 0;
+        var zeros = scratch.Zeros((nuint)length);
+        return zeros is null ? Errno.ENOMEM : Userfaultfd.TryCopy(_uffd, start, zeros, length, mode, out done);
     }
 }

@@ -102,6 +102,18 @@ internal sealed unsafe partial class UffdVm : IDisposable
         WakeAll();
     }
 
+    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it. For the handler's thread.</summary>
+    public void RecordWhatCame()
+    {
+        if (_policy.Recorder is not { } recorder) return;
+        foreach (var region in _byPage)
+        {
+            var end = region.FirstPage + region.PageCount;
+            for (var page = _state.Filled.Next(region.FirstPage, end, set: true); page < end; page = _state.Filled.Next(page + 1, end, set: true))
+                recorder.Touch(region.Offset + (region.AddressOf(page) - region.Base), HostPage.Size);
+        }
+    }
+
     /// <summary>Answers every fault that is waiting. Called when the userfaultfd is readable, and again while faults are deferred.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Serve(PageScratch scratch)
@@ -172,6 +184,8 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 _gate.ExitRead();
             }
 
+            // The VMM may have made it blocking, and epoll says then all the time that there is something.
+            if (count == -Errno.EAGAIN) Userfaultfd.SetNonBlocking(_uffd);
             if (count >= 0 || count is -Errno.EAGAIN or -Errno.EINTR) continue;
             Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
             _gone = true;

@@ -156,6 +156,55 @@ public sealed class BadPeerTests : IDisposable
         AssertUnharmed();
     }
 
+    [UffdFact]
+    public void APeerThatSendsBlanksWithoutEndIsCutOff()
+    {
+        using (var peer = new RawPeer(_handler.SocketPath))
+        {
+            var blanks = new byte[1 << 20];
+            blanks.AsSpan().Fill((byte)' ');
+            var flood = new Thread(() =>
+            {
+                while (!peer.IsHungUp) peer.Send(blanks, 0);
+            });
+            flood.Start();
+            Host.Until(() => _handler.Error is not null);
+            flood.Join();
+        }
+
+        Assert.Contains("within 0.5 s", _handler.Error, StringComparison.Ordinal);
+        AssertUnharmed();
+    }
+
+    /// <summary>Whether a userfaultfd waits is a property of what both sides have duplicates of.</summary>
+    [UffdFact]
+    public void APeerThatMakesItsUserfaultfdBlockingIsInNobodysWay()
+    {
+        using (var region = new GuestRegionMmap(new MmapRegionBuilder(16384).Build(), new GuestAddress(0)))
+        using (var peer = new RawPeer(_handler.SocketPath, region))
+        {
+            peer.Send([new GuestRegionUffdMapping(region.HostAddress, 16384, 0, 4096)]);
+            Host.Until(() => _handler.ConnectionCount == 1);
+            peer.MakeBlocking();
+            var address = (nint)region.HostAddress;
+            for (var page = 0; page < 4; page++)
+            {
+                // Outside managed code: the handler is in this process.
+                var at = address + (page * 4096);
+                Assert.True(Task.Run(() => Assert.Equal(0, Mman.TryAdvise(at, 4096, Mman.MADV_POPULATE_READ))).Wait(TimeSpan.FromSeconds(10)));
+                peer.MakeBlocking();
+            }
+
+            using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(10));
+            using var other = new GuestRegionMmap(new MmapRegionBuilder(16384).Build(), new GuestAddress(0));
+            UffdRegistration.Connect(_handler.SocketPath, GuestMemoryMmap.FromRegions([other]));
+            GuestMemoryMmap.FromRegions([other]).ReadExact(new GuestAddress(4096), new byte[8].AsMemory(), limit.Token);
+        }
+
+        Host.Until(() => _handler.ConnectionCount == 0);
+        AssertUnharmed();
+    }
+
     [Fact]
     public void TheSocketIsForItsOwnerAlone()
     {

@@ -46,6 +46,26 @@ public sealed partial class FiguresTests : IDisposable
     }
 
     [UffdFact]
+    public void WhatIsMissingIsCountedForAllVms()
+    {
+        using var handler = Start();
+        using var region = Region();
+        Read(Connect(handler, region), 0, 5);
+        Host.Until(() => handler.FaultCount == 5);
+        var figures = handler.GetFigures();
+        Assert.Equal((Pages - 5L, Pages - 5L), (figures.MissingPageCount, Assert.Single(figures.Vms).MissingPageCount));
+    }
+
+    [UffdFact]
+    public void AHandlerThatHasEndedKnowsOfNoWrites()
+    {
+        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], TrackDirty = true });
+        Assert.Empty(handler.GetDirtyBitmaps());
+        handler.Stop();
+        Assert.Equal(GuestMemoryError.HandlerGone, Assert.Throws<GuestMemoryException>(() => handler.GetDirtyBitmaps()).Error);
+    }
+
+    [UffdFact]
     public void TheBackgroundCountsApart()
     {
         using var handler = Start(UffdStrategy.Background);

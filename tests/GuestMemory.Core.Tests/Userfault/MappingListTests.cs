@@ -65,6 +65,7 @@ public sealed class MappingListTests
     {
         { "empty", [] },
         { "no bytes", [new(0, 0, 0, 4096)] },
+        { "power of two", [new(0, 1UL << 31, 0, 1UL << 31)] },
         { "power of two", [new(0, 0x1000, 0, 0)] },
         { "power of two", [new(0, 0x3000, 0, 0x3000)] },
         { "power of two", [new(0, 0x1000, 0, 512)] },
@@ -86,6 +87,15 @@ public sealed class MappingListTests
         var error = Assert.Throws<GuestMemoryException>(() => UffdMappingList.Validate(list, 0x10000));
         Assert.Equal(GuestMemoryError.InvalidMapping, error.Error);
         Assert.Contains(expected, error.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void MoreThanAnyGuestHasIsRefused()
+    {
+        var one = new GuestRegionUffdMapping(0, 1UL << 46, 0, 4096);
+        UffdMappingList.Validate([one], ulong.MaxValue);
+        var error = Assert.Throws<GuestMemoryException>(() => UffdMappingList.Validate([one, new(1UL << 46, 4096, 0, 4096)], ulong.MaxValue));
+        Assert.Contains("in all", error.Message, StringComparison.Ordinal);
     }
 
     [Fact]

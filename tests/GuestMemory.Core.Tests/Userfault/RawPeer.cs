@@ -37,6 +37,19 @@ internal sealed class RawPeer : IDisposable
 
     public void SendDescriptor(SafeDescriptor descriptor, string text) => _ = UnixSocket.TrySend(_socket, Encoding.UTF8.GetBytes(text), [descriptor.Number]);
 
+    /// <summary>Whether the handler has ended the connection.</summary>
+    public bool IsHungUp
+    {
+        get
+        {
+            Span<PollFd> entry = [new PollFd { fd = _socket.Number, events = Poll.POLLRDHUP }];
+            return Poll.Wait(entry, 0) > 0;
+        }
+    }
+
+    /// <summary>Makes the userfaultfd, which the handler has a duplicate of, a blocking one.</summary>
+    public void MakeBlocking() => Assert.Equal(0, Fcntl.MakeBlocking(_uffd.Number));
+
     public void Dispose()
     {
         _uffd.Dispose();

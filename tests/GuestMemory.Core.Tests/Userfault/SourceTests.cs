@@ -150,6 +150,8 @@ public sealed class SourceTests : IDisposable
         Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(0, length), chunk.AsSpan(0, 8000)));
         Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(0, length), new byte[9000]));
         Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, packed.AsSpan(1, length - 1), chunk));
+        // It needs a dictionary that nobody has.
+        Assert.False(ChunkCodec.TryUnpack(ChunkCompression.ZLib, [0x78, 0x20, 0, 0, 0, 1, 2, 3, 4, 5], chunk));
         Assert.False(ChunkCodec.TryPack(ChunkCompression.ZLib, chunk, packed, 8, out _));
     }
 
@@ -233,6 +235,43 @@ public sealed class SourceTests : IDisposable
             source.Dispose();
             AssertMemory(handler, number => number + 5);
         }
+    }
+
+    /// <summary>The kernel fills nothing across the mappings of the VMM, which may be many in a region.</summary>
+    [UffdTheory]
+    [InlineData(UffdStrategy.Background)]
+    [InlineData(UffdStrategy.FaultAll)]
+    public void ARegionOfManyMappingsIsFilled(UffdStrategy strategy)
+    {
+        _folder.WriteImage("image", Pages);
+        using var handler = Start(strategy);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using (var lease = region.GetMapping().Lease())
+        {
+            foreach (var page in new[] { 1, 77, 300, 500 }) Assert.Equal(0, Mman.TryAdvise(lease.Address + (page * 4096), 40 * 4096, Mman.MADV_DONTDUMP));
+        }
+
+        UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([region]));
+        Host.Until(() => handler.GetFigures().IsRestored);
+        Assert.Equal((Pages * 4096L, 0L), (handler.GetFigures().FillByteCount, handler.GetFigures().FaultCount));
+        Assert.True(handler.GetFigures().IsRestored);
+    }
+
+    /// <summary>A huge page that was there before is not missing, in none of its parts.</summary>
+    [RootFact]
+    public void AHugePageThatIsThereIsNotMissing()
+    {
+        const int Huge = 2 << 20;
+        using var pool = new HugePagePoolOf(Huge, 4);
+        if (pool.Free < 4) Assert.Fail($"only {pool.Free} of 4 huge pages could be had; free memory and try again");
+        _folder.WriteImage("image", 1024);
+        using var handler = Start(UffdStrategy.Background);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(2 * Huge).WithHugePages(Huge).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        memory.Write(new GuestAddress(0), [1]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        Host.Until(() => handler.GetFigures().IsRestored);
+        Assert.Equal((true, (long)Huge), (handler.GetFigures().IsRestored, handler.GetFigures().FillByteCount));
     }
 
     /// <summary>A huge page that is zero in part, lies in several layers, or in several chunks, is put together.</summary>

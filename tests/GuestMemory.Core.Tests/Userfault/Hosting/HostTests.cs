@@ -298,6 +298,125 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.False(handler.Wait(TimeSpan.Zero));
     }
 
+    /// <summary>Memory that cannot be write-protected, since there is none, is refused by the worker; that is no reason to refuse others.</summary>
+    [UffdFact]
+    public void VmsThatCannotBeTakenAreInNobodysWay()
+    {
+        var handler = StartTracking(16, UffdStrategy.OnDemand);
+        for (var i = 1; i <= 20; i++)
+        {
+            using var bad = new RawPeer(handler.SocketPath);
+            bad.Send([new GuestRegionUffdMapping(4096, 4096, 0, 4096)]);
+            Host.Until(() => handler.TotalConnectionCount == i && handler.ConnectionCount == 0);
+        }
+
+        Assert.Equal((20, 0, 1), (handler.TotalConnectionCount, handler.ConnectionCount, handler.WorkerCount));
+        using var peer = Connect(handler, 16, isAsync: false);
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
+        GuestMemoryMmap.FromRegions(_regions).ReadExact(new GuestAddress(4096), new byte[8].AsMemory(), limit.Token);
+    }
+
+    [UffdFact]
+    public void ARecordGoesOnWhenTheWorkerDies()
+    {
+        _folder.WriteImage("image", 16);
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, RecordPath = _folder["record"] });
+        var first = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, first);
+        AssertPages(first, 9 * 4096, 9, 1);
+        AssertPages(first, 2 * 4096, 2, 1);
+        first.Regions[0].Dispose();
+        Host.Until(() => Record().Length == 2);
+        Assert.Equal([9, 2], Record());
+        var second = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, second);
+        AssertPages(second, 7 * 4096, 7, 1);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        AssertPages(second, 4 * 4096, 4, 1);
+        second.Regions[0].Dispose();
+        Host.Until(() => Record().Length == 4);
+        Assert.Equal([9, 2, 7, 4], Record());
+
+        uint[] Record() => TouchRecord.Load(_folder["record"], 16 * 4096);
+    }
+
+    /// <summary>A VM never gets pages of a memory that is not its own.</summary>
+    [UffdFact]
+    public void AnImageThatWasReplacedIsNotServedByASuccessor()
+    {
+        var handler = Start(16);
+        var memory = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 4);
+        File.Move(_folder.WriteImage("other", 16), _folder["image"], overwrite: true);
+        AssertPages(memory, 4 * 4096, 4, 4);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.Equal(UffdHandlerState.Failed, handler.State);
+        Assert.Contains("was replaced", handler.Error, StringComparison.Ordinal);
+        foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);
+    }
+
+    /// <summary>A connection that the supervisor ends, the worker does not go on with.</summary>
+    [UffdFact]
+    public void AConnectionThatGoesBadEndsForTheWorkerToo()
+    {
+        var handler = Start(16);
+        using var peer = Connect(handler, 16, isAsync: false);
+        AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 8);
+        peer.Send("nonsense", userfaultfds: 0);
+        Host.Until(() => handler.ConnectionCount == 0 && peer.IsHungUp);
+        Assert.Equal((0, true), (handler.ConnectionCount, peer.IsHungUp));
+        Host.Until(() => Userfaultfds(handler.WorkerProcessId) == 0);
+        Assert.Equal((0, 1), (Userfaultfds(handler.WorkerProcessId), handler.WorkerCount));
+    }
+
+    /// <summary>Who asks what was written while that cannot be told, asks something else, and goes: one answer fails, and there is no next.</summary>
+    [UffdFact]
+    public void WhoAsksTwiceAndGoesTakesNobodyAlong()
+    {
+        var handler = StartTracking(16, UffdStrategy.OnDemand);
+        Assert.True(Signal(handler.WorkerProcessId, 19));
+        using var peer = Connect(handler, 16, isAsync: false);
+        Host.Until(() => handler.ConnectionCount == 1);
+        var (supervisor, worker) = (handler.ProcessId, handler.WorkerProcessId);
+        Assert.True(Signal(supervisor, 19));
+        using (var socket = UnixSocket.Create(nonBlocking: false))
+        {
+            Assert.Equal(0, UnixSocket.TryConnect(socket, UffdRuntimeFolder.SocketOf(runtime.Folder.Path, supervisor)));
+            var text = "{\"request\":\"dirty\"}\n{\"request\":\"status\"}\n"u8;
+            Assert.Equal(text.Length, UnixSocket.TrySend(socket, text, []));
+        }
+
+        Assert.True(Signal(supervisor, 18));
+        Assert.True(Signal(worker, 18));
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
+        GuestMemoryMmap.FromRegions(_regions).ReadExact(new GuestAddress(4096), new byte[8].AsMemory(), limit.Token);
+        Assert.Equal((UffdHandlerState.Serving, 1, worker), (handler.State, handler.ConnectionCount, handler.WorkerProcessId));
+    }
+
+    [UffdTheory]
+    [InlineData("exec dotnet \"$@\" 2>/dev/full")]
+    [InlineData("trap '' CHLD; exec dotnet \"$@\" 2>/dev/null")]
+    public void HoweverItIsStartedItLosesNoVm(string command)
+    {
+        _folder.WriteImage("image", 16);
+        using var process = Process.Start("sh", ["-c", command, "sh", Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"),
+            "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand"]);
+        Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
+        var handler = Assert.Single(UffdHandler.FindAll());
+        using (var bad = new RawPeer(handler.SocketPath)) bad.Send("nonsense", userfaultfds: 0);
+        var memory = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 8);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        AssertPages(memory, 8 * 4096, 8, 8);
+        Assert.Equal(2, handler.WorkerCount);
+        handler.Stop();
+        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(20)));
+        Assert.Equal(0, process.ExitCode);
+    }
+
     [GuestFact(userfault: true)]
     public void AGuestWhoseMemoryComesThroughItRunsToItsEnd()
     {
@@ -320,6 +439,8 @@ public sealed class HostTests(RuntimeFolder runtime) : IDisposable
         var pages = new long[bitmap.PageCount];
         return pages[..bitmap.ListPages(pages)];
     }
+
+    private static int Userfaultfds(int process) => Directory.GetFiles($"/proc/{process}/fd").Count(link => new FileInfo(link).LinkTarget == "anon_inode:[userfaultfd]");
 
     private static int Setting(string variable, int value) =>
         int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;

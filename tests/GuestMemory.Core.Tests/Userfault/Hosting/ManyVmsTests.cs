@@ -5,7 +5,7 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>Hundreds of VMs in one handler in a process of its own, and too few descriptors for them.</summary>
 [Collection(RuntimeFolder.Name)]
-public sealed class ManyVmsTests : IDisposable
+public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
 {
     private const int Pages = 16;
 
@@ -88,6 +88,33 @@ public sealed class ManyVmsTests : IDisposable
         AssertPages(0, 4, Pages - 4);
         Host.Until(() => handler.WorkerCount == 2);
         Assert.Equal((2, 2), (handler.ConnectionCount, handler.WorkerCount));
+    }
+
+    /// <summary>Whoever wants to come in waits, and so does the next worker; nobody ends for it, and nothing spins.</summary>
+    [ManyVmsFact]
+    public void DescriptorsThatRunOutInTheSupervisorLoseNoVm()
+    {
+        var handler = Start();
+        Connect(handler);
+        AssertPages(0, 0, 4);
+        var (supervisor, worker) = (handler.ProcessId, handler.WorkerProcessId);
+        var limit = Limit(supervisor, RoomFor(0, supervisor));
+        using (var socket = UnixSocket.Create(nonBlocking: true))
+        {
+            Assert.Equal(0, UnixSocket.TryConnect(socket, UffdRuntimeFolder.SocketOf(runtime.Folder.Path, supervisor)));
+            using var process = Process.GetProcessById(supervisor);
+            var before = process.TotalProcessorTime;
+            Thread.Sleep(1000);
+            process.Refresh();
+            Assert.InRange((process.TotalProcessorTime - before).TotalMilliseconds, 0, 300);
+        }
+
+        using (var descriptor = Pidfd.TryOpen(worker, out _)!) Assert.Equal(0, Pidfd.TryKill(descriptor));
+        Thread.Sleep(500);
+        Limit(supervisor, limit);
+        AssertPages(0, 4, Pages - 4);
+        Assert.Equal((UffdHandlerState.Serving, supervisor, 1), (handler.State, handler.ProcessId, handler.ConnectionCount));
+        Assert.NotEqual(worker, handler.WorkerProcessId);
     }
 
     private UffdHandler Start()

@@ -85,11 +85,16 @@ internal sealed class ServiceManager : IDisposable
     private int Duplicate() => Fcntl.Duplicate((int)_socket.Handle);
 }
 
-/// <summary><c>dup(2)</c>, for a socket of .NET's that must stay its own.</summary>
+/// <summary><c>dup(2)</c>, for a socket of .NET's that must stay its own, and <c>fcntl(2)</c>, for what a peer may do to what it shares.</summary>
 internal static partial class Fcntl
 {
     public static int Duplicate(int number) => dup(number);
 
+    public static int MakeBlocking(int number) => fcntl(number, 4 /* F_SETFL */, 0);
+
     [System.Runtime.InteropServices.LibraryImport("libc")]
     private static partial int dup(int oldfd);
+
+    [System.Runtime.InteropServices.LibraryImport("libc")]
+    private static partial int fcntl(int fd, int cmd, int arg);
 }
