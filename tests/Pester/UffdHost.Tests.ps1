@@ -65,6 +65,8 @@ Describe 'A handler in a process of its own' {
         $region = New-MmapRegion 256KiB
         $region | Connect-UffdHandler $path
         $null = $region | Read-GuestMemory 0 4KiB
+        # A page is there before it is counted.
+        Wait-Until { $handler.FaultCount -eq 1 }
         $first = $handler.WorkerProcessId
         Stop-Process -Id $first -Force
         [Convert]::ToHexString(($region | Read-GuestMemory 0 256KiB -Raw)) | Should -Be ([Convert]::ToHexString($content))
