@@ -9,11 +9,14 @@ internal static class Host
         for (var i = 0; i < 1000 && !condition(); i++) Thread.Sleep(10);
     }
 
-    /// <summary>Descriptors that handlers, registrations and requests use, the memfds of tests, and the threads of handlers.</summary>
+    /// <summary>Descriptors that handlers, registrations and requests use, memfds, and the threads of handlers.</summary>
     public static (int Descriptors, int Threads) Resources() =>
         (Directory.GetFiles("/proc/self/fd").Count(link => new FileInfo(link).LinkTarget is { } target
-            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || target.StartsWith("/memfd:test", StringComparison.Ordinal) || target.Contains("/gm-", StringComparison.Ordinal))),
+            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || IsMemfd(target) || target.Contains("/gm-", StringComparison.Ordinal))),
         Threads("uffd-") + Threads("guest-memory-ac"));
+
+    // The runtime has one of its own.
+    private static bool IsMemfd(string target) => target.StartsWith("/memfd:", StringComparison.Ordinal) && !target.Contains("doublemapper", StringComparison.Ordinal);
 
     /// <summary>Threads whose name begins so; the kernel keeps 15 characters.</summary>
     public static int Threads(string prefix)

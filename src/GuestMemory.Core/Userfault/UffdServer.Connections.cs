@@ -1,0 +1,110 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <content>VMMs that come and go, and the VMs that they hand over.</content>
+internal sealed partial class UffdServer
+{
+    private bool Accept(UffdEntrance entrance)
+    {
+        while (entrance.TryAccept(_connections.Count, out var socket, out var peer))
+        {
+            var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
+            lock (_lock) _connections.Add(connection);
+            _epoll.Add(socket, connection);
+        }
+
+        // What is due has changed in any case.
+        return true;
+    }
+
+    /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>
+    private bool Receive(UffdConnection connection)
+    {
+        if (connection.IsAdopted)
+        {
+            connection.IsEnded = true;
+            return true;
+        }
+
+        try
+        {
+            var changed = false;
+            // What was read may hold more than one.
+            while (connection.TryReceive(out var handover))
+            {
+                var vm = Create(handover);
+                lock (_lock) connection.Vms.Add(vm);
+                Begin(vm);
+                changed = true;
+            }
+
+            return changed || connection.IsEnded;
+        }
+        catch (GuestMemoryException exception)
+        {
+            _error = $"Process {connection.Peer.pid} of user {connection.Peer.uid}: {exception.Message}";
+            connection.IsEnded = true;
+            return true;
+        }
+    }
+
+    private UffdVm Create(UffdHandover handover)
+    {
+        UffdVmState? state = null;
+        try
+        {
+            UffdMappingList.Validate(handover.Mappings, _source.Length);
+            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+        }
+        catch
+        {
+            state?.Dispose();
+            handover.Userfaultfd.Dispose();
+            throw;
+        }
+    }
+
+    private void Begin(UffdVm vm)
+    {
+        _epoll.Add(vm.Descriptor, vm);
+        _filler?.Add(vm);
+        Interlocked.Increment(ref _accepted);
+    }
+
+    private void TakeAdopted()
+    {
+        while (_adopted.TryDequeue(out var connection))
+        {
+            lock (_lock) _connections.Add(connection);
+            _epoll.AddEnd(connection.Socket, connection);
+            foreach (var vm in connection.Vms)
+            {
+                vm.RecordWhatCame();
+                Begin(vm);
+            }
+        }
+    }
+
+    private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
+
+    private void Close(UffdConnection connection)
+    {
+        foreach (var vm in connection.Vms)
+        {
+            _filler?.Remove(vm);
+            _ended.Add(ref vm.Counters);
+            _ended.QueueDepth = 0;
+            _endedLatency.Add(vm.Latency);
+            _error ??= vm.Error;
+            _epoll.Remove(vm.Descriptor);
+            Ended?.Invoke(vm);
+        }
+
+        if (_policy.Recorder?.TrySave() is { } error) _error = error;
+        _epoll.Remove(connection.Socket);
+        _connections.Remove(connection);
+        connection.Dispose();
+    }
+}
