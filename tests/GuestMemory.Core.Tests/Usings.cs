@@ -2,4 +2,4 @@ global using GuestMemory.Core;
 global using GuestMemory.Core.Interop;
 
 // Descriptors, threads and the pool of huge pages belong to the whole process.
-[assembly: Xunit.CollectionBehavior(DisableTestParallelization = true)]
+[assembly: Xunit.v3.Parallelization(Mode = Xunit.Sdk.ParallelMode.None)]
