@@ -141,8 +141,9 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
-        var tracker = RequireTracker();
-        return new DirtyBitmap(GuestAddress, Size, tracker, clear ? tracker.GetAndReset() : tracker.Snapshot(), $"region {Name}");
+        ThrowIfDisposed();
+        var (tracker, words) = _mapping.Bitmap?.Read(clear) ?? throw TrackingOff();
+        return new DirtyBitmap(GuestAddress, Size, tracker, words, $"region {Name}");
     }
 
     /// <summary>What writes are marked in.</summary>
@@ -150,8 +151,7 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     public IDirtyTracker RequireTracker()
     {
         ThrowIfDisposed();
-        return _mapping.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-            $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+        return _mapping.Bitmap?.Tracker ?? throw TrackingOff();
     }
 
     /// <summary>
@@ -179,6 +179,9 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     {
         if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {this} was removed; its memory is no longer mapped.");
     }
+
+    private GuestMemoryException TrackingOff() => new(GuestMemoryError.DirtyTrackingOff,
+        $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
 
     /// <summary>The name and the range.</summary>
     public override string ToString() => $"{Name} [0x{GuestAddress:x}-0x{LastAddress:x}]";

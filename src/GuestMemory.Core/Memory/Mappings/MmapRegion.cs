@@ -177,6 +177,8 @@ public sealed unsafe class MmapRegion : IDisposable
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
         File?.File.Dispose();
+        // A shared log is released with its last region; a private bitmap can still be read.
+        if (Bitmap?.Tracker is AtomicBitmapMmap) Bitmap.Replace(null);
     }
 
     /// <summary>All of the memory as a slice (vm-memory's as_volatile_slice).</summary>
@@ -195,6 +197,7 @@ public sealed unsafe class MmapRegion : IDisposable
     {
         lock (_lock)
         {
+            ThrowIfDisposed();
             if (Bitmap is null)
             {
                 if (tracker is null) return;
