@@ -267,21 +267,30 @@ function Invoke-Package {
     $version = (Import-PowerShellDataFile $manifest).ModuleVersion
     $module = Join-Path $artifacts GuestMemory
     $target = Join-Path $module $version
-    Remove-Item $module -Recurse -Force -ErrorAction Ignore
-    $null = New-Item -ItemType Directory -Force $target
-    foreach ($name in 'GuestMemory.psd1', 'bin', 'en-US', 'LICENSE', 'README.md') {
+    $packages = Join-Path $artifacts packages
+    Remove-Item $module, $packages -Recurse -Force -ErrorAction Ignore
+    $null = New-Item -ItemType Directory -Force $target, $packages
+    foreach ($name in 'bin', 'en-US', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs/icon.png') {
         Copy-Item (Join-Path $root $name) $target -Recurse
     }
+    # The newest section of the change log is what a gallery shows as release notes.
+    $notes = [regex]::Match((Get-Content -Raw (Join-Path $root CHANGELOG.md)), '(?ms)^## \[.*?(?=^## \[|\z)').Value.Trim()
+    (Get-Content -Raw $manifest).Replace('See CHANGELOG.md.', $notes.Replace("'", "''")) | Set-Content -NoNewline (Join-Path $target GuestMemory.psd1)
+
     # The handler's program with a runtime of its own, compiled ahead: a host that has PowerShell alone can run it.
     $architecture = [Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant()
     $hostFolder = Join-Path $target bin uffdhost
     Remove-Item $hostFolder -Recurse -Force -ErrorAction Ignore
     $project = Join-Path $root src GuestMemory.UffdHost
-    Invoke-Native dotnet publish $project --configuration Release --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
-    Get-ChildItem $hostFolder -Filter *.pdb | Remove-Item
+    Invoke-Native dotnet publish $project --configuration $Configuration --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
+    Get-ChildItem $hostFolder -File | Where-Object Extension -In .pdb, .xml | Remove-Item
+
     $archive = Join-Path $artifacts "GuestMemory-$version.tar.gz"
     Invoke-Native tar --create --gzip --file $archive --directory $artifacts --sort=name --owner=0 --group=0 GuestMemory
-    Write-Host "Packaged $target and $archive."
+    Compress-PSResource $target $packages
+    $library = Join-Path $root src GuestMemory.Core
+    Invoke-Native dotnet pack $library --configuration $Configuration --no-build --output $packages --nologo --verbosity quiet
+    Write-Host "Packaged $target, $archive, and in ${packages}: $((Get-ChildItem $packages).Name -join ', ')."
 }
 
 function Invoke-Clean {
