@@ -32,13 +32,9 @@ find_powershell() {
             return
         fi
     done
+    output=$(dotnet tool restore 2>&1 </dev/null) || say "dotnet tool restore: $output"
     pwsh=(dotnet tool run pwsh --)
-    if ! output=$(dotnet tool restore 2>&1 </dev/null); then
-        say "dotnet tool restore: $output"
-        pwsh=()
-    elif ! is_usable "${pwsh[@]}"; then
-        pwsh=()
-    fi
+    is_usable "${pwsh[@]}" || pwsh=()
 }
 
 if ! type -P dotnet >/dev/null; then

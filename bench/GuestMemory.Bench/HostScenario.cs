@@ -4,6 +4,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using System.Text.Json;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 using static GuestMemory.Bench.BenchTools;
 
 namespace GuestMemory.Bench;

@@ -1,6 +1,8 @@
 using System.Diagnostics;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.Bench;
 

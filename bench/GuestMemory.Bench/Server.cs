@@ -1,4 +1,5 @@
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 using static GuestMemory.Bench.BenchTools;
 
 namespace GuestMemory.Bench;

@@ -4,6 +4,8 @@
 
 using System.Security.Cryptography;
 using GuestMemory.Core;
+using GuestMemory.Core.Images;
+using GuestMemory.Core.Userfault;
 using SnapshotRestore;
 
 const ulong MiB = 1UL << 20;

@@ -1,4 +1,5 @@
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.Core;
 
@@ -14,11 +15,11 @@ public static class HostSupport
 {
     private static readonly (string Name, uint Capability, string Use)[] s_kvmExtensions =
     [
-        ("MemorySlots", Kvm.KVM_CAP_NR_MEMSLOTS, "Memory slots of a VM"),
-        ("ReadOnlyMemory", Kvm.KVM_CAP_READONLY_MEM, "Memory that the guest cannot write (KVM_CAP_READONLY_MEM)"),
-        ("IoEventFd", Kvm.KVM_CAP_IOEVENTFD, "Eventfds that a guest's stores signal (KVM_CAP_IOEVENTFD)"),
-        ("ManualDirtyLogProtect", Kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, "A dirty log that is cleared page by page (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"),
-        ("DirtyRing", Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL, "The bytes of a vCPU's dirty ring, at most (KVM_CAP_DIRTY_LOG_RING_ACQ_REL)"),
+        ("MemorySlots", KvmApi.KVM_CAP_NR_MEMSLOTS, "Memory slots of a VM"),
+        ("ReadOnlyMemory", KvmApi.KVM_CAP_READONLY_MEM, "Memory that the guest cannot write (KVM_CAP_READONLY_MEM)"),
+        ("IoEventFd", KvmApi.KVM_CAP_IOEVENTFD, "Eventfds that a guest's stores signal (KVM_CAP_IOEVENTFD)"),
+        ("ManualDirtyLogProtect", KvmApi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, "A dirty log that is cleared page by page (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"),
+        ("DirtyRing", KvmApi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL, "The bytes of a vCPU's dirty ring, at most (KVM_CAP_DIRTY_LOG_RING_ACQ_REL)"),
     ];
 
     /// <summary>One row a feature.</summary>
@@ -69,18 +70,18 @@ public static class HostSupport
 
     private static IEnumerable<HostFeature> ProbeKvm()
     {
-        var error = Kvm.TryOpen(out var device);
+        var error = KvmApi.TryOpen(out var device);
         using var opened = device;
         yield return error switch
         {
-            0 => new HostFeature("Kvm", true, $"{Kvm.DevicePath} can be opened.", null),
-            Errno.EACCES or Errno.EPERM => new HostFeature("Kvm", false, $"{Kvm.DevicePath} exists, but this user may not open it.", Kvm.WhenDenied),
-            Errno.ENOENT => new HostFeature("Kvm", false, $"{Kvm.DevicePath} does not exist.", Kvm.WhenMissing),
-            _ => new HostFeature("Kvm", false, $"{Kvm.DevicePath} cannot be opened ({Errno.Name(error)}).", Kvm.WhenMissing),
+            0 => new HostFeature("Kvm", true, $"{KvmApi.DevicePath} can be opened.", null),
+            Errno.EACCES or Errno.EPERM => new HostFeature("Kvm", false, $"{KvmApi.DevicePath} exists, but this user may not open it.", KvmApi.WhenDenied),
+            Errno.ENOENT => new HostFeature("Kvm", false, $"{KvmApi.DevicePath} does not exist.", KvmApi.WhenMissing),
+            _ => new HostFeature("Kvm", false, $"{KvmApi.DevicePath} cannot be opened ({Errno.Name(error)}).", KvmApi.WhenMissing),
         };
         foreach (var (name, capability, use) in s_kvmExtensions)
         {
-            var answer = device is null ? 0 : Kvm.Extension(device, capability);
+            var answer = device is null ? 0 : KvmApi.Extension(device, capability);
             yield return new HostFeature($"Kvm:{name}", answer > 0, answer > 1 ? $"{use}: {answer}." : $"{use}.", answer > 0 || device is null ? null : "A newer kernel.");
         }
     }

@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text;
 using GuestMemory.Core;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell;
 

@@ -1,6 +1,8 @@
 using System.Collections.Concurrent;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell;
 

@@ -1,5 +1,6 @@
 using System.Text.Json.Serialization;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 

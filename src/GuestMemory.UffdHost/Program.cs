@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using System.Text.Json;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 

@@ -1,5 +1,6 @@
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 

@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 

@@ -2,6 +2,7 @@ using System.Collections;
 using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.UffdHost;

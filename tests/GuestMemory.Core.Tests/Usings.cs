@@ -1,5 +1,9 @@
 global using GuestMemory.Core;
+global using GuestMemory.Core.Images;
 global using GuestMemory.Core.Interop;
+global using GuestMemory.Core.Kvm;
+global using GuestMemory.Core.Userfault;
+global using GuestMemory.Core.VmControl;
 
 // Descriptors, threads and the pool of huge pages belong to the whole process.
-[assembly: Xunit.CollectionBehavior(DisableTestParallelization = true)]
+[assembly: Xunit.v3.Parallelization(Mode = Xunit.Sdk.ParallelMode.None)]

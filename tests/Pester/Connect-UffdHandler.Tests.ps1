@@ -160,7 +160,7 @@ Describe 'Connect-UffdHandler' {
         It 'touches pages as a VM would, and tells what that took' {
             $region = New-MmapRegion 256KiB
             $result = $region | Connect-UffdHandler $path -Touch Random -ThreadCount 2
-            $result | Should -BeOfType GuestMemory.Core.UffdTouchResult
+            $result | Should -BeOfType GuestMemory.Core.Userfault.UffdTouchResult
             $result | Out-String -Width 200 | Should -Match '(?m)^ *Touches +Faults +Errors +First +P50 .*\n.*\n *64 +\d+ +0 .*\d+\.\d [um]s'
             $result.TouchCount | Should -Be 64
             $result.ErrorCount | Should -Be 0
@@ -304,7 +304,7 @@ $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue 
     }
 
     It 'says what it gives' {
-        (Get-Command Connect-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap]), ([GuestMemory.Core.UffdTouchResult])
+        (Get-Command Connect-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap]), ([GuestMemory.Core.Userfault.UffdTouchResult])
     }
 
     It 'says that -<_> needs -Touch, and hands nothing over' -ForEach 'TouchCount', 'ThreadCount', 'Stride', 'Seed' {

@@ -61,7 +61,7 @@ Describe 'Export-GuestMemory' {
         It 'says what it wrote with -PassThru' {
             $low | Write-GuestMemory 0x80000 1
             $info = $low, $high | Export-GuestMemory -Path $image -PassThru
-            $info | Should -BeOfType GuestMemory.Core.ImageInfo
+            $info | Should -BeOfType GuestMemory.Core.Images.ImageInfo
             $info.Path | Should -Be $image
             $info.Format | Should -Be Raw
             $info.Size | Should -Be (1MB + 64KB)
@@ -346,6 +346,6 @@ Describe 'Export-GuestMemory' {
     }
 
     It 'says what it gives' {
-        (Get-Command Export-GuestMemory).OutputType.Type | Should -Be ([GuestMemory.Core.ImageInfo])
+        (Get-Command Export-GuestMemory).OutputType.Type | Should -Be ([GuestMemory.Core.Images.ImageInfo])
     }
 }

@@ -16,7 +16,7 @@ Describe 'Get-GuestRegionUffdMapping' {
 
         It 'lays the regions one behind the other in the image, in the order of guest addresses' {
             $mappings = $high, $low | Get-GuestRegionUffdMapping
-            $mappings[0] | Should -BeOfType GuestMemory.Core.GuestRegionUffdMapping
+            $mappings[0] | Should -BeOfType GuestMemory.Core.Userfault.GuestRegionUffdMapping
             $mappings.BaseHostVirtAddr | Should -Be $low.HostAddress, $high.HostAddress
             $mappings.Size | Should -Be 64KB, 128KB
             $mappings.Offset | Should -Be 0, 64KB
@@ -107,6 +107,6 @@ Describe 'Get-GuestRegionUffdMapping' {
     }
 
     It 'says what it gives' {
-        (Get-Command Get-GuestRegionUffdMapping).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionUffdMapping], [string])
+        (Get-Command Get-GuestRegionUffdMapping).OutputType.Type | Should -Be ([GuestMemory.Core.Userfault.GuestRegionUffdMapping], [string])
     }
 }

@@ -36,6 +36,6 @@ Describe 'Get-GuestVm' {
     }
 
     It 'says what it gives' {
-        (Get-Command Get-GuestVm).OutputType.Type | Should -Be ([GuestMemory.Core.GuestVm])
+        (Get-Command Get-GuestVm).OutputType.Type | Should -Be ([GuestMemory.Core.VmControl.GuestVm])
     }
 }

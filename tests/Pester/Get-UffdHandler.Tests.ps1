@@ -55,7 +55,7 @@ Describe 'Get-UffdHandler' {
 
     It 'gives figures as an object and as JSON' {
         $figures = Get-UffdHandler $first.SocketPath -Figures
-        $figures | Should -BeOfType GuestMemory.Core.UffdFigures
+        $figures | Should -BeOfType GuestMemory.Core.Userfault.UffdFigures
         $figures.FaultCount | Should -Be 0
         $json = @(Get-UffdHandler -AsJson)
         $json.Count | Should -Be 2
@@ -114,6 +114,6 @@ Describe 'Get-UffdHandler' {
     }
 
     It 'says what it gives' {
-        (Get-Command Get-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler]), ([GuestMemory.Core.UffdFigures]), ([string])
+        (Get-Command Get-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.Userfault.UffdHandler]), ([GuestMemory.Core.Userfault.UffdFigures]), ([string])
     }
 }

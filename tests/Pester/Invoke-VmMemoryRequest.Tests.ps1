@@ -45,7 +45,7 @@ Describe 'Invoke-VmMemoryRequest' {
         It 'registers memory, which the guest writes and the host reads, and takes it out again' {
             Skip-UnlessSupported $kvm
             $response = $memfd | Invoke-VmMemoryRequest -RegisterMemory -Vm $vm -Destination 0x200000
-            $response | Should -BeOfType GuestMemory.Core.VmMemoryResponse
+            $response | Should -BeOfType GuestMemory.Core.VmControl.VmMemoryResponse
             $response.RegionId | Should -Be 0x200000
             $response.Slot | Should -Be 1
             $vm.Slots[1].GuestAddress | Should -Be 0x200000
@@ -57,7 +57,7 @@ Describe 'Invoke-VmMemoryRequest' {
                 $vcpu.Run().Reason | Should -Be Hlt
                 $memfd | Read-GuestMemory 0x100000000 -As Byte -Count 1 | Should -Be 42
             }
-            $response | Invoke-VmMemoryRequest -UnregisterMemory -Vm web | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            $response | Invoke-VmMemoryRequest -UnregisterMemory -Vm web | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
             $vm.Slots.Count | Should -Be 1
         }
 
@@ -100,15 +100,15 @@ Describe 'Invoke-VmMemoryRequest' {
         It 'frees and reclaims memory, and says that the balloon has its size' {
             Skip-UnlessSupported $kvm
             $ram | Write-GuestMemory 0x3000 ([byte]9)
-            $vm | Invoke-VmMemoryRequest -DynamicallyFreeMemoryRanges -Range 0x3000+4KiB | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            $vm | Invoke-VmMemoryRequest -DynamicallyFreeMemoryRanges -Range 0x3000+4KiB | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
             $ram | Read-GuestMemory 0x3000 -As Byte -Count 1 | Should -Be 0
-            $vm | Invoke-VmMemoryRequest -DynamicallyReclaimMemoryRanges -Range 0x3000+4KiB | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
-            $vm | Invoke-VmMemoryRequest -BalloonTargetReached -Size 4KiB | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            $vm | Invoke-VmMemoryRequest -DynamicallyReclaimMemoryRanges -Range 0x3000+4KiB | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
+            $vm | Invoke-VmMemoryRequest -BalloonTargetReached -Size 4KiB | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }
 
         It 'has stores signal an eventfd, and ends that' {
             Skip-UnlessSupported $kvm
-            $ioEvent = [GuestMemory.Core.IoEvent]::new()
+            $ioEvent = [GuestMemory.Core.Kvm.IoEvent]::new()
             try {
                 $null = Invoke-VmMemoryRequest -IoEventRaw -Event $ioEvent -Address 0xd0000000 -Datamatch U32:5 -Vm $vm -ErrorAction Stop
                 $failure = { Invoke-VmMemoryRequest -IoEventRaw -Event $ioEvent -Address 0xd0000000 -Datamatch U32:5 -Vm $vm -ErrorAction Stop } | Should -Throw -ErrorId 'RequestFailed,*' -PassThru
@@ -129,7 +129,7 @@ Describe 'Invoke-VmMemoryRequest' {
             $failure[0].CategoryInfo.Category | Should -Be InvalidResult
             $failure[0].Exception.Message | Should -Be 'failed to add memory region when registering memory: No space left on device (os error 28)'
             $failure[0].Exception.InnerException.Message | Should -Be 'No space left on device (os error 28)'
-            $failure[0].TargetObject | Should -BeOfType 'GuestMemory.Core.VmMemoryRequest+RegisterMemory'
+            $failure[0].TargetObject | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryRequest+RegisterMemory'
             $failure[0].ErrorDetails.Message | Should -Be $failure[0].Exception.Message
             $failure[0].ErrorDetails.RecommendedAction | Should -BeLike 'Base memory of the VM lies there.*'
             $null = Invoke-VmMemoryRequest -RegisterMemory -Source $memfd -Destination 0x200001 -Vm $vm -ErrorAction SilentlyContinue -ErrorVariable failure
@@ -183,8 +183,8 @@ Describe 'Invoke-VmMemoryRequest' {
             @($json | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop).Count | Should -Be 2
             @($json | ConvertFrom-Json | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop).Count | Should -Be 2
             @($json | ConvertFrom-Json -AsHashtable | Invoke-VmMemoryRequest -Vm $vm -ErrorAction Stop).Count | Should -Be 2
-            Invoke-VmMemoryRequest $requests[0] -Vm $vm -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
-            Invoke-VmMemoryRequest @{ BalloonTargetReached = @{ size = [Math]::Pow(2, 32) } } -Vm $vm -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            Invoke-VmMemoryRequest $requests[0] -Vm $vm -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
+            Invoke-VmMemoryRequest @{ BalloonTargetReached = @{ size = [Math]::Pow(2, 32) } } -Vm $vm -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }
 
         It 'takes the open files of JSON from -Descriptor, and file mappings from -FileMapping' {
@@ -243,7 +243,7 @@ Describe 'Invoke-VmMemoryRequest' {
 
         It 'takes a service from the pipeline' {
             Skip-UnlessSupported $kvm
-            $vm | Start-VmMemoryService $socket | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            $vm | Start-VmMemoryService $socket | Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }
 
         It 'asks the service of each object from the pipeline' {
@@ -348,7 +348,7 @@ Describe 'Invoke-VmMemoryRequest' {
             finally {
                 $vm.Context.Lock.Exit()
             }
-            Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -Vm $vm | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -Vm $vm | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }
     }
 }

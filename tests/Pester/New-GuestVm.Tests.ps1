@@ -17,7 +17,7 @@ Describe 'New-GuestVm' {
     It 'makes a VM of the regions that are piped to it' {
         Skip-UnlessSupported $kvm
         $vm = $high, $low | New-GuestVm
-        $vm | Should -BeOfType GuestMemory.Core.GuestVm
+        $vm | Should -BeOfType GuestMemory.Core.VmControl.GuestVm
         $vm.Name | Should -BeLike 'vm*'
         $vm.Memory.Size | Should -Be (64KB + 1MB)
         $vm.Slots.Slot | Should -Be 0, 1
@@ -95,6 +95,6 @@ Describe 'New-GuestVm' {
     }
 
     It 'says what it gives' {
-        (Get-Command New-GuestVm).OutputType.Type | Should -Be ([GuestMemory.Core.GuestVm])
+        (Get-Command New-GuestVm).OutputType.Type | Should -Be ([GuestMemory.Core.VmControl.GuestVm])
     }
 }

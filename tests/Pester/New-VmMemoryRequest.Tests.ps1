@@ -39,7 +39,7 @@ Describe 'New-VmMemoryRequest' {
         @{ Make = { New-VmMemoryRequest -IoEventRaw -Event 0 -Address 0 }; Json = '{"IoEventRaw":{"event":0,"addr":0,"datamatch":"AnyLength","register":true}}' }
     ) {
         $request = & $Make
-        $request | Should -BeOfType GuestMemory.Core.VmMemoryRequest
+        $request | Should -BeOfType GuestMemory.Core.VmControl.VmMemoryRequest
         $request | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly $Json
         ConvertTo-Json $request -Depth 10 -Compress | Should -BeExactly $Json
         @{ request = $request } | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly ('{"request":' + $Json + '}')
@@ -47,7 +47,7 @@ Describe 'New-VmMemoryRequest' {
         $request.ToJson($files) | Should -BeExactly $Json
         $Json -match '"(descriptor|event)":' | Should -Be ($files.Count -eq 1)
         # And back.
-        $again = [GuestMemory.Core.VmMemoryRequest]::FromJson(($request | ConvertTo-Json -Depth 10), $files)
+        $again = [GuestMemory.Core.VmControl.VmMemoryRequest]::FromJson(($request | ConvertTo-Json -Depth 10), $files)
         $again.GetType() | Should -Be $request.GetType()
         $again | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly $Json
     }

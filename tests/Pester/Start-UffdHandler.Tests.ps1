@@ -48,7 +48,7 @@ Describe 'Start-UffdHandler' {
     Context 'A handler' {
         It 'listens where it was told' {
             $handler = Start-UffdHandler -SocketPath $path -MemoryPath $image
-            $handler | Should -BeOfType GuestMemory.Core.UffdHandler
+            $handler | Should -BeOfType GuestMemory.Core.Userfault.UffdHandler
             $handler.SocketPath | Should -Be $path
             $handler.MemoryPath | Should -Be $image
             $handler.Strategy | Should -Be Background
@@ -668,6 +668,6 @@ if what != 'dies':
     }
 
     It 'says what it gives' {
-        (Get-Command Start-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler], [string])
+        (Get-Command Start-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.Userfault.UffdHandler], [string])
     }
 }

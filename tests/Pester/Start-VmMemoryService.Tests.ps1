@@ -21,11 +21,11 @@ Describe 'Start-VmMemoryService' {
     It 'listens, for this user alone' {
         Skip-UnlessSupported $kvm
         $service = $vm | Start-VmMemoryService $socket
-        $service | Should -BeOfType GuestMemory.Core.VmMemoryService
+        $service | Should -BeOfType GuestMemory.Core.VmControl.VmMemoryService
         $service.State | Should -Be Running
         $service.SocketPath | Should -Be $socket
         [IO.File]::GetUnixFileMode($socket) | Should -Be 'UserWrite, UserRead'
-        Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -SocketPath $socket | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+        Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -SocketPath $socket | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         $service.RequestCount | Should -Be 1
     }
 
@@ -91,7 +91,7 @@ Describe 'Start-VmMemoryService' {
             # Without its descriptor that is no request; with a ninth file mapping to come the client is waited for in vain.
             $null = $client.Send([Text.Encoding]::UTF8.GetBytes('{"MmapAndRegisterMemory":{"shm":{"descriptor":0,"size":4096},"dest":{"GuestPhysicalAddress":0},"num_file_mappings":9}}'))
             Wait-Until { $service.ErrorCount -eq 1 }
-            Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -SocketPath $socket -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmMemoryResponse+Ok'
+            Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -SocketPath $socket -ErrorAction Stop | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }
         finally {
             $client.Dispose()

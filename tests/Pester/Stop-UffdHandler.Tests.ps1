@@ -136,6 +136,6 @@ Describe 'Stop-UffdHandler' {
     }
 
     It 'says what it gives' {
-        (Get-Command Stop-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler])
+        (Get-Command Stop-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.Userfault.UffdHandler])
     }
 }

@@ -85,6 +85,6 @@ Describe 'Wait-UffdHandler' {
     }
 
     It 'says what it gives' {
-        (Get-Command Wait-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.UffdHandler])
+        (Get-Command Wait-UffdHandler).OutputType.Type | Should -Be ([GuestMemory.Core.Userfault.UffdHandler])
     }
 }

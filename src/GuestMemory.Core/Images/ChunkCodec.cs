@@ -1,6 +1,6 @@
 using System.IO.Compression;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>Packs and unpacks one chunk.</summary>
 internal static class ChunkCodec

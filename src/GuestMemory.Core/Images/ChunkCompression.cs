@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>How the chunks of an image are compressed.</summary>
 public enum ChunkCompression

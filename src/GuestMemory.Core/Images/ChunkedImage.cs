@@ -3,7 +3,7 @@ using System.Numerics;
 using System.Runtime.InteropServices;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>
 /// Memory images in chunks that are compressed independently, so that any page can be read without what stands before it. All

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using Microsoft.Extensions.ObjectPool;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>The large pinned buffers through which memory is copied in bulk, shared by all that do.</summary>
 internal static class ImageBuffers

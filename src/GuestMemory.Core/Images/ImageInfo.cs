@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>How memory is laid down in a file.</summary>
 public enum ImageFormat

@@ -2,7 +2,7 @@ using System.Security.Cryptography;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Images;
 
 /// <summary>
 /// Memory images as Firecracker writes them: the dense concatenation of the regions in ascending order of guest addresses,

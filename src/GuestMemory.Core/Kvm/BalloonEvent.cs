@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>What a memory balloon reports (crosvm's BalloonEvent).</summary>
 /// <param name="Kind">What happened.</param>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>What can happen to a memory balloon.</summary>
 public enum BalloonEventKind

@@ -1,6 +1,6 @@
 using System.Globalization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>Which stores of a guest an eventfd hears of (crosvm's Datamatch): by their length, and perhaps by their value.</summary>
 public readonly record struct Datamatch

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>How KVM tells which pages a guest wrote.</summary>
 public enum DirtyLogMode

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>
 /// What a request about a VM's memory asks of the VM (crosvm's Vm, as far as memory goes): <see cref="KvmVm"/> does it on /dev/kvm.

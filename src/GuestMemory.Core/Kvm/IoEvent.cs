@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>An eventfd, for guests' stores to signal (crosvm's <c>base::Event</c>). Signals add up until they are taken.</summary>
 public sealed class IoEvent : IDisposable

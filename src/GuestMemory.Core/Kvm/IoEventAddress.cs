@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>Where an eventfd waits for a guest's store (crosvm's IoEventAddress): a port, or a guest physical address.</summary>
 /// <param name="IsPio">Whether it is an I/O port of x86.</param>

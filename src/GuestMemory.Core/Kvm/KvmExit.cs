@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>How a vCPU left the guest.</summary>
 /// <param name="Reason">Why.</param>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>Why a vCPU left the guest: KVM_EXIT_ of <c>linux/kvm.h</c>. Values without a name occur.</summary>
 public enum KvmExitReason

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>A memory slot of a VM: a range of guest physical addresses, and the memory behind it.</summary>
 public sealed class KvmSlot

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <content>The state in which a vCPU begins.</content>
 public sealed unsafe partial class KvmVcpu
@@ -26,7 +26,7 @@ public sealed unsafe partial class KvmVcpu
         lock (_lock)
         {
             ThrowIfStopped();
-            var system = Get<KvmSregs>(Kvm.KVM_GET_SREGS);
+            var system = Get<KvmSregs>(KvmApi.KVM_GET_SREGS);
             system.cs.@base = address & ~15UL;
             system.cs.selector = (ushort)(address >> 4);
             foreach (ref var segment in new Span<KvmSegment>(&system.ds, 5))
@@ -35,8 +35,8 @@ public sealed unsafe partial class KvmVcpu
                 segment.selector = 0;
             }
 
-            Set(Kvm.KVM_SET_SREGS, system);
-            Set(Kvm.KVM_SET_REGS, new KvmRegs { rip = address & 15, rflags = 2 });
+            Set(KvmApi.KVM_SET_SREGS, system);
+            Set(KvmApi.KVM_SET_REGS, new KvmRegs { rip = address & 15, rflags = 2 });
         }
     }
 
@@ -60,15 +60,15 @@ public sealed unsafe partial class KvmVcpu
             ThrowIfStopped();
             var tables = BuildTables(pageTables, mapped);
             _owner.Memory.WriteExact(new GuestAddress(pageTables), MemoryMarshal.AsBytes<ulong>(tables));
-            var system = Get<KvmSregs>(Kvm.KVM_GET_SREGS);
+            var system = Get<KvmSregs>(KvmApi.KVM_GET_SREGS);
             system.cs = new KvmSegment { limit = uint.MaxValue, selector = 8, type = 11, present = 1, s = 1, l = 1, g = 1 };
             new Span<KvmSegment>(&system.ds, 5).Fill(new KvmSegment { limit = uint.MaxValue, selector = 16, type = 3, present = 1, db = 1, s = 1, g = 1 });
             system.cr0 = ProtectedAndPaged;
             system.cr3 = pageTables;
             system.cr4 = PhysicalAddressExtension;
             system.efer = LongModeActive;
-            Set(Kvm.KVM_SET_SREGS, system);
-            Set(Kvm.KVM_SET_REGS, new KvmRegs { rip = address, rsp = stack, rflags = 2 });
+            Set(KvmApi.KVM_SET_SREGS, system);
+            Set(KvmApi.KVM_SET_REGS, new KvmRegs { rip = address, rsp = stack, rflags = 2 });
         }
     }
 
@@ -77,11 +77,11 @@ public sealed unsafe partial class KvmVcpu
     {
         get
         {
-            lock (_lock) return Get<KvmRegs>(Kvm.KVM_GET_REGS);
+            lock (_lock) return Get<KvmRegs>(KvmApi.KVM_GET_REGS);
         }
         set
         {
-            lock (_lock) Set(Kvm.KVM_SET_REGS, value);
+            lock (_lock) Set(KvmApi.KVM_SET_REGS, value);
         }
     }
 
@@ -99,7 +99,7 @@ public sealed unsafe partial class KvmVcpu
     {
         ThrowIfStopped();
         var state = default(T);
-        var error = Kvm.Try(_vcpu, request, ref state);
+        var error = KvmApi.Try(_vcpu, request, ref state);
         return error == 0 ? state : throw new SyscallException("ioctl(KVM_GET_REGS)", error, $"Reading the registers of vCPU {Id}");
     }
 
@@ -107,7 +107,7 @@ public sealed unsafe partial class KvmVcpu
         where T : unmanaged
     {
         ThrowIfStopped();
-        var error = Kvm.Try(_vcpu, request, ref state);
+        var error = KvmApi.Try(_vcpu, request, ref state);
         if (error != 0) throw new SyscallException("ioctl(KVM_SET_REGS)", error, $"Setting the registers of vCPU {Id}");
     }
 }

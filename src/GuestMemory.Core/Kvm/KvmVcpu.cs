@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>
 /// A vCPU of x86-64, as much of one as it takes to run a few instructions in a guest: in real mode or in long mode, until they halt
@@ -26,11 +26,11 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         _owner = owner;
         _ringEntries = (uint)ringEntries;
         Id = id;
-        _vcpu = Kvm.CreateVcpu(vm, id);
+        _vcpu = KvmApi.CreateVcpu(vm, id);
         try
         {
-            _run = Kvm.MapRun(_vcpu);
-            if (ringEntries != 0) _ring = Kvm.MapRing(_vcpu, (nuint)(ringEntries * sizeof(KvmDirtyGfn)));
+            _run = KvmApi.MapRun(_vcpu);
+            if (ringEntries != 0) _ring = KvmApi.MapRing(_vcpu, (nuint)(ringEntries * sizeof(KvmDirtyGfn)));
         }
         catch
         {
@@ -76,13 +76,13 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         {
             ThrowIfStopped();
             var state = State;
-            if (state->exit_reason == Kvm.KVM_EXIT_MMIO)
+            if (state->exit_reason == KvmApi.KVM_EXIT_MMIO)
             {
                 state->mmio_data = value;
                 return;
             }
 
-            if (state->exit_reason != Kvm.KVM_EXIT_IO) return;
+            if (state->exit_reason != KvmApi.KVM_EXIT_IO) return;
             new ReadOnlySpan<byte>(&value, state->io_size).CopyTo(new Span<byte>((byte*)state + state->io_data_offset, state->io_size));
         }
     }
@@ -111,9 +111,9 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         while (count < _ringEntries)
         {
             var entry = (KvmDirtyGfn*)_ring.Address + (_ringNext & (_ringEntries - 1));
-            if ((Volatile.Read(ref entry->flags) & Kvm.KVM_DIRTY_GFN_F_DIRTY) == 0) return count;
+            if ((Volatile.Read(ref entry->flags) & KvmApi.KVM_DIRTY_GFN_F_DIRTY) == 0) return count;
             mark(entry->slot, entry->offset);
-            Volatile.Write(ref entry->flags, Kvm.KVM_DIRTY_GFN_F_RESET);
+            Volatile.Write(ref entry->flags, KvmApi.KVM_DIRTY_GFN_F_RESET);
             _ringNext++;
             count++;
         }
@@ -126,11 +126,11 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         while (true)
         {
             cancellation.ThrowIfCancellationRequested();
-            var error = Kvm.Try(_vcpu, Kvm.KVM_RUN, 0, out _);
+            var error = KvmApi.Try(_vcpu, KvmApi.KVM_RUN, 0, out _);
             ThrowIfStopped();
             switch (error)
             {
-                case 0 when State->exit_reason == Kvm.KVM_EXIT_DIRTY_RING_FULL:
+                case 0 when State->exit_reason == KvmApi.KVM_EXIT_DIRTY_RING_FULL:
                     _owner.HarvestRings();
                     continue;
                 case 0:
@@ -153,7 +153,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
             case KvmExitReason.Mmio:
                 return new KvmExit(reason, state->mmio_phys_addr, state->mmio_len, state->mmio_is_write != 0, state->mmio_is_write != 0 ? Narrow(state->mmio_data, state->mmio_len) : 0);
             case KvmExitReason.Io:
-                var write = state->io_direction == Kvm.KVM_EXIT_IO_OUT;
+                var write = state->io_direction == KvmApi.KVM_EXIT_IO_OUT;
                 var data = *(uint*)((byte*)state + state->io_data_offset);
                 return new KvmExit(reason, state->io_port, state->io_size, write, write ? Narrow(data, state->io_size) : 0);
             default:

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <content>Which pages the guest wrote, and vCPUs, which have a ring of them each.</content>
 public sealed unsafe partial class KvmVm
@@ -81,19 +81,19 @@ public sealed unsafe partial class KvmVm
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"A dirty ring has a power of two of entries, from 1024 to 65536, not {_options.DirtyRingEntries}.");
         var capability = _options.DirtyLog switch
         {
-            DirtyLogMode.Ring => Kvm.Extension(_vm, Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) != 0 ? Kvm.KVM_CAP_DIRTY_LOG_RING_ACQ_REL : Kvm.KVM_CAP_DIRTY_LOG_RING,
-            _ => Kvm.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            DirtyLogMode.Ring => KvmApi.Extension(_vm, KvmApi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL) != 0 ? KvmApi.KVM_CAP_DIRTY_LOG_RING_ACQ_REL : KvmApi.KVM_CAP_DIRTY_LOG_RING,
+            _ => KvmApi.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
         };
         var argument = _options.DirtyLog switch
         {
             DirtyLogMode.Plain => 0UL,
-            DirtyLogMode.ManualProtect => Kvm.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-            DirtyLogMode.InitiallySet => Kvm.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | Kvm.KVM_DIRTY_LOG_INITIALLY_SET,
+            DirtyLogMode.ManualProtect => KvmApi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+            DirtyLogMode.InitiallySet => KvmApi.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KvmApi.KVM_DIRTY_LOG_INITIALLY_SET,
             _ => _options.DirtyRingEntries * (ulong)sizeof(KvmDirtyGfn),
         };
         if (argument == 0) return;
         var enable = new KvmEnableCap { cap = capability, args = argument };
-        var error = Kvm.Try(_vm, Kvm.KVM_ENABLE_CAP, ref enable);
+        var error = KvmApi.Try(_vm, KvmApi.KVM_ENABLE_CAP, ref enable);
         if (error == 0) return;
         throw new SyscallException("ioctl(KVM_ENABLE_CAP)", error, $"Choosing the dirty log {_options.DirtyLog}", GuestMemoryError.KvmUnsupported, _options.DirtyLog == DirtyLogMode.Ring
             ? $"KVM must have dirty rings (Linux 5.11), of {_options.DirtyRingEntries} entries."
@@ -107,7 +107,7 @@ public sealed unsafe partial class KvmVm
         fixed (ulong* bits = words)
         {
             var argument = new KvmClearDirtyLog { slot = slot.Slot, num_pages = (uint)slot.PageCount, dirty_bitmap = (ulong)bits };
-            var error = Kvm.Try(_vm, Kvm.KVM_CLEAR_DIRTY_LOG, ref argument);
+            var error = KvmApi.Try(_vm, KvmApi.KVM_CLEAR_DIRTY_LOG, ref argument);
             return error == 0 ? words : throw new SyscallException("ioctl(KVM_CLEAR_DIRTY_LOG)", error, $"Clearing the dirty log of slot {slot.Slot}");
         }
     }
@@ -139,7 +139,7 @@ public sealed unsafe partial class KvmVm
         fixed (ulong* bits = words)
         {
             var argument = new KvmDirtyLog { slot = slot.Slot, dirty_bitmap = (ulong)bits };
-            var error = Kvm.Try(_vm, Kvm.KVM_GET_DIRTY_LOG, ref argument);
+            var error = KvmApi.Try(_vm, KvmApi.KVM_GET_DIRTY_LOG, ref argument);
             return error == 0 ? words : throw new SyscallException("ioctl(KVM_GET_DIRTY_LOG)", error, $"Reading the dirty log of slot {slot.Slot}");
         }
     }
@@ -158,7 +158,7 @@ public sealed unsafe partial class KvmVm
             count += entries;
         }
 
-        if (count > 0) _ = Kvm.Try(_vm, Kvm.KVM_RESET_DIRTY_RINGS, 0, out _);
+        if (count > 0) _ = KvmApi.Try(_vm, KvmApi.KVM_RESET_DIRTY_RINGS, 0, out _);
     }
 
     private void ThrowIfOverrun()

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <content>What is done with the memory in slots, balloons, and eventfds.</content>
 public sealed partial class KvmVm
@@ -43,7 +43,7 @@ public sealed partial class KvmVm
     public void RegisterIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch) => SetIoEvent(eventFd, address, datamatch, 0, "Registering");
 
     /// <inheritdoc/>
-    public void UnregisterIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch) => SetIoEvent(eventFd, address, datamatch, Kvm.KVM_IOEVENTFD_FLAG_DEASSIGN, "Unregistering");
+    public void UnregisterIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch) => SetIoEvent(eventFd, address, datamatch, KvmApi.KVM_IOEVENTFD_FLAG_DEASSIGN, "Unregistering");
 
     private void SetIoEvent(SafeHandle eventFd, IoEventAddress address, Datamatch datamatch, uint flags, string what)
     {
@@ -55,12 +55,12 @@ public sealed partial class KvmVm
             addr = address.Address,
             len = datamatch.Length,
             fd = lease.Number,
-            flags = flags | (address.IsPio ? Kvm.KVM_IOEVENTFD_FLAG_PIO : 0) | (datamatch.Value is null ? 0 : Kvm.KVM_IOEVENTFD_FLAG_DATAMATCH),
+            flags = flags | (address.IsPio ? KvmApi.KVM_IOEVENTFD_FLAG_PIO : 0) | (datamatch.Value is null ? 0 : KvmApi.KVM_IOEVENTFD_FLAG_DATAMATCH),
         };
         lock (_lock)
         {
             ThrowIfDisposed();
-            var error = Kvm.Try(_vm, Kvm.KVM_IOEVENTFD, ref argument);
+            var error = KvmApi.Try(_vm, KvmApi.KVM_IOEVENTFD, ref argument);
             if (error != 0) throw new SyscallException("ioctl(KVM_IOEVENTFD)", error, $"{what} an eventfd at {address}");
         }
     }

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>
 /// A virtual machine of KVM (crosvm's KvmVm): its memory slots, and what can be done with the memory in them. The base memory's
@@ -34,8 +34,8 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         Memory = memory;
         Id = Interlocked.Increment(ref s_lastId);
         Name = _options.Name ?? Id.ToString(System.Globalization.CultureInfo.InvariantCulture);
-        using var device = Kvm.Open();
-        _vm = Kvm.CreateVm(device);
+        using var device = KvmApi.Open();
+        _vm = KvmApi.CreateVm(device);
         try
         {
             EnableDirtyLog();
@@ -199,12 +199,12 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         var region = new KvmUserspaceMemoryRegion
         {
             slot = slot.Slot,
-            flags = (slot.ReadOnly ? Kvm.KVM_MEM_READONLY : 0) | (slot.LogDirtyPages ? Kvm.KVM_MEM_LOG_DIRTY_PAGES : 0),
+            flags = (slot.ReadOnly ? KvmApi.KVM_MEM_READONLY : 0) | (slot.LogDirtyPages ? KvmApi.KVM_MEM_LOG_DIRTY_PAGES : 0),
             guest_phys_addr = slot.GuestAddress,
             memory_size = present ? slot.Size : 0,
             userspace_addr = slot.Memory.HostAddress,
         };
-        return Kvm.Try(_vm, Kvm.KVM_SET_USER_MEMORY_REGION, ref region);
+        return KvmApi.Try(_vm, KvmApi.KVM_SET_USER_MEMORY_REGION, ref region);
     }
 
     private void Forget(KvmSlot slot)

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>How a VM is made.</summary>
 public sealed record KvmVmOptions

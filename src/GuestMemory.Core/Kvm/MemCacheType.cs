@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Kvm;
 
 /// <summary>Whose choice of caching holds for memory of a guest (crosvm's MemCacheType).</summary>
 public enum MemCacheType

@@ -1,8 +1,9 @@
 using System.Buffers.Binary;
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>An image of compressed chunks. Every thread keeps the chunk that it unpacked last.</summary>
 internal sealed unsafe class ChunkedSource : PageSource

@@ -1,6 +1,6 @@
 using System.Diagnostics;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Tells, in a VM's state, whether its events are being read: a number that grows when that begins and when what was read has taken

@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Keeps a VM's events from being read while pages are filled ahead. Reading a removal lets the VM go on, so that a page which was

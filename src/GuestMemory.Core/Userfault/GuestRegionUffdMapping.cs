@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Where a region of a VM lies in the VMM's address space, and where its bytes stand in the memory image: what a VMM tells a

@@ -1,7 +1,8 @@
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Files that pages are read from.</summary>
 internal static class ImageFile

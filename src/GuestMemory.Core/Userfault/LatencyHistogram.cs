@@ -1,7 +1,7 @@
 using System.Numerics;
 using System.Runtime.CompilerServices;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Latencies, counted in buckets that are at most 1/16 wide: percentiles are right to about 6 %, in 8 KiB, without allocating.

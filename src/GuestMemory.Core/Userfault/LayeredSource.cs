@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// An image with the changes of later snapshots above it, each a sparse file of the same length: the page of the last layer that has

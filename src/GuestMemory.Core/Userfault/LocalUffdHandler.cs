@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A page-fault handler on threads of this process.</summary>
 internal sealed class LocalUffdHandler : UffdHandler

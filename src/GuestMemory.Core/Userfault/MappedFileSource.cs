@@ -2,7 +2,7 @@ using System.Runtime.CompilerServices;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// A memory image, mapped for the handler. The kernel copies out of the mapping, so that a page that cannot be read is an error of

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Regions of this process as a source: each page as it is when it is asked for. They stay mapped, and no userfaultfd may watch

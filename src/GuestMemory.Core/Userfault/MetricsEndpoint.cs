@@ -2,7 +2,7 @@ using System.Net;
 using System.Net.Sockets;
 using System.Text;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Answers <c>GET /metrics</c> on a loopback port or a Unix socket, one connection after the other, each within two seconds. Nobody

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>One thread's memory for pages that must be made before they can be copied: unpacked, or put together of several pieces.</summary>
 internal sealed unsafe class PageScratch : IDisposable

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Where a handler's pages come from. Any thread may ask, each with a scratch of its own. Asking costs one virtual call for each

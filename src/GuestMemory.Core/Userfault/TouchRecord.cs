@@ -1,7 +1,8 @@
 using System.Buffers.Binary;
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// The file that holds which pages of an image a run touched, in the order of the first touches. A header of 32 bytes: "GMTOUCH1",

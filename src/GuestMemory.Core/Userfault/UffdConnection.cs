@@ -2,7 +2,7 @@ using System.Diagnostics;
 using System.Diagnostics.CodeAnalysis;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>One VMM's connection to a handler, and the VMs it handed over. The end of the stream is the end of the VMM.</summary>
 internal sealed class UffdConnection : IDisposable

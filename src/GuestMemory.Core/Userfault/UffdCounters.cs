@@ -1,6 +1,6 @@
 using System.Runtime.InteropServices;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// What a VM's serving counts. The thread that answers faults writes the first part, the one that fills ahead the second; anybody

@@ -1,7 +1,7 @@
 using System.Globalization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Lets a worker die where it hurts, for the tests of its successor: GUESTMEMORY_UFFD_DEBUG=die-after-read=N kills the process

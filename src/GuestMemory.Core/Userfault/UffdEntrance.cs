@@ -2,7 +2,7 @@ using System.Diagnostics;
 using System.Diagnostics.CodeAnalysis;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Where VMMs come in: the listening socket, who may connect, and how many.</summary>
 /// <param name="listener">The socket; taken over.</param>

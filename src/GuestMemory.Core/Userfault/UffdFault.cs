@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A fault that was read and is to be answered. Times are timestamps.</summary>
 internal struct UffdFault

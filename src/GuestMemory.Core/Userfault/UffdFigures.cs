@@ -1,6 +1,6 @@
 using System.Diagnostics;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What was done for a VM, or for all VMs of a handler, up to a moment. It does not change any more.</summary>
 public sealed record UffdFigures

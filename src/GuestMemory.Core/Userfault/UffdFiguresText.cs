@@ -4,7 +4,7 @@ using System.Text;
 using System.Text.Encodings.Web;
 using System.Text.Json;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Figures as text: a line of JSON, and what Prometheus and its kin read.</summary>
 public static class UffdFiguresText

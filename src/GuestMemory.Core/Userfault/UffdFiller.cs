@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Brings in what nobody has touched yet: one thread for all VMs of a handler, a piece of each in turn. In the background it has a

@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Images;
+
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What a page-fault handler serves, where, and for whom.</summary>
 public sealed class UffdHandlerOptions

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What a handler does at the moment.</summary>
 public enum UffdHandlerState

@@ -1,7 +1,7 @@
 using System.Text.Json;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A hand-over that has come completely. Whoever takes it owns the userfaultfd.</summary>
 internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappings, SafeDescriptor Userfaultfd);

@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>The mapping list of a hand-over: made of regions, to and from its JSON, and checked.</summary>
 public static class UffdMappingList

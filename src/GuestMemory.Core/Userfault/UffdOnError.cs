@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What follows where a page cannot be read, also after several tries.</summary>
 public enum UffdOnError

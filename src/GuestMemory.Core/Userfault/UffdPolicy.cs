@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>How the VMs of a handler are served; the same for all of them.</summary>
 internal sealed class UffdPolicy : IDisposable

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Notes which pages of an image are touched, each once, in the order of the first touches. For the handler's thread.</summary>
 internal sealed unsafe class UffdRecorder : IDisposable

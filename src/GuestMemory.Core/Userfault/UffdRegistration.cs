@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// The VMM's side of the hand-over (Firecracker's guest_memory_from_uffd): memory that is registered with a userfaultfd whose

@@ -2,7 +2,7 @@ using GuestMemory.Core.Interop;
 
 using System.Runtime.CompilerServices;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Serves a small VM of this process's own before the first real one comes. The runtime compiles what is used for the first time,

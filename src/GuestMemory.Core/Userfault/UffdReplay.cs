@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// The plan by which a recorded working set is brought in: slices in the order of the first touches, the first of them small so that

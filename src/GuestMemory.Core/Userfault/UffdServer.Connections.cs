@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <content>VMMs that come and go, and the VMs that they hand over.</content>
 internal sealed partial class UffdServer

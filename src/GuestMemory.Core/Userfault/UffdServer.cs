@@ -1,7 +1,7 @@
 using System.Collections.Concurrent;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// The work of a handler: waits on every descriptor there is and does what comes. All of it runs on one thread but for

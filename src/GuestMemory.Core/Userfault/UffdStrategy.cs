@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>How faults are answered, and what comes without one.</summary>
 public enum UffdStrategy

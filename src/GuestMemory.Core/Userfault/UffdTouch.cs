@@ -1,6 +1,6 @@
 using System.Diagnostics;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Touches the pages of a memory as a VM would, and measures what that takes.</summary>
 public static class UffdTouch

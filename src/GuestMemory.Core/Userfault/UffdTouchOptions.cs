@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>In which order pages are touched.</summary>
 public enum UffdTouchPattern

@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <content>Filling pages that nobody has touched yet.</content>
 internal sealed unsafe partial class UffdVm

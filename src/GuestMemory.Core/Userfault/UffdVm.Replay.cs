@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <content>Bringing a recorded working set in.</content>
 internal sealed unsafe partial class UffdVm

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <content>What the VM writes: every page comes write-protected, and its first write is another fault.</content>
 internal sealed unsafe partial class UffdVm

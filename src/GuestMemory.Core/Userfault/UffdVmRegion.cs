@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>One region of a VM that is served.</summary>
 internal sealed class UffdVmRegion(GuestRegionUffdMapping mapping, ulong firstPage)

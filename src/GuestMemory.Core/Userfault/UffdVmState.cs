@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// What of a VM's serving must survive the process that serves it, as one piece of memory that may be shared. Events are read

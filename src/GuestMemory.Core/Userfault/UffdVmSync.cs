@@ -1,6 +1,6 @@
 using System.Runtime.InteropServices;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What of a VM's state who serves it and who asks what it wrote tell each other.</summary>
 [StructLayout(LayoutKind.Sequential)]

@@ -2,7 +2,7 @@ using System.Diagnostics;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// What a VM wrote or gave back: told, or taken, so that afterwards only what is written anew is told. Works beside whoever serves

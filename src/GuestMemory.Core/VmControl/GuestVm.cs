@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// A virtual machine of this process, by its name: what New-GuestVm gives. With it comes what requests about its memory need: the

@@ -1,7 +1,8 @@
 using System.Runtime.InteropServices;
 using System.Text.Json.Serialization;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Has stores to a guest physical address signal an eventfd, or ends that (crosvm's <c>IoEventUpdateRequest</c>).</summary>
 /// <param name="Event">The eventfd.</param>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A PCI register whose addresses are one slot already.</summary>
 /// <param name="GuestAddress">The guest physical address of its first byte.</param>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Memory that a request registered: a slot of its own, or a part of a prepared one.</summary>
 /// <param name="Slot">The slot.</param>

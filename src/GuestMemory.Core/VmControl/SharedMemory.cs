@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A file that is memory, a memfd for example (crosvm's <c>SharedMemory</c>).</summary>
 /// <param name="Descriptor">The file.</param>

@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What requests are executed on: a VM, its addresses, and what is registered in it. Every request holds it alone.</summary>
 /// <param name="vm">The VM; it stays the caller's.</param>

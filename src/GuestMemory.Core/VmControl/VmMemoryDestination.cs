@@ -1,7 +1,7 @@
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Where in the guest a request puts memory (crosvm's <c>VmMemoryDestination</c>).</summary>
 public abstract record VmMemoryDestination

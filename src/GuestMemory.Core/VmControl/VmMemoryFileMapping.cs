@@ -1,6 +1,6 @@
 using System.Runtime.InteropServices;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A part of a file that is mapped over a part of shared memory, for the guest to read (crosvm's <c>VmMemoryFileMapping</c>).</summary>
 /// <param name="File">The file.</param>

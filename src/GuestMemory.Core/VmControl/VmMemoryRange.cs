@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Guest memory that a balloon takes or gives back; in JSON <c>[address,size]</c>.</summary>
 /// <param name="Address">The first guest physical address.</param>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What requests have put into a VM (crosvm's <c>VmMemoryRegionState</c>). Starts empty.</summary>
 public sealed class VmMemoryRegionState

@@ -1,8 +1,9 @@
 using System.Runtime.InteropServices;
 using System.Text;
 using System.Text.Json.Serialization;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// A request about a VM's memory (crosvm's <c>VmMemoryRequest</c>): what a device in another process, or an admin, wants mapped into
@@ -67,7 +68,7 @@ public abstract partial record VmMemoryRequest
     private protected abstract VmMemoryResponse Run(VmMemoryExecution on);
 
     /// <summary>Reserves one large slot for a PCI register, so that later registrations in it are cheap mappings.</summary>
-    /// <param name="Alloc">The register: <see cref="Core.Alloc.PciBar"/>.</param>
+    /// <param name="Alloc">The register: <see cref="Core.VmControl.Alloc.PciBar"/>.</param>
     /// <param name="Cache">Whose choice of caching holds.</param>
     public sealed partial record PrepareSharedMemoryRegion(Alloc Alloc, MemCacheType Cache) : VmMemoryRequest;
 

@@ -1,6 +1,6 @@
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What became of a request (crosvm's <c>VmMemoryResponse</c>).</summary>
 public abstract record VmMemoryResponse

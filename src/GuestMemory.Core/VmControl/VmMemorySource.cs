@@ -1,7 +1,8 @@
 using System.Runtime.InteropServices;
 using System.Text.Json.Serialization;
+using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What memory a request puts into the guest (crosvm's <c>VmMemorySource</c>).</summary>
 public abstract record VmMemorySource
@@ -16,7 +17,7 @@ public abstract record VmMemorySource
 
     /// <summary>Shared memory from its start.</summary>
     /// <param name="Memory">The memory.</param>
-    public sealed record SharedMemory(Core.SharedMemory Memory) : VmMemorySource;
+    public sealed record SharedMemory(Core.VmControl.SharedMemory Memory) : VmMemorySource;
 
     /// <summary>A part of a file.</summary>
     /// <param name="File">The file.</param>

@@ -2,6 +2,8 @@ using System.Globalization;
 using System.Management.Automation;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+using GuestMemory.Core.VmControl;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.PowerShell.Binding;

@@ -1,6 +1,7 @@
 using System.Collections;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Binding;
 

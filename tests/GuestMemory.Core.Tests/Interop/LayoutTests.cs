@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text.RegularExpressions;
-using Xunit.Abstractions;
 
 namespace GuestMemory.Core.Tests;
 
@@ -145,8 +144,8 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         Assert.Equal(Userfaultfd.UFFDIO_ZEROPAGE, Ioc(3, 0xAA, 4, Marshal.SizeOf<UffdioZeropage>()));
         Assert.Equal(Userfaultfd.UFFDIO_POISON, Ioc(3, 0xAA, 8, Marshal.SizeOf<UffdioZeropage>()));
         Assert.Equal(Userfaultfd.USERFAULTFD_IOC_NEW, Ioc(0, 0xAA, 0, 0));
-        Assert.Equal(Kvm.KVM_SET_USER_MEMORY_REGION, Ioc(1, 0xAE, 0x46, Marshal.SizeOf<KvmUserspaceMemoryRegion>()));
-        Assert.Equal(Kvm.KVM_CLEAR_DIRTY_LOG, Ioc(3, 0xAE, 0xC0, Marshal.SizeOf<KvmClearDirtyLog>()));
+        Assert.Equal(KvmApi.KVM_SET_USER_MEMORY_REGION, Ioc(1, 0xAE, 0x46, Marshal.SizeOf<KvmUserspaceMemoryRegion>()));
+        Assert.Equal(KvmApi.KVM_CLEAR_DIRTY_LOG, Ioc(3, 0xAE, 0xC0, Marshal.SizeOf<KvmClearDirtyLog>()));
         Assert.Equal(Pagemap.PAGEMAP_SCAN, Ioc(3, 'f', 16, Marshal.SizeOf<PmScanArg>()));
     }
 

@@ -3,7 +3,7 @@ using System.Text.Json.Serialization.Metadata;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A JSON document in a memfd, which one process gives another.</summary>
 internal static class JsonFile

@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>JSON documents over a stream socket, one a line, none longer than <see cref="MaxLength"/>. Never waits.</summary>
 /// <param name="socket">The socket; its owner is who made it.</param>

@@ -2,7 +2,7 @@ using System.Collections.Concurrent;
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A handler in a process of its own, seen through its control socket. Its figures are asked for when they are read.</summary>
 internal sealed class RemoteUffdHandler : UffdHandler

@@ -2,7 +2,7 @@ using System.Diagnostics;
 using System.Text.Json;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>Starts the program that runs a handler in a process of its own.</summary>
 internal static class UffdHostProcess

@@ -1,7 +1,7 @@
 using System.Globalization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// Where the handlers of a user have their control sockets and logs: PID.sock and PID.log, in a folder that only the user can

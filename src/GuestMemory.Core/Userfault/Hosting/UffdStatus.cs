@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>What a handler in a process of its own says about itself: the properties of <see cref="UffdHandler"/> at one moment.</summary>
 internal sealed record UffdStatus

@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.Userfault;
 
 /// <summary>A <see cref="DirtyBitmap"/> of a VM's region on its way from the handler's process.</summary>
 internal sealed record WrittenPages

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Gives out ranges of addresses from pools, and takes them back (crosvm's <c>resources::AddressAllocator</c>): MMIO, ports,

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Several allocators as one (crosvm's <c>AddressAllocatorSet</c>): each operation asks one after the other, and fails as the last

@@ -1,6 +1,6 @@
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Who holds a range of addresses (crosvm's <c>resources::Alloc</c>). Equal by value.</summary>
 public abstract record Alloc

@@ -1,6 +1,6 @@
 using System.Globalization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// The addresses from a first to a last one, both included, which pools and allocations are made of (crosvm's

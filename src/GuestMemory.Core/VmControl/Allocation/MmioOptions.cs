@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What an MMIO range should be like (crosvm's <c>AllocOptions</c>).</summary>
 public sealed record MmioOptions

@@ -1,6 +1,6 @@
 using System.Globalization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Where a PCI function stands.</summary>
 /// <param name="Bus">The bus, from 0 to 255.</param>

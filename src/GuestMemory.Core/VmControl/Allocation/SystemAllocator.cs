@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Gives out what a VM's devices need: MMIO, ports, interrupts, general-purpose events and places on PCI buses (crosvm's

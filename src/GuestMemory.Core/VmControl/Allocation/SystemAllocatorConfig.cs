@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>The addresses that a VM has to give (crosvm's <c>SystemAllocatorConfig</c>).</summary>
 public sealed record SystemAllocatorConfig

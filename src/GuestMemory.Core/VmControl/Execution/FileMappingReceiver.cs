@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Takes the packets of file mappings that a request announced out of its tube: all of them, also where something is wrong with one, so

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Lets this process open as many files as it may ever, until the last of those who asked for it is disposed.</summary>
 internal sealed class OpenFilesLimit : IDisposable

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Why a request failed: messages, the root cause first. The texts are those of upstream, and go over the wire.</summary>
 internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception(messages[^1])

@@ -1,6 +1,7 @@
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>One execution of a request: on what, for whom, and the steps that several variants share.</summary>
 internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingReceiver? Files, bool RemotePeer, VmMemoryRequestIommuClient? Iommu)

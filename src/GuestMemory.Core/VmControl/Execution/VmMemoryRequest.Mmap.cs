@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 public abstract partial record VmMemoryRequest
 {

@@ -1,6 +1,7 @@
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 public abstract partial record VmMemoryRequest
 {

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 public abstract partial record VmMemoryRequest
 {

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What is asked of the virtio-iommu device (crosvm's <c>VirtioIOMMURequest</c>).</summary>
 public abstract record VirtioIommuRequest

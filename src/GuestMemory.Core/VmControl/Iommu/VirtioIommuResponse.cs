@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What the virtio-iommu answers (crosvm's <c>VirtioIOMMUResponse</c>).</summary>
 public abstract record VirtioIommuResponse

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What the virtio-iommu is to do about passed-through devices and the buffers they share (crosvm's <c>VirtioIOMMUVfioCommand</c>).</summary>
 public abstract record VirtioIommuVfioCommand

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What the virtio-iommu says about a command (crosvm's <c>VirtioIOMMUVfioResult</c>).</summary>
 public enum VirtioIommuVfioResult

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Tells the virtio-iommu about buffers that requests register (crosvm's <c>VmMemoryRequestIommuClient</c>), over a tube. Whatever

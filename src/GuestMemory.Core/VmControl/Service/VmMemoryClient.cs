@@ -1,7 +1,8 @@
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Asks a service to do something about a VM's memory (crosvm's <c>VmMemoryClient</c>). One request at a time; what a request

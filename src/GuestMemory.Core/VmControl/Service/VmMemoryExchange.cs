@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A request that came through a tube, its descriptors, and the file mappings that follow it.</summary>
 internal sealed class VmMemoryExchange : IDisposable

@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// The work of a service: waits on every tube there is and answers what comes, one request a tube in turn. All of it runs on one

@@ -1,6 +1,6 @@
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Executes requests about a VM's memory that come through tubes (crosvm's vm_memory_handler thread): on one thread, for any number of

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Where a service takes requests, and for whom.</summary>
 public sealed class VmMemoryServiceOptions

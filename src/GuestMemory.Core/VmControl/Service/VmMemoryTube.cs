@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A tube that is served, and what its peer may do (crosvm's <c>VmMemoryTube</c>).</summary>
 internal sealed class VmMemoryTube(Tube tube, bool remotePeer, bool exposeWithViommu) : IDisposable

@@ -1,8 +1,9 @@
 using System.Runtime.InteropServices;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A request of a shared file system about the memory that its files are mapped into (crosvm's <c>FsMappingRequest</c>).</summary>
 public abstract record FsMappingRequest
@@ -18,12 +19,12 @@ public abstract record FsMappingRequest
     private protected abstract VmResponse Run(VmMemoryContext context);
 
     /// <summary>Reserves a slot for a PCI register.</summary>
-    /// <param name="Alloc">The register: <see cref="Core.Alloc.PciBar"/>.</param>
+    /// <param name="Alloc">The register: <see cref="Core.VmControl.Alloc.PciBar"/>.</param>
     public sealed record AllocateSharedMemoryRegion(Alloc Alloc) : FsMappingRequest
     {
         private protected override VmResponse Run(VmMemoryContext context)
         {
-            if (Alloc is not Core.Alloc.PciBar || context.Allocator.Mmio.Get(Alloc) is not var (range, _)) return new VmResponse.Err(Errno.EINVAL);
+            if (Alloc is not Core.VmControl.Alloc.PciBar || context.Allocator.Mmio.Get(Alloc) is not var (range, _)) return new VmResponse.Err(Errno.EINVAL);
             if (range.Length is not (> 0 and <= long.MaxValue and var length)) return new VmResponse.Err(Errno.EOVERFLOW);
             var arena = new MemoryMappingArena(length);
             try

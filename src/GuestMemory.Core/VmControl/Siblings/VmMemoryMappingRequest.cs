@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A request about the host's side of a slot's memory (crosvm's <c>VmMemoryMappingRequest</c>).</summary>
 public abstract record VmMemoryMappingRequest

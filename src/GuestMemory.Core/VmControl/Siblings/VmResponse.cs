@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>What became of a request that answers with error numbers (crosvm's <c>VmResponse</c>, as far as memory goes).</summary>
 public abstract record VmResponse

@@ -2,7 +2,7 @@ using System.Runtime.InteropServices;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Writes a descriptor as its index, see <see cref="DescriptorJson"/>.</summary>
 public sealed class DescriptorConverter : JsonConverter<SafeHandle>

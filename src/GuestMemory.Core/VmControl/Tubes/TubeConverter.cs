@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>Writes a tube so that it can go through a tube: <c>{"socket":{"socket":INDEX}}</c>.</summary>
 public sealed class TubeConverter : JsonConverter<Tube>

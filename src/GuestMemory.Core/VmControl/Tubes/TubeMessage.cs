@@ -2,7 +2,7 @@ using System.Buffers;
 using System.Text.Json.Serialization.Metadata;
 using GuestMemory.Core.Interop;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A message that came through a tube: its bytes, in a rented buffer, and every descriptor that came along.</summary>
 internal sealed class TubeMessage(byte[] buffer) : IDisposable

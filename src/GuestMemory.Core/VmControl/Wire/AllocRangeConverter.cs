@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A range as <c>{"start":0,"end":4095}</c>; members that are not known are refused.</summary>
 internal sealed class AllocRangeConverter : JsonConverter<AllocRange>

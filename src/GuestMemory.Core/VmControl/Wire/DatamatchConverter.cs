@@ -1,7 +1,8 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using GuestMemory.Core.Kvm;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary><c>"AnyLength"</c>, or <c>{"U32":5}</c>, or <c>{"U32":null}</c> for any value.</summary>
 internal sealed class DatamatchConverter : JsonConverter<Datamatch>

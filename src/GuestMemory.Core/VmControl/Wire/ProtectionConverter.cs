@@ -2,7 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A protection as <c>{"read":true,"write":false}</c>.</summary>
 internal sealed class ProtectionConverter : JsonConverter<MemoryProtection>

@@ -1,4 +1,4 @@
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 internal sealed class VmMemoryMappingRequestConverter : TaggedConverter<VmMemoryMappingRequest>
 {

@@ -1,7 +1,7 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A UUID as an array of 16 numbers.</summary>
 internal sealed class UuidConverter : JsonConverter<IReadOnlyList<byte>>

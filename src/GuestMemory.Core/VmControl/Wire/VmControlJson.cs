@@ -1,6 +1,6 @@
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// How everything that goes through tubes is written: as serde_json writes it, in the order of the declarations. Reading is as

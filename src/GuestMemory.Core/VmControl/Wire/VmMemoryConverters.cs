@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 internal sealed class VmMemoryRequestConverter : TaggedConverter<VmMemoryRequest>
 {

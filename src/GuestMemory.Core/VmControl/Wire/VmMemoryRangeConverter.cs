@@ -1,7 +1,7 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <summary>A range of guest memory as <c>[address,size]</c>.</summary>
 internal sealed class VmMemoryRangeConverter : JsonConverter<VmMemoryRange>

@@ -3,7 +3,7 @@ using System.Collections.Specialized;
 using System.Runtime.InteropServices;
 using System.Text.Json;
 
-namespace GuestMemory.Core;
+namespace GuestMemory.Core.VmControl;
 
 /// <content>
 /// The request as its wire JSON shows it, <c>{"Variant": content}</c>, which cannot be changed. PowerShell writes a dictionary as it

@@ -1,4 +1,6 @@
-namespace GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+
+namespace GuestMemory.Core.VmControl;
 
 // What stands in the wire's JSON of each request that has members. VmMemoryRequest itself shows PowerShell a dictionary, which
 // System.Text.Json would write as one.

@@ -1,5 +1,7 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;

@@ -1,5 +1,7 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Kvm;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Commands;
 

@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Interop;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;

@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using System.Text;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.PowerShell.Commands;
 

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;

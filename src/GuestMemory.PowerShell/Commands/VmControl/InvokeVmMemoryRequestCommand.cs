@@ -1,6 +1,8 @@
 using System.Management.Automation;
 using System.Runtime.InteropServices;
 using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;

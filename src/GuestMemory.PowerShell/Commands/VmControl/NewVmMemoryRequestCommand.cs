@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Commands;
 

@@ -1,4 +1,5 @@
 using GuestMemory.Core;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Commands;
 

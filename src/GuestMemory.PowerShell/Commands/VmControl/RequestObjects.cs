@@ -6,6 +6,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using System.Text.Json;
 using GuestMemory.Core;
+using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Commands;
 

@@ -1,5 +1,8 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
+using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;

@@ -1,3 +1,6 @@
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.VmControl;
+
 namespace GuestMemory.PowerShell;
 
 /// <summary>What kind of memory a request registers: the variants of VmMemorySource.</summary>

@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 namespace GuestMemory.Core.Interop;
 
 /// <summary><c>/dev/kvm</c> and the ioctls of its VMs and vCPUs: https://docs.kernel.org/virt/kvm/api.html.</summary>
-internal static unsafe partial class Kvm
+internal static unsafe partial class KvmApi
 {
     public const string DevicePath = "/dev/kvm";
     public const string WhenMissing = "Load the module ('modprobe kvm_intel' or kvm_amd) and enable virtualization in the firmware; in a VM, nested virtualization.";
