@@ -93,7 +93,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         {
             Attempt(() =>
             {
-                foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.Vm.GetDirtyBitmap(slot, Clear)), vm);
+                foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.GetKvmVm().GetDirtyBitmap(slot, Clear)), vm);
             }, vm);
         }
     }
