@@ -18,6 +18,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
