@@ -127,7 +127,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             Forget(found);
             found.Memory.Unhold(this);
-            return found.Mapping!;
+            return found.GetMapping()!;
         }
     }
 
@@ -153,7 +153,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var slot in Close())
             {
                 slot.Memory.Unhold(this);
-                slot.Mapping?.Dispose();
+                slot.GetMapping()?.Dispose();
             }
         }
     }
