@@ -9,6 +9,27 @@ public sealed class RootFactAttribute : FactAttribute
     }
 }
 
+/// <summary>A test that maps huge pages, but touches none.</summary>
+public sealed class HugePagesFactAttribute : FactAttribute
+{
+    public HugePagesFactAttribute()
+    {
+        if (HugePages.Pools().Count == 0) Skip = "this kernel has no huge pages";
+    }
+}
+
+/// <summary>A test that needs a pool of huge pages without any.</summary>
+public sealed class EmptyPoolFactAttribute : FactAttribute
+{
+    public EmptyPoolFactAttribute()
+    {
+        if (PageSize == 0) Skip = "no pool of huge pages of this host is empty";
+    }
+
+    /// <summary>The size of the pages that are not there, in bytes; 0 where every pool has some.</summary>
+    public static ulong PageSize => HugePages.Pools().LastOrDefault(static pool => HugePages.Available(pool.PageSize) == 0)?.PageSize ?? 0;
+}
+
 /// <summary>A test in which nobody, also not root, may change what is in a folder.</summary>
 public sealed class ImmutableFolderFactAttribute : FactAttribute
 {
