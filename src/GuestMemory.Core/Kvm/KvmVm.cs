@@ -120,7 +120,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             var error = TrySet(found, present: false);
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             Forget(found);
-            found.Memory.Unhold(this);
+            found.Memory.RemoveHolder(this);
             return found.Mapping!;
         }
     }
@@ -145,7 +145,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         _vm.Dispose();
         foreach (var slot in slots)
         {
-            slot.Memory.Unhold(this);
+            slot.Memory.RemoveHolder(this);
             slot.Mapping?.Dispose();
         }
     }
@@ -177,11 +177,11 @@ public sealed partial class KvmVm : IVm, IRegionHolder
 
     private void Insert(KvmSlot slot, string attempted)
     {
-        slot.Memory.Hold(this);
+        slot.Memory.AddHolder(this);
         var error = TrySet(slot, present: true);
         if (error != 0)
         {
-            slot.Memory.Unhold(this);
+            slot.Memory.RemoveHolder(this);
             throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, attempted, error == Errno.EEXIST ? GuestMemoryError.MemoryRegionOverlap : GuestMemoryError.SyscallFailed, error switch
             {
                 Errno.EEXIST => "Another slot lies there.",
