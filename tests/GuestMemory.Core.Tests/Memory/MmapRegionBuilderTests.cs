@@ -14,7 +14,7 @@ public sealed class MmapRegionBuilderTests : IDisposable
     [EmptyPoolFact]
     public void HugePagesOfTheFlagsAreGuarded()
     {
-        var pageSize = EmptyPoolFactAttribute.PageSize;
+        var pageSize = Needs.EmptyPoolPageSize;
         var flags = MapFlags.Private | MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.HugeTlb | (MapFlags)((uint)BitOperations.Log2(pageSize) << Mman.MAP_HUGE_SHIFT);
         using var region = new MmapRegionBuilder(pageSize).WithFlags(flags).Build();
         Assert.Equal((pageSize, true, true), (region.PageSize, region.IsHugetlbfs, region.IsGuarded));
