@@ -126,8 +126,8 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             var error = TrySet(found, present: false);
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             Forget(found);
-            found.Memory.Unhold(this);
-            return found.Mapping!;
+            found.Memory.RemoveHolder(this);
+            return found.GetMapping()!;
         }
     }
 
@@ -152,8 +152,8 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var vcpu in vcpus) vcpu.Dispose();
             foreach (var slot in Close())
             {
-                slot.Memory.Unhold(this);
-                slot.Mapping?.Dispose();
+                slot.Memory.RemoveHolder(this);
+                slot.GetMapping()?.Dispose();
             }
         }
     }
@@ -197,11 +197,11 @@ public sealed partial class KvmVm : IVm, IRegionHolder
 
     private void Insert(KvmSlot slot, string attempted)
     {
-        slot.Memory.Hold(this);
+        slot.Memory.AddHolder(this);
         var error = TrySet(slot, present: true);
         if (error != 0)
         {
-            slot.Memory.Unhold(this);
+            slot.Memory.RemoveHolder(this);
             throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, attempted, error == Errno.EEXIST ? GuestMemoryError.MemoryRegionOverlap : GuestMemoryError.SyscallFailed, error switch
             {
                 Errno.EEXIST => "Another slot lies there.",

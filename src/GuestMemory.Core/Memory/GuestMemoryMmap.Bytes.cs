@@ -143,7 +143,7 @@ public sealed unsafe partial class GuestMemoryMmap
     internal VolatileSlice FirstSlice(GuestAddress address, ulong count, MemoryProtection access)
     {
         var region = FindRegion(address) ?? throw Unmapped(address);
-        if (!region.Protection.Allows(access)) throw Inaccessible(region, address, access, null);
+        if (!region.Protection.Allows(access)) throw Inaccessible(region, address, access, 0, null);
         var offset = address.Value - region.GuestAddress;
         return region.GetSlice(new MemoryRegionAddress(offset), Math.Min(count, region.Size - offset));
     }

@@ -192,7 +192,7 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         {
             var at = address.CheckedAdd(done) ?? throw Overflow(address, size);
             var region = FindRegion(at) ?? throw Unmapped(at);
-            if (!region.Protection.Allows(access)) throw Inaccessible(region, at, access, null);
+            if (!region.Protection.Allows(access)) throw Inaccessible(region, at, access, 0, null);
             done += Math.Min(size - done, region.Size - (at.Value - region.GuestAddress));
         }
     }
@@ -266,17 +266,12 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     private static int Part(GuestRegionMmap region, ulong offset, int count, int error, MemoryProtection access)
     {
         if (error == 0) return count;
-        if (region.IsDisposed) throw MmapRegion.Disposed();
-        var at = offset + (ulong)count;
-        throw Inaccessible(region, new GuestAddress(region.GuestAddress + at), access,
-            new SyscallException(access == MemoryProtection.Read ? "process_vm_readv" : "process_vm_writev", error, $"Access to host address 0x{region.HostAddress + at:x}"));
+        offset += (ulong)count;
+        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset), access, error, region.GetMapping().Cause(offset, access, error));
     }
 
-    private static GuestMemoryException Inaccessible(GuestRegionMmap region, GuestAddress at, MemoryProtection access, Exception? inner)
-    {
-        return new GuestMemoryException(GuestMemoryError.PageNotAccessible,
-            $"The page at guest address {at} in region '{region.Name}' cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {region.GetMapping().WhyNot(access)}.", inner) { Address = at.Value };
-    }
+    private static GuestMemoryException Inaccessible(GuestRegionMmap region, GuestAddress at, MemoryProtection access, int error, SyscallException? cause) =>
+        region.GetMapping().NotAccessibleAt($"guest address {at} in region '{region.Name}'", at.Value, access, error, cause);
 
     private static void ThrowIfPartial(GuestAddress address, ulong expected, ulong completed, string verb)
     {

@@ -122,7 +122,7 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
         if (destination.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
         var count = _mapping.TryRead(address.Value, destination, out var error);
-        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, write: false, "process_vm_readv", error);
+        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, MemoryProtection.Read, error);
         return count;
     }
 
@@ -132,7 +132,7 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
         if (source.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
         var count = _mapping.TryWrite(address.Value, source, out var error);
-        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, write: true, "process_vm_writev", error);
+        if (error != 0) throw _mapping.NotAccessible(address.Value + (ulong)count, MemoryProtection.Write, error);
         return count;
     }
 

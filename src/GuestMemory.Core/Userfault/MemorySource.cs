@@ -19,7 +19,7 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         {
             foreach (var region in memory.Regions)
             {
-                region.GetMapping().Hold(this);
+                region.GetMapping().AddHolder(this);
                 region.GetMapping().KeepMapped();
                 _held.Add(region.GetMapping());
             }
@@ -68,7 +68,7 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         _ended = true;
         foreach (var mapping in _held)
         {
-            mapping.Unhold(this);
+            mapping.RemoveHolder(this);
             mapping.LetUnmap();
         }
     }

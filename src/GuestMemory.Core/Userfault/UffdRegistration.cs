@@ -74,7 +74,7 @@ public sealed class UffdRegistration : IRegionHolder
             registration = new UffdRegistration(socketPath, uffd, socket, memory);
             foreach (var region in memory.Regions)
             {
-                region.GetMapping().Hold(registration);
+                region.GetMapping().AddHolder(registration);
                 held++;
                 Register(uffd, region);
             }
@@ -87,7 +87,7 @@ public sealed class UffdRegistration : IRegionHolder
         {
             uffd.Dispose();
             socket.Dispose();
-            for (var i = 0; i < held; i++) memory.Regions[i].GetMapping().Unhold(registration!);
+            for (var i = 0; i < held; i++) memory.Regions[i].GetMapping().RemoveHolder(registration!);
             throw;
         }
     }

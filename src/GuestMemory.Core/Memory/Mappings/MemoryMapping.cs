@@ -49,12 +49,12 @@ public sealed class MemoryMapping : MappedRegion
         var mapping = new MemoryMapping(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
         try
         {
-            if (owner?.IsDisposed == true) throw MmapRegion.Disposed();
+            if (owner?.IsDisposed == true) throw VolatileMemory.RegionDisposed();
             owner?.KeepMapped();
         }
         catch (ObjectDisposedException exception)
         {
-            throw MmapRegion.Disposed(exception);
+            throw VolatileMemory.RegionDisposed(exception);
         }
 
         mapping._owner = owner;
