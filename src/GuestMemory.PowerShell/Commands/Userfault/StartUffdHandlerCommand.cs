@@ -28,6 +28,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>Regions of this shell, or a whole address space, in place of an image.</summary>
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
+    [Memory]
     [ValidateNotNullOrEmpty]
     public IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -191,7 +192,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     }
 
     private GuestMemoryMmap Gather() => Memory is [GuestMemoryMmap memory] ? memory
-        : GuestMemoryMmap.FromRegions(Memory.SelectMany(static source => source is GuestMemoryMmap space ? space.Regions : [(GuestRegionMmap)source]).OrderBy(static region => region.GuestAddress));
+        : GuestMemoryMmap.FromRegions(Memory.SelectMany(static source => source.GetRegions()).OrderBy(static region => region.GuestAddress));
 
     private void Write(UffdHandler handler)
     {
