@@ -202,29 +202,13 @@ function Invoke-Documentation {
 
 function Invoke-LibraryTest {
     # Every result is a table of what passed, failed and was skipped.
-    $arguments = @(
-        '--configuration', $Configuration, '--no-build', '--nologo', '--results-directory', $results
-        '--logger', 'trx;LogFilePrefix=library', '--blame-hang-timeout', '15min', '--blame-hang-dump-type', 'none'
-    )
-    & dotnet test $solution @arguments | Out-Host
-    $exitCode = $LASTEXITCODE
-
-    $count = @{ passed = 0; failed = 0; skipped = 0 }
-    foreach ($file in Get-ChildItem (Join-Path $results library*.trx)) {
-        $run = ([xml] (Get-Content -Raw $file)).TestRun
-        $counters = $run.ResultSummary.Counters
-        $count.passed += [int] $counters.passed
-        $count.failed += [int] $counters.executed - [int] $counters.passed
-        $count.skipped += [int] $counters.total - [int] $counters.executed
-        foreach ($result in $run.SelectNodes('//*[local-name() = "UnitTestResult"][@outcome = "NotExecuted"]')) {
-            Write-Host "Skipped: $($result.testName): $($result.Output.ErrorInfo.Message)"
-        }
+    & (Join-Path $root tests library.sh) $Configuration $results | Out-Host
+    $summary = Join-Path $results library.json
+    if (Test-Path $summary) {
+        return Get-Content -Raw $summary | ConvertFrom-Json -AsHashtable
     }
-    if ($exitCode -ne 0 -and $count.failed -eq 0) {
-        Write-Host "Failed: the library's tests ended with exit code $exitCode."
-        $count.failed = 1
-    }
-    $count
+    Write-Host "Failed: the library's tests ended with exit code $LASTEXITCODE before they were counted."
+    @{ passed = 0; failed = 1; skipped = 0 }
 }
 
 function Invoke-PesterSuite([string] $Name) {

@@ -5,8 +5,6 @@ namespace GuestMemory.Core.Tests;
 /// <summary>The C compiler of this machine.</summary>
 internal static class Compiler
 {
-    public static bool IsThere { get; } = Environment.GetEnvironmentVariable("PATH")!.Split(':').Any(folder => File.Exists(Path.Combine(folder, "cc")));
-
     /// <summary>Compiles a program and returns its path.</summary>
     public static string Compile(string source, string output)
     {

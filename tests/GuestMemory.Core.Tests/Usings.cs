@@ -6,4 +6,4 @@ global using GuestMemory.Core.Userfault;
 global using GuestMemory.Core.VmControl;
 
 // Descriptors, threads and the pool of huge pages belong to the whole process.
-[assembly: Xunit.CollectionBehavior(DisableTestParallelization = true)]
+[assembly: Xunit.v3.Parallelization(Mode = Xunit.Sdk.ParallelMode.None)]

@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using System.Text.RegularExpressions;
-using Xunit.Abstractions;
 
 namespace GuestMemory.Core.Tests;
 

@@ -208,7 +208,7 @@ public sealed class KvmVmTests : IDisposable
         {
             using var vm = new KvmVm(memory);
             Add(vm, 0x100000, Page);
-            if (GuestTheoryAttribute.Missing is null) vm.CreateVcpu();
+            if (Needs.Guest) vm.CreateVcpu();
         }
 
         Assert.Equal(before, Left());

@@ -1,11 +1,12 @@
 using System.Reflection;
 using Xunit.Sdk;
+using Xunit.v3;
 
 namespace GuestMemory.Core.Tests;
 
 /// <summary>
-/// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and, where the host lets us, memory whose
-/// pages a handler serves, which are guarded. Further arguments follow the kind.
+/// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and memory whose pages a handler serves,
+/// which are guarded. Further arguments follow the kind.
 /// </summary>
 /// <param name="more">The arguments behind the kind.</param>
 [AttributeUsage(AttributeTargets.Method, AllowMultiple = true)]
@@ -14,6 +15,8 @@ public sealed class BackingDataAttribute(params object?[] more) : DataAttribute
     /// <summary>Whether regions have parts of pages, which no handler serves.</summary>
     public bool OddSizes { get; set; }
 
-    public override IEnumerable<object?[]> GetData(MethodInfo testMethod) =>
-        TestMemory.Backings.Where(backing => !OddSizes || backing != "served").Select(backing => (object?[])[backing, .. more]);
+    public override bool SupportsDiscoveryEnumeration() => true;
+
+    public override ValueTask<IReadOnlyCollection<ITheoryDataRow>> GetData(MethodInfo testMethod, DisposalTracker disposalTracker) =>
+        new([.. TestMemory.Kinds.Where(backing => !OddSizes || backing != "served").Select(backing => new TheoryDataRow([backing, .. more]))]);
 }

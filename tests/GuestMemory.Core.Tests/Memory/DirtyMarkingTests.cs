@@ -12,7 +12,7 @@ public sealed class DirtyMarkingTests : IDisposable
     public static TheoryData<string, string, string, int> Ways()
     {
         var data = new TheoryData<string, string, string, int>();
-        foreach (var backing in TestMemory.Backings)
+        foreach (var backing in TestMemory.Kinds)
         {
             foreach (var tracker in (string[])["bitmap", "log"])
             {

@@ -28,7 +28,7 @@ public sealed class TearingTests : IDisposable
         var address = new GuestAddress(0x1000 - 2);
         var value = new AtTheEdge();
         memory.WriteObject(address, value);
-        Stress.Repeat(Stress.Duration(3) / TestMemory.Backings.Length,
+        Stress.Repeat(Stress.Duration(3) / TestMemory.Kinds.Length,
             () =>
             {
                 for (var i = 0; i < 1000; i++)
@@ -54,7 +54,7 @@ public sealed class TearingTests : IDisposable
     {
         var slice = _memory.Region(backing, 0, 0x1000).AsVolatileSlice();
         var bits = 0u;
-        Stress.Repeat(Stress.Duration(1.5) / TestMemory.Backings.Length,
+        Stress.Repeat(Stress.Duration(1.5) / TestMemory.Kinds.Length,
             () =>
             {
                 for (var i = 0; i < 1000; i++)

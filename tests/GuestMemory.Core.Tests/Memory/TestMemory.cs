@@ -7,7 +7,11 @@ internal sealed class TestMemory : IDisposable
     private readonly List<GuestRegionMmap> _regions = [];
     private readonly List<UffdHandler> _handlers = [];
 
-    public static string[] Backings { get; } = Userfaultfd.TryProbe(out _) == 0 ? ["anonymous", "memfd", "file", "served"] : ["anonymous", "memfd", "file"];
+    /// <summary>Every kind of memory; a test of one that this host does not have is skipped when it maps it.</summary>
+    public static string[] Kinds { get; } = ["anonymous", "memfd", "file", "served"];
+
+    /// <summary>The kinds of memory that this host has.</summary>
+    public static string[] Backings => Needs.Userfaultfd ? Kinds : Kinds[..^1];
 
     public TestFolder Folder => _folder;
 
@@ -68,6 +72,7 @@ internal sealed class TestMemory : IDisposable
 
     private void Serve(GuestRegionMmap[] regions)
     {
+        Assert.SkipUnless(Needs.Userfaultfd, Needs.UserfaultfdReason);
         var handler = UffdHandler.Start(new UffdHandlerOptions
         {
             SocketPath = _folder[Path.GetRandomFileName()],

@@ -24,37 +24,37 @@ public sealed class BadPeerTests : IDisposable
         _folder.Dispose();
     }
 
-    public static TheoryData<string, string, int> Messages => new()
-    {
-        { "without a descriptor", Good, 0 },
-        { "exactly one", Good, 2 },
-        { "exactly one", Good, 16 },
-        { "exactly one", Good, 200 },
-        { "JSON", "[{]", 1 },
-        { "JSON", "hello", 1 },
-        { "empty", "[]]", 1 },
-        { "empty", "[]", 1 },
-        { "JSON", "{\"a\":1}", 1 },
-        { "JSON", $"[\"{new string('x', 8000)}\"]", 1 },
-        { "image that is", Good.Replace("4096,\"offset\"", "40960,\"offset\"", StringComparison.Ordinal), 1 },
-        { "overlap", $"[{Good[1..^1]},{Good[1..^1]}]", 1 },
-        { "within 0.5 s", "[{\"base_host", 1 },
-        { "within 0.5 s", " ", 0 },
-    };
+    private static (string Error, string Text, int Descriptors)[] Messages =>
+    [
+        ("without a descriptor", Good, 0),
+        ("exactly one", Good, 2),
+        ("exactly one", Good, 16),
+        ("exactly one", Good, 200),
+        ("JSON", "[{]", 1),
+        ("JSON", "hello", 1),
+        ("empty", "[]]", 1),
+        ("empty", "[]", 1),
+        ("JSON", "{\"a\":1}", 1),
+        ("JSON", $"[\"{new string('x', 8000)}\"]", 1),
+        ("image that is", Good.Replace("4096,\"offset\"", "40960,\"offset\"", StringComparison.Ordinal), 1),
+        ("overlap", $"[{Good[1..^1]},{Good[1..^1]}]", 1),
+        ("within 0.5 s", "[{\"base_host", 1),
+        ("within 0.5 s", " ", 0),
+    ];
 
     [UffdFact]
     public void EachIsAnsweredByItsError()
     {
-        foreach (var row in Messages)
+        foreach (var (error, text, descriptors) in Messages)
         {
             var last = _handler.Error;
             using (var peer = new RawPeer(_handler.SocketPath))
             {
-                peer.Send((string)row[1], (int)row[2]);
+                peer.Send(text, descriptors);
                 Host.Until(() => !ReferenceEquals(_handler.Error, last));
             }
 
-            Assert.Contains((string)row[0], _handler.Error, StringComparison.Ordinal);
+            Assert.Contains(error, _handler.Error, StringComparison.Ordinal);
             AssertUnharmed();
         }
     }

@@ -1,7 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Text;
-using Xunit.Abstractions;
 
 namespace GuestMemory.Core.Tests;
 

@@ -8,30 +8,26 @@ public sealed class KvmRequestTests : IDisposable
     private static readonly Alloc s_bar = new Alloc.PciBar(0, 3, 0, 2);
     private readonly TestFolder _folder = new();
     private readonly SafeDescriptor _file = Memfd.CreateSealed("test", 0x10000, 0);
-    private readonly TestGuest? _guest;
-    private readonly VmMemoryContext _context = null!;
-    private readonly VmMemoryService? _service;
-    private readonly VmMemoryClient _client = null!;
+    private readonly VmMemoryContext _context;
+    private readonly VmMemoryService _service;
+    private readonly VmMemoryClient _client;
 
     public KvmRequestTests()
     {
-        // The tests are skipped then; but their object is made all the same.
-        if (GuestTheoryAttribute.Missing is not null) return;
-        _guest = new TestGuest();
         var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0x7fffff), HighMmio = new AllocRange(1UL << 36, (1UL << 37) - 1) });
         allocator.LowMmio.Allocate(0x10000, s_bar, "bar");
-        _context = new VmMemoryContext(_guest.Vm, allocator) { PreparesSharedMemory = true };
+        _context = new VmMemoryContext(Guest.Vm, allocator) { PreparesSharedMemory = true };
         _service = VmMemoryService.Start(_context, new VmMemoryServiceOptions { SocketPath = _folder["vm.sock"] });
         _client = VmMemoryClient.Connect(_folder["vm.sock"]);
     }
 
-    private TestGuest Guest => _guest!;
+    private TestGuest Guest { get; } = new();
 
     public void Dispose()
     {
-        _client?.Dispose();
-        _service?.Dispose();
-        _guest?.Dispose();
+        _client.Dispose();
+        _service.Dispose();
+        Guest.Dispose();
         _file.Dispose();
         _folder.Dispose();
     }

@@ -1,0 +1,33 @@
+using System.Runtime.InteropServices;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>What tests need of the host, asked once each; the reasons name the package where one helps.</summary>
+public static class Needs
+{
+    public const string CompilerReason = "needs a C compiler ('apt-get install gcc libc6-dev')";
+    public const string UserfaultfdReason = "needs a userfaultfd: root, vm.unprivileged_userfaultfd=1, or rights on /dev/userfaultfd";
+    public const string KvmReason = "needs KVM: /dev/kvm (the kernel modules kvm and kvm_intel or kvm_amd) and the right to open it (the group kvm)";
+    public const string GuestReason = $"runs instructions of x86-64 in a guest: {KvmReason}";
+
+    private static readonly Lazy<bool> s_compiler = new(() => Environment.GetEnvironmentVariable("PATH")!.Split(':').Any(folder => File.Exists(Path.Combine(folder, "cc"))));
+    private static readonly Lazy<bool> s_userfaultfd = new(() => Interop.Userfaultfd.TryProbe(out _) == 0);
+    private static readonly Lazy<bool> s_kvm = new(() => HostSupport.Probe().First(feature => feature.Feature == "Kvm").Supported);
+
+    public static bool Root => Users.Current == 0;
+
+    public static bool Compiler => s_compiler.Value;
+
+    public static bool OtherUser => Root && Compiler;
+
+    public static bool Userfaultfd => s_userfaultfd.Value;
+
+    public static bool ManyVms => File.Exists("/usr/bin/prlimit") && Userfaultfd
+        && (ResourceLimit.TryGet(ResourceLimit.RLIMIT_NOFILE, out var limit) != 0 || limit.rlim_max >= 4000);
+
+    public static bool Kvm => s_kvm.Value;
+
+    public static bool Guest => Kvm && RuntimeInformation.ProcessArchitecture == Architecture.X64;
+
+    public static bool ServedGuest => Guest && Userfaultfd;
+}
