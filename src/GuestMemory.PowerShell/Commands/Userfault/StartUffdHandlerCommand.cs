@@ -191,7 +191,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     }
 
     private GuestMemoryMmap Gather() => Memory is [GuestMemoryMmap memory] ? memory
-        : GuestMemoryMmap.FromRegions(Memory.SelectMany(static source => source is GuestMemoryMmap space ? space.Regions : [(GuestRegionMmap)source]).OrderBy(static region => region.GuestAddress));
+        : GuestMemoryMmap.FromRegions(Memory.SelectMany(static source => source.GetRegions()).OrderBy(static region => region.GuestAddress));
 
     private void Write(UffdHandler handler)
     {
