@@ -28,8 +28,8 @@ public static class Formatting
     /// <summary>A time in microseconds, milliseconds or seconds.</summary>
     public static string Time(TimeSpan time) =>
         time == TimeSpan.Zero ? "-"
-        : time.TotalMilliseconds < 1 ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMicroseconds:0.0} us")
-        : time.TotalSeconds < 1 ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMilliseconds:0.0} ms")
+        : time.TotalMicroseconds < 999.95 ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMicroseconds:0.0} us")
+        : time.TotalMilliseconds < 999.95 ? string.Create(CultureInfo.InvariantCulture, $"{time.TotalMilliseconds:0.0} ms")
         : string.Create(CultureInfo.InvariantCulture, $"{time.TotalSeconds:0.0} s");
 
     /// <summary>A part of a whole, rounded down, so that 100 % says that nothing is missing.</summary>
@@ -39,15 +39,7 @@ public static class Formatting
     public static string Content(VmMemoryRequest request)
     {
         ArgumentNullException.ThrowIfNull(request);
-        var name = request.GetType().Name;
-        try
-        {
-            return request.ToJson([])[(name.Length + 4)..^1];
-        }
-        catch (GuestMemoryException exception)
-        {
-            return exception.Message;
-        }
+        return request.ToJson([])[(request.GetType().Name.Length + 4)..^1];
     }
 
     /// <summary>A hex dump with guest addresses, 16 bytes a row; runs of equal rows are folded into one asterisk, as hexdump(1) does.</summary>

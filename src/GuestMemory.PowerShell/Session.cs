@@ -29,7 +29,7 @@ internal static class Session
     public static IEnumerable<GuestVm> Vms => s_vms.Values.OrderBy(vm => vm.Id);
 
     /// <summary>The services that take requests for VMs of this shell, and were not stopped.</summary>
-    public static IEnumerable<VmMemoryService> Services => Vms.SelectMany(vm => vm.Services).OrderBy(service => service.Id);
+    public static IEnumerable<VmMemoryService> Services => Vms.SelectMany(vm => vm.GetServices()).OrderBy(service => service.Id);
 
     public static string NextVmName()
     {

@@ -233,7 +233,7 @@ Describe 'Get-DirtyBitmap' {
             $code = 0xC6, 0x06, 0x00, 0x20, 0x01, 0xC6, 0x06, 0x00, 0x30, 0x01, 0xC6, 0x06, 0x00, 0x50, 0x01, 0xF4
 
             function Invoke-Guest([object] $Vm) {
-                $vcpu = $Vm.Vm.CreateVcpu()
+                $vcpu = $Vm.GetKvmVm().CreateVcpu()
                 $vcpu.SetRealMode(0x1000)
                 $vcpu.Run().Reason | Should -Be Hlt
             }

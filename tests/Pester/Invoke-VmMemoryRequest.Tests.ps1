@@ -52,7 +52,7 @@ Describe 'Invoke-VmMemoryRequest' {
             # mov byte [0x200000], 0x2a; hlt
             $ram | Write-GuestMemory 0x1000 -Bytes 0xC6, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, 0x2A, 0xF4
             if ([Runtime.InteropServices.RuntimeInformation]::ProcessArchitecture -eq 'X64') {
-                $vcpu = $vm.Vm.CreateVcpu()
+                $vcpu = $vm.GetKvmVm().CreateVcpu()
                 $vcpu.SetLongMode(0x1000, 0x8000, 0, 4)
                 $vcpu.Run().Reason | Should -Be Hlt
                 $memfd | Read-GuestMemory 0x100000000 -As Byte -Count 1 | Should -Be 42
@@ -233,7 +233,7 @@ Describe 'Invoke-VmMemoryRequest' {
             $vm.Slots.GuestAddress | Should -Be 0, 0x300000000, 0x400000000
             # The memory outlives the process that brought it.
             $buffer = [byte[]]::new(1)
-            $ends = $vm.Vm.Slots[1].Mapping.Memory.AsVolatileSlice()
+            $ends = $vm.Slots[1].GetMmapRegion().Memory.AsVolatileSlice()
             $null = $ends.Read($buffer, 0)
             $buffer[0] | Should -Be 77
             $service = Get-VmMemoryService
@@ -289,7 +289,7 @@ Describe 'Invoke-VmMemoryRequest' {
             Skip-UnlessSupported $kvm
             $service = $vm | Start-VmMemoryService $socket
             # Whoever holds the VM's lock keeps its requests waiting.
-            $vm.Context.Lock.Enter()
+            $vm.GetContext().Lock.Enter()
             $shell = [powershell]::Create()
             try {
                 $null = $shell.AddScript('param($Manifest, $Socket) Import-Module $Manifest; Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -SocketPath $Socket').AddArgument($manifest).AddArgument($socket)
@@ -301,7 +301,7 @@ Describe 'Invoke-VmMemoryRequest' {
                 $shell.Streams.Error[0].CategoryInfo.Category | Should -Be ConnectionError
             }
             finally {
-                $vm.Context.Lock.Exit()
+                $vm.GetContext().Lock.Exit()
                 $shell.Dispose()
             }
         }
@@ -341,12 +341,12 @@ Describe 'Invoke-VmMemoryRequest' {
 
         It 'leaves a VM that is busy' {
             Skip-UnlessSupported $kvm
-            $vm.Context.Lock.Enter()
+            $vm.GetContext().Lock.Enter()
             try {
                 Get-LeftTime { Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -Vm $first } $vm | Should -BeLessThan ([timespan]::FromSeconds(2))
             }
             finally {
-                $vm.Context.Lock.Exit()
+                $vm.GetContext().Lock.Exit()
             }
             Invoke-VmMemoryRequest -BalloonTargetReached -Size 1 -Vm $vm | Should -BeOfType 'GuestMemory.Core.VmControl.VmMemoryResponse+Ok'
         }

@@ -39,17 +39,18 @@ Describe 'New-VmMemoryRequest' {
         @{ Make = { New-VmMemoryRequest -IoEventRaw -Event 0 -Address 0 }; Json = '{"IoEventRaw":{"event":0,"addr":0,"datamatch":"AnyLength","register":true}}' }
     ) {
         $request = & $Make
-        $request | Should -BeOfType GuestMemory.Core.VmControl.VmMemoryRequest
+        $request.Request | Should -BeOfType GuestMemory.Core.VmControl.VmMemoryRequest
+        @($request | ForEach-Object { $_ }).Count | Should -Be 1 -Because 'a request is one object'
         $request | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly $Json
         ConvertTo-Json $request -Depth 10 -Compress | Should -BeExactly $Json
         @{ request = $request } | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly ('{"request":' + $Json + '}')
         $files = $handles::new()
-        $request.ToJson($files) | Should -BeExactly $Json
+        $request.Request.ToJson($files) | Should -BeExactly $Json
         $Json -match '"(descriptor|event)":' | Should -Be ($files.Count -eq 1)
         # And back.
         $again = [GuestMemory.Core.VmControl.VmMemoryRequest]::FromJson(($request | ConvertTo-Json -Depth 10), $files)
-        $again.GetType() | Should -Be $request.GetType()
-        $again | ConvertTo-Json -Depth 10 -Compress | Should -BeExactly $Json
+        $again.GetType() | Should -Be $request.Request.GetType()
+        $again.ToJson($handles::new()) | Should -BeExactly $Json
     }
 
     It 'gives the JSON with -AsJson' {
@@ -61,18 +62,18 @@ Describe 'New-VmMemoryRequest' {
 
     It 'takes regions from the pipeline, and their place' {
         $request = $memfd | New-VmMemoryRequest -RegisterMemory
-        $request.Destination.Address | Should -Be 0x100000000
-        $request.Source.Size | Should -Be 64KB
-        ($anonymous | New-VmMemoryRequest -RegisterMemory).Source.Pointer | Should -Be $anonymous.HostAddress
-        ($memfd | New-VmMemoryRequest -RegisterMemory -Offset 16KiB).Source.Size | Should -Be 48KB
-        ($memfd | New-VmMemoryRequest -RegisterMemory -Offset 16KiB).Source.Offset | Should -Be 16KB
+        $request.Request.Destination.Address | Should -Be 0x100000000
+        $request.Request.Source.Size | Should -Be 64KB
+        ($anonymous | New-VmMemoryRequest -RegisterMemory).Request.Source.Pointer | Should -Be $anonymous.HostAddress
+        ($memfd | New-VmMemoryRequest -RegisterMemory -Offset 16KiB).Request.Source.Size | Should -Be 48KB
+        ($memfd | New-VmMemoryRequest -RegisterMemory -Offset 16KiB).Request.Source.Offset | Should -Be 16KB
     }
 
     It 'takes handles, streams and files' {
         $stream = [IO.File]::Open("$TestDrive/file", 'Open', 'ReadWrite', 'ReadWrite')
         try {
             foreach ($source in $stream, $stream.SafeFileHandle, (Get-Item "$TestDrive/file")) {
-                (New-VmMemoryRequest -RegisterMemory -Source $source -Destination 0).Source.Size | Should -Be 12KB
+                (New-VmMemoryRequest -RegisterMemory -Source $source -Destination 0).Request.Source.Size | Should -Be 12KB
             }
         }
         finally {
@@ -80,7 +81,7 @@ Describe 'New-VmMemoryRequest' {
         }
         Push-Location $TestDrive
         try {
-            (New-VmMemoryRequest -RegisterMemory -Source file -Destination 0).Source.Size | Should -Be 12KB
+            (New-VmMemoryRequest -RegisterMemory -Source file -Destination 0).Request.Source.Size | Should -Be 12KB
         }
         finally {
             Pop-Location
@@ -104,6 +105,16 @@ Describe 'New-VmMemoryRequest' {
         @{ What = 'two variants'; Id = 'AmbiguousParameterSet'; Make = { New-VmMemoryRequest -UnregisterMemory -RegionId 1 -BalloonTargetReached } }
     ) {
         $Make | Should -Throw -ErrorId "$Id,*"
+    }
+
+    It 'is a dictionary that cannot be changed' {
+        $request = New-VmMemoryRequest -DynamicallyFreeMemoryRanges -Range 0x1000+8KiB
+        $request.Keys | Should -Be DynamicallyFreeMemoryRanges
+        $request['DynamicallyFreeMemoryRanges'].ranges[0] | Should -Be 4096, 8192
+        $request['other'] | Should -BeNullOrEmpty
+        { $request['DynamicallyFreeMemoryRanges'] = 1 } | Should -Throw
+        { $request.Add('a', 1) } | Should -Throw
+        { $request.Clear() } | Should -Throw
     }
 
     It 'shows the variant and its content' {

@@ -84,7 +84,7 @@ Describe 'Start-VmMemoryService' {
 
     It 'gives a client its time for file mappings, and goes on' {
         Skip-UnlessSupported $kvm
-        $service = $vm | Start-VmMemoryService $socket -FileMappingTimeout 0.2
+        $service = $vm | Start-VmMemoryService $socket -MappingTimeout 0.2
         $client = [Net.Sockets.Socket]::new('Unix', 'Seqpacket', 'Unspecified')
         try {
             $client.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new($socket))

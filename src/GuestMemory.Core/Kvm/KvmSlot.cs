@@ -3,13 +3,15 @@ namespace GuestMemory.Core.Kvm;
 /// <summary>A memory slot of a VM: a range of guest physical addresses, and the memory behind it.</summary>
 public sealed class KvmSlot
 {
+    private readonly MappedRegion? _mapping;
+
     internal KvmSlot(uint slot, ulong guestAddress, MmapRegion memory, MappedRegion? mapping, bool readOnly, bool logDirtyPages)
     {
         Slot = slot;
         GuestAddress = guestAddress;
         Size = HostPage.RoundUp(memory.Size, HostPage.Size);
         Memory = memory;
-        Mapping = mapping;
+        _mapping = mapping;
         ReadOnly = readOnly;
         LogDirtyPages = logDirtyPages;
     }
@@ -33,10 +35,10 @@ public sealed class KvmSlot
     public bool LogDirtyPages { get; }
 
     /// <summary>Whether it is memory that the VM was made with.</summary>
-    public bool IsBase => Mapping is null;
+    public bool IsBase => _mapping is null;
 
     /// <summary>The memory that was added; null for base memory.</summary>
-    public MappedRegion? Mapping { get; }
+    public MappedRegion? GetMmapRegion() => _mapping;
 
     internal MmapRegion Memory { get; }
 

@@ -93,7 +93,7 @@ public sealed partial class KvmVm
     {
         try
         {
-            operation(slot.Mapping!);
+            operation(slot.GetMmapRegion()!);
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException)
         {

@@ -3,57 +3,56 @@ using GuestMemory.Core.Kvm;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// A virtual machine of this process, by its name: what New-GuestVm gives. With it comes what requests about its memory need: the
-/// addresses of the machine, and what is registered.
+/// A virtual machine of this process, by its name, with what requests about its memory need: the addresses of the machine, and what is
+/// registered. It owns its VM of KVM. Its properties are plain values; what it is made of is returned by methods.
 /// </summary>
 public sealed class GuestVm : IDisposable
 {
     private readonly Lock _lock = new();
     private readonly List<VmMemoryService> _services = [];
+    private readonly KvmVm _vm;
+    private readonly VmMemoryContext _context;
 
     /// <param name="vm">The VM; owned from here on.</param>
     /// <param name="allocator">Its addresses; unless given, those that its memory leaves, see <see cref="SystemAllocator.ForMemory"/>.</param>
     public GuestVm(KvmVm vm, SystemAllocator? allocator = null)
     {
         ArgumentNullException.ThrowIfNull(vm);
-        Vm = vm;
-        Context = new VmMemoryContext(vm, allocator ?? SystemAllocator.ForMemory(vm.Memory));
+        _vm = vm;
+        _context = new VmMemoryContext(vm, allocator ?? SystemAllocator.ForMemory(vm.Memory));
     }
 
     /// <summary>The name.</summary>
-    public string Name => Vm.Name;
+    public string Name => _vm.Name;
 
     /// <summary>The number of the VM in this process.</summary>
-    public int Id => Vm.Id;
+    public int Id => _vm.Id;
 
     /// <summary>The base memory.</summary>
-    public GuestMemoryMmap Memory => Vm.Memory;
+    public GuestMemoryMmap Memory => _vm.Memory;
 
     /// <summary>The memory slots, as they are now.</summary>
-    public IReadOnlyList<KvmSlot> Slots => Vm.Slots;
+    public IReadOnlyList<KvmSlot> Slots => _vm.Slots;
 
     /// <summary>How the pages that the guest writes are logged.</summary>
-    public DirtyLogMode DirtyLog => Vm.DirtyLog;
+    public DirtyLogMode DirtyLog => _vm.DirtyLog;
 
     /// <summary>Whether it was removed.</summary>
-    public bool IsDisposed => Vm.IsDisposed;
+    public bool IsDisposed => _vm.IsDisposed;
 
-    /// <summary>The VM of KVM behind it.</summary>
-    public KvmVm Vm { get; }
+    /// <summary>The VM of KVM behind it; it stays this object's.</summary>
+    public KvmVm GetKvmVm() => _vm;
 
     /// <summary>What requests about its memory are executed on.</summary>
-    public VmMemoryContext Context { get; }
+    public VmMemoryContext GetContext() => _context;
 
-    /// <summary>The services that take requests for it, and were not stopped.</summary>
-    public IReadOnlyList<VmMemoryService> Services
+    /// <summary>The services that take requests for it, and were not stopped, as it is now.</summary>
+    public IReadOnlyList<VmMemoryService> GetServices()
     {
-        get
+        lock (_lock)
         {
-            lock (_lock)
-            {
-                _services.RemoveAll(static service => service.State == VmMemoryServiceState.Stopped);
-                return _services.ToArray();
-            }
+            _services.RemoveAll(static service => service.State == VmMemoryServiceState.Stopped);
+            return _services.ToArray();
         }
     }
 
@@ -66,19 +65,19 @@ public sealed class GuestVm : IDisposable
     public ulong AllocateMmio(ulong size, Alloc alloc, MmioOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(alloc);
-        lock (Context.Lock) return Context.Allocator.AllocateMmio(size, alloc, alloc.ToString(), options);
+        lock (_context.Lock) return _context.Allocator.AllocateMmio(size, alloc, alloc.ToString(), options);
     }
 
     /// <summary>What requests have registered, by region id, as it is now.</summary>
     public IReadOnlyDictionary<ulong, RegisteredMemory> GetRegisteredMemory()
     {
-        lock (Context.Lock) return new SortedDictionary<ulong, RegisteredMemory>(Context.RegionState.Registered);
+        lock (_context.Lock) return new SortedDictionary<ulong, RegisteredMemory>(_context.RegionState.Registered);
     }
 
     /// <summary>Who has MMIO addresses, and which, as it is now.</summary>
     public IReadOnlyDictionary<Alloc, AllocRange> GetMmioAllocations()
     {
-        lock (Context.Lock) return Context.Allocator.LowMmio.Allocations.Concat(Context.Allocator.HighMmio.Allocations).ToDictionary();
+        lock (_context.Lock) return _context.Allocator.LowMmio.Allocations.Concat(_context.Allocator.HighMmio.Allocations).ToDictionary();
     }
 
     /// <summary>Executes a request; see <see cref="VmMemoryRequest.Execute(VmMemoryContext, Tube?, bool, bool, CancellationToken)"/>.</summary>
@@ -92,8 +91,8 @@ public sealed class GuestVm : IDisposable
         if (IsDisposed) throw Removed();
         // To take much memory away takes the kernel its time; all else is a matter of microseconds once no other request is executed.
         return cancellation.CanBeCanceled && request is (VmMemoryRequest.DynamicallyFreeMemoryRanges or VmMemoryRequest.UnregisterMemory)
-            ? BlockingAccess.Run(_ => request.Execute(Context, cancellation: cancellation), static () => null, cancellation)
-            : request.Execute(Context, cancellation: cancellation);
+            ? BlockingAccess.Run(_ => request.Execute(_context, cancellation: cancellation), static () => null, cancellation)
+            : request.Execute(_context, cancellation: cancellation);
     }
 
     /// <summary>Takes requests about the VM's memory from other processes, until the service is stopped or the VM removed.</summary>
@@ -103,7 +102,7 @@ public sealed class GuestVm : IDisposable
         lock (_lock)
         {
             if (IsDisposed) throw Removed();
-            var service = VmMemoryService.Start(Context, options);
+            var service = VmMemoryService.Start(_context, options);
             _services.Add(service);
             return service;
         }
@@ -115,7 +114,7 @@ public sealed class GuestVm : IDisposable
         lock (_lock)
         {
             foreach (var service in _services) service.Stop();
-            Vm.Dispose();
+            _vm.Dispose();
         }
     }
 

@@ -77,15 +77,18 @@ public abstract partial record VmMemoryRequest
     /// <param name="Destination">Where.</param>
     /// <param name="Protection">What may be done with it; exactly Read makes the slot read-only for the guest.</param>
     /// <param name="Cache">Whose choice of caching holds.</param>
-    public sealed partial record RegisterMemory(VmMemorySource Source, VmMemoryDestination Destination, MemoryProtection Protection, MemCacheType Cache) : VmMemoryRequest;
+    public sealed partial record RegisterMemory(VmMemorySource Source, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
+        [property: JsonPropertyName("prot")] MemoryProtection Protection, MemCacheType Cache) : VmMemoryRequest;
 
     /// <summary>Maps shared memory into the guest, read-only, with parts of files over parts of it.</summary>
     /// <param name="SharedMemory">The memory.</param>
     /// <param name="Destination">Where.</param>
     /// <param name="FileMappingCount">How many file mappings follow the request, in packets of up to 253.</param>
-    public sealed partial record MmapAndRegisterMemory(SharedMemory SharedMemory, VmMemoryDestination Destination, ulong FileMappingCount) : VmMemoryRequest
+    public sealed partial record MmapAndRegisterMemory([property: JsonPropertyName("shm")] SharedMemory SharedMemory, [property: JsonPropertyName("dest")] VmMemoryDestination Destination,
+        [property: JsonPropertyName("num_file_mappings")] ulong FileMappingCount) : VmMemoryRequest
     {
         /// <summary>The file mappings, where they are at hand: for execution in this process, or for a client to send. Null where they come by the tube.</summary>
+        [JsonIgnore]
         public IReadOnlyList<VmMemoryFileMapping>? FileMappings { get; init; }
     }
 

@@ -92,7 +92,7 @@ public sealed class HugePageSizeCompleter : ListCompleter
 public sealed class ServiceSocketCompleter : ListCompleter
 {
     /// <inheritdoc/>
-    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Where(service => service.SocketPath is not null).Select(service => (service.SocketPath!, $"service {service.Id}: {service.Context.Vm}, {service.State}"));
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Where(service => service.SocketPath is not null).Select(service => (service.SocketPath!, $"service {service.Id}: VM {service.VmName}, {service.State}"));
 }
 
 /// <summary>Numbers of live services.</summary>

@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -11,9 +12,11 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
 {
     private readonly List<GuestMemoryRegion> _regions = [];
     private bool _any;
+    private bool _refused;
 
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = ParameterAttribute.AllParameterSets)]
+    [Memory]
     [ValidateNotNull]
     public virtual IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -25,12 +28,15 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
             _any = true;
             if (source is GuestMemoryRegion region) _regions.Add(region);
             else if (source is GuestMemoryMmap memory) Attempt(() => Process(memory), memory);
+            else _refused |= !Attempt(() => source.GetRegions(), source);
         }
     }
 
     /// <inheritdoc/>
     protected override void EndProcessing()
     {
+        // Without a part that was refused the address space would be another one.
+        if (_refused) return;
         // Nothing came: say so, or an export of nothing would look like a success.
         if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
     }

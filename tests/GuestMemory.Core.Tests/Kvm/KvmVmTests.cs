@@ -104,6 +104,29 @@ public sealed class KvmVmTests : IDisposable
         Assert.Equal(GuestMemoryError.VmDisposed, Assert.Throws<SyscallException>(() => Add(vm, 0x300000, Page)).Error);
     }
 
+    /// <summary>Removing a VM waits until its vCPUs have left the guest: until then its memory must stay.</summary>
+    [GuestFact]
+    public void BaseMemoryStaysUntilTheVcpusHaveStopped()
+    {
+        const int Rounds = 200;
+        var early = 0;
+        for (var round = 0; round < Rounds; round++)
+        {
+            using var guest = new TestGuest();
+            guest.Load(TestGuest.LoopForEver);
+            using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(60));
+            var run = Task.Factory.StartNew(() => Record.Exception(() => guest.Vcpu.Run(limit.Token)), limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            var dispose = Task.Factory.StartNew(guest.Vm.Dispose, limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            while (Record.Exception(() => guest.Ram.GetMmapRegion().Release(force: false)) is { } refused) Assert.Equal(GuestMemoryError.RegionInUse, Assert.IsType<GuestMemoryException>(refused).Error);
+            // The vCPU's state is unmapped when it has left the guest.
+            if (File.ReadAllText("/proc/self/maps").Contains("kvm-vcpu", StringComparison.Ordinal)) early++;
+            dispose.GetAwaiter().GetResult();
+            Assert.Equal(GuestMemoryError.VmDisposed, Assert.IsType<GuestMemoryException>(run.GetAwaiter().GetResult()).Error);
+        }
+
+        Assert.True(early == 0, $"the memory was released {early} times of {Rounds} while a vCPU ran");
+    }
+
     [KvmFact]
     public void UnalignedBaseMemoryIsRefused()
     {

@@ -1,4 +1,5 @@
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Kvm;
 
 namespace GuestMemory.Core.VmControl;
 
@@ -11,6 +12,7 @@ public sealed class VmMemoryService : IDisposable
 {
     private static int s_lastId;
 
+    private readonly VmMemoryContext _context;
     private readonly VmMemoryServer _server;
     private readonly Thread _thread;
     private readonly ManualResetEventSlim _ended = new();
@@ -22,7 +24,7 @@ public sealed class VmMemoryService : IDisposable
         _server = server;
         Id = Interlocked.Increment(ref s_lastId);
         SocketPath = options.SocketPath;
-        Context = context;
+        _context = context;
         _thread = new Thread(Run) { IsBackground = true, Name = $"vm-memory-{Id}" };
         _thread.Start();
     }
@@ -33,8 +35,8 @@ public sealed class VmMemoryService : IDisposable
     /// <summary>Where it listens; null where it serves only tubes that it is given.</summary>
     public string? SocketPath { get; }
 
-    /// <summary>What the requests are executed on.</summary>
-    public VmMemoryContext Context { get; }
+    /// <summary>The name of the VM that the requests are about; null for one that is not <see cref="KvmVm"/>.</summary>
+    public string? VmName => (_context.Vm as KvmVm)?.Name;
 
     /// <summary>What it does now.</summary>
     public VmMemoryServiceState State => _state;
@@ -50,6 +52,9 @@ public sealed class VmMemoryService : IDisposable
 
     /// <summary>What went wrong last that is not a request's answer: of the service, or of one of its tubes; null where nothing did.</summary>
     public string? Error => _failure ?? _server.Error;
+
+    /// <summary>What the requests are executed on.</summary>
+    public VmMemoryContext GetContext() => _context;
 
     /// <summary>Starts serving. When it returns, clients can connect.</summary>
     /// <param name="context">What requests are executed on; the VM stays the caller's, and must stay as long as the service runs.</param>

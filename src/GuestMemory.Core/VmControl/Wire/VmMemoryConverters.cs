@@ -6,18 +6,12 @@ internal sealed class VmMemoryRequestConverter : TaggedConverter<VmMemoryRequest
 {
     public VmMemoryRequestConverter()
     {
-        Newtype<WirePrepare>("PrepareSharedMemoryRegion", static value => value is VmMemoryRequest.PrepareSharedMemoryRegion prepare ? new WirePrepare(prepare.Alloc, prepare.Cache) : null,
-            static wire => new VmMemoryRequest.PrepareSharedMemoryRegion(wire.Alloc, wire.Cache));
-        Newtype<WireRegister>("RegisterMemory", static value => value is VmMemoryRequest.RegisterMemory register ? new WireRegister(register.Source, register.Destination, register.Protection, register.Cache) : null,
-            static wire => new VmMemoryRequest.RegisterMemory(wire.Source, wire.Dest, wire.Prot, wire.Cache));
-        Newtype<WireMmap>("MmapAndRegisterMemory", static value => value is VmMemoryRequest.MmapAndRegisterMemory mmap ? new WireMmap(mmap.SharedMemory, mmap.Destination, mmap.FileMappingCount) : null,
-            static wire => new VmMemoryRequest.MmapAndRegisterMemory(wire.Shm, wire.Dest, wire.NumFileMappings));
-        Newtype<WireRanges>("DynamicallyFreeMemoryRanges", static value => value is VmMemoryRequest.DynamicallyFreeMemoryRanges free ? new WireRanges(free.Ranges) : null,
-            static wire => new VmMemoryRequest.DynamicallyFreeMemoryRanges(wire.Ranges));
-        Newtype<WireRanges>("DynamicallyReclaimMemoryRanges", static value => value is VmMemoryRequest.DynamicallyReclaimMemoryRanges reclaim ? new WireRanges(reclaim.Ranges) : null,
-            static wire => new VmMemoryRequest.DynamicallyReclaimMemoryRanges(wire.Ranges));
-        Newtype<WireSize>("BalloonTargetReached", static value => value is VmMemoryRequest.BalloonTargetReached reached ? new WireSize(reached.Size) : null,
-            static wire => new VmMemoryRequest.BalloonTargetReached(wire.Size));
+        Struct<VmMemoryRequest.PrepareSharedMemoryRegion>();
+        Struct<VmMemoryRequest.RegisterMemory>();
+        Struct<VmMemoryRequest.MmapAndRegisterMemory>();
+        Struct<VmMemoryRequest.DynamicallyFreeMemoryRanges>();
+        Struct<VmMemoryRequest.DynamicallyReclaimMemoryRanges>();
+        Struct<VmMemoryRequest.BalloonTargetReached>();
         Newtype<ulong>("UnregisterMemory", static value => (value as VmMemoryRequest.UnregisterMemory)?.RegionId, static id => new VmMemoryRequest.UnregisterMemory(id));
         Newtype<IoEventUpdateRequest>("IoEventRaw", static value => (value as VmMemoryRequest.IoEventRaw)?.Request, static request => new VmMemoryRequest.IoEventRaw(request));
     }

@@ -18,6 +18,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -93,7 +94,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         {
             Attempt(() =>
             {
-                foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.Vm.GetDirtyBitmap(slot, Clear)), vm);
+                foreach (var slot in Slot.Length > 0 ? Slot : LoggedSlots(vm)) Attempt(() => Write(vm.GetKvmVm().GetDirtyBitmap(slot, Clear)), vm);
             }, vm);
         }
     }

@@ -12,6 +12,8 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Region")]
     [Alias("Memory")]
+    [Memory(Except = [typeof(string)])]
+    [ValidateNotNull]
     public IGuestMemorySource[] Region { get; set; } = [];
 
     /// <summary>Names, with wildcards.</summary>
@@ -30,7 +32,10 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
     {
         foreach (var source in Region)
         {
-            foreach (var region in source.GetRegions()) Remove(region);
+            Attempt(() =>
+            {
+                foreach (var region in source.GetRegions()) Remove(region);
+            }, source);
         }
 
         foreach (var name in Name)

@@ -2,6 +2,7 @@ using System.Management.Automation;
 using System.Text;
 using GuestMemory.Core;
 using GuestMemory.Core.Userfault;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -15,6 +16,8 @@ public sealed class GetGuestRegionUffdMappingCommand : MemoryCmdlet
 
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = FromMemory)]
+    [Memory]
+    [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
     /// <summary>The JSON of a mapping list.</summary>

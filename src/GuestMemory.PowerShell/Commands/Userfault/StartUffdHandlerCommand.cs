@@ -28,6 +28,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>Regions of this shell, or a whole address space, in place of an image.</summary>
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
+    [Memory]
     [ValidateNotNullOrEmpty]
     public IGuestMemorySource[] Memory { get; set; } = [];
 

@@ -32,7 +32,7 @@ public sealed class GetVmMemoryServiceCommand : GuestMemoryCmdlet
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
-        if (Vm is not null) WriteObject(Vm.Services, enumerateCollection: true);
+        if (Vm is not null) WriteObject(Vm.GetServices(), enumerateCollection: true);
         else if (SocketPath.Length == 0 && Id.Length == 0) WriteObject(Session.Services, enumerateCollection: true);
         foreach (var path in SocketPath) Attempt(() => WriteObject(ServiceLookup.BySocket(path, ResolvePath), enumerateCollection: true), path);
         foreach (var id in Id)

@@ -6,7 +6,7 @@ namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>New-VmMemoryRequest: a request about a VM's memory, to be executed later, or elsewhere.</summary>
 [Cmdlet(VerbsCommon.New, "VmMemoryRequest")]
-[OutputType(typeof(VmMemoryRequest), typeof(string))]
+[OutputType(typeof(RequestDictionary), typeof(string))]
 public sealed class NewVmMemoryRequestCommand : VmMemoryRequestCmdlet
 {
     /// <summary>Emits the wire's JSON instead.</summary>
@@ -20,9 +20,16 @@ public sealed class NewVmMemoryRequestCommand : VmMemoryRequestCmdlet
         try
         {
             var request = MakeRequest(opened);
-            // What was opened goes with the request.
-            if (!AsJson) opened.Clear();
-            WriteObject(AsJson ? request.ToJson([]) : request);
+            if (AsJson)
+            {
+                WriteObject(request.ToJson([]));
+                return;
+            }
+
+            var emitted = new RequestDictionary(request);
+            // The files that were opened stay open with the request.
+            opened.Clear();
+            WriteObject(emitted);
         }
         finally
         {

@@ -20,6 +20,7 @@ internal static class RequestObjects
     public static IReadOnlyList<VmMemoryRequest> Read(object item, IReadOnlyList<SafeHandle> descriptors)
     {
         var value = item is PSObject wrapped ? wrapped.BaseObject : item;
+        if (value is RequestDictionary shown) return [shown.Request];
         if (value is VmMemoryRequest request) return [request];
         var text = value as string ?? ToJson(item);
         try

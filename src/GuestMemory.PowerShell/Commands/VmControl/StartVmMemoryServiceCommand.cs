@@ -33,7 +33,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
     /// <summary>How long a client may take to send file mappings that it announced, in seconds.</summary>
     [Parameter]
     [ValidateRange(0.001, 1e6)]
-    public double FileMappingTimeout { get; set; } = 5;
+    public double MappingTimeout { get; set; } = 5;
 
     /// <summary>Waits until the service ends; Ctrl+C stops it.</summary>
     [Parameter]
@@ -55,7 +55,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
             SocketPath = path,
             AllowUser = AllowUser,
             Force = Force,
-            FileMappingTimeout = TimeSpan.FromSeconds(FileMappingTimeout),
+            FileMappingTimeout = TimeSpan.FromSeconds(MappingTimeout),
         });
         if (Wait) Follow(service);
         WriteObject(service);

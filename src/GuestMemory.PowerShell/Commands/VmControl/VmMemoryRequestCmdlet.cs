@@ -74,6 +74,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
 
     /// <summary>The memory that is registered.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = RegisterSet)]
+    [Alias("Memory", "Region")]
     [Descriptor]
     [ValidateNotNull]
     public DescriptorArgument? Source { get; set; }
