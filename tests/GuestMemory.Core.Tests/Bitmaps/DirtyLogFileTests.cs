@@ -94,7 +94,7 @@ public sealed class DirtyLogFileTests : IDisposable
         GC.Collect();
         GC.WaitForPendingFinalizers();
         Assert.True(Path.Exists(path));
-        region.GetMapping().SetTracker(null);
+        region.GetMmapRegion().SetTracker(null);
         Host.Until(() =>
         {
             GC.Collect();
@@ -106,7 +106,7 @@ public sealed class DirtyLogFileTests : IDisposable
         static string Track(GuestRegionMmap region)
         {
             var log = MmapLogReg.FromMemfd(1);
-            region.GetMapping().SetTracker(new AtomicBitmapMmap(new GuestAddress(0), region.Size, log));
+            region.GetMmapRegion().SetTracker(new AtomicBitmapMmap(new GuestAddress(0), region.Size, log));
             return log.Path;
         }
 
@@ -122,18 +122,18 @@ public sealed class DirtyLogFileTests : IDisposable
         memory.Write(new GuestAddress(0x2000), [1]);
         var before = low.RequireTracker();
         var small = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(low.LastAddress)));
-        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(small, region), keepDirty: true)));
+        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => GuestMemoryRegion.SetTrackers(memory.Regions, region => In(small, region), keepDirty: true)));
         Assert.Equal((before, false), (low.RequireTracker(), high.DirtyTracking));
 
         var log = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
-        GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true);
+        GuestMemoryRegion.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true);
         memory.Write(new GuestAddress(0x101fff), [1, 2]);
         Assert.Equal([new AddressRange(0x2000, 0x1000, 1), new AddressRange(0x101000, 0x2000, 2)], log.GetAndReset().GetRanges());
-        GuestRegionMmap.SetTrackers(memory.Regions, region => new AtomicBitmap(region.Size, HostPage.Size), keepDirty: false);
+        GuestMemoryRegion.SetTrackers(memory.Regions, region => new AtomicBitmap(region.Size, HostPage.Size), keepDirty: false);
         Assert.Equal((0L, null), (low.GetDirtyBitmap().DirtyCount, low.DirtyLog));
 
         high.Dispose();
-        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true)));
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => GuestMemoryRegion.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true)));
         Assert.Null(low.DirtyLog);
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => high.RequireTracker()));
     }
@@ -146,7 +146,7 @@ public sealed class DirtyLogFileTests : IDisposable
         for (var round = 0; round < 20; round++)
         {
             using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithDirtyTracking(round % 2 == 0).Build(), new GuestAddress(0x7000));
-            GuestRegionMmap.SetTrackers([region], Next(0), keepDirty: true);
+            GuestMemoryRegion.SetTrackers([region], Next(0), keepDirty: true);
             var memory = GuestMemoryMmap.FromRegions([region]);
             var expected = new bool[Pages];
             var running = Writers;
@@ -164,13 +164,13 @@ public sealed class DirtyLogFileTests : IDisposable
                 Interlocked.Decrement(ref running);
             })).ToArray();
             foreach (var thread in writers) thread.Start();
-            for (var i = 0; Volatile.Read(ref running) > 0; i++) GuestRegionMmap.SetTrackers([region], Next(i), keepDirty: true);
+            for (var i = 0; Volatile.Read(ref running) > 0; i++) GuestMemoryRegion.SetTrackers([region], Next(i), keepDirty: true);
             foreach (var thread in writers) thread.Join();
             var dirty = region.GetDirtyBitmap();
             Assert.Equal(expected, Enumerable.Range(0, Pages).Select(page => dirty.IsDirty(page)));
         }
 
-        static Func<GuestRegionMmap, IDirtyTracker> Next(int i) => region => i % 3 == 0
+        static Func<GuestMemoryRegion, IDirtyTracker> Next(int i) => region => i % 3 == 0
             ? new AtomicBitmap(region.Size, HostPage.Size)
             : In(MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(region.LastAddress))), region);
     }
@@ -191,7 +191,7 @@ public sealed class DirtyLogFileTests : IDisposable
 
     private static GuestMemoryError Failure(Action action) => Assert.ThrowsAny<GuestMemoryException>(action).Error;
 
-    private static AtomicBitmapMmap In(MmapLogReg log, GuestRegionMmap region) => new(new GuestAddress(region.GuestAddress), region.Size, log);
+    private static AtomicBitmapMmap In(MmapLogReg log, GuestMemoryRegion region) => new(new GuestAddress(region.GuestAddress), region.Size, log);
 
     private static GuestRegionMmap Region(ulong address, bool tracked) =>
         new(new MmapRegionBuilder(0x8000).WithDirtyTracking(tracked).Build(), new GuestAddress(address));
