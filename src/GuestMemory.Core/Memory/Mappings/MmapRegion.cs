@@ -118,6 +118,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
         File?.File.Dispose();
+        ReleaseLog();
     }
 
     /// <summary>Records whether the memory lies on hugetlbfs (vm-memory's set_hugetlbfs); changes nothing else.</summary>
