@@ -252,7 +252,7 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     /// <summary>Why a page will never come, or null.</summary>
     private GuestMemoryException? Orphaned() => Array.Find(_regions, static region => region.GetMapping().GoneHolder is not null) is { } orphan
         ? new GuestMemoryException(GuestMemoryError.HandlerGone,
-            $"A page of region '{orphan.Name}' is missing and will not come: {orphan.GetMapping().GoneHolder} has hung up. It ended, or it refused the hand-over because the memory does not fit its image; its Error says which. Remove the region with -Force and connect fresh memory.")
+            $"A page of region '{orphan.Name}' is missing, and {orphan.GetMapping().GoneHolder} has closed the connection: it ended, or it refused the hand-over because the memory does not fit its image (its Error says which). Remove the region by force, and connect fresh memory.")
         : null;
 
     private bool Locate(GuestAddress address, int done, out GuestRegionMmap region, out ulong offset)

@@ -1,7 +1,7 @@
 namespace GuestMemory.Core;
 
 /// <summary>
-/// A mapping at a guest physical address (vm-memory's GuestRegionMmap): what New-MmapRegion gives. Properties show addresses as
+/// A mapping at a guest physical address (vm-memory's GuestRegionMmap). Properties show addresses as
 /// plain numbers, in bytes.
 /// </summary>
 public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDisposable
@@ -151,7 +151,7 @@ public sealed class GuestRegionMmap : GuestMemoryRegion, IGuestMemorySource, IDi
     {
         ThrowIfDisposed();
         return _mapping.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-            $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+            $"Region '{Name}' has no dirty bitmap, so its dirty pages are not known.");
     }
 
     /// <summary>

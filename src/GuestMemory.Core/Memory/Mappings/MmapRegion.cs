@@ -164,7 +164,7 @@ public sealed unsafe class MmapRegion : IDisposable
         {
             if (_disposed) return;
             if (!force && _holders.Find(holder => holder.IsLive) is { } live)
-                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or use -Force to take the memory away from it.");
+                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or force the removal, which takes the memory away from it.");
             _disposed = true;
             // A VM can let go only when none of its vCPUs waits for a page any more.
             holders = [.. _holders.OrderByDescending(static holder => holder.ProvidesPages)];
@@ -320,7 +320,7 @@ public sealed unsafe class MmapRegion : IDisposable
     internal string WhyNot(MemoryProtection access) => !Protection.Allows(access) ? $"its protection is {Protection}"
         : _canShrink && BackingPath is not null ? $"the file behind it, {BackingPath}, may have been truncated"
         : PageSize != HostPage.Size ? "the pool of huge pages may be empty"
-        : "its handler gave it up, or the memory was taken away";
+        : "its handler poisoned it, or the memory was unmapped";
 
     private nuint Copy(byte* memory, byte* local, nuint length, bool write, out int error)
     {
