@@ -187,5 +187,5 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     private static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
 
     private GuestMemoryException TrackingOff() => new(GuestMemoryError.DirtyTrackingOff,
-        $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+        $"Region '{Name}' has no dirty bitmap, so its dirty pages are not known.");
 }

@@ -22,10 +22,10 @@ public sealed class ServicePeerTests : ServiceTest
     }
 
     [Theory]
-    [InlineData("garbage", 0, "This is not the JSON")]
-    [InlineData("{\"UnregisterMemory\":1", 0, "This is not the JSON")]
-    [InlineData("\u0000\u0001", 3, "This is not the JSON")]
-    [InlineData("{\"\\ud800\":1}", 0, "This is not the JSON")]
+    [InlineData("garbage", 0, "This is not the expected JSON")]
+    [InlineData("{\"UnregisterMemory\":1", 0, "This is not the expected JSON")]
+    [InlineData("\u0000\u0001", 3, "This is not the expected JSON")]
+    [InlineData("{\"\\ud800\":1}", 0, "This is not the expected JSON")]
     [InlineData("{\"Exit\":null}", 0, "'Exit' is no VmMemoryRequest")]
     [InlineData("{\"IoEventRaw\":{\"event\":0,\"addr\":0,\"datamatch\":\"AnyLength\",\"register\":true}}", 0, "descriptor 0 is out of bounds: 0 came along")]
     [InlineData("{\"IoEventRaw\":{\"event\":1,\"addr\":0,\"datamatch\":\"AnyLength\",\"register\":true}}", 1, "descriptor 1 is out of bounds: 1 came along")]
@@ -102,7 +102,7 @@ public sealed class ServicePeerTests : ServiceTest
     }
 
     [Theory]
-    [InlineData("garbage", 0, "This is not the JSON")]
+    [InlineData("garbage", 0, "This is not the expected JSON")]
     [InlineData("[]", 0, "a packet has 0 file mappings, where 253 were announced")]
     [InlineData("[null]", 0, "a packet has 1 file mappings, where 253 were announced")]
     [InlineData("[{\"file\":7,\"length\":1,\"mem_offset\":0,\"file_offset\":0}]", 1, "out of bounds")]
