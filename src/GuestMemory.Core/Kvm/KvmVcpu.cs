@@ -103,6 +103,9 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         }
     }
 
+    /// <summary>How many times KVM stopped the vCPU because its dirty ring was full.</summary>
+    internal ulong RingFullCount { get; private set; }
+
     /// <summary>Takes the entries of the dirty ring; returns how many there were.</summary>
     internal int HarvestRing(Action<uint, ulong> mark)
     {
@@ -131,6 +134,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
             switch (error)
             {
                 case 0 when State->exit_reason == KvmApi.KVM_EXIT_DIRTY_RING_FULL:
+                    RingFullCount++;
                     _owner.HarvestRings();
                     continue;
                 case 0:

@@ -54,6 +54,8 @@ public sealed class KvmDirtyLogTests
         guest.Load(WritePages(leave: true), TestGuest.Hlt);
         for (var i = 0UL; i < Pages; i++) Assert.Equal(new KvmExit(KvmExitReason.Io, 0x80, 1, IsWrite: true, 0x01), guest.Run() with { Value = 1 });
         Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
+        // The ring has room for a third of the pages: KVM_EXIT_DIRTY_RING_FULL came twice at least, and the vCPU went on.
+        Assert.InRange<ulong>(guest.Vcpu.RingFullCount, 2, Pages);
         Assert.Equal(EveryOther, Dirty(guest, slot, clear: true));
         Assert.Empty(Dirty(guest, slot));
     }
@@ -69,6 +71,7 @@ public sealed class KvmDirtyLogTests
         {
             Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
             Assert.Equal(EveryOther, Dirty(guest, slot));
+            Assert.InRange<ulong>(guest.Vcpu.RingFullCount, 2, Pages);
         }
         catch (GuestMemoryException exception)
         {
