@@ -1,6 +1,6 @@
 namespace GuestMemory.Core;
 
-/// <summary>What went wrong, as a stable name that scripts may test: the cmdlets use it as their error id.</summary>
+/// <summary>What went wrong, as a stable name that callers and scripts may test.</summary>
 public enum GuestMemoryError
 {
     /// <summary>A system call failed for a reason that has no name of its own here; see <see cref="Interop.SyscallException"/>.</summary>

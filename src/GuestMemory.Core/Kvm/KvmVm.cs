@@ -48,7 +48,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var region in memory.Regions)
             {
                 var readOnly = (region.Protection & MemoryProtection.Write) == 0;
-                Insert(new KvmSlot(_baseCount++, region.GuestAddress, region.GetMapping(), null, readOnly, _options.LogDirtyPages), $"Giving the VM region {region}");
+                Insert(new KvmSlot(_baseCount++, region.GuestAddress, region.GetMmapRegion(), null, readOnly, _options.LogDirtyPages), $"Giving the VM region {region}");
             }
         }
         catch
@@ -127,7 +127,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             RemoveSlot(found);
             found.Memory.RemoveHolder(this);
-            return found.GetMapping()!;
+            return found.GetMmapRegion()!;
         }
     }
 
@@ -153,7 +153,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var slot in Close())
             {
                 slot.Memory.RemoveHolder(this);
-                slot.GetMapping()?.Dispose();
+                slot.GetMmapRegion()?.Dispose();
             }
         }
     }
@@ -187,11 +187,11 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         }
     }
 
-    private static void CheckRegion(GuestRegionMmap region)
+    private static void CheckRegion(GuestMemoryRegion region)
     {
         if (!HostPage.IsAligned(region.Size, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"Region {region} has 0x{region.Size:x} bytes; memory of a VM is made of whole pages of {HostPage.Size} bytes.");
-        if (!HostPage.IsAligned(region.GuestAddress, HostPage.Size) || !HostPage.IsAligned(region.HostAddress, HostPage.Size))
+        if (!HostPage.IsAligned(region.GuestAddress, HostPage.Size) || !HostPage.IsAligned(region.GetMmapRegion().HostAddress, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Region {region} does not begin with a page; memory of a VM does.");
     }
 

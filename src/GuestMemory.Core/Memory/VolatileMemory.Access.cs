@@ -144,7 +144,7 @@ public abstract unsafe partial class VolatileMemory
 
     /// <summary>Around single accesses: makes sure that they neither wait nor fail. Direct memory needs nothing.</summary>
     internal AccessPin Touch(byte* memory, nuint length, MemoryProtection access) =>
-        IsDirect ? new AccessPin(memory) : new AccessPin(this, OffsetOf(memory), length, access, brief: true);
+        IsDirect ? new AccessPin(memory) : AccessPin.Begin(this, OffsetOf(memory), length, access, brief: true);
 
     /// <summary>Where in the memory an address of a slice lies.</summary>
     internal ulong OffsetOf(byte* memory) => (ulong)(memory - _start);
@@ -153,7 +153,8 @@ public abstract unsafe partial class VolatileMemory
     /// Pins for one access, which does not wait for a page and ends at once: a kind that can make sure of that overrides it, and
     /// <see cref="EndTouch"/>.
     /// </summary>
-    private protected virtual nint BeginTouch(ulong offset, ulong length, MemoryProtection access, out object? state) => Pin(offset, length, access, out state);
+    private protected virtual nint BeginTouch(ulong offset, ulong length, MemoryProtection access, out object? state, out int error) =>
+        Pin(offset, length, access, out state, out error);
 
     private protected virtual void EndTouch(nint address, ulong length, object? state) => Unpin(address, length, state);
 
@@ -213,16 +214,31 @@ public abstract unsafe partial class VolatileMemory
         /// <summary>Memory that is simply there.</summary>
         public AccessPin(byte* address) => Address = address;
 
-        public AccessPin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief = false)
+        private AccessPin(VolatileMemory memory, nint address, ulong length, bool brief, object? state)
         {
-            if (memory.IsDisposed) throw RegionDisposed();
-            Address = (byte*)(brief ? memory.BeginTouch(offset, length, access, out _state) : memory.Pin(offset, length, access, out _state));
+            Address = (byte*)address;
             _memory = memory;
             _length = length;
             _brief = brief;
+            _state = state;
         }
 
         public byte* Address { get; }
+
+        /// <summary>Pins; where that cannot be done there is an error number, and nothing to dispose of.</summary>
+        public static AccessPin TryBegin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief, out int error)
+        {
+            if (memory.IsDisposed) throw RegionDisposed();
+            var address = brief ? memory.BeginTouch(offset, length, access, out var state, out error) : memory.Pin(offset, length, access, out state, out error);
+            return error == 0 ? new AccessPin(memory, address, length, brief, state) : default;
+        }
+
+        /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed; HostAddressNotAvailable.</exception>
+        public static AccessPin Begin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief)
+        {
+            var pin = TryBegin(memory, offset, length, access, brief, out var error);
+            return error == 0 ? pin : throw memory.NotAccessible(offset, access.HasWrite() ? MemoryProtection.Write : MemoryProtection.Read, error);
+        }
 
         public void Dispose()
         {

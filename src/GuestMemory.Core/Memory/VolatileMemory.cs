@@ -10,7 +10,7 @@ namespace GuestMemory.Core;
 /// <see cref="ReadCore"/> and <see cref="WriteCore"/>. Slices, references, atomics, streams, regions and address spaces then work.
 /// Offsets and sizes are bytes.
 /// </summary>
-public abstract unsafe partial class VolatileMemory
+public abstract unsafe partial class VolatileMemory : IDisposable
 {
     // Slices of memory that has no address of its own begin at 0: they carry offsets, and are never touched.
     private readonly byte* _start;
@@ -23,22 +23,36 @@ public abstract unsafe partial class VolatileMemory
     protected VolatileMemory(ulong size, MemoryProtection protection = MemoryProtection.ReadWrite)
         : this(null, size, protection, guarded: true)
     {
+        HasHostAddress = false;
     }
 
     private protected VolatileMemory(byte* start, ulong size, MemoryProtection protection, bool guarded, IBitmap? bitmap = null)
     {
         _start = start;
+        HasHostAddress = true;
         Size = size;
         Protection = protection;
         _bitmap = bitmap;
         _state = (guarded ? Guarded : 0) | (bitmap is null ? 0 : Tracked);
     }
 
-    /// <summary>The length in bytes (vm-memory's len).</summary>
+    /// <summary>The length in bytes (vm-memory's len); not rounded to pages.</summary>
     public ulong Size { get; }
 
     /// <summary>What may be done with the memory.</summary>
     public MemoryProtection Protection { get; }
+
+    /// <summary>Whether the memory has an address in this process as long as it is there, not only for the time of an access.</summary>
+    public bool HasHostAddress { get; }
+
+    /// <summary>The size of the pages behind the memory, in bytes.</summary>
+    public virtual ulong PageSize => HostPage.Size;
+
+    /// <summary>The file behind the memory and where in it the memory starts (vm-memory's file_offset); null without a file.</summary>
+    public virtual FileOffset? File => null;
+
+    /// <summary>Whether it lies on huge pages of hugetlbfs; null where that is not known.</summary>
+    public virtual bool? IsHugetlbfs => null;
 
     /// <summary>The dirty bitmap, or null where writes were never tracked. What it marks in can be replaced at any time.</summary>
     public BitmapMmapRegion? Bitmap => _bitmap as BitmapMmapRegion;
@@ -115,6 +129,25 @@ public abstract unsafe partial class VolatileMemory
     }
 
     /// <summary>
+    /// Takes the memory away: every later access fails with RegionDisposed. A kind that has something to free overrides it, calls
+    /// <see cref="SetDisposed"/> first, and waits for the accesses that are under way.
+    /// </summary>
+    /// <param name="force">Whether what uses the memory loses it.</param>
+    /// <exception cref="GuestMemoryException">RegionInUse: the memory is in use, and <paramref name="force"/> is false.</exception>
+    public virtual void Release(bool force) => SetDisposed();
+
+    /// <summary>Takes the memory away also while it is in use; see <see cref="Release"/>.</summary>
+    public void Dispose()
+    {
+        Release(force: true);
+        GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Where a byte lies in this process. For handing on; access goes through slices.</summary>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable.</exception>
+    internal ulong GetHostAddress(ulong offset) => HasHostAddress ? (ulong)(_start + offset) : throw NoHostAddress();
+
+    /// <summary>
     /// Makes bytes accessible at an address until <see cref="Unpin"/>: for system calls, for atomic operations, and for copies of a
     /// kind that does not override <see cref="ReadCore"/> and <see cref="WriteCore"/>. A kind without addresses leaves it out.
     /// </summary>
@@ -122,9 +155,10 @@ public abstract unsafe partial class VolatileMemory
     /// <param name="length">How many bytes; offset and length lie in the memory.</param>
     /// <param name="access">Read or Write, or both where the caller does not know.</param>
     /// <param name="state">What <see cref="Unpin"/> needs.</param>
+    /// <param name="error">The error number (<c>errno(3)</c>) where that cannot be done: nothing is to be undone then; else 0.</param>
     /// <returns>The address of the first byte; as aligned as the offset is, for offsets that are multiples of 2, 4 and 8.</returns>
-    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: this kind has none. What <see cref="NotAccessible"/> makes.</exception>
-    protected virtual nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state) => throw NoHostAddress();
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: this kind has none.</exception>
+    protected virtual nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state, out int error) => throw NoHostAddress();
 
     /// <summary>Ends what <see cref="Pin"/> began; it does not fail.</summary>
     protected virtual void Unpin(nint address, ulong length, object? state)
@@ -138,8 +172,8 @@ public abstract unsafe partial class VolatileMemory
     /// <returns>How many bytes came.</returns>
     protected virtual int ReadCore(ulong offset, Span<byte> buffer, out int error)
     {
-        error = 0;
-        using var pin = new AccessPin(this, offset, (ulong)buffer.Length, MemoryProtection.Read);
+        using var pin = AccessPin.TryBegin(this, offset, (ulong)buffer.Length, MemoryProtection.Read, brief: false, out error);
+        if (error != 0) return 0;
         fixed (byte* local = buffer) VolatileCopy.Copy(local, pin.Address, (nuint)buffer.Length);
         return buffer.Length;
     }
@@ -151,8 +185,8 @@ public abstract unsafe partial class VolatileMemory
     /// <returns>How many bytes went.</returns>
     protected virtual int WriteCore(ulong offset, ReadOnlySpan<byte> buffer, out int error)
     {
-        error = 0;
-        using var pin = new AccessPin(this, offset, (ulong)buffer.Length, MemoryProtection.Write);
+        using var pin = AccessPin.TryBegin(this, offset, (ulong)buffer.Length, MemoryProtection.Write, brief: false, out error);
+        if (error != 0) return 0;
         fixed (byte* local = buffer) VolatileCopy.Copy(pin.Address, local, (nuint)buffer.Length);
         return buffer.Length;
     }

@@ -19,9 +19,9 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         {
             foreach (var region in memory.Regions)
             {
-                region.GetMapping().AddHolder(this);
-                region.GetMapping().KeepMapped();
-                _held.Add(region.GetMapping());
+                region.GetMmapRegion().AddHolder(this);
+                region.GetMmapRegion().KeepMapped();
+                _held.Add(region.GetMmapRegion());
             }
         }
         catch

@@ -67,12 +67,12 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         return false;
     }
 
-    /// <summary>Writes an error of the library; its kind is the error id.</summary>
-    protected void WriteError(GuestMemoryException exception, object? target, string? recommendedAction = null)
+    /// <summary>Writes an error of the library: its kind is the error id, and what to type about it the recommended action.</summary>
+    protected void WriteError(GuestMemoryException exception, object? target)
     {
         ArgumentNullException.ThrowIfNull(exception);
         var record = new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target);
-        if (recommendedAction is not null) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = recommendedAction };
+        if (Advice.For(exception, MyInvocation.MyCommand, target) is { } advice) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = advice };
         WriteError(record);
     }
 

@@ -91,13 +91,13 @@ public sealed class DirtyLogFileTests : IDisposable
         using var low = Region(0, tracked: false);
         var high = Region(0x8000, tracked: false);
         var log = MmapLogReg.FromMemfd(2);
-        foreach (var region in new[] { low, high }) region.GetMapping().SetTracker(In(log, region));
+        foreach (var region in new[] { low, high }) region.GetMmapRegion().SetTracker(In(log, region));
         var former = low.RequireTracker();
         log.Dispose();
         log.Dispose();
         high.Write([1], new MemoryRegionAddress(0x7000));
         Assert.Equal(1, DirtyBitmap.Load(log.Path).DirtyCount);
-        low.GetMapping().SetTracker(null);
+        low.GetMmapRegion().SetTracker(null);
         Assert.True(IsOpen(log));
         high.Dispose();
         Assert.False(IsOpen(log));
@@ -110,7 +110,7 @@ public sealed class DirtyLogFileTests : IDisposable
         Assert.Equal(GuestMemoryError.LogDisposed, Failure(() => former.GetAndReset()));
         Assert.Equal(GuestMemoryError.LogDisposed, Failure(() => log.GetAndReset()));
         Assert.Equal(GuestMemoryError.LogDisposed, Failure(() => In(log, low)));
-        Assert.Equal(GuestMemoryError.LogDisposed, Failure(() => low.GetMapping().SetTracker(former)));
+        Assert.Equal(GuestMemoryError.LogDisposed, Failure(() => low.GetMmapRegion().SetTracker(former)));
         Assert.False(low.DirtyTracking);
     }
 
@@ -144,7 +144,7 @@ public sealed class DirtyLogFileTests : IDisposable
                 {
                     for (var round = 1; round <= Rounds; round++)
                     {
-                        using (var log = MmapLogReg.FromMemfd(1)) region.GetMapping().SetTracker(In(log, region));
+                        using (var log = MmapLogReg.FromMemfd(1)) region.GetMmapRegion().SetTracker(In(log, region));
                         if (round % 1000 != 0) continue;
                         Assert.InRange(OpenLogs(), 0, logs + 1);
                         // What is reserved waits for the collector; vm.max_map_count is 65530.
@@ -158,7 +158,7 @@ public sealed class DirtyLogFileTests : IDisposable
             });
         region.Write([1], new MemoryRegionAddress(0x3000));
         Assert.Equal([3L], Pages(region));
-        region.GetMapping().SetTracker(null);
+        region.GetMmapRegion().SetTracker(null);
         Assert.InRange(OpenLogs(), 0, logs);
     }
 
@@ -171,7 +171,7 @@ public sealed class DirtyLogFileTests : IDisposable
         try
         {
             using var region = Region(0, tracked: false);
-            for (var i = 0; i < 1000; i++) region.GetMapping().SetTracker(In(MmapLogReg.FromMemfd(1), region));
+            for (var i = 0; i < 1000; i++) region.GetMmapRegion().SetTracker(In(MmapLogReg.FromMemfd(1), region));
         }
         finally
         {
@@ -189,7 +189,7 @@ public sealed class DirtyLogFileTests : IDisposable
             () =>
             {
                 using var log = MmapLogReg.FromMemfd(1);
-                region.GetMapping().SetTracker(In(log, region), keepDirty: true);
+                region.GetMmapRegion().SetTracker(In(log, region), keepDirty: true);
             },
             () => region.GetDirtyBitmap());
         Assert.Equal([3L], Pages(region));
@@ -216,18 +216,18 @@ public sealed class DirtyLogFileTests : IDisposable
         memory.Write(new GuestAddress(0x2000), [1]);
         var before = low.RequireTracker();
         var small = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(low.LastAddress)));
-        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(small, region), keepDirty: true)));
+        Assert.Equal(GuestMemoryError.InvalidLog, Failure(() => GuestMemoryRegion.SetTrackers(memory.Regions, region => In(small, region), keepDirty: true)));
         Assert.Equal((before, false), (low.RequireTracker(), high.DirtyTracking));
 
         var log = MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
-        GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true);
+        GuestMemoryRegion.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true);
         memory.Write(new GuestAddress(0x101fff), [1, 2]);
         Assert.Equal([new AddressRange(0x2000, 0x1000, 1), new AddressRange(0x101000, 0x2000, 2)], log.GetAndReset().GetRanges());
-        GuestRegionMmap.SetTrackers(memory.Regions, region => new AtomicBitmap(region.Size, HostPage.Size), keepDirty: false);
+        GuestMemoryRegion.SetTrackers(memory.Regions, region => new AtomicBitmap(region.Size, HostPage.Size), keepDirty: false);
         Assert.Equal((0L, null), (low.GetDirtyBitmap().DirtyCount, low.DirtyLog));
 
         high.Dispose();
-        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => GuestRegionMmap.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true)));
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => GuestMemoryRegion.SetTrackers(memory.Regions, region => In(log, region), keepDirty: true)));
         Assert.Null(low.DirtyLog);
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure(() => high.RequireTracker()));
     }
@@ -240,7 +240,7 @@ public sealed class DirtyLogFileTests : IDisposable
         for (var round = 0; round < 20; round++)
         {
             using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithDirtyTracking(round % 2 == 0).Build(), new GuestAddress(0x7000));
-            GuestRegionMmap.SetTrackers([region], Next(0), keepDirty: true);
+            GuestMemoryRegion.SetTrackers([region], Next(0), keepDirty: true);
             var memory = GuestMemoryMmap.FromRegions([region]);
             var expected = new bool[Pages];
             var running = Writers;
@@ -258,13 +258,13 @@ public sealed class DirtyLogFileTests : IDisposable
                 Interlocked.Decrement(ref running);
             })).ToArray();
             foreach (var thread in writers) thread.Start();
-            for (var i = 0; Volatile.Read(ref running) > 0; i++) GuestRegionMmap.SetTrackers([region], Next(i), keepDirty: true);
+            for (var i = 0; Volatile.Read(ref running) > 0; i++) GuestMemoryRegion.SetTrackers([region], Next(i), keepDirty: true);
             foreach (var thread in writers) thread.Join();
             var dirty = region.GetDirtyBitmap();
             Assert.Equal(expected, Enumerable.Range(0, Pages).Select(page => dirty.IsDirty(page)));
         }
 
-        static Func<GuestRegionMmap, IDirtyTracker> Next(int i) => region => i % 3 == 0
+        static Func<GuestMemoryRegion, IDirtyTracker> Next(int i) => region => i % 3 == 0
             ? new AtomicBitmap(region.Size, HostPage.Size)
             : In(MmapLogReg.FromMemfd(MmapLogReg.RequiredLength(new GuestAddress(region.LastAddress))), region);
     }
@@ -285,7 +285,7 @@ public sealed class DirtyLogFileTests : IDisposable
 
     private static GuestMemoryError Failure(Action action) => Assert.ThrowsAny<GuestMemoryException>(action).Error;
 
-    private static AtomicBitmapMmap In(MmapLogReg log, GuestRegionMmap region) => new(new GuestAddress(region.GuestAddress), region.Size, log);
+    private static AtomicBitmapMmap In(MmapLogReg log, GuestMemoryRegion region) => new(new GuestAddress(region.GuestAddress), region.Size, log);
 
     private static GuestRegionMmap Region(ulong address, bool tracked) =>
         new(new MmapRegionBuilder(0x8000).WithDirtyTracking(tracked).Build(), new GuestAddress(address));

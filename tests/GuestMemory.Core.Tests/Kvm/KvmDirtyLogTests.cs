@@ -126,7 +126,7 @@ public sealed class KvmDirtyLogTests
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Page).Build(), new GuestAddress(0));
         var failure = Assert.Throws<GuestMemoryException>(() => new KvmVm(GuestMemoryMmap.FromRegions([region]), new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = entries }));
         Assert.Equal(GuestMemoryError.ValueNotSupported, failure.Error);
-        region.GetMapping().Release(force: false);
+        region.GetMmapRegion().Release(force: false);
     }
 
     private static IEnumerable<long> EveryOther => Enumerable.Range(0, (int)Pages).Select(static i => 2L * i);

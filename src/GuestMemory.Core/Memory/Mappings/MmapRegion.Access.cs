@@ -65,9 +65,10 @@ public sealed unsafe partial class MmapRegion
     }
 
     /// <inheritdoc/>
-    protected override nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state)
+    protected override nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state, out int error)
     {
         state = null;
+        error = 0;
         try
         {
             KeepMapped();
@@ -88,12 +89,12 @@ public sealed unsafe partial class MmapRegion
     /// until that is over. (Somebody who takes a page away in the very next moment, or shortens the file, defeats that; nothing
     /// shorter than a signal handler helps against it.)
     /// </summary>
-    private protected override nint BeginTouch(ulong offset, ulong length, MemoryProtection access, out object? state)
+    private protected override nint BeginTouch(ulong offset, ulong length, MemoryProtection access, out object? state, out int error)
     {
         state = null;
         using var lease = Lease();
         var write = access.HasWrite();
-        var error = IsGuarded ? GuardedCopy.TryPopulate((byte*)lease.Address + offset, (nuint)length, write) : 0;
+        error = IsGuarded ? GuardedCopy.TryPopulate((byte*)lease.Address + offset, (nuint)length, write) : 0;
         if (error != 0)
         {
             throw NotAccessibleAt($"offset 0x{offset:x} of the region", offset, write ? MemoryProtection.Write : MemoryProtection.Read, error,
@@ -109,7 +110,7 @@ public sealed unsafe partial class MmapRegion
     /// <inheritdoc/>
     protected override string WhyNot(MemoryProtection access, int error) => _canShrink && BackingPath is not null ? $"the file behind it, {BackingPath}, may have been truncated"
         : PageSize != HostPage.Size ? "the pool of huge pages may be empty"
-        : "its handler gave it up, or the memory was taken away";
+        : "its handler poisoned it, or the memory was unmapped";
 
     /// <inheritdoc/>
     protected internal override SyscallException Cause(ulong offset, MemoryProtection access, int error) =>

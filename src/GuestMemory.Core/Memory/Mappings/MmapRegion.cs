@@ -8,13 +8,14 @@ namespace GuestMemory.Core;
 /// a userfaultfd watches are copied by the kernel (<c>process_vm_readv(2)</c>), so that a page that cannot be had is an error, not
 /// a signal that ends the process, and a page that takes its time never stops a garbage collection.
 /// </summary>
-public sealed unsafe partial class MmapRegion : VolatileMemory, IDisposable
+public sealed unsafe partial class MmapRegion : VolatileMemory
 {
     private readonly SafeMapping _mapping;
     private readonly Lock _lock = new();
     private readonly RegionHolders _holders = new();
     private readonly bool _alwaysGuarded;
     private readonly bool _canShrink;
+    private bool? _isHugetlbfs;
 
     internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, FileOffset? file,
         bool? isHugetlbfs, bool owned, bool guarded, bool canShrink, IDirtyTracker? tracker)
@@ -27,14 +28,14 @@ public sealed unsafe partial class MmapRegion : VolatileMemory, IDisposable
         Flags = flags;
         BackingPath = backingPath;
         File = file;
-        IsHugetlbfs = isHugetlbfs;
+        _isHugetlbfs = isHugetlbfs;
         IsOwned = owned;
         HostAddress = (ulong)mapping.Address;
         if (tracker is not null) SetTracker(tracker);
     }
 
     /// <summary>The size of the pages that back the mapping, in bytes.</summary>
-    public ulong PageSize { get; }
+    public override ulong PageSize { get; }
 
     /// <summary>Where the mapping starts in this process. For display and for handing on; access goes through this class.</summary>
     public ulong HostAddress { get; }
@@ -46,10 +47,10 @@ public sealed unsafe partial class MmapRegion : VolatileMemory, IDisposable
     public string? BackingPath { get; }
 
     /// <summary>The file and where in it the mapping starts (vm-memory's file_offset); null without a file. The handle is the region's own.</summary>
-    public FileOffset? File { get; }
+    public override FileOffset? File { get; }
 
-    /// <summary>Whether it lies on huge pages of hugetlbfs; null where nobody has said.</summary>
-    public bool? IsHugetlbfs { get; }
+    /// <summary>Whether it lies on huge pages of hugetlbfs; null where neither the builder nor <see cref="SetHugetlbfs"/> was told.</summary>
+    public override bool? IsHugetlbfs => _isHugetlbfs;
 
     /// <summary>Whether it is unmapped on release; false around a raw pointer.</summary>
     public bool IsOwned { get; }
@@ -94,22 +95,19 @@ public sealed unsafe partial class MmapRegion : VolatileMemory, IDisposable
         if (error != 0) throw new SyscallException("madvise", error, $"Discarding 0x{length:x} bytes at offset 0x{offset:x}");
     }
 
-    /// <summary>Unmaps the memory, also while a handler serves it; see <see cref="Release"/>.</summary>
-    public void Dispose() => Release(force: true);
-
     /// <summary>
     /// Unmaps the memory, as soon as no access is under way any more. With <paramref name="force"/> a handler that is still alive
     /// loses it; who waits for a page of it gets an error.
     /// </summary>
     /// <exception cref="GuestMemoryException">RegionInUse: a live handler serves it, and <paramref name="force"/> is false.</exception>
-    public void Release(bool force)
+    public override void Release(bool force)
     {
         IRegionHolder[] holders;
         lock (_lock)
         {
             if (IsDisposed) return;
             if (!force && _holders.Live is { } live)
-                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or use -Force to take the memory away from it.");
+                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or force the removal, which takes the memory away from it.");
             SetEarly(Disposed);
             holders = _holders.TakeAll();
         }
@@ -122,6 +120,9 @@ public sealed unsafe partial class MmapRegion : VolatileMemory, IDisposable
         File?.File.Dispose();
         ReleaseLog();
     }
+
+    /// <summary>Records whether the memory lies on hugetlbfs (vm-memory's set_hugetlbfs); changes nothing else.</summary>
+    public void SetHugetlbfs(bool hugetlbfs) => _isHugetlbfs = hugetlbfs;
 
     /// <summary>
     /// Whether two mappings show the same bytes of one file (vm-memory's fds_overlap). Files are the same where device and inode are;

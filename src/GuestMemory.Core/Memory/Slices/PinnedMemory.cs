@@ -17,9 +17,10 @@ internal sealed unsafe class PinnedMemory : VolatileMemory
 
     public override bool MayWait => false;
 
-    protected override nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state)
+    protected override nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state, out int error)
     {
         state = _owner;
+        error = 0;
         return (nint)(_address + offset);
     }
 }

@@ -11,7 +11,7 @@ public readonly unsafe ref struct PtrGuard
     internal PtrGuard(VolatileMemory? memory, byte* address, ulong size, MemoryProtection access)
     {
         // The slice of nothing has no memory.
-        if (memory is not null) _pin = new VolatileMemory.AccessPin(memory, memory.OffsetOf(address), size, access);
+        if (memory is not null) _pin = VolatileMemory.AccessPin.Begin(memory, memory.OffsetOf(address), size, access, brief: false);
         Size = size;
     }
 

@@ -66,7 +66,7 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
 
         // The regions that mark in the log keep it.
         using var log = Open(path, MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
-        Core.GuestRegionMmap.SetTrackers(memory.Regions, region => log is null
+        GuestMemoryRegion.SetTrackers(memory.Regions, region => log is null
             ? AtomicBitmap.WithLength(region.Size)
             : new AtomicBitmapMmap(new GuestAddress(region.GuestAddress), region.Size, log, Strict), keepDirty: !DiscardDirty);
         if (!PassThru) return;
