@@ -93,7 +93,7 @@ public sealed partial class KvmVm
     {
         try
         {
-            operation(slot.GetMmapRegion()!);
+            operation(slot.GetSlotMemory()!);
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException)
         {

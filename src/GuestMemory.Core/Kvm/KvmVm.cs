@@ -127,7 +127,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             RemoveSlot(found);
             found.Memory.RemoveHolder(this);
-            return found.GetMmapRegion()!;
+            return found.GetSlotMemory()!;
         }
     }
 
@@ -153,7 +153,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var slot in Close())
             {
                 slot.Memory.RemoveHolder(this);
-                slot.GetMmapRegion()?.Dispose();
+                slot.GetSlotMemory()?.Dispose();
             }
         }
     }

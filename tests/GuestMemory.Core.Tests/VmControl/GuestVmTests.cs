@@ -132,7 +132,7 @@ public sealed class GuestVmTests : IDisposable
         var request = new VmMemoryRequest.RegisterMemory(source, new VmMemoryDestination.GuestPhysicalAddress(0x100000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
         var answer = Assert.IsType<VmMemoryResponse.RegisterMemory>(vm.Execute(request));
         lent.Dispose();
-        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetMmapRegion()!;
+        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetSlotMemory()!;
         var read = new byte[1];
         Assert.Equal(1, memory.Memory.TryRead(0, read, out _));
         Assert.Equal(42, read[0]);
