@@ -4,17 +4,19 @@
 .SYNOPSIS
     Builds, tests, checks, documents, measures, shows and packages GuestMemory.
 .DESCRIPTION
-    Build    builds everything; the module lands in bin/, its help in en-US/, so that Import-Module ./GuestMemory.psd1 works
+    Build    builds everything; the module lands in bin/, so that Import-Module ./GuestMemory.psd1 works; makes the help in en-US/
+             anew where a page has changed and PlatyPS is there
     Test     builds, then runs every test; the last line is "N passed, N failed, N skipped"
     Analyze  builds (any analyzer warning is an error), then runs PSScriptAnalyzer over the scripts
-    Docs     brings the pages in docs/cmdlets up to the cmdlets' parameters, then makes the help from them
+    Docs     brings the pages in docs/cmdlets up to the cmdlets' parameters, then makes the help in en-US/ from them
     Bench    runs bench/GuestMemory.Bench; further arguments are its own
     Demo     builds, then runs examples/Restore-Snapshot.ps1; further arguments (-MemoryPath FILE) are its own
-    Package  puts the module as it is installed into artifacts/GuestMemory/VERSION/, and a tar.gz of it beside
+    Package  puts the module as it is installed into artifacts/GuestMemory/VERSION/, a tar.gz of it beside, and the NuGet packages
+             of the module and of the library into artifacts/packages
     Clean    removes everything that was built
 
-    The modules Pester 5, Microsoft.PowerShell.PlatyPS and PSScriptAnalyzer are taken from the module path, or saved under
-    artifacts/tools; where one cannot be had, what needs it is left out, and that is said.
+    Pester is a NuGet package, which Test restores. Docs needs the module Microsoft.PowerShell.PlatyPS, and Analyze the module
+    PSScriptAnalyzer, both from the module path.
 .EXAMPLE
     ./build.ps1 -Task Test
 .EXAMPLE
@@ -46,9 +48,8 @@ $manifest = Join-Path $root GuestMemory.psd1
 $pages = Join-Path $root docs cmdlets
 $help = Join-Path $root en-US   # Get-Help looks beside the manifest
 $artifacts = Join-Path $root artifacts
-$tools = Join-Path $artifacts tools
 $results = Join-Path $artifacts test-results
-$notToBeHad = [System.Collections.Generic.List[string]]::new()   # modules that were looked for in vain: once is enough
+Import-Module (Join-Path $root build Help.psm1)
 
 # PowerShell as a .NET tool has no executable of its own.
 $pwsh = @((Join-Path $PSHOME pwsh), '-NoProfile', '-NonInteractive')
@@ -72,32 +73,25 @@ function Get-ChildCommand([scriptblock] $Script, [object[]] $ArgumentList) {
 }
 
 function Find-Tool([string] $Name, [version] $Minimum, [version] $Below) {
-    # The manifest of a module that the build uses, from the module path or saved under artifacts/tools; nothing where there is none.
-    $find = {
-        Get-Module -ListAvailable -Name $Name, (Join-Path $tools $Name) -ErrorAction Ignore |
-            Where-Object { $_.Version -ge $Minimum -and $_.Version -lt $Below } |
-            Sort-Object Version -Descending | Select-Object -First 1 -ExpandProperty Path
+    # The manifest of a module on the module path; nothing where there is none.
+    Get-Module -ListAvailable -Name $Name |
+        Where-Object { $_.Version -ge $Minimum -and $_.Version -lt $Below } |
+        Sort-Object Version -Descending | Select-Object -First 1 -ExpandProperty Path
+}
+
+function Find-PlatyPS {
+    Find-Tool Microsoft.PowerShell.PlatyPS 1.0 2.0
+}
+
+function Find-Pester {
+    # The manifest of the NuGet package that tests/Pester/Pester.proj names; where that cannot be restored, one on the module path.
+    $project = Join-Path $root tests Pester Pester.proj
+    $output = @(& dotnet msbuild $project -nologo -restore -target:Find -getProperty:PesterManifest)
+    if ($LASTEXITCODE -eq 0) {
+        return $output[-1]
     }
-    $found = & $find
-    if (-not $found -and $Name -notin $notToBeHad) {
-        $save = {
-            param($Name, $Range, $Newest, $Path)
-            $null = New-Item -ItemType Directory -Force $Path
-            if (Get-Command Save-PSResource -ErrorAction Ignore) {
-                Save-PSResource -Name $Name -Version $Range -Path $Path -TrustRepository
-            }
-            elseif (Get-Command Save-Module -ErrorAction Ignore) {
-                Save-Module -Name $Name -MaximumVersion $Newest -Path $Path -Force
-            }
-        }
-        $command = Get-ChildCommand $save $Name, "[$Minimum,$Below)", "$($Below.Major - 1).9999.9999", $tools
-        & timeout --foreground 60 @command *> $null
-        $found = & $find
-        if (-not $found) {
-            $notToBeHad.Add($Name)
-        }
-    }
-    $found
+    $output | Out-Host
+    Find-Tool Pester 5.0 7.0
 }
 
 function Invoke-Build {
@@ -107,74 +101,23 @@ function Invoke-Build {
 }
 
 function Build-Help {
-    $null = New-Item -ItemType Directory -Force $help
-    foreach ($topic in Get-ChildItem (Join-Path $root docs about_*.md)) {
-        $text = (Get-Content $topic) -notmatch '^```' -replace '^#+ +(.*)', '$1'
-        Set-Content (Join-Path $help "$($topic.BaseName).help.txt") $text
+    $stale = @(Get-StaleHelp)
+    if (-not $stale) {
+        return
     }
-
-    $source = @(Get-ChildItem (Join-Path $pages *-*.md))
-    $platyPS = Find-Tool Microsoft.PowerShell.PlatyPS 1.0 2.0
-    if (-not $source) {
-        Write-Host 'No help: docs/cmdlets has no pages.'
-    }
-    elseif (-not $platyPS) {
-        Write-Host 'No help: the module Microsoft.PowerShell.PlatyPS is not on the module path and could not be saved.'
+    $platyPS = Find-PlatyPS
+    if ($platyPS) {
+        Write-ModuleHelp $platyPS (Join-Path $artifacts help)
     }
     else {
-        Import-Module $platyPS -Verbose:$false
-        $commands = Import-MarkdownCommandHelp -LiteralPath $source.FullName
-        $maml = $commands | Export-MamlCommandHelp -OutputFolder (Join-Path $artifacts help) -Force
-        foreach ($file in $maml) {
-            $xml = [xml] (Get-Content -Raw $file)
-            Repair-Maml $xml $commands
-            $xml.Save((Join-Path $help $file.Name))
-        }
-    }
-}
-
-function Repair-Maml([xml] $Maml, [object[]] $Command) {
-    # PlatyPS 1.0 leaves Markdown fences, control characters and an empty link in the help, and types with their namespaces.
-    $namespaces = [Xml.XmlNamespaceManager]::new($Maml.NameTable)
-    $namespaces.AddNamespace('command', 'http://schemas.microsoft.com/maml/dev/command/2004/10')
-    $namespaces.AddNamespace('maml', 'http://schemas.microsoft.com/maml/2004/10')
-    $namespaces.AddNamespace('dev', 'http://schemas.microsoft.com/maml/dev/2004/10')
-
-    foreach ($node in $Maml.SelectNodes('//maml:navigationLink[not(string(maml:uri))]', $namespaces)) {
-        $null = $node.ParentNode.RemoveChild($node)
-    }
-    # A link to a neighbouring page is good in Markdown; Get-Help shows its name, and takes a relative address for an error.
-    foreach ($node in $Maml.SelectNodes('//maml:navigationLink/maml:uri[starts-with(., "./")]', $namespaces)) {
-        $node.InnerText = ''
-    }
-    foreach ($node in $Maml.SelectNodes('//command:parameters//command:parameterValue', $namespaces)) {
-        $node.InnerText = $node.InnerText -replace '(\w+\.)+'
-    }
-    foreach ($item in $Maml.SelectNodes('//command:command', $namespaces)) {
-        $name = $item.SelectSingleNode('command:details/command:name', $namespaces).InnerText
-        $examples = ($Command | Where-Object Title -EQ $name).Examples
-        $nodes = $item.SelectNodes('command:examples/command:example', $namespaces)
-        for ($i = 0; $i -lt $nodes.Count; $i++) {
-            # What stands before the first fence introduces, its content is the code, what follows are the remarks.
-            $introduction, $code, $remarks = $examples[$i].Remarks -split '(?m)^```.*\r?\n?', 3
-            $parts = @{ introduction = $introduction; remarks = $remarks -replace '(?m)^```.*\r?\n?' }
-            foreach ($part in $parts.Keys) {
-                $node = $nodes[$i].SelectSingleNode("*[local-name() = '$part']")
-                $node.RemoveAll()
-                foreach ($text in "$($parts[$part])".Trim(), '') {
-                    $para = $node.AppendChild($Maml.CreateElement('maml', 'para', $namespaces.LookupNamespace('maml')))
-                    $para.InnerText = $text
-                }
-            }
-            $nodes[$i].SelectSingleNode('dev:code', $namespaces).InnerText = "$code".TrimEnd()
-        }
+        Write-Host "The help in en-US is not that of $($stale -join ', '); what makes it, Microsoft.PowerShell.PlatyPS, is not on the module path."
     }
 }
 
 function Invoke-Documentation {
-    $platyPS = Find-Tool Microsoft.PowerShell.PlatyPS 1.0 2.0
+    $platyPS = Find-PlatyPS
     if (-not $platyPS) {
-        throw 'The module Microsoft.PowerShell.PlatyPS is not on the module path and could not be saved.'
+        throw 'Docs needs the module Microsoft.PowerShell.PlatyPS, which is not on the module path.'
     }
     # Help that is there already would be taken for a second description of each parameter.
     Remove-Item -Recurse -Force $help -ErrorAction Ignore
@@ -198,6 +141,7 @@ function Invoke-Documentation {
     }
     $command = Get-ChildCommand $update $platyPS, $manifest, $pages, (Join-Path $artifacts help)
     Invoke-Native @command
+    Write-ModuleHelp $platyPS (Join-Path $artifacts help)
 }
 
 function Invoke-LibraryTest {
@@ -211,23 +155,17 @@ function Invoke-LibraryTest {
     @{ passed = 0; failed = 1; skipped = 0 }
 }
 
-function Invoke-PesterSuite([string] $Name) {
-    $files = @(Get-ChildItem (Join-Path $root tests $Name *.Tests.ps1))
+function Invoke-PesterSuite([string] $Name, [string] $Pester) {
     $count = @{ passed = 0; failed = 0; skipped = 0 }
-    if (-not $files) {
-        return $count
-    }
-    $pester = Find-Tool Pester 5.0 6.0
-    if (-not $pester) {
-        Write-Host "Skipped: tests/${Name}: $($files.Count) files: Pester 5 is not on the module path and could not be saved."
-        $count.skipped = $files.Count
+    if (-not $Pester) {
+        $count.skipped = @(Get-ChildItem (Join-Path $root tests $Name *.Tests.ps1)).Count
+        Write-Host "Skipped: tests/${Name}: $($count.skipped) files: Pester could not be restored, and is not on the module path."
         return $count
     }
 
     $run = {
-        param($Pester, $Path, $Report, $Summary, $Tools)
+        param($Pester, $Path, $Report, $Summary)
         $ErrorActionPreference = 'Stop'
-        $env:PSModulePath += [IO.Path]::PathSeparator + $Tools
         Import-Module $Pester
         $run = Invoke-Pester -Configuration @{
             Run        = @{ Path = $Path; PassThru = $true }
@@ -246,7 +184,7 @@ function Invoke-PesterSuite([string] $Name) {
         } | ConvertTo-Json | Set-Content $Summary
     }
     $summary = Join-Path $results "$Name.json"
-    $command = Get-ChildCommand $run $pester, (Join-Path $root tests $Name), (Join-Path $results "$Name.xml"), $summary, $tools
+    $command = Get-ChildCommand $run $Pester, (Join-Path $root tests $Name), (Join-Path $results "$Name.xml"), $summary
     & timeout --foreground --kill-after=10 45m @command | Out-Host
     if (Test-Path $summary) {
         return Get-Content -Raw $summary | ConvertFrom-Json -AsHashtable
@@ -259,11 +197,20 @@ function Invoke-PesterSuite([string] $Name) {
 function Invoke-Test {
     Remove-Item $results -Recurse -Force -ErrorAction Ignore
     $null = New-Item -ItemType Directory -Force $results
-    $counts = @(
-        Invoke-LibraryTest
-        Invoke-PesterSuite Pester
-        Invoke-PesterSuite Integration
-    )
+    $pester = Find-Pester
+    Write-Host "PowerShell $($PSVersionTable.PSVersion) ($PSHOME), Pester $($pester ? $pester : 'not to be had')"
+    $suites = [ordered] @{
+        Library     = { Invoke-LibraryTest }
+        Pester      = { Invoke-PesterSuite Pester $pester }
+        Integration = { Invoke-PesterSuite Integration $pester }
+    }
+    $minutes = [ordered] @{}
+    $counts = foreach ($suite in $suites.Keys) {
+        $watch = [Diagnostics.Stopwatch]::StartNew()
+        & $suites.$suite
+        $minutes.$suite = $watch.Elapsed.TotalMinutes
+    }
+    Write-Host "Minutes: $($minutes.Keys.ForEach{ '{0} {1:0.0}' -f $_, $minutes.$_ } -join ', ')"
     $passed, $failed, $skipped = ('passed', 'failed', 'skipped').ForEach{ ($counts.$_ | Measure-Object -Sum).Sum }
     Write-Host "$passed passed, $failed failed, $skipped skipped"
     exit [int] ($failed -gt 0)
@@ -272,13 +219,13 @@ function Invoke-Test {
 function Invoke-Analyze {
     $analyzer = Find-Tool PSScriptAnalyzer 1.20 2.0
     if (-not $analyzer) {
-        Write-Host 'The scripts were not analyzed: PSScriptAnalyzer is not on the module path and could not be saved.'
+        Write-Host 'The scripts were not analyzed: the module PSScriptAnalyzer is not on the module path.'
         return
     }
     Import-Module $analyzer -Verbose:$false
     $settings = Join-Path $root PSScriptAnalyzerSettings.psd1
     $found = @(
-        foreach ($path in $PSCommandPath, $manifest, (Join-Path $root examples), (Join-Path $root tests)) {
+        foreach ($path in $PSCommandPath, $manifest, (Join-Path $root build), (Join-Path $root examples), (Join-Path $root tests)) {
             Invoke-ScriptAnalyzer -Path $path -Recurse -Settings $settings
         }
     )
@@ -304,26 +251,35 @@ function Invoke-Package {
     $version = (Import-PowerShellDataFile $manifest).ModuleVersion
     $module = Join-Path $artifacts GuestMemory
     $target = Join-Path $module $version
-    Remove-Item $module -Recurse -Force -ErrorAction Ignore
-    $null = New-Item -ItemType Directory -Force $target
-    foreach ($name in 'GuestMemory.psd1', 'bin', 'en-US', 'LICENSE', 'README.md') {
+    $packages = Join-Path $artifacts packages
+    Remove-Item $module, $packages -Recurse -Force -ErrorAction Ignore
+    $null = New-Item -ItemType Directory -Force $target, $packages
+    foreach ($name in 'bin', 'en-US', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs/icon.png') {
         Copy-Item (Join-Path $root $name) $target -Recurse
     }
+    # The newest section of the change log is what a gallery shows as release notes.
+    $notes = [regex]::Match((Get-Content -Raw (Join-Path $root CHANGELOG.md)), '(?ms)^## \[.*?(?=^## \[|\z)').Value.Trim()
+    (Get-Content -Raw $manifest).Replace('See CHANGELOG.md.', $notes.Replace("'", "''")) | Set-Content -NoNewline (Join-Path $target GuestMemory.psd1)
+
     # The handler's program with a runtime of its own, compiled ahead: a host that has PowerShell alone can run it.
     $architecture = [Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant()
     $hostFolder = Join-Path $target bin uffdhost
     Remove-Item $hostFolder -Recurse -Force -ErrorAction Ignore
     $project = Join-Path $root src GuestMemory.UffdHost
-    Invoke-Native dotnet publish $project --configuration Release --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
-    Get-ChildItem $hostFolder -Filter *.pdb | Remove-Item
+    Invoke-Native dotnet publish $project --configuration $Configuration --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
+    Get-ChildItem $hostFolder -File | Where-Object Extension -In .pdb, .xml | Remove-Item
+
     $archive = Join-Path $artifacts "GuestMemory-$version.tar.gz"
     Invoke-Native tar --create --gzip --file $archive --directory $artifacts --sort=name --owner=0 --group=0 GuestMemory
-    Write-Host "Packaged $target and $archive."
+    Compress-PSResource $target $packages
+    $library = Join-Path $root src GuestMemory.Core
+    Invoke-Native dotnet pack $library --configuration $Configuration --no-build --output $packages --nologo --verbosity quiet
+    Write-Host "Packaged $target, $archive, and in ${packages}: $((Get-ChildItem $packages).Name -join ', ')."
 }
 
 function Invoke-Clean {
-    $projects = (Get-ChildItem $root -Recurse -Depth 2 -File -Filter *.csproj).DirectoryName
-    $built = @($artifacts, $help, (Join-Path $root bin)) + $projects.ForEach{ Join-Path $_ bin; Join-Path $_ obj }
+    $projects = (Get-ChildItem $root -Recurse -Depth 2 -File -Filter *.*proj).DirectoryName
+    $built = @($artifacts, (Join-Path $root bin)) + $projects.ForEach{ Join-Path $_ bin; Join-Path $_ obj }
     Remove-Item $built -Recurse -Force -ErrorAction Ignore
 }
 
@@ -332,7 +288,7 @@ try {
         'Build' { Invoke-Build }
         'Test' { Invoke-Build; Invoke-Test }
         'Analyze' { Invoke-Build; Invoke-Analyze }
-        'Docs' { Invoke-Build; Invoke-Documentation; Build-Help }
+        'Docs' { Invoke-Build; Invoke-Documentation }
         'Bench' { Invoke-Bench }
         'Demo' { Invoke-Build; Invoke-Demo }
         'Package' { Invoke-Build; Invoke-Package }

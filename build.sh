@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Finds PowerShell 7.6 ($PWSH, the PATH, or as a .NET tool) and hands over to build.ps1: ./build.sh TASK [arguments].
-# Where there is none, Build, Test and Demo still run, for the library alone. build.ps1 says what the tasks are.
+# build.ps1 says what the tasks are.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
@@ -9,7 +9,7 @@ export DOTNET_NOLOGO=1 DOTNET_CLI_TELEMETRY_OPTOUT=1
 
 say() { printf 'build.sh: %s\n' "$*" >&2; }
 
-# Is "$@" a PowerShell that can run the module? Says why not, where there is one at all.
+# Is "$@" a PowerShell that can run the module? Says why not.
 is_usable() {
     local version
     version=$("$@" --version 2>/dev/null </dev/null) || { say "'$*' does not run"; return 1; }
@@ -25,41 +25,16 @@ is_usable() {
 
 # Sets pwsh to the command that starts PowerShell, or to nothing.
 find_powershell() {
-    local -a candidates=()
-    [[ -z ${PWSH:-} ]] || candidates+=("$PWSH")
-    [[ -z $(type -P pwsh) ]] || candidates+=("$(type -P pwsh)")
-    for candidate in "${candidates[@]}"; do
-        if is_usable "$candidate"; then
+    local candidate output
+    for candidate in "${PWSH:-}" "$(type -P pwsh)"; do
+        if [[ -n $candidate ]] && is_usable "$candidate"; then
             pwsh=("$candidate")
             return
         fi
     done
-    pwsh=()
-    if timeout 90 dotnet tool restore </dev/null >/dev/null 2>&1 && is_usable dotnet tool run pwsh --; then
-        pwsh=(dotnet tool run pwsh --)
-    fi
-}
-
-build() {
-    dotnet build GuestMemory.slnx --configuration Release --nologo --verbosity quiet
-}
-
-test_library() {
-    local results=artifacts/test-results passed failed skipped
-    rm -rf -- "$results"
-    tests/library.sh Release "$results" || true
-    read -r passed failed skipped < <(tr -cd '0-9 ' <"$results/library.json") || true
-    # No count at all is a failure.
-    passed=${passed:-0} failed=${failed:-1} skipped=${skipped:-0}
-
-    shopt -s nullglob
-    local -a suites=(tests/Pester/*.Tests.ps1 tests/Integration/*.Tests.ps1)
-    if (( ${#suites[@]} > 0 )); then
-        echo "Skipped: ${#suites[@]} Pester files: no PowerShell 7.6."
-        skipped=$(( skipped + ${#suites[@]} ))
-    fi
-    echo "$passed passed, $failed failed, $skipped skipped"
-    (( failed == 0 ))
+    output=$(dotnet tool restore 2>&1 </dev/null) || say "dotnet tool restore: $output"
+    pwsh=(dotnet tool run pwsh --)
+    is_usable "${pwsh[@]}" || pwsh=()
 }
 
 if ! type -P dotnet >/dev/null; then
@@ -76,14 +51,8 @@ task=${1:-Build}
 (( $# == 0 )) || shift
 
 find_powershell
-if (( ${#pwsh[@]} > 0 )); then
-    exec "${pwsh[@]}" -NoProfile -File build.ps1 -Task "$task" "$@"
+if (( ${#pwsh[@]} == 0 )); then
+    say 'PowerShell 7.6 is needed, and is neither $PWSH, nor on the PATH, nor to be had by dotnet tool restore'
+    exit 3
 fi
-
-say 'no PowerShell 7.6 can be had ($PWSH, PATH, dotnet tool restore): doing what the .NET library alone can do'
-case ${task,,} in
-    build) build ;;
-    test) build && test_library ;;
-    demo) build && dotnet run --configuration Release --no-build --project examples/SnapshotRestore -- "$@" ;;
-    *) say "$task needs PowerShell 7.6"; exit 3 ;;
-esac
+exec "${pwsh[@]}" -NoProfile -File build.ps1 -Task "$task" "$@"

@@ -73,6 +73,8 @@ public enum GuestMemoryError
 
     /// <summary>A dirty log that does not fit its file or its region (upstream: InvalidData).</summary>
     InvalidLog,
+    /// <summary>The dirty log was disposed, and no region marks in it any more.</summary>
+    LogDisposed,
 
     // Memory in the slots of a VM
     /// <summary>An offset or address is not a multiple of the page size (upstream: NotPageAligned).</summary>

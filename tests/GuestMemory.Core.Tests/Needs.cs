@@ -16,6 +16,14 @@ public static class Needs
 
     public static bool Root => Users.Current == 0;
 
+    public static bool HugePages => GuestMemory.Core.HugePages.Pools().Count > 0;
+
+    public static bool EmptyPool => EmptyPoolPageSize != 0;
+
+    /// <summary>The size of the largest huge pages that are not there, in bytes; 0 where every pool has some.</summary>
+    public static ulong EmptyPoolPageSize =>
+        GuestMemory.Core.HugePages.Pools().LastOrDefault(static pool => GuestMemory.Core.HugePages.Available(pool.PageSize) == 0)?.PageSize ?? 0;
+
     public static bool Compiler => s_compiler.Value;
 
     public static bool OtherUser => Root && Compiler;

@@ -9,6 +9,20 @@ public sealed class RootFactAttribute : FactAttribute
         (Skip, SkipType, SkipUnless) = ("needs root, to set the size of the pool of huge pages", typeof(Needs), nameof(Needs.Root));
 }
 
+/// <summary>A test that maps huge pages, but touches none.</summary>
+public sealed class HugePagesFactAttribute : FactAttribute
+{
+    public HugePagesFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = ("needs a kernel with huge pages (CONFIG_HUGETLBFS)", typeof(Needs), nameof(Needs.HugePages));
+}
+
+/// <summary>A test that needs a pool of huge pages without any.</summary>
+public sealed class EmptyPoolFactAttribute : FactAttribute
+{
+    public EmptyPoolFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = ("needs a kernel with huge pages, and an empty pool of one size", typeof(Needs), nameof(Needs.EmptyPool));
+}
+
 /// <summary>A test that needs a C compiler.</summary>
 public sealed class CompilerFactAttribute : FactAttribute
 {

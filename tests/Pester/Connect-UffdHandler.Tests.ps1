@@ -3,7 +3,6 @@ BeforeAll {
     Import-Module $manifest
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
     $userfaultfd = Test-GuestMemorySupport Userfaultfd
-    $pwsh = @(Get-PowerShellCommand)
 }
 
 Describe 'Connect-UffdHandler' {
@@ -268,25 +267,14 @@ Describe 'Connect-UffdHandler' {
 
     Context 'A user without rights' {
         It 'gets UffdDenied with the remedy, and memory that works as before' {
-            if ((id -u) -ne '0' -or -not (Get-Command setpriv -CommandType Application -ErrorAction Ignore)) {
-                Set-ItResult -Skipped -Because 'to run a child as another user takes root and setpriv'
-            }
             if ((Get-Content /proc/sys/vm/unprivileged_userfaultfd -ErrorAction Ignore) -eq '1') {
                 Set-ItResult -Skipped -Because 'every user may create a userfaultfd here: vm.unprivileged_userfaultfd is 1'
             }
-            $user = 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'
-            $copy = New-Item -ItemType Directory "$TestDrive/module"
-            Copy-Item -Recurse $manifest, "$(Split-Path $manifest)/bin" $copy
-            & $user[0] $user[1..9] test -r "$copy/GuestMemory.psd1" -a -r $image -a -x $pwsh[0]
-            if ($LASTEXITCODE) {
-                Set-ItResult -Skipped -Because "user 65534 may not read $copy or run $($pwsh[0])"
-            }
-            & $user[0] $user[1..9] test -r /dev/userfaultfd
+            $shell = @(Get-OtherUserShell $TestDrive)
+            & $shell[0] $shell[1..3] test -r /dev/userfaultfd
             if (-not $LASTEXITCODE) {
                 Set-ItResult -Skipped -Because 'user 65534 may open /dev/userfaultfd here'
             }
-            $home65534 = New-Item -ItemType Directory "$TestDrive/home"
-            chmod 1777 $home65534
             Set-Content "$TestDrive/denied.ps1" @'
 param($Manifest, $Image)
 Import-Module $Manifest
@@ -305,7 +293,7 @@ $region | Connect-UffdHandler $handler.SocketPath -ErrorAction SilentlyContinue 
     State    = "$($handler.State)"
 } | ConvertTo-Json
 '@
-            $result = & $user[0] $user[1..9] env "HOME=$home65534" @pwsh -NoProfile -NonInteractive -File "$TestDrive/denied.ps1" "$copy/GuestMemory.psd1" $image | Out-String | ConvertFrom-Json
+            $result = & $shell[0] $shell[1..99] -File "$TestDrive/denied.ps1" "$TestDrive/module/GuestMemory.psd1" $image | Out-String | ConvertFrom-Json
             $result.Id | Should -BeLike 'UffdDenied,*'
             $result.Category | Should -Be PermissionDenied
             $result.Message | Should -Match 'setfacl.*/dev/userfaultfd|/dev/userfaultfd.*setfacl|vm\.unprivileged_userfaultfd'

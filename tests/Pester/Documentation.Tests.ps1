@@ -8,7 +8,13 @@ BeforeDiscovery {
 BeforeAll {
     $root = Split-Path (Split-Path $PSScriptRoot)
     $module = Import-Module (Join-Path $root GuestMemory.psd1) -PassThru
-    $platyPS = [bool] (Import-Module Microsoft.PowerShell.PlatyPS -PassThru -ErrorAction Ignore)
+    Import-Module (Join-Path $root build Help.psm1)
+    Import-Module (Join-Path $PSScriptRoot TestHelpers.psm1) -Force
+
+    function ConvertTo-PlainText([string] $Text) {
+        # Without what is only Markdown, and however the lines are broken.
+        ($Text -replace '[`*]|^\s*- ' -replace '\s+', ' ').Trim()
+    }
 
     function Get-Page([string] $Name) {
         $path = Join-Path $root docs cmdlets "$Name.md"
@@ -76,30 +82,77 @@ Describe '<_>' -ForEach $cmdlets {
     }
 
     It 'documents every parameter, and no other' {
-        if (-not $platyPS) {
-            Set-ItResult -Skipped -Because 'the module Microsoft.PowerShell.PlatyPS, which reads the pages, is not on the module path'
-        }
-        $null = Get-Page $name
-        $documented = (Import-MarkdownCommandHelp -LiteralPath (Join-Path $root docs cmdlets "$name.md")).Parameters
+        # As the help has it, which is made of the page.
+        $documented = @((Get-Help $name -Full).parameters.parameter)
         $common = [System.Management.Automation.Cmdlet]::CommonParameters
         $expected = $command.Parameters.Values | Where-Object { $_.Name -notin $common }
 
-        $documented.Name | Sort-Object | Should -Be ($expected.Name | Sort-Object)
+        $documented.name | Sort-Object | Should -Be ($expected.Name | Sort-Object)
         foreach ($parameter in $documented) {
-            $parameter.Description | Should -Not -BeNullOrEmpty -Because "-$($parameter.Name) needs a description"
-            $aliases = $command.Parameters[$parameter.Name].Aliases
-            $parameter.Aliases | Sort-Object | Should -Be ($aliases | Sort-Object) -Because "these are the aliases of -$($parameter.Name)"
+            ($parameter.description.Text -join '').Trim() | Should -Not -BeNullOrEmpty -Because "-$($parameter.name) needs a description"
+            $aliases = "$($command.Parameters[$parameter.name].Aliases | Sort-Object)"
+            "$($parameter.aliases -replace '^none$' -split ', *' | Sort-Object)" | Should -Be $aliases -Because "these are the aliases of -$($parameter.name)"
         }
     }
 
     It 'shows its page in Get-Help' {
-        if (-not (Test-Path (Join-Path $root en-US GuestMemory.PowerShell.dll-Help.xml))) {
-            Set-ItResult -Skipped -Because 'the help was not built: that needs the module Microsoft.PowerShell.PlatyPS'
-        }
-        $synopsis = Get-Section (Get-Page $name) SYNOPSIS
+        $page = Get-Page $name
         $help = Get-Help $name -Full
-        # Without what is only Markdown, and however the lines are broken.
-        $help.Synopsis.Trim() -replace '`' -replace '\s+', ' ' | Should -Be ($synopsis -replace '`' -replace '\s+', ' ')
-        @($help.examples.example).Count | Should -BeGreaterOrEqual 2
+        ConvertTo-PlainText $help.Synopsis | Should -Be (ConvertTo-PlainText (Get-Section $page SYNOPSIS))
+        ConvertTo-PlainText ($help.description.Text -join ' ') | Should -Be (ConvertTo-PlainText (Get-Section $page DESCRIPTION))
+        $titles = [regex]::Matches((Get-Section $page EXAMPLES), '(?m)^### (.*?)\s*$').ForEach{ ConvertTo-PlainText $_.Groups[1].Value }
+        @($help.examples.example.title).ForEach{ ConvertTo-PlainText ($_ -replace '^-+|-+$') } | Should -Be $titles
+    }
+}
+
+Describe 'The help in en-US' {
+    BeforeEach {
+        $copy = (New-Item -ItemType Directory "$TestDrive/$([guid]::NewGuid())").FullName
+        Copy-Item -Recurse (Join-Path $root docs), (Join-Path $root en-US) $copy
+        $page = "$copy/docs/cmdlets/New-MmapRegion.md"
+    }
+
+    It 'is that of the pages (./build.sh Docs makes it anew)' {
+        Get-StaleHelp | Should -BeNullOrEmpty
+    }
+
+    It 'is stale where a page was changed' {
+        Add-Content $page 'One more line.'
+        Get-StaleHelp $copy | Should -Contain 'docs/cmdlets/New-MmapRegion.md'
+    }
+
+    It 'is stale where a page is new' {
+        Copy-Item $page "$copy/docs/cmdlets/New-Thing.md"
+        Get-StaleHelp $copy | Should -Contain 'docs/cmdlets/New-Thing.md'
+    }
+
+    It 'is stale where a page is gone' {
+        Remove-Item $page
+        Get-StaleHelp $copy | Should -Contain 'docs/cmdlets/New-MmapRegion.md'
+    }
+
+    It 'is stale where a topic was changed' {
+        Add-Content "$copy/docs/about_GuestMemory.md" 'One more line.'
+        Get-StaleHelp $copy | Should -Contain 'docs/about_GuestMemory.md'
+    }
+
+    It 'is stale where it is missing' {
+        Remove-Item -Recurse "$copy/en-US"
+        Get-StaleHelp $copy | Should -Be (@(Get-ChildItem $copy/docs/cmdlets/*-*.md | Sort-Object Name -Culture '' | ForEach-Object { "docs/cmdlets/$($_.Name)" }) + 'docs/about_GuestMemory.md')
+    }
+
+    It 'is shown where there is no PlatyPS' {
+        # A shell that knows no module but its own.
+        $script = "`$env:PSModulePath = '$PSHOME/Modules'
+            Import-Module '$root/GuestMemory.psd1'
+            if (Get-Module -ListAvailable Microsoft.PowerShell.PlatyPS) { throw 'PlatyPS is there.' }
+            Get-Help New-MmapRegion -Full
+            Get-Help about_GuestMemory"
+        $program, $arguments = @(Get-PowerShellCommand) + '-NoProfile', '-NonInteractive', '-Command', $script
+        $shown = & $program @arguments | Out-String
+        $shown | Should -BeLike "*$((Get-Section (Get-Page New-MmapRegion) SYNOPSIS).Trim())*"
+        $shown | Should -Match '(?m)^\s*-GuestAddress <'
+        $shown | Should -Match '(?m)^\s*-+ Example 1: '
+        $shown | Should -Match 'about_GuestMemory'
     }
 }

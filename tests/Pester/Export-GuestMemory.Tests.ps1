@@ -21,7 +21,7 @@ Describe 'Export-GuestMemory' {
     }
 
     It 'puts no file in the place of <What>, also with -Force' -ForEach @(
-        @{ What = 'a device'; Make = { if ((id -u) -eq '0') { mknod "$TestDrive/special" c 1 3 } else { Set-ItResult -Skipped -Because 'only root makes a device' } } }
+        @{ What = 'a device'; Make = { if ((id -u) -eq '0') { mknod "$TestDrive/special" c 1 3 } else { Set-ItResult -Skipped -Because 'needs root, to make a device' } } }
         @{ What = 'a pipe'; Make = { mkfifo "$TestDrive/special" } }
         @{ What = 'a link to a pipe'; Make = { mkfifo "$TestDrive/pipe"; ln -s pipe "$TestDrive/special" } }
         @{ What = 'a directory'; Make = { mkdir "$TestDrive/special" } }

@@ -190,6 +190,26 @@ high,0x100000000,128KiB
         }
     }
 
+    It 'gives an error, not the end of the shell, where the pool has no page for flags that ask for huge pages' {
+        if (-not (Test-Path /sys/kernel/mm/hugepages/hugepages-2048kB)) {
+            Set-ItResult -Skipped -Because 'this host has no huge pages of 2 MiB'
+        }
+        if ((Get-Content /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages, /sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages) -ne '0') {
+            Set-ItResult -Skipped -Because 'the pool of 2 MiB pages is not empty'
+        }
+        # In a shell of its own, since a signal would end it.
+        $command = "Import-Module '$PSScriptRoot/../../GuestMemory.psd1'
+            `$region = New-MmapRegion -Size 2MiB -MapFlags Private, Anonymous, NoReserve, HugeTlb, Huge2MB
+            `$region.PageSize
+            `$region | Write-GuestMemory 0 1 -ErrorAction SilentlyContinue -ErrorVariable failure
+            `$failure.FullyQualifiedErrorId"
+        $program, $arguments = Get-PowerShellCommand
+        $output = & $program $arguments -NoProfile -NonInteractive -Command $command
+        $output | Should -HaveCount 2
+        $output[0] | Should -Be 2MB
+        $output[1] | Should -BeLike 'PageNotAccessible,*'
+    }
+
     Context 'Bad input' {
         BeforeAll {
             [IO.File]::WriteAllBytes("$TestDrive/short.img", [byte[]]::new(8192))
@@ -209,6 +229,7 @@ high,0x100000000,128KiB
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Arguments = @{ Size = 4096; BackingPath = 'Env:/HOME' } }
             @{ What = 'MAP_FIXED'; Id = 'MapFixed'; Category = 'InvalidArgument'; Arguments = @{ Size = 4096; MapFlags = 'Private, Anonymous, Fixed' } }
             @{ What = 'a huge page size that no host has'; Id = 'HugePageSizeUnsupported'; Category = 'NotImplemented'; Arguments = @{ Size = '3MiB'; HugePageSize = '3MiB' } }
+            @{ What = 'a size of huge pages without HugeTlb'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Size = '2MiB'; MapFlags = 'Private, Huge2MB' } }
             @{ What = 'more than any address space holds'; Id = 'OutOfMemory'; Category = 'LimitsExceeded'; Arguments = @{ Size = '0x8000000000000000' } }
             @{ What = 'more than this address space holds'; Id = 'OutOfMemory'; Category = 'LimitsExceeded'; Arguments = @{ Size = '1EiB' } }
         ) {

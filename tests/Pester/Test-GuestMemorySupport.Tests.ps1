@@ -2,7 +2,6 @@ BeforeAll {
     $manifest = (Resolve-Path "$PSScriptRoot/../../GuestMemory.psd1").Path
     Import-Module $manifest
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
-    $pwsh = @(Get-PowerShellCommand)
 }
 
 Describe 'Test-GuestMemorySupport' {
@@ -64,22 +63,14 @@ Describe 'Test-GuestMemorySupport' {
     }
 
     It 'tells a user without rights what to ask for' {
-        if ((id -u) -ne '0' -or -not (Get-Command setpriv -CommandType Application -ErrorAction Ignore)) {
-            Set-ItResult -Skipped -Because 'to run a child as another user takes root and setpriv'
-        }
         if (Test-Path /proc/sys/vm/unprivileged_userfaultfd) {
             if ((Get-Content /proc/sys/vm/unprivileged_userfaultfd) -eq '1') {
                 Set-ItResult -Skipped -Because 'every user may create a userfaultfd here: vm.unprivileged_userfaultfd is 1'
             }
         }
-        $copy = New-Item -ItemType Directory "$TestDrive/module"
-        Copy-Item -Recurse $manifest, "$(Split-Path $manifest)/bin" $copy
-        setpriv --reuid=65534 --regid=65534 --clear-groups test -r "$copy/GuestMemory.psd1" -a -x $pwsh[0]
-        if ($LASTEXITCODE) {
-            Set-ItResult -Skipped -Because "user 65534 may not read $copy or run $($pwsh[0])"
-        }
-        $script = "Import-Module '$copy/GuestMemory.psd1'; Test-GuestMemorySupport *Userfaultfd | ConvertTo-Json"
-        $output = setpriv --reuid=65534 --regid=65534 --clear-groups env "HOME=$TestDrive" @pwsh -NoProfile -NonInteractive -Command $script
+        $shell = @(Get-OtherUserShell (New-Item -ItemType Directory "$TestDrive/uffd"))
+        $script = "Import-Module '$TestDrive/uffd/module/GuestMemory.psd1'; Test-GuestMemorySupport *Userfaultfd | ConvertTo-Json"
+        $output = & $shell[0] $shell[1..99] -Command $script
         $rows = ($output | Out-String | ConvertFrom-Json)
         $rows.Feature | Should -Be Userfaultfd, DevUserfaultfd
         $rows.Supported | Should -Be $false, $false
@@ -88,21 +79,14 @@ Describe 'Test-GuestMemorySupport' {
     }
 
     It 'tells a user whom /dev/kvm refuses what to ask for, and so does the error' {
-        if ((id -u) -ne '0' -or -not (Get-Command setpriv -CommandType Application -ErrorAction Ignore)) {
-            Set-ItResult -Skipped -Because 'to run a child as another user takes root and setpriv'
-        }
-        $user = 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'
         if (-not (Test-Path /dev/kvm)) { Set-ItResult -Skipped -Because 'there is no /dev/kvm here' }
-        & $user[0] $user[1..3] test -w /dev/kvm
+        $shell = @(Get-OtherUserShell (New-Item -ItemType Directory "$TestDrive/kvm"))
+        & $shell[0] $shell[1..3] test -w /dev/kvm
         if (-not $LASTEXITCODE) { Set-ItResult -Skipped -Because 'every user may use /dev/kvm here' }
-        $copy = New-Item -ItemType Directory "$TestDrive/kvm"
-        Copy-Item -Recurse $manifest, "$(Split-Path $manifest)/bin" $copy
-        & $user[0] $user[1..3] test -r "$copy/GuestMemory.psd1" -a -x $pwsh[0]
-        if ($LASTEXITCODE) { Set-ItResult -Skipped -Because "user 65534 may not read $copy or run $($pwsh[0])" }
-        $script = "Import-Module '$copy/GuestMemory.psd1'
+        $script = "Import-Module '$TestDrive/kvm/module/GuestMemory.psd1'
             New-MmapRegion 1MiB 0 | New-GuestVm -ErrorAction SilentlyContinue -ErrorVariable failure
             @{ Row = Test-GuestMemorySupport Kvm; Id = `$failure[0].FullyQualifiedErrorId; Message = `$failure[0].Exception.Message } | ConvertTo-Json"
-        $answer = & $user[0] $user[1..3] env "HOME=$TestDrive" @pwsh -NoProfile -NonInteractive -Command $script | Out-String | ConvertFrom-Json
+        $answer = & $shell[0] $shell[1..99] -Command $script | Out-String | ConvertFrom-Json
         $answer.Row.Supported | Should -BeFalse
         $answer.Row.Detail | Should -Match '/dev/kvm'
         $answer.Row.Remedy | Should -Match 'group kvm'

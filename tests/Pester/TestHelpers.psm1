@@ -28,7 +28,7 @@ function Wait-Until([scriptblock] $Condition, [int] $Seconds = 60, [switch] $Pas
 function Skip-UnlessSupported([object] $Feature) {
     # Skips the test where the host lacks a feature, which is a row of Test-GuestMemorySupport.
     if (-not $Feature.Supported) {
-        Set-ItResult -Skipped -Because $Feature.Detail
+        Set-ItResult -Skipped -Because (($Feature.Detail, $Feature.Remedy).Where{ $_ } -join ' ')
     }
 }
 
@@ -81,6 +81,40 @@ function Get-PowerShellCommand {
     if ((Split-Path -Leaf $program) -eq 'dotnet') {
         "$PSHOME/pwsh.dll"
     }
+}
+
+function Get-OtherUserCommand([string] $Program) {
+    # What starts a program as user 65534, who has no rights; skips the test where that cannot be.
+    if ((id -u) -ne '0') {
+        Set-ItResult -Skipped -Because 'needs root, to become another user'
+    }
+    if (-not (Get-Command setpriv -CommandType Application -ErrorAction Ignore)) {
+        Set-ItResult -Skipped -Because 'needs setpriv: apt-get install util-linux'
+    }
+    $command = 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'
+    & $command[0] $command[1..3] test -x $Program
+    if ($LASTEXITCODE) {
+        Set-ItResult -Skipped -Because "user 65534 may not run $Program"
+    }
+    $command + $Program
+}
+
+function Get-OtherUserShell([string] $Folder) {
+    # What starts this PowerShell as user 65534. The folder gets a home, home/, a copy of the module, module/GuestMemory.psd1, and one of
+    # PowerShell where that user may not read it, as when it is a tool in the home of root.
+    $module = New-Item -ItemType Directory "$Folder/module"
+    $root = Split-Path (Split-Path $PSScriptRoot)
+    Copy-Item -Recurse "$root/GuestMemory.psd1", "$root/bin" $module
+    $homeFolder = New-Item -ItemType Directory "$Folder/home"
+    chmod 1777 $homeFolder
+    $program, $library = @(Get-PowerShellCommand)
+    $user = Get-OtherUserCommand ($library ? $program : '/usr/bin/env')
+    & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll"
+    if ($LASTEXITCODE) {
+        Copy-Item -Recurse $PSHOME "$Folder/pwsh"
+        $program, $library = @($program, $library).ForEach{ $_ -replace "^$([regex]::Escape($PSHOME))/", "$Folder/pwsh/" }
+    }
+    $user[0..3] + 'env' + "HOME=$homeFolder" + $program + @($library).Where{ $_ } + '-NoProfile' + '-NonInteractive'
 }
 
 function Get-Completion([string] $Line) {

@@ -76,7 +76,7 @@ public static class RawImage
         }
         catch
         {
-            for (var i = 0; !keepDirty && i < taken.Count; i++) taken[i].MarkIn(memory.Regions[i].GetMapping().Bitmap!, memory.Regions[i].GuestAddress);
+            for (var i = 0; !keepDirty && i < taken.Count; i++) taken[i].MarkIn(memory.Regions[i].GetMemory().Bitmap!, memory.Regions[i].GuestAddress);
             throw;
         }
 

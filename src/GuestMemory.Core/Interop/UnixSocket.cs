@@ -1,54 +1,6 @@
 using System.Runtime.InteropServices;
-using System.Text;
 
 namespace GuestMemory.Core.Interop;
-
-/// <summary><c>struct sockaddr_un</c>.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal unsafe struct SockAddrUn
-{
-    public ushort sun_family;
-    public fixed byte sun_path[108];
-}
-
-/// <summary><c>struct msghdr</c>.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal unsafe struct MsgHdr
-{
-    public void* msg_name;
-    public uint msg_namelen;
-    public IoVec* msg_iov;
-    public nuint msg_iovlen;
-    public void* msg_control;
-    public nuint msg_controllen;
-    public int msg_flags;
-}
-
-/// <summary><c>struct cmsghdr</c>.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal struct CmsgHdr
-{
-    public nuint cmsg_len;
-    public int cmsg_level;
-    public int cmsg_type;
-}
-
-/// <summary><c>struct ucred</c>: the other end of a Unix socket, as it was when it connected.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal struct UCred
-{
-    public int pid;
-    public uint uid;
-    public uint gid;
-}
-
-/// <summary><c>struct timeval</c>.</summary>
-[StructLayout(LayoutKind.Sequential)]
-internal struct TimeVal
-{
-    public long tv_sec;
-    public long tv_usec;
-}
 
 /// <summary>AF_UNIX sockets, for streams and for packets, with descriptor passing (<c>unix(7)</c>).</summary>
 internal static unsafe partial class UnixSocket
@@ -77,21 +29,6 @@ internal static unsafe partial class UnixSocket
     public const int MSG_NOSIGNAL = 0x4000;
     public const int MSG_CMSG_CLOEXEC = 0x40000000;
 
-    /// <summary>The longest path a socket address holds, in bytes.</summary>
-    public const int MaxPathLength = 107;
-
-    /// <summary>Checks that a path has room in a socket address.</summary>
-    /// <exception cref="GuestMemoryException">SocketPathTooLong.</exception>
-    public static void CheckPath(string path)
-    {
-        var length = Encoding.UTF8.GetByteCount(path);
-        if (length > MaxPathLength)
-        {
-            throw new GuestMemoryException(GuestMemoryError.SocketPathTooLong,
-                $"The socket path is {length} bytes long; a socket address holds {MaxPathLength}. Use a shorter one, in /run for example: {path}");
-        }
-    }
-
     /// <summary>A descriptor of a fresh, unconnected socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
     public static SafeDescriptor Create(bool nonBlocking, uint? mode = null, int type = SOCK_STREAM)
     {
@@ -110,40 +47,8 @@ internal static unsafe partial class UnixSocket
             : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets", remedy: "Raise the limit of open files ('ulimit -n').");
     }
 
-    /// <summary>
-    /// Sends one datagram, with descriptors and without waiting, to an address: a path, or a name in the abstract namespace after '@'. Returns 0 or the
-    /// error number.
-    /// </summary>
-    public static int TrySendTo(string address, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors)
-    {
-        var number = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (number < 0) return Marshal.GetLastPInvokeError();
-        using var datagram = new SafeDescriptor(number);
-        var error = TryConnect(datagram, address);
-        if (error != 0) return error;
-        var sent = TrySend(datagram, data, descriptors);
-        return sent < 0 ? (int)-sent : 0;
-    }
-
-    /// <summary>The path that a listening Unix stream socket is bound to; null where the descriptor is none.</summary>
-    public static string? ListeningPath(SafeDescriptor socket)
-    {
-        if (Option(socket, SO_DOMAIN) != AF_UNIX || Option(socket, SO_TYPE) != SOCK_STREAM || Option(socket, SO_ACCEPTCONN) != 1) return null;
-        using var lease = new DescriptorLease(socket);
-        SockAddrUn address = default;
-        var length = (uint)sizeof(SockAddrUn);
-        if (getsockname(lease.Number, &address, &length) != 0) return null;
-        var path = new ReadOnlySpan<byte>(address.sun_path, Math.Clamp((int)length - sizeof(ushort), 0, 108));
-        var end = path.IndexOf((byte)0);
-        return Encoding.UTF8.GetString(end < 0 ? path : path[..end]);
-    }
-
     /// <summary>Makes what is accepted and sent never wait; an inherited socket may be otherwise.</summary>
     public static void SetNonBlocking(SafeDescriptor socket) => Userfaultfd.SetNonBlocking(socket.Number);
-
-    public static int TryBind(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: false);
-
-    public static int TryConnect(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: true);
 
     public static int TryListen(SafeDescriptor socket, int backlog)
     {
@@ -193,113 +98,6 @@ internal static unsafe partial class UnixSocket
         if (setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(int)) != 0) _ = setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(int));
     }
 
-    /// <summary>Waits for a packet and leaves it there: its length, 0 at the end, or the negated error number.</summary>
-    public static nint TryPeekLength(SafeDescriptor socket)
-    {
-        using var lease = new DescriptorLease(socket);
-        byte none;
-        nint length;
-        // That a peer left without reading everything is said once, before what it sent: that is still there.
-        do length = recv(lease.Number, &none, 0, MSG_PEEK | MSG_TRUNC);
-        while (length < 0 && Marshal.GetLastPInvokeError() is Errno.EINTR or Errno.ECONNRESET);
-        return length >= 0 ? length : -Marshal.GetLastPInvokeError();
-    }
-
-    /// <summary>
-    /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. A peer
-    /// that is gone gives -EPIPE, never a signal.
-    /// </summary>
-    public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors, bool wait = true)
-    {
-        using var lease = new DescriptorLease(socket);
-        var control = stackalloc byte[ControlSpace(Math.Max(1, descriptors.Length))];
-        fixed (byte* bytes = data)
-        {
-            var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
-            var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1 };
-            if (!descriptors.IsEmpty)
-            {
-                var header = (CmsgHdr*)control;
-                header->cmsg_len = (nuint)(sizeof(CmsgHdr) + descriptors.Length * sizeof(int));
-                header->cmsg_level = SOL_SOCKET;
-                header->cmsg_type = SCM_RIGHTS;
-                descriptors.CopyTo(new Span<int>(header + 1, descriptors.Length));
-                message.msg_control = control;
-                message.msg_controllen = (nuint)ControlSpace(descriptors.Length);
-            }
-
-            nint sent;
-            do sent = sendmsg(lease.Number, &message, MSG_NOSIGNAL | (wait ? 0 : MSG_DONTWAIT));
-            while (sent < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
-            return sent >= 0 ? sent : -Marshal.GetLastPInvokeError();
-        }
-    }
-
-    /// <summary>
-    /// Receives bytes, without waiting unless asked to, and adds the descriptors that came with them, close-on-exec, to
-    /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
-    /// <paramref name="truncated"/> tells that more bytes of a message or more descriptors came than there was room for (the kernel
-    /// dropped those).
-    /// </summary>
-    public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated, int room = 16, bool wait = false)
-    {
-        using var lease = new DescriptorLease(socket);
-        var control = stackalloc byte[ControlSpace(Math.Max(1, room))];
-        // Without the padding, which the kernel would fill with one descriptor more.
-        var controlLength = sizeof(CmsgHdr) + room * sizeof(int);
-        fixed (byte* bytes = data)
-        {
-            var vector = new IoVec { iov_base = bytes, iov_len = (nuint)data.Length };
-            var message = new MsgHdr { msg_iov = &vector, msg_iovlen = 1, msg_control = control, msg_controllen = (nuint)controlLength };
-            nint received;
-            do received = recvmsg(lease.Number, &message, MSG_CMSG_CLOEXEC | (wait ? 0 : MSG_DONTWAIT));
-            while (received < 0 && Marshal.GetLastPInvokeError() == Errno.EINTR);
-            truncated = false;
-            if (received < 0) return -Marshal.GetLastPInvokeError();
-            truncated = (message.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) != 0;
-            TakeDescriptors(control, (long)message.msg_controllen, descriptors);
-            return received;
-        }
-    }
-
-    /// <summary>The descriptors in a control buffer; every one of them is owned from here on, whatever else is wrong with the message.</summary>
-    private static void TakeDescriptors(byte* control, long length, List<SafeDescriptor> descriptors)
-    {
-        for (long at = 0; at + sizeof(CmsgHdr) <= length;)
-        {
-            var header = (CmsgHdr*)(control + at);
-            if ((long)header->cmsg_len < sizeof(CmsgHdr)) return;
-            if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
-            {
-                var count = (int)((long)header->cmsg_len - sizeof(CmsgHdr)) / sizeof(int);
-                for (var i = 0; i < count; i++) descriptors.Add(new SafeDescriptor(((int*)(header + 1))[i]));
-            }
-
-            at += (long)(header->cmsg_len + 7 & ~(nuint)7);
-        }
-    }
-
-    private static int ControlSpace(int descriptors) => sizeof(CmsgHdr) + (descriptors * sizeof(int) + 7 & ~7);
-
-    private static int WithAddress(SafeDescriptor socket, string path, bool connecting)
-    {
-        SockAddrUn address = default;
-        address.sun_family = AF_UNIX;
-        CheckPath(path);
-        var length = (uint)(sizeof(ushort) + Encoding.UTF8.GetBytes(path, new Span<byte>(address.sun_path, MaxPathLength)));
-        // A name in the abstract namespace begins with a zero byte and ends with its length.
-        if (path.StartsWith('@')) address.sun_path[0] = 0;
-        else length = (uint)sizeof(SockAddrUn);
-        using var lease = new DescriptorLease(socket);
-        while (true)
-        {
-            var result = connecting ? connect(lease.Number, &address, length) : bind(lease.Number, &address, length);
-            if (result == 0) return 0;
-            var error = Marshal.GetLastPInvokeError();
-            if (error != Errno.EINTR) return error;
-        }
-    }
-
     private static int Option(SafeDescriptor socket, int name)
     {
         using var lease = new DescriptorLease(socket);
@@ -312,19 +110,10 @@ internal static unsafe partial class UnixSocket
     private static partial int socketpair(int domain, int type, int protocol, int* sv);
 
     [LibraryImport("libc", SetLastError = true)]
-    private static partial int getsockname(int sockfd, SockAddrUn* addr, uint* addrlen);
-
-    [LibraryImport("libc", SetLastError = true)]
     private static partial int socket(int domain, int type, int protocol);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int fchmod(int fd, uint mode);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial int bind(int sockfd, SockAddrUn* addr, uint addrlen);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial int connect(int sockfd, SockAddrUn* addr, uint addrlen);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int listen(int sockfd, int backlog);
@@ -340,13 +129,4 @@ internal static unsafe partial class UnixSocket
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int setsockopt(int sockfd, int level, int optname, void* optval, uint optlen);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint recv(int sockfd, void* buf, nuint len, int flags);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint sendmsg(int sockfd, MsgHdr* msg, int flags);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint recvmsg(int sockfd, MsgHdr* msg, int flags);
 }

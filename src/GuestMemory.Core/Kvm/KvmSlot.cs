@@ -38,7 +38,7 @@ public sealed class KvmSlot
     public bool IsBase => _mapping is null;
 
     /// <summary>The memory that was added; null for base memory.</summary>
-    public MappedRegion? GetMapping() => _mapping;
+    public MappedRegion? GetMmapRegion() => _mapping;
 
     internal MmapRegion Memory { get; }
 

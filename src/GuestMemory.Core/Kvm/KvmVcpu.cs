@@ -43,6 +43,9 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     /// <summary>Its number in the VM, from 0.</summary>
     public int Id { get; }
 
+    /// <summary>How often KVM stopped the guest because its dirty ring was full (KVM_EXIT_DIRTY_RING_FULL). Often: a larger ring costs fewer exits.</summary>
+    public long DirtyRingFullExits { get; private set; }
+
     private bool IsStopped => Volatile.Read(ref _stops) != 0;
 
     private KvmRun* State => (KvmRun*)_run.Address;
@@ -131,6 +134,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
             switch (error)
             {
                 case 0 when State->exit_reason == KvmApi.KVM_EXIT_DIRTY_RING_FULL:
+                    DirtyRingFullExits++;
                     _owner.HarvestRings();
                     continue;
                 case 0:

@@ -31,7 +31,7 @@ public sealed partial class KvmVm
             throw new SyscallException("inflate", Errno.EIO, $"Freeing 0x{size:x} bytes at guest address {address}", GuestMemoryError.InvalidGuestAddress, "No base memory lies there.");
         try
         {
-            region.GetMapping().Discard(offset.Value, size);
+            region.GetMmapRegion().Discard(offset.Value, size);
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException)
         {
@@ -93,7 +93,7 @@ public sealed partial class KvmVm
     {
         try
         {
-            operation(slot.GetMapping()!);
+            operation(slot.GetMmapRegion()!);
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException)
         {

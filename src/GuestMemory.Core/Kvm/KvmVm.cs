@@ -11,6 +11,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     private static int s_lastId;
 
     private readonly Lock _lock = new();
+    private readonly Lock _removal = new();
     private readonly SafeDescriptor _vm;
     private readonly SortedDictionary<uint, KvmSlot> _slots = [];
     private readonly SortedSet<uint> _gaps = [];
@@ -18,7 +19,12 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     private readonly KvmVmOptions _options;
     private readonly uint _baseCount;
     private uint _addedCount;
+
+    // Removal has begun: every operation is refused.
     private volatile bool _disposed;
+
+    // Removal has ended: the guest runs no more, and KVM has let go of its memory.
+    private volatile bool _closed;
 
     /// <summary>Makes a VM.</summary>
     /// <param name="memory">The base memory, of whole pages; it may be empty.</param>
@@ -42,7 +48,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var region in memory.Regions)
             {
                 var readOnly = (region.Protection & MemoryProtection.Write) == 0;
-                Insert(new KvmSlot(_baseCount++, region.GuestAddress, region.GetMapping(), null, readOnly, _options.LogDirtyPages), $"Giving the VM region {region}");
+                Insert(new KvmSlot(_baseCount++, region.GuestAddress, region.GetMmapRegion(), null, readOnly, _options.LogDirtyPages), $"Giving the VM region {region}");
             }
         }
         catch
@@ -73,13 +79,13 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         }
     }
 
-    /// <summary>Whether the VM was removed.</summary>
+    /// <summary>Whether the VM was removed, or is being removed.</summary>
     public bool IsDisposed => _disposed;
 
     string IRegionHolder.Description => ToString();
 
-    // Asked for under a region's lock, which is taken under the VM's: so not under the VM's.
-    bool IRegionHolder.IsLive => !IsDisposed;
+    // Not under the VM's lock: a region asks under its own lock, which is taken under the VM's. A vCPU may run until the VM is closed.
+    bool IRegionHolder.IsLive => !_closed;
 
     bool IRegionHolder.ProvidesPages => false;
 
@@ -120,33 +126,35 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             var error = TrySet(found, present: false);
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
             Forget(found);
-            found.Memory.Unhold(this);
-            return found.GetMapping()!;
+            found.Memory.RemoveHolder(this);
+            return found.GetMmapRegion()!;
         }
     }
 
-    /// <summary>Stops its vCPUs, gives the base memory back to its owner, and unmaps what was added.</summary>
+    /// <summary>
+    /// Stops the vCPUs, gives the base memory back to its owner, and unmaps what was added. Returns when that is done, also where another
+    /// thread has begun it.
+    /// </summary>
     public void Dispose()
     {
-        KvmVcpu[] vcpus;
-        KvmSlot[] slots;
-        lock (_lock)
+        lock (_removal)
         {
-            if (_disposed) return;
-            _disposed = true;
-            vcpus = [.. _vcpus];
-            slots = [.. _slots.Values];
-            _vcpus.Clear();
-            _slots.Clear();
-        }
+            KvmVcpu[] vcpus;
+            lock (_lock)
+            {
+                if (_closed) return;
+                _disposed = true;
+                vcpus = [.. _vcpus];
+                _vcpus.Clear();
+            }
 
-        // Not under the lock: a vCPU that has filled its ring asks for it.
-        foreach (var vcpu in vcpus) vcpu.Dispose();
-        _vm.Dispose();
-        foreach (var slot in slots)
-        {
-            slot.Memory.Unhold(this);
-            slot.GetMapping()?.Dispose();
+            // Not under the lock: a vCPU that has filled its ring takes it before it leaves the guest.
+            foreach (var vcpu in vcpus) vcpu.Dispose();
+            foreach (var slot in Close())
+            {
+                slot.Memory.RemoveHolder(this);
+                slot.GetMmapRegion()?.Dispose();
+            }
         }
     }
 
@@ -157,7 +165,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     {
         lock (_lock)
         {
-            if (_disposed) return;
+            if (_closed) return;
             foreach (var slot in _slots.Values.Where(slot => slot.Memory == region).ToArray())
             {
                 // The addresses will be others' memory: the guest must not reach it.
@@ -167,21 +175,33 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         }
     }
 
-    private static void CheckRegion(GuestRegionMmap region)
+    private KvmSlot[] Close()
+    {
+        lock (_lock)
+        {
+            _vm.Dispose();
+            _closed = true;
+            KvmSlot[] slots = [.. _slots.Values];
+            _slots.Clear();
+            return slots;
+        }
+    }
+
+    private static void CheckRegion(GuestMemoryRegion region)
     {
         if (!HostPage.IsAligned(region.Size, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"Region {region} has 0x{region.Size:x} bytes; memory of a VM is made of whole pages of {HostPage.Size} bytes.");
-        if (!HostPage.IsAligned(region.GuestAddress, HostPage.Size) || !HostPage.IsAligned(region.HostAddress, HostPage.Size))
+        if (!HostPage.IsAligned(region.GuestAddress, HostPage.Size) || !HostPage.IsAligned(region.GetMmapRegion().HostAddress, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Region {region} does not begin with a page; memory of a VM does.");
     }
 
     private void Insert(KvmSlot slot, string attempted)
     {
-        slot.Memory.Hold(this);
+        slot.Memory.AddHolder(this);
         var error = TrySet(slot, present: true);
         if (error != 0)
         {
-            slot.Memory.Unhold(this);
+            slot.Memory.RemoveHolder(this);
             throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, attempted, error == Errno.EEXIST ? GuestMemoryError.MemoryRegionOverlap : GuestMemoryError.SyscallFailed, error switch
             {
                 Errno.EEXIST => "Another slot lies there.",

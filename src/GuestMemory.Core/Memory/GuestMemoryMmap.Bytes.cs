@@ -3,9 +3,37 @@ using System.Runtime.CompilerServices;
 
 namespace GuestMemory.Core;
 
-/// <content>Slices, values, atomics and streams at guest addresses.</content>
+/// <content>Access at guest addresses: bytes, slices, values, atomics and streams.</content>
 public sealed unsafe partial class GuestMemoryMmap
 {
+    /// <summary>Reads bytes; returns how many came before the first unmapped address.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. PageNotAccessible. GuestAddressOverflow.</exception>
+    public int Read(GuestAddress address, Span<byte> destination)
+    {
+        var done = 0;
+        while (done < destination.Length && Locate(address, done, out var region, out var offset))
+            done += Part(region, offset, region.Memory.TryRead(offset, destination[done..], out var error), error, MemoryProtection.Read);
+        return done;
+    }
+
+    /// <summary>Writes bytes and marks them dirty; returns how many went before the first unmapped address.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: not even the first byte is mapped. PageNotAccessible. GuestAddressOverflow.</exception>
+    public int Write(GuestAddress address, ReadOnlySpan<byte> source)
+    {
+        var done = 0;
+        while (done < source.Length && Locate(address, done, out var region, out var offset))
+            done += Part(region, offset, region.Memory.TryWrite(offset, source[done..], out var error), error, MemoryProtection.Write);
+        return done;
+    }
+
+    /// <summary>Reads exactly as many bytes as the buffer has.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="Read(GuestAddress, Span{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
+    public void ReadExact(GuestAddress address, Span<byte> destination) => ThrowIfPartial(address, (ulong)destination.Length, (ulong)Read(address, destination), "read");
+
+    /// <summary>Writes all the bytes.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="Write(GuestAddress, ReadOnlySpan{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
+    public void WriteExact(GuestAddress address, ReadOnlySpan<byte> source) => ThrowIfPartial(address, (ulong)source.Length, (ulong)Write(address, source), "written");
+
     /// <summary>A part of one region, in bytes (vm-memory's get_slice).</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it leaves the region.</exception>
     public VolatileSlice GetSlice(GuestAddress address, ulong count)
@@ -130,21 +158,36 @@ public sealed unsafe partial class GuestMemoryMmap
 
     /// <summary>The direct memory that holds so many bytes in one region, or null; what else there is has its own way, and its errors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private MmapRegion? FindDirect(GuestAddress address, int size, out ulong offset)
+    private VolatileMemory? FindDirect(GuestAddress address, int size, out ulong offset)
     {
         offset = 0;
         if (FindRegion(address) is not { } region) return null;
         offset = address.Value - region.GuestAddress;
-        var mapping = region.GetMapping();
-        return region.Size - offset >= (ulong)size && !mapping.IsGuarded ? mapping : null;
+        var memory = region.Memory;
+        return region.Size - offset >= (ulong)size && !memory.IsGuarded ? memory : null;
     }
 
     /// <summary>The slice of the range's beginning, as far as one region reaches; the error where there is none.</summary>
     internal VolatileSlice FirstSlice(GuestAddress address, ulong count, MemoryProtection access)
     {
         var region = FindRegion(address) ?? throw Unmapped(address);
-        if (!region.Protection.Allows(access)) throw Inaccessible(region, address, access, null);
+        if (!region.Protection.Allows(access)) throw Inaccessible(region, address, access, 0, null);
         var offset = address.Value - region.GuestAddress;
         return region.GetSlice(new MemoryRegionAddress(offset), Math.Min(count, region.Size - offset));
+    }
+
+    private bool Locate(GuestAddress address, int done, out GuestMemoryRegion region, out ulong offset)
+    {
+        var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)done);
+        region = FindRegion(at)!;
+        offset = region is null ? 0 : at.Value - region.GuestAddress;
+        return region is not null || (done > 0 ? false : throw Unmapped(address));
+    }
+
+    private static int Part(GuestMemoryRegion region, ulong offset, int count, int error, MemoryProtection access)
+    {
+        if (error == 0) return count;
+        offset += (ulong)count;
+        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset), access, error, region.Memory.Cause(offset, access, error));
     }
 }

@@ -1,29 +1,82 @@
-using System.Numerics;
-using System.Runtime.CompilerServices;
-
 namespace GuestMemory.Core;
 
 /// <summary>
 /// A continuous range of guest physical memory (vm-memory's GuestMemoryRegion, and the access by offsets of its
-/// GuestMemoryRegionBytes). Whoever has memory of another kind derives from it and says at least where it lies and how long it is;
-/// with <see cref="GetSlice"/> everything else works.
+/// GuestMemoryRegionBytes): memory of any kind at a guest address. <see cref="Dispose"/> releases the memory, for every region
+/// that was made of it. Properties show addresses as plain numbers; offsets and sizes are bytes.
 /// </summary>
-public abstract class GuestMemoryRegion
+public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
 {
+    private readonly VolatileMemory _memory;
+
+    /// <param name="memory">The memory. It is the region's from here on, or shared with the other regions that are made of it.</param>
+    /// <param name="guestAddress">The guest physical address of its first byte.</param>
+    /// <param name="name">A name for people.</param>
+    /// <exception cref="GuestMemoryException">ZeroSize; InvalidGuestRegion: the region would reach past 2^64 - 1.</exception>
+    public GuestMemoryRegion(VolatileMemory memory, GuestAddress guestAddress, string name = "")
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        if (memory.Size == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A region has at least one byte.");
+        CheckFits(guestAddress, memory.Size);
+        _memory = memory;
+        Name = name;
+        GuestAddress = guestAddress.Value;
+        Size = memory.Size;
+    }
+
+    /// <summary>The name.</summary>
+    public string Name { get; }
+
     /// <summary>The first guest physical address (vm-memory's start_addr).</summary>
-    public abstract ulong GuestAddress { get; }
+    public ulong GuestAddress { get; }
 
     /// <summary>The length in bytes, at least 1 (vm-memory's len).</summary>
-    public abstract ulong Size { get; }
+    public ulong Size { get; }
 
     /// <summary>The last guest physical address that belongs to the region (vm-memory's last_addr).</summary>
     public ulong LastAddress => GuestAddress + (Size - 1);
 
-    /// <summary>Whether it lies on huge pages of hugetlbfs; null where nobody has said.</summary>
-    public virtual bool? IsHugetlbfs => null;
+    /// <summary>The size of the pages behind it, in bytes.</summary>
+    public ulong PageSize => _memory.PageSize;
 
-    /// <summary>Where writes are marked (vm-memory's bitmap); offset 0 is the region's first byte.</summary>
-    public abstract BitmapSlice GetBitmap();
+    /// <summary>What may be done with its memory.</summary>
+    public MemoryProtection Protection => _memory.Protection;
+
+    /// <summary>Whether it lies on huge pages of hugetlbfs; null where that is not known.</summary>
+    public bool? IsHugetlbfs => _memory.IsHugetlbfs;
+
+    /// <summary>Whether writes are tracked.</summary>
+    public bool DirtyTracking => _memory.Bitmap?.Tracker is not null;
+
+    /// <summary>The shared log that writes are marked in: its file; null where the bitmap is this process's own.</summary>
+    public string? DirtyLog => (_memory.Bitmap?.Tracker as AtomicBitmapMmap)?.Log.Path;
+
+    /// <summary>Whether the region was removed.</summary>
+    public bool IsDisposed => _memory.IsDisposed;
+
+    internal VolatileMemory Memory => _memory;
+
+    /// <summary>The region itself, alone.</summary>
+    public IReadOnlyList<GuestMemoryRegion> GetRegions() => [this];
+
+    /// <summary>The memory behind the region.</summary>
+    public VolatileMemory GetMemory() => _memory;
+
+    /// <summary>The mapping behind the region (vm-memory's get_mmap).</summary>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: its memory is not a mapping of this process.</exception>
+    public MmapRegion GetMmapRegion() => _memory as MmapRegion ?? throw new GuestMemoryException(GuestMemoryError.HostAddressNotAvailable,
+        $"Region {this} is not a mapping of this process. A memory slot of a VM, the hand-over to a page-fault handler and the release of pages need one.");
+
+    /// <summary>Checks that <paramref name="size"/> bytes from an address on stay below 2^64.</summary>
+    /// <exception cref="GuestMemoryException">InvalidGuestRegion.</exception>
+    public static void CheckFits(GuestAddress address, ulong size)
+    {
+        if (address.CheckedAdd(size) is null)
+        {
+            throw new GuestMemoryException(GuestMemoryError.InvalidGuestRegion,
+                $"A region of 0x{size:x} bytes at {address} would end past the last address, 2^64 - 1. Give a lower guest address.");
+        }
+    }
 
     /// <summary>The offset itself where it lies in the region, or null.</summary>
     public MemoryRegionAddress? CheckAddress(MemoryRegionAddress address) => AddressInRange(address) ? address : null;
@@ -39,56 +92,33 @@ public abstract class GuestMemoryRegion
         address.CheckedOffsetFrom(new GuestAddress(GuestAddress)) is { } offset && offset < Size ? new MemoryRegionAddress(offset) : null;
 
     /// <summary>Where an offset is mapped in this process. For handing on; access goes through the memory.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it lies past the end. HostAddressNotAvailable: such a region has none.</exception>
-    public virtual ulong GetHostAddress(MemoryRegionAddress address) => throw NoHostAddress();
+    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it lies past the end. HostAddressNotAvailable: such memory has none.</exception>
+    public ulong GetHostAddress(MemoryRegionAddress address) => AddressInRange(address) ? _memory.GetHostAddress(address.Value) : throw Outside(address);
 
     /// <summary>The file behind the region and where in it the region starts, or null (vm-memory's file_offset).</summary>
-    public virtual FileOffset? GetFileOffset() => null;
+    public FileOffset? GetFileOffset() => _memory.File;
 
     /// <summary>
     /// The memory as a span; the null span over guarded memory, above 2 GiB, and once the region was removed. The span is good as
     /// long as the region is not removed, and others may write what it shows.
     /// </summary>
-    public virtual ReadOnlySpan<byte> AsSlice() => default;
+    public ReadOnlySpan<byte> AsSlice() => _memory.AsVolatileSlice().AsSpan();
 
     /// <summary>The same to write to; what is written is to be marked by hand.</summary>
-    public virtual Span<byte> AsMutSlice() => default;
-
-    /// <summary>A part of the memory, in bytes.</summary>
-    /// <exception cref="GuestMemoryException">
-    /// InvalidBackendAddress, with the cause inside: it leaves the region. HostAddressNotAvailable: such a region gives no access.
-    /// </exception>
-    public virtual VolatileSlice GetSlice(MemoryRegionAddress offset, ulong count) => throw NoHostAddress();
+    public Span<byte> AsMutSlice() => _memory.AsVolatileSlice().AsSpan();
 
     /// <summary>All of the memory.</summary>
-    /// <exception cref="GuestMemoryException">HostAddressNotAvailable.</exception>
-    public virtual VolatileSlice AsVolatileSlice() => GetSlice(default, Size);
+    public VolatileSlice AsVolatileSlice() => _memory.AsVolatileSlice();
 
-    /// <summary>Reads bytes from an offset on; returns how many there were.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed, HostAddressNotAvailable.</exception>
-    public virtual int Read(Span<byte> destination, MemoryRegionAddress address)
+    /// <summary>A part of the memory, in bytes.</summary>
+    /// <exception cref="GuestMemoryException">InvalidBackendAddress, with the cause inside: it leaves the region.</exception>
+    public VolatileSlice GetSlice(MemoryRegionAddress offset, ulong count)
     {
-        var slice = AsVolatileSlice();
-        if (!destination.IsEmpty && address.Value >= slice.Size) throw Outside(address);
-        return slice.Read(destination, address.Value);
-    }
-
-    /// <summary>Writes bytes from an offset on and marks them; returns how many there was room for.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed, HostAddressNotAvailable.</exception>
-    public virtual int Write(ReadOnlySpan<byte> source, MemoryRegionAddress address)
-    {
-        var slice = AsVolatileSlice();
-        if (!source.IsEmpty && address.Value >= slice.Size) throw Outside(address);
-        return slice.Write(source, address.Value);
-    }
-
-    /// <summary>Fills the buffer (vm-memory's read_slice).</summary>
-    /// <exception cref="GuestMemoryException">PartialBuffer, and as <see cref="Read"/>.</exception>
-    public void ReadExact(Span<byte> destination, MemoryRegionAddress address)
-    {
+        // Nearly always the whole region, or inside it.
+        if (offset.Value <= Size && count <= Size - offset.Value) return _memory.GetSlice(offset.Value, count);
         try
         {
-            AsVolatileSlice().ReadExact(destination, address.Value);
+            return _memory.GetSlice(offset.Value, count);
         }
         catch (VolatileMemoryException exception)
         {
@@ -96,145 +126,66 @@ public abstract class GuestMemoryRegion
         }
     }
 
-    /// <summary>Writes the whole buffer (vm-memory's write_slice).</summary>
-    /// <exception cref="GuestMemoryException">PartialBuffer, and as <see cref="Write"/>.</exception>
-    public void WriteExact(ReadOnlySpan<byte> source, MemoryRegionAddress address)
+    /// <summary>Where writes are marked (vm-memory's bitmap); offset 0 is the region's first byte.</summary>
+    public BitmapSlice GetBitmap() => new(_memory.Bitmap);
+
+    /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, and none is seen twice
+    /// (but where the tracker is being replaced at that moment).</summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
+    public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
-        try
-        {
-            AsVolatileSlice().WriteExact(source, address.Value);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        ThrowIfDisposed();
+        var (tracker, words) = _memory.Bitmap?.Read(clear) ?? throw TrackingOff();
+        return new DirtyBitmap(GuestAddress, Size, tracker, words, $"region {Name}");
     }
 
-    /// <summary>Reads a value (vm-memory's read_obj).</summary>
-    /// <exception cref="GuestMemoryException">As <see cref="ReadExact"/>.</exception>
-    public T ReadObject<T>(MemoryRegionAddress address)
-        where T : unmanaged
+    /// <summary>What writes are marked in.</summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
+    public IDirtyTracker RequireTracker()
     {
-        try
-        {
-            return AsVolatileSlice().ReadObject<T>(address.Value);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        ThrowIfDisposed();
+        return _memory.Bitmap?.Tracker ?? throw TrackingOff();
     }
 
-    /// <summary>Writes a value and marks it (vm-memory's write_obj).</summary>
-    /// <exception cref="GuestMemoryException">As <see cref="WriteExact"/>.</exception>
-    public void WriteObject<T>(T value, MemoryRegionAddress address)
-        where T : unmanaged
+    /// <summary>
+    /// Has the writes of regions marked in other trackers from now on, or in none; all regions, or none where one cannot
+    /// (vhost-user-backend's handler of SET_LOG_BASE). What is marked in the former trackers stays there.
+    /// </summary>
+    /// <param name="regions">The regions.</param>
+    /// <param name="make">Makes the tracker of a region, whose offset 0 is the region's first byte; null: no tracking.</param>
+    /// <param name="keepDirty">Brings over what is marked and was not taken; upstream does not.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed; what <paramref name="make"/> throws.</exception>
+    public static void SetTrackers(IReadOnlyList<GuestMemoryRegion> regions, Func<GuestMemoryRegion, IDirtyTracker?> make, bool keepDirty)
     {
-        try
-        {
-            AsVolatileSlice().WriteObject(value, address.Value);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        ArgumentNullException.ThrowIfNull(regions);
+        ArgumentNullException.ThrowIfNull(make);
+        var trackers = new IDirtyTracker?[regions.Count];
+        foreach (var region in regions) region.ThrowIfDisposed();
+        for (var i = 0; i < trackers.Length; i++) trackers[i] = make(regions[i]);
+        for (var i = 0; i < trackers.Length; i++) regions[i]._memory.SetTracker(trackers[i], keepDirty);
     }
 
-    /// <summary>Loads an integer atomically; see <see cref="VolatileSlice.Load"/>.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it leaves the region or is not aligned. PageNotAccessible; RegionDisposed.</exception>
-    public T Load<T>(MemoryRegionAddress address, AtomicOrdering ordering)
-        where T : unmanaged, IBinaryInteger<T>
+    /// <summary>Releases the memory, also while a handler or a VM uses it, and for every region that is made of it.</summary>
+    public void Dispose()
     {
-        try
-        {
-            return AsVolatileSlice().Load<T>(address.Value, ordering);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        _memory.Dispose();
+        GC.SuppressFinalize(this);
     }
 
-    /// <summary>Stores an integer atomically, then marks it; see <see cref="VolatileSlice.Store"/>.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress: it leaves the region or is not aligned. PageNotAccessible; RegionDisposed.</exception>
-    public void Store<T>(T value, MemoryRegionAddress address, AtomicOrdering ordering)
-        where T : unmanaged, IBinaryInteger<T>
-    {
-        try
-        {
-            AsVolatileSlice().Store(value, address.Value, ordering);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
-    }
+    /// <summary>The name and the range.</summary>
+    public override string ToString() => $"{Name} [0x{GuestAddress:x}-0x{LastAddress:x}]";
 
-    /// <summary>Fills memory by one read of a source; see <see cref="VolatileSlice.ReadVolatileFrom"/>.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, what the source throws, PageNotAccessible, RegionDisposed.</exception>
-    public ulong ReadVolatileFrom<TSource>(MemoryRegionAddress address, ref TSource source, ulong count)
-        where TSource : IReadVolatile, allows ref struct
+    internal void ThrowIfDisposed()
     {
-        try
-        {
-            return AsVolatileSlice().ReadVolatileFrom(address.Value, ref source, count);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
-    }
-
-    /// <summary>Fills exactly so much memory from a source.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, UnexpectedEof, PageNotAccessible, RegionDisposed.</exception>
-    public void ReadExactVolatileFrom<TSource>(MemoryRegionAddress address, ref TSource source, ulong count)
-        where TSource : IReadVolatile, allows ref struct
-    {
-        try
-        {
-            AsVolatileSlice().ReadExactVolatileFrom(address.Value, ref source, count);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
-    }
-
-    /// <summary>Writes memory by one write to a sink; see <see cref="VolatileSlice.WriteVolatileTo"/>.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, what the sink throws, PageNotAccessible, RegionDisposed.</exception>
-    public ulong WriteVolatileTo<TSink>(MemoryRegionAddress address, ref TSink sink, ulong count)
-        where TSink : IWriteVolatile, allows ref struct
-    {
-        try
-        {
-            return AsVolatileSlice().WriteVolatileTo(address.Value, ref sink, count);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
-    }
-
-    /// <summary>Writes exactly so much memory to a sink.</summary>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress, WriteZero, PageNotAccessible, RegionDisposed.</exception>
-    public void WriteAllVolatileTo<TSink>(MemoryRegionAddress address, ref TSink sink, ulong count)
-        where TSink : IWriteVolatile, allows ref struct
-    {
-        try
-        {
-            AsVolatileSlice().WriteAllVolatileTo(address.Value, ref sink, count);
-        }
-        catch (VolatileMemoryException exception)
-        {
-            throw Convert(exception);
-        }
+        if (IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {this} was removed; its memory is no longer mapped.");
     }
 
     /// <summary>The error of a region for one of a slice: upstream keeps no more than that; here the cause is inside.</summary>
     internal static GuestMemoryException Convert(VolatileMemoryException cause) =>
         new(GuestMemoryError.InvalidBackendAddress, $"The access leaves its region or is not aligned: {cause.Message}", cause) { Address = cause.Address };
 
-    private protected static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
+    private static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
 
-    private static GuestMemoryException NoHostAddress() => new(GuestMemoryError.HostAddressNotAvailable, "This region gives no access to its memory by host addresses.");
+    private GuestMemoryException TrackingOff() => new(GuestMemoryError.DirtyTrackingOff,
+        $"Region '{Name}' has no dirty bitmap, so its dirty pages are not known.");
 }

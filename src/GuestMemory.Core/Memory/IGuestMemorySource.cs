@@ -4,5 +4,5 @@ namespace GuestMemory.Core;
 public interface IGuestMemorySource
 {
     /// <summary>The regions, in ascending order of their guest addresses.</summary>
-    IReadOnlyList<GuestRegionMmap> GetRegions();
+    IReadOnlyList<GuestMemoryRegion> GetRegions();
 }

@@ -19,9 +19,9 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         {
             foreach (var region in memory.Regions)
             {
-                region.GetMapping().Hold(this);
-                region.GetMapping().KeepMapped();
-                _held.Add(region.GetMapping());
+                region.GetMmapRegion().AddHolder(this);
+                region.GetMmapRegion().KeepMapped();
+                _held.Add(region.GetMmapRegion());
             }
         }
         catch
@@ -68,7 +68,7 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         _ended = true;
         foreach (var mapping in _held)
         {
-            mapping.Unhold(this);
+            mapping.RemoveHolder(this);
             mapping.LetUnmap();
         }
     }

@@ -32,7 +32,7 @@ public static class UffdMappingList
                     $"The size of region {region}, {region.Size} bytes, is not a multiple of its page size, {region.PageSize} bytes: userfaultfd works on whole pages.");
             }
 
-            mappings.Add(new GuestRegionUffdMapping(region.HostAddress, region.Size, offset, region.PageSize));
+            mappings.Add(new GuestRegionUffdMapping(region.GetMmapRegion().HostAddress, region.Size, offset, region.PageSize));
             offset += region.Size;
         }
 

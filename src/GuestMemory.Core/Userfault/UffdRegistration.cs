@@ -74,7 +74,7 @@ public sealed class UffdRegistration : IRegionHolder
             registration = new UffdRegistration(socketPath, uffd, socket, memory);
             foreach (var region in memory.Regions)
             {
-                region.GetMapping().Hold(registration);
+                region.GetMmapRegion().AddHolder(registration);
                 held++;
                 Register(uffd, region);
             }
@@ -87,7 +87,7 @@ public sealed class UffdRegistration : IRegionHolder
         {
             uffd.Dispose();
             socket.Dispose();
-            for (var i = 0; i < held; i++) memory.Regions[i].GetMapping().Unhold(registration!);
+            for (var i = 0; i < held; i++) memory.Regions[i].GetMmapRegion().RemoveHolder(registration!);
             throw;
         }
     }
@@ -119,11 +119,11 @@ public sealed class UffdRegistration : IRegionHolder
             throw new GuestMemoryException(GuestMemoryError.NotASocket, $"What is at {path} is not a socket.");
     }
 
-    private static void CheckRegion(GuestRegionMmap region)
+    private static void CheckRegion(GuestMemoryRegion region)
     {
         if (region.IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {region} was removed; its memory is no longer mapped.");
-        var mapping = region.GetMapping();
-        if (!HostPage.IsAligned(region.HostAddress, region.PageSize))
+        var mapping = region.GetMmapRegion();
+        if (!HostPage.IsAligned(mapping.HostAddress, region.PageSize))
             throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} is not aligned to its pages in this process.");
         if (!mapping.IsOwned)
             throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} wraps memory that the caller mapped, which is not registered with userfaultfd here.");
@@ -135,21 +135,21 @@ public sealed class UffdRegistration : IRegionHolder
         foreach (var region in memory.Regions)
         {
             if (region.PageSize != HostPage.Size) features |= Userfaultfd.UFFD_FEATURE_MISSING_HUGETLBFS;
-            else if (region.BackingPath is not null) features |= Userfaultfd.UFFD_FEATURE_MISSING_SHMEM;
+            else if (region.GetMmapRegion().BackingPath is not null) features |= Userfaultfd.UFFD_FEATURE_MISSING_SHMEM;
         }
 
         return features;
     }
 
-    private static void Register(SafeDescriptor uffd, GuestRegionMmap region)
+    private static void Register(SafeDescriptor uffd, GuestMemoryRegion region)
     {
-        using var mapping = region.GetMapping().Lease();
+        using var mapping = region.GetMmapRegion().Lease();
         using var lease = new DescriptorLease(uffd);
         var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)region.Size, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
         if (error == 0) return;
         throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, $"Registering region {region} with userfaultfd", GuestMemoryError.UffdRegisterFailed, error switch
         {
-            Errno.EINVAL when region.BackingPath is not null => "Only anonymous memory, memfd and hugetlbfs can be served by a handler, not a file on a disk file system.",
+            Errno.EINVAL when region.GetMmapRegion().BackingPath is not null => "Only anonymous memory, memfd and hugetlbfs can be served by a handler, not a file on a disk file system.",
             Errno.EBUSY => "Another userfaultfd watches this memory already.",
             Errno.EPERM => "The mapping must be writable.",
             _ => null,

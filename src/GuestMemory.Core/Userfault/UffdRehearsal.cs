@@ -69,7 +69,7 @@ internal static class UffdRehearsal
         UffdRegistration.Connect(path, memory);
         Span<byte> bytes = stackalloc byte[8];
         for (ulong page = Pages; page-- > 0;) memory.Read(new GuestAddress(page * HostPage.Size), bytes);
-        region.GetMapping().Discard(0, HostPage.Size);
+        region.GetMmapRegion().Discard(0, HostPage.Size);
         memory.Read(new GuestAddress(0), bytes);
     }
 

@@ -31,7 +31,7 @@ public static class UffdTouch
                 while (!worker.Thread.Join(s_look))
                 {
                     cancellation.ThrowIfCancellationRequested();
-                    if (memory.Regions.Select(region => region.GetMapping().GoneHolder).FirstOrDefault(gone => gone is not null) is { } holder)
+                    if (memory.Regions.Select(region => region.Memory.GoneHolder).FirstOrDefault(gone => gone is not null) is { } holder)
                         throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"A page is missing, and {holder}, which would serve it, has closed the connection.");
                 }
             }
@@ -69,7 +69,7 @@ public static class UffdTouch
         var pages = new List<(MmapRegion, ulong)>();
         foreach (var region in memory.Regions)
         {
-            for (ulong offset = 0; offset < region.Size; offset += region.PageSize) pages.Add((region.GetMapping(), offset));
+            for (ulong offset = 0; offset < region.Size; offset += region.PageSize) pages.Add((region.GetMmapRegion(), offset));
         }
 
         var order = pages.ToArray();

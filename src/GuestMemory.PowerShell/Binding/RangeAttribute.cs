@@ -22,7 +22,7 @@ public sealed class RangeAttribute : ArgumentTransformationAttribute
         if (value is AddressRange range) return range;
         if (value is VmMemoryRange run) return Make(run.Address, run.Size);
         if (value is MemoryBlock block) return Make(block.Address, (ulong)block.Size);
-        if (value is GuestRegionMmap region) return Make(region.GuestAddress, region.Size);
+        if (value is GuestMemoryRegion region) return Make(region.GuestAddress, region.Size);
         var parts = (value as string)?.Split('+', 2) ?? [];
         if (parts.Length != 2) throw new ArgumentTransformationMetadataException($"'{input}' is not a range. Write the guest address and the size: '0x100000+64KiB'.");
         try

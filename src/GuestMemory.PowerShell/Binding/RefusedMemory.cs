@@ -8,7 +8,7 @@ namespace GuestMemory.PowerShell.Binding;
 internal sealed class RefusedMemory(object value) : IGuestMemorySource
 {
     /// <exception cref="GuestMemoryException">ValueNotSupported, always.</exception>
-    public IReadOnlyList<GuestRegionMmap> GetRegions() => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, value switch
+    public IReadOnlyList<GuestMemoryRegion> GetRegions() => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, value switch
     {
         Process process => $"The memory of another process (here {Name(process)}{process.Id}) is not supported yet; only memory that this shell maps is. Where a VM's memory is a file or a memfd, "
             + $"'New-MmapRegion -Size SIZE -BackingPath FILE' maps it here; FILE is /proc/{process.Id}/fd/N for a memfd.",

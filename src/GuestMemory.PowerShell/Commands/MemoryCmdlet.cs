@@ -10,7 +10,7 @@ namespace GuestMemory.PowerShell.Commands;
 /// </summary>
 public abstract class MemoryCmdlet : GuestMemoryCmdlet
 {
-    private readonly List<GuestRegionMmap> _regions = [];
+    private readonly List<GuestMemoryRegion> _regions = [];
     private bool _any;
     private bool _refused;
 
@@ -26,7 +26,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
         foreach (var source in Memory)
         {
             _any = true;
-            if (source is GuestRegionMmap region) _regions.Add(region);
+            if (source is GuestMemoryRegion region) _regions.Add(region);
             else if (source is GuestMemoryMmap memory) Attempt(() => Process(memory), memory);
             else _refused |= !Attempt(() => source.GetRegions(), source);
         }

@@ -29,7 +29,7 @@ public sealed class ReplaceStressTests : IDisposable
     {
         _slice = _region.AsVolatileSlice();
         _trackers = [new AtomicBitmap(Size, Page), new AtomicBitmap(Size, Page), Log(), Log(), Log()];
-        _region.GetMapping().SetTracker(_trackers[0]);
+        _region.GetMmapRegion().SetTracker(_trackers[0]);
     }
 
     public void Dispose()
@@ -146,7 +146,7 @@ public sealed class ReplaceStressTests : IDisposable
             var keep = random.Next(2) == 0;
             // Whatever was marked there is elsewhere, or was taken: a mark that comes late must not count on this one's return.
             next.Reset();
-            _region.GetMapping().SetTracker(next, keep);
+            _region.GetMmapRegion().SetTracker(next, keep);
             _replaced++;
             // What the new one does not bring over is this thread's to take.
             if (!keep) Collect(Takers, former.GetAndReset());

@@ -56,25 +56,31 @@ public sealed class KvmDirtyLogTests
         Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
         Assert.Equal(EveryOther, Dirty(guest, slot, clear: true));
         Assert.Empty(Dirty(guest, slot));
+        // At most 1024 pages at each exit, and at the end: two exits at least.
+        Assert.InRange(guest.Vcpu.DirtyRingFullExits, 2, (long)Pages);
     }
 
+    /// <summary>
+    /// A guest that never leaves by itself. KVM stops it in time where it runs on the processor; where KVM emulates its instructions
+    /// (nested virtualization without hardware support), the ring runs over before.
+    /// </summary>
     [GuestFact]
     public void ARingLosesNoPageSilently()
     {
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = 1024 });
         var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), MemoryMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         guest.Load(WritePages(leave: false), TestGuest.Hlt);
-        // Either KVM stops the guest in time, or there is an error; never fewer pages.
-        try
+        var failure = Record.Exception(() => guest.Run());
+        if (guest.Vcpu.DirtyRingFullExits >= 2)
         {
-            Assert.Equal(KvmExitReason.Hlt, guest.Run().Reason);
+            Assert.Null(failure);
             Assert.Equal(EveryOther, Dirty(guest, slot));
+            return;
         }
-        catch (GuestMemoryException exception)
-        {
-            Assert.Equal(GuestMemoryError.DirtyRingOverrun, exception.Error);
-            Assert.Equal(GuestMemoryError.DirtyRingOverrun, Assert.Throws<GuestMemoryException>(() => guest.Vm.GetDirtyBitmap(slot)).Error);
-        }
+
+        // 3000 pages do not fit into one ring and the rest of another: KVM stopped the guest too late.
+        Assert.Equal(GuestMemoryError.DirtyRingOverrun, Assert.IsType<GuestMemoryException>(failure).Error);
+        Assert.Equal(GuestMemoryError.DirtyRingOverrun, Assert.Throws<GuestMemoryException>(() => guest.Vm.GetDirtyBitmap(slot)).Error);
     }
 
     [GuestFact]
@@ -120,7 +126,7 @@ public sealed class KvmDirtyLogTests
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Page).Build(), new GuestAddress(0));
         var failure = Assert.Throws<GuestMemoryException>(() => new KvmVm(GuestMemoryMmap.FromRegions([region]), new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = entries }));
         Assert.Equal(GuestMemoryError.ValueNotSupported, failure.Error);
-        region.GetMapping().Release(force: false);
+        region.GetMmapRegion().Release(force: false);
     }
 
     private static IEnumerable<long> EveryOther => Enumerable.Range(0, (int)Pages).Select(static i => 2L * i);

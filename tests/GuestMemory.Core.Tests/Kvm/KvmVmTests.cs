@@ -90,18 +90,41 @@ public sealed class KvmVmTests : IDisposable
     public void BaseMemoryStaysAsLongAsItsVm()
     {
         var vm = Vm((0, Page), (0x100000, Page));
-        var failure = Assert.Throws<GuestMemoryException>(() => _regions[0].GetMapping().Release(force: false));
+        var failure = Assert.Throws<GuestMemoryException>(() => _regions[0].GetMmapRegion().Release(force: false));
         Assert.Equal(GuestMemoryError.RegionInUse, failure.Error);
         Assert.Contains($"VM {vm.Id}", failure.Message, StringComparison.Ordinal);
         // Nobody provides its pages: it is accessed as ever.
-        Assert.False(_regions[0].GetMapping().IsGuarded);
-        Assert.False(_regions[0].GetMapping().MayWait);
-        _regions[0].GetMapping().Release(force: true);
+        Assert.False(_regions[0].GetMmapRegion().IsGuarded);
+        Assert.False(_regions[0].GetMmapRegion().MayWait);
+        _regions[0].GetMmapRegion().Release(force: true);
         Assert.Equal([1U], vm.Slots.Select(slot => slot.Slot));
         Assert.Equal(2U, Add(vm, 0x200000, Page));
         vm.Dispose();
-        _regions[1].GetMapping().Release(force: false);
+        _regions[1].GetMmapRegion().Release(force: false);
         Assert.Equal(GuestMemoryError.VmDisposed, Assert.Throws<SyscallException>(() => Add(vm, 0x300000, Page)).Error);
+    }
+
+    /// <summary>Removing a VM waits until its vCPUs have left the guest: until then its memory must stay.</summary>
+    [GuestFact]
+    public void BaseMemoryStaysUntilTheVcpusHaveStopped()
+    {
+        const int Rounds = 200;
+        var early = 0;
+        for (var round = 0; round < Rounds; round++)
+        {
+            using var guest = new TestGuest();
+            guest.Load(TestGuest.LoopForEver);
+            using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(60));
+            var run = Task.Factory.StartNew(() => Record.Exception(() => guest.Vcpu.Run(limit.Token)), limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            var dispose = Task.Factory.StartNew(guest.Vm.Dispose, limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            while (Record.Exception(() => guest.Ram.GetMmapRegion().Release(force: false)) is { } refused) Assert.Equal(GuestMemoryError.RegionInUse, Assert.IsType<GuestMemoryException>(refused).Error);
+            // The vCPU's state is unmapped when it has left the guest.
+            if (File.ReadAllText("/proc/self/maps").Contains("kvm-vcpu", StringComparison.Ordinal)) early++;
+            dispose.GetAwaiter().GetResult();
+            Assert.Equal(GuestMemoryError.VmDisposed, Assert.IsType<GuestMemoryException>(run.GetAwaiter().GetResult()).Error);
+        }
+
+        Assert.True(early == 0, $"the memory was released {early} times of {Rounds} while a vCPU ran");
     }
 
     [KvmFact]
@@ -213,7 +236,7 @@ public sealed class KvmVmTests : IDisposable
 
         Assert.Equal(before, Left());
         Assert.DoesNotContain("kvm-vcpu", File.ReadAllText("/proc/self/maps"), StringComparison.Ordinal);
-        _regions[0].GetMapping().Release(force: false);
+        _regions[0].GetMmapRegion().Release(force: false);
     }
 
     private KvmVm Vm(params (ulong Address, ulong Size)[] regions)

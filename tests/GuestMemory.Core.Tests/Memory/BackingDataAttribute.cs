@@ -5,8 +5,9 @@ using Xunit.v3;
 namespace GuestMemory.Core.Tests;
 
 /// <summary>
-/// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and memory whose pages a handler serves,
-/// which are guarded. Further arguments follow the kind.
+/// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and memory whose pages a handler serves, which
+/// are guarded; and what has no address: windows that are mapped for each access, and a file that is read and written. Further
+/// arguments follow the kind.
 /// </summary>
 /// <param name="more">The arguments behind the kind.</param>
 [AttributeUsage(AttributeTargets.Method, AllowMultiple = true)]

@@ -147,7 +147,7 @@ public sealed class DescriptorStreamTests : IDisposable
     [Fact]
     public void V9_PagesThatAreGone()
     {
-        var region = _memory.Region("file", 0, 0x4000);
+        var region = (GuestRegionMmap)_memory.Region("file", 0, 0x4000);
         using (var file = File.OpenHandle(region.BackingPath!, FileMode.Open, FileAccess.Write)) RandomAccess.SetLength(file, 0x1000);
         using var target = File.OpenHandle(_memory.NewFile(0), FileMode.Open, FileAccess.Write);
         using var source = File.OpenHandle("/dev/zero");

@@ -46,7 +46,7 @@ public sealed class DirtyMarkingTests : IDisposable
         Assert.Equal(marked > 8, slice.Bitmap.IsDirtyAt(8));
     }
 
-    private unsafe void Write(string way, GuestRegionMmap region, VolatileSlice slice)
+    private unsafe void Write(string way, GuestMemoryRegion region, VolatileSlice slice)
     {
         byte[] nine = [1, 2, 3, 4, 5, 6, 7, 8, 9];
         switch (way)
@@ -57,7 +57,7 @@ public sealed class DirtyMarkingTests : IDisposable
             case "write_obj across pages": slice.WriteObject(Guid.Empty, 0); break;
             case "copy_from u8": slice.CopyFrom<byte>(nine); break;
             case "copy_from u32": slice.CopyFrom<uint>([1, 2, 3]); break;
-            case "array copy_from": region.GetMapping().AsVolatileSlice().GetArrayRef<ulong>(0x1ff8, 5).CopyFrom([1, 2, 3]); break;
+            case "array copy_from": region.GetMemory().AsVolatileSlice().GetArrayRef<ulong>(0x1ff8, 5).CopyFrom([1, 2, 3]); break;
             case "array of bytes copy_from": slice.GetArrayRef<byte>(0, 4).CopyFrom([1, 2, 3]); break;
             case "ref store": slice.GetRef<ulong>(0).Store(7); break;
             case "array store": region.AsVolatileSlice().GetArrayRef<ushort>(0x1f00, 0x100).Store(0xf8 / 2, 7); break;
@@ -106,12 +106,12 @@ public sealed class DirtyMarkingTests : IDisposable
             case "ptr guard":
                 using (var guard = slice.PtrGuard())
                 {
-                    if (!region.GetMapping().IsGuarded) *(ulong*)guard.Pointer = 7;
+                    if (!region.GetMemory().IsGuarded) *(ulong*)guard.Pointer = 7;
                 }
 
                 break;
             case "aligned_as_mut":
-                if (!region.GetMapping().IsGuarded) slice.AlignedAsMut<ulong>(0) = 7;
+                if (!region.GetMemory().IsGuarded) slice.AlignedAsMut<ulong>(0) = 7;
                 break;
             case "get_atomic_ref":
                 var atomic = slice.GetAtomicRef<ulong>(0);
@@ -120,8 +120,9 @@ public sealed class DirtyMarkingTests : IDisposable
                 Assert.Equal(7UL, atomic.Load(AtomicOrdering.Acquire));
                 break;
             case "get_host_address":
+                if (!region.GetMemory().HasHostAddress) break;
                 var host = region.GetHostAddress(new MemoryRegionAddress(0x1ff8));
-                if (!region.GetMapping().IsGuarded) *(ulong*)host = 7;
+                if (!region.GetMemory().IsGuarded) *(ulong*)host = 7;
                 break;
             case "reads":
                 var buffer = new byte[16];
@@ -200,7 +201,7 @@ public sealed class DirtyMarkingTests : IDisposable
         Assert.Equal((0b1000UL, 0b11000UL), (first.Snapshot()[0], second.Snapshot()[0]));
     }
 
-    private void Marks(GuestRegionMmap region, ulong offset, Action write)
+    private void Marks(GuestMemoryRegion region, ulong offset, Action write)
     {
         Assert.False(region.GetBitmap().IsDirtyAt(offset));
         write();
@@ -208,12 +209,12 @@ public sealed class DirtyMarkingTests : IDisposable
         region.RequireTracker().Reset();
     }
 
-    private static int[] Dirty(GuestRegionMmap region) => [.. Enumerable.Range(0, (int)(Size / Page)).Where(page => region.GetBitmap().IsDirtyAt((ulong)page * Page))];
+    private static int[] Dirty(GuestMemoryRegion region) => [.. Enumerable.Range(0, (int)(Size / Page)).Where(page => region.GetBitmap().IsDirtyAt((ulong)page * Page))];
 
-    private GuestRegionMmap Region(string backing, string tracker)
+    private GuestMemoryRegion Region(string backing, string tracker)
     {
         var region = _memory.Region(backing, 0x40000, Size);
-        if (tracker == "log") region.GetMapping().SetTracker(Log(0x40000));
+        if (tracker == "log") region.GetMemory().SetTracker(Log(0x40000));
         return region;
     }
 

@@ -20,7 +20,8 @@ public sealed class GuestMemoryRegionTests : IDisposable
         Assert.Equal((new MemoryRegionAddress(0x1fff), null), (region.CheckedOffset(new MemoryRegionAddress(0xfff), 0x1000), region.CheckedOffset(new MemoryRegionAddress(0x1000), 0x1000)));
         Assert.Equal((new MemoryRegionAddress(0), null, null),
             (region.ToRegionAddress(new GuestAddress(0x10000)), region.ToRegionAddress(new GuestAddress(0xffff)), region.ToRegionAddress(new GuestAddress(0x12000))));
-        Assert.Equal(region.GetHostAddress(default) + 0x1fff, region.GetHostAddress(new MemoryRegionAddress(0x1fff)));
+        if (TestMemory.HasHostAddress(backing)) Assert.Equal(region.GetHostAddress(default) + 0x1fff, region.GetHostAddress(new MemoryRegionAddress(0x1fff)));
+        else Assert.Equal(GuestMemoryError.HostAddressNotAvailable, Failure.Of(() => region.GetHostAddress(default)));
         Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.GetHostAddress(new MemoryRegionAddress(0x2000))));
         Assert.Equal(backing is "file" or "memfd", region.GetFileOffset() is not null);
         Assert.Equal((0x2000UL, 0x800UL), (region.AsVolatileSlice().Size, region.GetSlice(new MemoryRegionAddress(0x1800), 0x800).Size));
@@ -28,7 +29,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
         region.WriteObject(7UL, new MemoryRegionAddress(0x1000));
         Assert.Equal((true, false, 7UL), (region.GetBitmap().IsDirtyAt(0x1000), region.GetBitmap().IsDirtyAt(0), region.ReadObject<ulong>(new MemoryRegionAddress(0x1000))));
         // Guarded memory has no span.
-        var guarded = backing is "file" or "served";
+        var guarded = TestMemory.IsGuarded(backing);
         Assert.Equal((guarded ? 0 : 0x2000, guarded ? 0 : 0x2000), (region.AsSlice().Length, region.AsMutSlice().Length));
         if (guarded) return;
         Assert.Equal(7, region.AsSlice()[0x1000]);
@@ -46,11 +47,12 @@ public sealed class GuestMemoryRegionTests : IDisposable
         Assert.Equal(7, large.AsVolatileSlice().ReadObject<int>((1UL << 31) - 4));
     }
 
-    /// <summary>A region that tells only where it lies has no access; nothing but that is asked of it.</summary>
+    /// <summary>Memory that tells only its length has no access; nothing but that is asked of it.</summary>
     [Fact]
-    public void WithoutSlicesThereIsNoAccess()
+    public void MemoryThatOverridesNothingHasNoAccess()
     {
-        GuestMemoryRegion region = new Bare();
+        var region = new GuestMemoryRegion(new Bare(), new GuestAddress(0x1000), "bare");
+        var (slice, memory) = (region.AsVolatileSlice(), GuestMemoryMmap.FromRegions([region]));
         Assert.Equal((0x13ffUL, true), (region.LastAddress, region.AddressInRange(default)));
         Assert.Equal((null, null, 0, 0), (region.IsHugetlbfs, region.GetFileOffset(), region.AsSlice().Length, region.AsMutSlice().Length));
         var source = new CursorSource(new byte[8]);
@@ -58,8 +60,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
         foreach (var access in (Action[])
         [
             () => region.GetHostAddress(default),
-            () => region.GetSlice(default, 1),
-            () => region.AsVolatileSlice(),
+            () => region.GetMmapRegion(),
             () => region.Read(new byte[1], default),
             () => region.Write([1], default),
             () => region.ReadExact(new byte[1], default),
@@ -72,19 +73,28 @@ public sealed class GuestMemoryRegionTests : IDisposable
             () => region.ReadExactVolatileFrom(default, ref source, 1),
             () => region.WriteVolatileTo(default, ref sink, 1),
             () => region.WriteAllVolatileTo(default, ref sink, 1),
+            () => slice.PtrGuard(),
+            () => slice.AlignedAsRef<int>(0),
+            () => slice.GetAtomicRef<int>(0).FetchAdd(1),
+            () => memory.GetHostAddress(new GuestAddress(0x1000)),
+            () => memory.Read(new GuestAddress(0x1000), new byte[1]),
+            () => memory.Discard(new GuestAddress(0x1000), 0x400),
         ]) Assert.Equal(GuestMemoryError.HostAddressNotAvailable, Failure.Of(access));
+        region.Dispose();
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => region.Read(new byte[1], default)));
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => GuestMemoryMmap.FromRegions([region])));
     }
 
-    /// <summary>With slices everything works, over any memory; its errors are a region's, with the cause inside.</summary>
-    [Fact]
-    public void WithSlicesEverythingWorks()
+    /// <summary>A region's errors are its own, with the slice's inside.</summary>
+    [Theory]
+    [BackingData(OddSizes = true)]
+    public void TheCauseOfAnErrorIsInside(string backing)
     {
-        var bitmap = new AtomicBitmap(0x400, 0x100);
-        GuestMemoryRegion region = new OverAnArray(bitmap);
+        var region = _memory.Region(backing, 0x1000, 0x400);
         region.WriteObject(0x11223344u, new MemoryRegionAddress(0x1fe));
-        Assert.Equal((0x11223344u, 2L), (region.ReadObject<uint>(new MemoryRegionAddress(0x1fe)), bitmap.CountDirty()));
+        Assert.Equal(0x11223344u, region.ReadObject<uint>(new MemoryRegionAddress(0x1fe)));
         region.Store((ushort)5, new MemoryRegionAddress(0x300), AtomicOrdering.SeqCst);
-        Assert.Equal((5, 3L), (region.Load<ushort>(new MemoryRegionAddress(0x300), AtomicOrdering.SeqCst), bitmap.CountDirty()));
+        Assert.Equal((5, 1L), (region.Load<ushort>(new MemoryRegionAddress(0x300), AtomicOrdering.SeqCst), region.GetDirtyBitmap().DirtyCount));
         var source = new CursorSource(new byte[] { 1, 2, 3 });
         region.ReadExactVolatileFrom(new MemoryRegionAddress(0x3fd), ref source, 3);
         var buffer = new byte[4];
@@ -136,19 +146,5 @@ public sealed class GuestMemoryRegionTests : IDisposable
         }
     }
 
-    private class Bare : GuestMemoryRegion
-    {
-        public override ulong GuestAddress => 0x1000;
-
-        public override ulong Size => 0x400;
-
-        public override BitmapSlice GetBitmap() => default;
-    }
-
-    private sealed class OverAnArray(AtomicBitmap bitmap) : Bare
-    {
-        private readonly VolatileSlice _all = VolatileSlice.FromArray(new byte[0x400], bitmap.SliceAt(0));
-
-        public override VolatileSlice GetSlice(MemoryRegionAddress offset, ulong count) => _all.Subslice(offset.Value, count);
-    }
+    private sealed class Bare() : VolatileMemory(0x400);
 }

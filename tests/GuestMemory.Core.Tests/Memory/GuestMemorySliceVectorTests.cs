@@ -113,7 +113,7 @@ public sealed class GuestMemorySliceVectorTests : IDisposable
         Assert.True(region.GetSlice(new MemoryRegionAddress(0x200), 0).IsEmpty);
         Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.GetSlice(new MemoryRegionAddress(0x300), 0x200)));
         Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.GetSlice(new MemoryRegionAddress(ulong.MaxValue), 2)));
-        Assert.Equal((GuestMemoryError.OutOfBounds, 0x500UL, 0UL), Failure.OfSlice(() => region.GetMapping().GetSlice(0x300, 0x200)));
+        Assert.Equal((GuestMemoryError.OutOfBounds, 0x500UL, 0UL), Failure.OfSlice(() => region.GetMemory().GetSlice(0x300, 0x200)));
     }
 
     [Theory]
@@ -123,8 +123,11 @@ public sealed class GuestMemorySliceVectorTests : IDisposable
         var region = _memory.Region(backing, 0, 5);
         using var whole = region.AsVolatileSlice().PtrGuard();
         using var part = region.GetSlice(new MemoryRegionAddress(2), 3).PtrGuard();
-        Assert.Equal((whole.Pointer + 2, 3UL), (part.Pointer, part.Size));
-        Assert.Equal(region.HostAddress, (ulong)whole.Pointer);
+        Assert.Equal(3UL, part.Size);
+        // Other memory is somewhere else each time.
+        if (!TestMemory.HasHostAddress(backing)) return;
+        Assert.Equal(whole.Pointer + 2, part.Pointer);
+        Assert.Equal(region.GetHostAddress(default), (ulong)whole.Pointer);
     }
 
     [Fact]

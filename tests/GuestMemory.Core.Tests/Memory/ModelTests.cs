@@ -25,7 +25,7 @@ public sealed class ModelTests
         for (var i = 0; i < parts.Length; i++)
         {
             var size = (ulong)(random.Next(3) == 0 ? random.Next(1, 4 * s_page) : random.Next(1, 4) * s_page);
-            var backing = random.Next(6) switch { 0 => "memfd", 1 => "file", 2 when random.Next(10) == 0 => TestMemory.Backings[^1], _ => "anonymous" };
+            var backing = random.Next(8) switch { 0 => "memfd", 1 => "file", 3 => "window", 4 => "pread", 2 when random.Next(10) == 0 => TestMemory.Backings[^1], _ => "anonymous" };
             if (backing == "served") size = (size + (ulong)s_page - 1) / (ulong)s_page * (ulong)s_page;
             parts[i] = (backing, address, size);
             address += size + (random.Next(2) == 0 ? 0 : (ulong)random.Next(1, 2 * s_page));
@@ -206,7 +206,7 @@ public sealed class ModelTests
         var (region, expected) = (memory.Regions[index], model.Regions[index]);
         if (random.Next(2) == 0)
         {
-            region.GetMapping().SetTracker(new AtomicBitmap(region.Size, HostPage.Size), keepDirty: true);
+            region.GetMemory().SetTracker(new AtomicBitmap(region.Size, HostPage.Size), keepDirty: true);
             return;
         }
 

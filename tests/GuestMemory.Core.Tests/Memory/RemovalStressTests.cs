@@ -19,7 +19,7 @@ public sealed class RemovalStressTests
     public void AccessWhileRegionsGo(string backing)
     {
         using var memory = new TestMemory();
-        Run(() => memory.Map(backing, 0x40000), 0x40000, 2);
+        Run(() => (MmapRegion)memory.Map(backing, 0x40000), 0x40000, 2);
     }
 
     [UffdFact]
@@ -42,7 +42,7 @@ public sealed class RemovalStressTests
     {
         using var pool = new HugePagePoolOf(2 << 20, 2 * Slots);
         using var memory = new TestMemory();
-        Run(() => memory.Map("huge", 2 << 20), 2 << 20, 2);
+        Run(() => (MmapRegion)memory.Map("huge", 2 << 20), 2 << 20, 2);
     }
 
     private static void Run(Func<MmapRegion> make, ulong size, double seconds, bool served = false)

@@ -4,11 +4,11 @@ namespace GuestMemory.Core.Tests;
 internal sealed class TestMemory : IDisposable
 {
     private readonly TestFolder _folder = new();
-    private readonly List<GuestRegionMmap> _regions = [];
+    private readonly List<GuestMemoryRegion> _regions = [];
     private readonly List<UffdHandler> _handlers = [];
 
     /// <summary>Every kind of memory; a test of one that this host does not have is skipped when it maps it.</summary>
-    public static string[] Kinds { get; } = ["anonymous", "memfd", "file", "served"];
+    public static string[] Kinds { get; } = ["anonymous", "memfd", "file", "window", "pread", "served"];
 
     /// <summary>The kinds of memory that this host has.</summary>
     public static string[] Backings => Needs.Userfaultfd ? Kinds : Kinds[..^1];
@@ -22,9 +22,22 @@ internal sealed class TestMemory : IDisposable
         _folder.Dispose();
     }
 
+    /// <summary>Whether memory of a kind has an address in this process.</summary>
+    public static bool HasHostAddress(string backing) => backing is not ("window" or "pread");
+
+    /// <summary>Whether accesses to memory of a kind are guarded.</summary>
+    public static bool IsGuarded(string backing) => backing is not ("anonymous" or "memfd");
+
     /// <summary>Memory with a bitmap.</summary>
-    public MmapRegion Map(string backing, ulong size)
+    public VolatileMemory Map(string backing, ulong size)
     {
+        if (!HasHostAddress(backing))
+        {
+            VolatileMemory memory = backing == "window" ? new WindowMemory(size) : new PreadMemory(NewFile((long)size), size);
+            memory.SetTracker(new AtomicBitmap(size, HostPage.Size));
+            return memory;
+        }
+
         var builder = new MmapRegionBuilder(size).WithDirtyTracking();
         return backing switch
         {
@@ -43,21 +56,23 @@ internal sealed class TestMemory : IDisposable
     public GuestMemoryMmap Space(IEnumerable<(string Backing, ulong Address, ulong Size)> layout)
     {
         var parts = layout.ToArray();
-        var regions = parts.Select(part => new GuestRegionMmap(Map(part.Backing, part.Size), new GuestAddress(part.Address), part.Backing)).ToArray();
+        var regions = parts.Select(part => Map(part.Backing, part.Size) is var memory && memory is MmapRegion mapping
+            ? new GuestRegionMmap(mapping, new GuestAddress(part.Address), part.Backing)
+            : new GuestMemoryRegion(memory, new GuestAddress(part.Address), part.Backing)).ToArray();
         _regions.AddRange(regions);
         if (regions.Where((_, i) => parts[i].Backing == "served").ToArray() is { Length: > 0 } served) Serve(served);
         return GuestMemoryMmap.FromRegions(regions);
     }
 
     /// <summary>One region of one kind, at an address.</summary>
-    public GuestRegionMmap Region(string backing, ulong address, ulong size) => Space(backing, (address, size)).Regions[0];
+    public GuestMemoryRegion Region(string backing, ulong address, ulong size) => Space(backing, (address, size)).Regions[0];
 
     /// <summary>A part of page-aligned memory of one kind that has no more bytes than these.</summary>
     public VolatileSlice Slice(string backing, params byte[] content)
     {
         var region = Region(backing, 0, HostPage.Size);
         region.Write(content, default);
-        region.GetMapping().Bitmap!.Tracker!.Reset();
+        region.RequireTracker().Reset();
         return region.GetSlice(default, (ulong)content.Length);
     }
 
@@ -70,7 +85,7 @@ internal sealed class TestMemory : IDisposable
         return path;
     }
 
-    private void Serve(GuestRegionMmap[] regions)
+    private void Serve(GuestMemoryRegion[] regions)
     {
         Assert.SkipUnless(Needs.Userfaultfd, Needs.UserfaultfdReason);
         var handler = UffdHandler.Start(new UffdHandlerOptions

@@ -25,7 +25,7 @@ public sealed class AdversityTests : IDisposable
         UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([wild]));
         var storm = new Thread(() =>
         {
-            for (var i = 0; i < Storm; i++) wild.GetMapping().Discard((ulong)(i % Pages) * 4096, 4096);
+            for (var i = 0; i < Storm; i++) wild.GetMmapRegion().Discard((ulong)(i % Pages) * 4096, 4096);
         });
         storm.Start();
         var memory = GuestMemoryMmap.FromRegions([calm]);

@@ -261,7 +261,7 @@ public sealed class BadPeerTests : IDisposable
         Assert.Equal(GuestMemoryError.NotASocket, To(_folder["image"]));
         Assert.Equal(GuestMemoryError.ConnectionRefused, To(_folder["left.sock"]));
         Assert.Equal(GuestMemoryError.SocketPathTooLong, To(_folder[new string('x', 108)]));
-        Assert.False(region.GetMapping().IsGuarded);
+        Assert.False(region.GetMmapRegion().IsGuarded);
         AssertNothingIsLeft();
     }
 

@@ -24,7 +24,7 @@ public sealed partial class FiguresTests : IDisposable
         {
             var memory = Connect(handler, region);
             Read(memory, 0, Pages);
-            region.GetMapping().Discard(0, 4096 * 8);
+            region.GetMmapRegion().Discard(0, 4096 * 8);
             Read(memory, 0, 8);
             Host.Until(() => handler.FaultCount == Pages + 8);
             var figures = handler.GetFigures();

@@ -122,7 +122,7 @@ public sealed class FuzzTests : IDisposable
                     break;
                 case 1:
                     var count = random.Next(1, 9 - (number % 8));
-                    region.GetMapping().Discard((ulong)number * 4096, (ulong)count * 4096);
+                    region.GetMmapRegion().Discard((ulong)number * 4096, (ulong)count * 4096);
                     expected.AsSpan(number, count).Fill(-1);
                     break;
                 default:

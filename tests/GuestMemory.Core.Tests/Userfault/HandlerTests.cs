@@ -86,7 +86,7 @@ public sealed class HandlerTests : IDisposable
         UffdRegistration.Connect(handler.SocketPath, memory);
         AssertPages(memory, 0, 0, 8);
         // MADV_REMOVE on shared memory: the page reads as zero afterwards.
-        memory.Regions[0].GetMapping().Discard(4096, 4096);
+        memory.Regions[0].GetMmapRegion().Discard(4096, 4096);
         var page = new byte[4096];
         memory.ReadExact(new GuestAddress(4096), page);
         Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
@@ -104,7 +104,7 @@ public sealed class HandlerTests : IDisposable
         AssertPages(memory, 0, 0, 4, 2 << 20);
         Host.Until(() => handler.FaultCount == 4);
         Assert.Equal((4L, 4L * (2 << 20)), (handler.FaultCount, handler.ByteCount));
-        memory.Regions[0].GetMapping().Discard(2 << 20, 2 << 20);
+        memory.Regions[0].GetMmapRegion().Discard(2 << 20, 2 << 20);
         var page = new byte[2 << 20];
         memory.ReadExact(new GuestAddress(2 << 20), page);
         Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
@@ -123,8 +123,8 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start();
         var memory = Memory((0, 2 * pages));
         var size = (ulong)pages * 4096;
-        var start = (memory.Regions[0].HostAddress + size - 1) & ~(size - 1);
-        var offset = start - memory.Regions[0].HostAddress;
+        var start = (memory.Regions[0].GetHostAddress(default) + size - 1) & ~(size - 1);
+        var offset = start - memory.Regions[0].GetHostAddress(default);
         memory.Write(new GuestAddress(offset + ((ulong)first * 4096)), [42]);
         memory.Write(new GuestAddress(offset + 0xf000), [43]);
         using (var peer = new RawPeer(handler.SocketPath, memory.Regions[0]))
@@ -174,7 +174,7 @@ public sealed class HandlerTests : IDisposable
                     TestFolder.Fill(expected, number);
                     Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
                     if (number % 5 != 0) continue;
-                    memory.Regions[0].GetMapping().Discard((ulong)number * 4096, 4096);
+                    memory.Regions[0].GetMmapRegion().Discard((ulong)number * 4096, 4096);
                     memory.ReadExact(address, page);
                     Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0, $"removed page {number}");
                 }
@@ -218,7 +218,7 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start(pages: 4);
         var memory = Memory((0, 2), (0x10000, 2));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => memory.Regions[0].GetMapping().Release(force: false)).Error);
+        Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => memory.Regions[0].GetMmapRegion().Release(force: false)).Error);
         AssertPages(memory, 0, 0, 2);
         Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => UffdRegistration.Connect(handler.SocketPath, memory)).Error);
         memory.Regions[0].Dispose();
@@ -227,7 +227,7 @@ public sealed class HandlerTests : IDisposable
         AssertPages(memory, 0x10000, 2, 2);
         handler.Stop();
         Assert.Equal(1, handler.AbandonedCount);
-        memory.Regions[1].GetMapping().Release(force: false);
+        memory.Regions[1].GetMmapRegion().Release(force: false);
     }
 
     [UffdFact]

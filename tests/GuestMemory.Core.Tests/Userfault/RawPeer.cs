@@ -8,12 +8,12 @@ internal sealed class RawPeer : IDisposable
     private readonly SafeDescriptor _socket = UnixSocket.Create(nonBlocking: false);
     private readonly SafeDescriptor _uffd;
 
-    public RawPeer(string path, GuestRegionMmap? region = null, ulong features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE, ulong mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING, bool connect = true)
+    public RawPeer(string path, GuestMemoryRegion? region = null, ulong features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE, ulong mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING, bool connect = true)
     {
         _uffd = Userfaultfd.Create(features);
         if (connect) Connect(path);
         if (region is null) return;
-        using var lease = region.GetMapping().Lease();
+        using var lease = region.GetMmapRegion().Lease();
         Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, mode));
     }
 

@@ -230,7 +230,7 @@ public sealed class SourceTests : IDisposable
         using (var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "" }, image))
         {
             Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => UffdRegistration.Connect(handler.SocketPath, image)).Error);
-            Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => source.GetMapping().Release(force: false)).Error);
+            Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => source.GetMmapRegion().Release(force: false)).Error);
             AssertMemory(handler, number => number + 5);
             source.Dispose();
             AssertMemory(handler, number => number + 5);
@@ -246,7 +246,7 @@ public sealed class SourceTests : IDisposable
         _folder.WriteImage("image", Pages);
         using var handler = Start(strategy);
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        using (var lease = region.GetMapping().Lease())
+        using (var lease = region.GetMmapRegion().Lease())
         {
             foreach (var page in new[] { 1, 77, 300, 500 }) Assert.Equal(0, Mman.TryAdvise(lease.Address + (page * 4096), 40 * 4096, Mman.MADV_DONTDUMP));
         }

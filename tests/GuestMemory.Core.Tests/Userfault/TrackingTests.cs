@@ -40,7 +40,7 @@ public sealed class TrackingTests : IDisposable
             }
             else if (page == 100)
             {
-                region.GetMapping().Discard(100 * 4096, 4096);
+                region.GetMmapRegion().Discard(100 * 4096, 4096);
                 written.Add(page);
             }
             else
@@ -68,7 +68,7 @@ public sealed class TrackingTests : IDisposable
         using var peer = Connect(handler, region, isAsync);
         for (var page = 0; page < Pages; page++)
         {
-            region.GetMapping().Discard((ulong)page * 4096, 4096);
+            region.GetMmapRegion().Discard((ulong)page * 4096, 4096);
             // A VM that is not served yet has no bitmap; the first removal waits until it is.
             var bitmap = Assert.Single(handler.GetDirtyBitmaps());
             Assert.True(bitmap.IsDirty(page), $"page {page}");
@@ -88,7 +88,7 @@ public sealed class TrackingTests : IDisposable
         for (var page = 0; page < Pages; page++) memory.Write(new GuestAddress((ulong)page * 4096), [1]);
         var remover = Task.Run(() =>
         {
-            for (var page = 0; page < Pages; page++) region.GetMapping().Discard((ulong)page * 4096, 4096);
+            for (var page = 0; page < Pages; page++) region.GetMmapRegion().Discard((ulong)page * 4096, 4096);
         });
         do Assert.Equal(Pages, Assert.Single(handler.GetDirtyBitmaps()).DirtyCount);
         while (!remover.IsCompleted);
@@ -137,7 +137,7 @@ public sealed class TrackingTests : IDisposable
         var memory = GuestMemoryMmap.FromRegions([region]);
         for (var page = 0; page < 64; page++) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
         foreach (var page in new ulong[] { 3, 63, 64, 200 }) memory.Write(new GuestAddress(page * 4096), [1]);
-        region.GetMapping().Discard(10 * 4096, 2 * 4096);
+        region.GetMmapRegion().Discard(10 * 4096, 2 * 4096);
         Assert.Equal([3, 10, 11, 63, 64, 200], Dirty(handler, clear: false));
         Assert.Equal([3, 10, 11, 63, 64, 200], Dirty(handler, clear: true));
         Assert.Empty(Dirty(handler, clear: false));
@@ -160,7 +160,7 @@ public sealed class TrackingTests : IDisposable
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithMemfd().Build(), new GuestAddress(0));
         var memory = GuestMemoryMmap.FromRegions([region]);
         for (var page = 0; page < Pages; page++) memory.Write(new GuestAddress((ulong)page * 4096), [1]);
-        using (var lease = region.GetMapping().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
+        using (var lease = region.GetMmapRegion().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
         using var peer = new RawPeer(handler.SocketPath, region,
             Features(isAsync) | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_SHMEM | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED,
             Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_MINOR);
@@ -196,7 +196,7 @@ public sealed class TrackingTests : IDisposable
         }
 
         // The pages stay in the memfd; this mapping of it forgets them.
-        using (var lease = region.GetMapping().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
+        using (var lease = region.GetMmapRegion().Lease()) Assert.Equal(0, Mman.TryAdvise(lease.Address, lease.Length, Mman.MADV_DONTNEED));
         using var peer = new RawPeer(handler.SocketPath, region,
             Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_SHMEM,
             Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_MINOR);

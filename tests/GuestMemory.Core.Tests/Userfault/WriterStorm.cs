@@ -23,7 +23,7 @@ internal sealed unsafe partial class WriterStorm : IDisposable
     public WriterStorm(GuestRegionMmap region, int pages)
     {
         _region = region;
-        using var lease = region.GetMapping().Lease();
+        using var lease = region.GetMmapRegion().Lease();
         _memory = (byte*)lease.Address;
         _copy = new byte[pages * 4096];
         for (var i = 0; i < pages; i++) TestFolder.Fill(_copy.AsSpan(i * 4096, 4096), i);
@@ -94,7 +94,7 @@ internal sealed unsafe partial class WriterStorm : IDisposable
             switch (random.Next(10))
             {
                 case 0:
-                    _region.GetMapping().Discard(page * 4096, 4096);
+                    _region.GetMmapRegion().Discard(page * 4096, 4096);
                     break;
                 case < 4:
                     Read(page * 4096, bytes);

@@ -127,12 +127,12 @@ public sealed class GuestVmTests : IDisposable
         using var region = Region(0, 0x10000);
         using var vm = new GuestVm(new KvmVm(GuestMemoryMmap.FromRegions([region])));
         var lent = Region(0x100000, 0x10000);
-        lent.GetMapping().AsVolatileSlice().Write([42], 0);
-        var source = new VmMemorySource.ExternalMapping(lent.HostAddress, 0x10000) { Owner = lent.GetMapping() };
+        lent.GetMmapRegion().AsVolatileSlice().Write([42], 0);
+        var source = new VmMemorySource.ExternalMapping(lent.HostAddress, 0x10000) { Owner = lent.GetMmapRegion() };
         var request = new VmMemoryRequest.RegisterMemory(source, new VmMemoryDestination.GuestPhysicalAddress(0x100000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
         var answer = Assert.IsType<VmMemoryResponse.RegisterMemory>(vm.Execute(request));
         lent.Dispose();
-        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetMapping()!;
+        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetMmapRegion()!;
         var read = new byte[1];
         Assert.Equal(1, memory.Memory.TryRead(0, read, out _));
         Assert.Equal(42, read[0]);
@@ -146,7 +146,7 @@ public sealed class GuestVmTests : IDisposable
         using var region = Region(0, 0x2000);
         foreach (var (start, size) in new[] { (region.HostAddress - 0x1000, 0x1000UL), (region.HostAddress, 0x3000UL), (region.HostAddress + 0x2000, 0x1000UL) })
         {
-            var exception = Assert.Throws<GuestMemoryException>(() => MemoryMapping.External((nint)start, size, region.GetMapping()));
+            var exception = Assert.Throws<GuestMemoryException>(() => MemoryMapping.External((nint)start, size, region.GetMmapRegion()));
             Assert.Equal(GuestMemoryError.InvalidAddress, exception.Error);
         }
     }

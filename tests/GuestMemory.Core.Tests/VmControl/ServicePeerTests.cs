@@ -92,10 +92,10 @@ public sealed class ServicePeerTests : ServiceTest
     {
         var good = new VmMemoryFileMapping(Memfd, 0x1000, 0, 0);
         var many = Enumerable.Repeat(good, 300).ToList();
-        AssertFails(new SharedMemory(Memfd, 0), Address, many, "Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
-        AssertFails(Shared(), Address, [.. many[..299], good with { MemOffset = 0x10000 }], "Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
-        AssertFails(Shared(), Address, [good with { MemOffset = 1 }], "Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
-        AssertFails(Shared(), Address, [good with { FileOffset = 1 }], "Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(new SharedMemory(Memfd, 0), Address, many, "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
+        AssertFails(Shared(), Address, [.. many[..299], good with { MemOffset = 0x10000 }], "requested memory out of range", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(Shared(), Address, [good with { MemOffset = 1 }], "requested memory is not page aligned", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(Shared(), Address, [good with { FileOffset = 1 }], "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
         AssertFails(Shared(), 0, many, "No space left on device (os error 28)", "failed to add memory region when handling mmap and register memory");
         AssertFails(new VmMemoryRequest.MmapAndRegisterMemory(Shared(), new VmMemoryDestination.ExistingAllocation(new Alloc.Anon(1), 0), 300) { FileMappings = many },
             "Invalid argument (os error 22)", "VM memory destination allocation fails when handling mmap and register memory");

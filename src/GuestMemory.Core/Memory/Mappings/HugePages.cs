@@ -13,6 +13,20 @@ public static class HugePages
 {
     private const string Folder = "/sys/kernel/mm/hugepages";
 
+    /// <summary>
+    /// The size in bytes of the huge pages that MAP_HUGETLB gives without a size of its own (Hugepagesize in <c>/proc/meminfo</c>); 0 where
+    /// the kernel has none.
+    /// </summary>
+    public static ulong DefaultPageSize
+    {
+        get
+        {
+            const string Name = "Hugepagesize:";
+            var line = File.ReadLines("/proc/meminfo").FirstOrDefault(static line => line.StartsWith(Name, StringComparison.Ordinal));
+            return line is not null && ulong.TryParse(line.AsSpan(Name.Length).Trim().TrimEnd(" kB"), NumberStyles.None, CultureInfo.InvariantCulture, out var kilobytes) ? kilobytes * 1024 : 0;
+        }
+    }
+
     /// <summary>Every pool, the smallest pages first.</summary>
     public static IReadOnlyList<HugePagePool> Pools()
     {

@@ -35,7 +35,8 @@ public sealed class MmapRegionBuilder
     /// <summary>
     /// Sets the MAP_ flags. Unless set: NoReserve and Private for anonymous memory, NoReserve and Shared for a file or memfd;
     /// huge pages are reserved, so that a pool that is too small is known at once. Anonymous is added without a file, Private or
-    /// Shared where neither is given.
+    /// Shared where neither is given. HugeTlb asks for huge pages as <see cref="WithHugePages"/> does: of the size that Huge2MB or
+    /// Huge1GB names, else of the kernel's default size.
     /// </summary>
     public MmapRegionBuilder WithFlags(MapFlags flags)
     {
@@ -47,6 +48,7 @@ public sealed class MmapRegionBuilder
     public MmapRegionBuilder WithFile(string path, ulong offset = 0)
     {
         _path = path;
+        _file = null;
         _offset = offset;
         return this;
     }
@@ -55,6 +57,7 @@ public sealed class MmapRegionBuilder
     public MmapRegionBuilder WithFile(SafeFileHandle file, ulong offset = 0)
     {
         _file = file;
+        _path = null;
         _offset = offset;
         return this;
     }
@@ -66,7 +69,10 @@ public sealed class MmapRegionBuilder
         return this;
     }
 
-    /// <summary>Uses huge pages of this many bytes, 2 MiB or 1 GiB for example; 0 for ordinary pages.</summary>
+    /// <summary>
+    /// Uses huge pages of this many bytes, 2 MiB or 1 GiB for example; 0 for what the flags or the file say. A file has the pages of its
+    /// file system: only one on hugetlbfs has huge ones.
+    /// </summary>
     public MmapRegionBuilder WithHugePages(ulong pageSize)
     {
         _hugePageSize = pageSize;
@@ -105,42 +111,60 @@ public sealed class MmapRegionBuilder
     }
 
     /// <summary>Makes the mapping.</summary>
-    /// <exception cref="GuestMemoryException">MapFixed, InvalidPointer, ZeroSize, UnalignedOffset, UnalignedSize, MappingPastEof, HugePagesExhausted, HugePageSizeUnsupported, OutOfMemory.</exception>
+    /// <exception cref="GuestMemoryException">
+    /// MapFixed, InvalidPointer, ZeroSize, UnalignedOffset, UnalignedSize, MappingPastEof, HugePagesExhausted, HugePageSizeUnsupported, OutOfMemory,
+    /// NotAFile. ValueNotSupported: two sources of memory, or flags that contradict the page size.
+    /// </exception>
     /// <exception cref="SyscallException">The kernel refused for another reason.</exception>
     public MmapRegion Build()
     {
+        if (_memfd && (_path is not null || _file is not null || _pointer is not null))
+            throw Contradiction("A memfd is memory of its own: it cannot be combined with a file or with memory that is mapped already.");
         if (_pointer is { } pointer) return Wrap(pointer);
         if ((_flags.GetValueOrDefault() & MapFlags.Fixed) != 0)
             throw new GuestMemoryException(GuestMemoryError.MapFixed, "MAP_FIXED is refused: it would silently replace whatever is mapped at that address. Leave the flag out.");
-        if (_hugePageSize != 0) CheckHugePageSize();
+        var pageSize = AskedPageSize();
         if (_size > long.MaxValue) throw new GuestMemoryException(GuestMemoryError.OutOfMemory, $"A mapping of {_size} bytes is larger than any address space.");
 
         if (_memfd)
         {
             if (_size == 0) throw ZeroSize();
-            using var memfd = Memfd.CreateSealed("guest_mem", (long)_size, Shift(_hugePageSize));
-            return Map(memfd, "memfd:guest_mem", canFail: false, isFile: true);
+            using var memfd = Memfd.CreateSealed("guest_mem", (long)_size, pageSize == HostPage.Size ? 0 : Shift(pageSize));
+            return Map(memfd, "memfd:guest_mem", canFail: false, pageSize);
         }
 
-        if (_file is not null) return Map(_file, PathOf(_file), canFail: true, isFile: true);
-        if (_path is null) return Map(null, null, canFail: false, isFile: false);
+        if (_file is not null) return MapFile(_file, PathOf(_file), pageSize);
+        if (_path is null) return Map(null, null, canFail: false, pageSize);
         using var opened = Open(_path);
-        return Map(opened, _path, canFail: true, isFile: true);
+        return MapFile(opened, _path, pageSize);
     }
 
-    private MmapRegion Map(System.Runtime.InteropServices.SafeHandle? file, string? path, bool canFail, bool isFile)
+    private MmapRegion MapFile(SafeFileHandle file, string path, ulong asked)
     {
-        var hugetlbfs = file is null || _memfd ? 0 : FileStatus.HugetlbfsPageSize(file);
-        var pageSize = hugetlbfs != 0 ? (ulong)hugetlbfs : _hugePageSize != 0 ? _hugePageSize : HostPage.Size;
-        var flags = _flags ?? (isFile ? MapFlags.NoReserve | MapFlags.Shared : MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private);
+        var pageSize = FileStatus.HugetlbfsPageSize(file) is var huge and not 0 ? (ulong)huge : HostPage.Size;
+        if (asked != HostPage.Size && asked != pageSize)
+        {
+            throw new GuestMemoryException(GuestMemoryError.HugePageSizeUnsupported, pageSize == HostPage.Size
+                ? $"{path} has no huge pages: only files on hugetlbfs do. Put the file on a mount of hugetlbfs, or leave the page size out."
+                : $"{path} lies on a hugetlbfs of {pageSize} byte pages, not of {asked}. Leave the page size out.");
+        }
+
+        return Map(file, path, canFail: true, pageSize);
+    }
+
+    private MmapRegion Map(System.Runtime.InteropServices.SafeHandle? file, string? path, bool canFail, ulong pageSize)
+    {
+        var flags = _flags ?? (file is not null ? MapFlags.NoReserve | MapFlags.Shared : MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private);
         // Without one of these mmap(2) maps nothing: what is not said is what is usual.
-        if (!isFile) flags |= MapFlags.Anonymous;
-        if ((flags & (MapFlags.Shared | MapFlags.Private)) == 0) flags |= isFile ? MapFlags.Shared : MapFlags.Private;
+        if (file is null) flags |= MapFlags.Anonymous;
+        if ((flags & (MapFlags.Shared | MapFlags.Private)) == 0) flags |= file is not null ? MapFlags.Shared : MapFlags.Private;
         if (pageSize != HostPage.Size)
         {
             if (_flags is null) flags &= ~MapFlags.NoReserve;
-            if (!isFile) flags |= MapFlags.HugeTlb | (MapFlags)(Shift(pageSize) << Mman.MAP_HUGE_SHIFT);
-            CheckWholePages(pageSize);
+            if (file is null) flags |= MapFlags.HugeTlb | (MapFlags)((uint)Shift(pageSize) << Mman.MAP_HUGE_SHIFT);
+            // The kernel maps whole huge pages, and unmaps nothing else.
+            if (!HostPage.IsAligned(_size, pageSize))
+                throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"The size, {_size} bytes, is not a multiple of the page size, {pageSize} bytes.");
         }
 
         // What is wrong with the numbers themselves is left to the kernel to say.
@@ -156,7 +180,7 @@ public sealed class MmapRegionBuilder
         var guarded = canFail || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
         try
         {
-            return new MmapRegion(guarded ? mapping : mapping.Share(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
+            return new MmapRegion(guarded ? mapping : mapping.ReserveAddresses(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
                 _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, canFail, Tracker());
         }
         catch
@@ -188,8 +212,9 @@ public sealed class MmapRegionBuilder
         if (!HostPage.IsAligned((ulong)pointer, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.InvalidPointer, $"The pointer 0x{pointer:x} is not a multiple of the page size, {HostPage.Size} bytes.");
         var flags = _flags ?? MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private;
-        return new MmapRegion(new SafeMapping(pointer, (nuint)_size, owned: false), _size, HostPage.Size, _protection, flags, null,
-            _file is null ? null : FileOffset.Duplicate(_file, _offset), _hugetlbfs, owned: false, guarded: true, canShrink: true, Tracker());
+        using var opened = _path is null ? null : Open(_path);
+        return new MmapRegion(new SafeMapping(pointer, (nuint)_size, owned: false), _size, AskedPageSize(), _protection, flags, null,
+            (opened ?? _file) is { } file ? FileOffset.Duplicate(file, _offset) : null, _hugetlbfs, owned: false, guarded: true, canShrink: true, Tracker());
     }
 
     private IDirtyTracker? Tracker() => _tracker ?? (_tracked ? new AtomicBitmap(_size, HostPage.Size) : null);
@@ -213,27 +238,36 @@ public sealed class MmapRegionBuilder
     private static SyscallException ZeroSize() =>
         new("mmap", Errno.EINVAL, "Mapping 0 bytes", GuestMemoryError.ZeroSize, "Give a size of at least one byte, '256MiB' for example.");
 
-    private void CheckHugePageSize()
+    /// <summary>The size of the pages that <see cref="WithHugePages"/> or the flags ask for, in bytes; HostPage.Size where neither does.</summary>
+    private ulong AskedPageSize()
     {
-        if (_hugePageSize == HostPage.Size || Directory.Exists($"/sys/kernel/mm/hugepages/hugepages-{_hugePageSize / 1024}kB"))
+        var flags = _flags.GetValueOrDefault();
+        var shift = (int)((uint)flags >> Mman.MAP_HUGE_SHIFT);
+        if ((flags & MapFlags.HugeTlb) == 0)
         {
-            CheckWholePages(_hugePageSize);
-            return;
+            if (shift != 0 && _hugePageSize != 1UL << shift) throw Contradiction("The flags name a size of huge pages, which without HugeTlb means nothing. Add HugeTlb, or leave the size out.");
+            return Offered(_hugePageSize == 0 ? HostPage.Size : _hugePageSize);
         }
 
-        var offered = Directory.Exists("/sys/kernel/mm/hugepages")
-            ? string.Join(", ", Directory.GetDirectories("/sys/kernel/mm/hugepages").Select(d => Path.GetFileName(d)["hugepages-".Length..]))
-            : "none";
-        throw new GuestMemoryException(GuestMemoryError.HugePageSizeUnsupported, $"This host has no huge pages of {_hugePageSize} bytes. It offers: {offered}.");
+        var inFlags = shift == 0 ? HugePages.DefaultPageSize : 1UL << shift;
+        if (_hugePageSize == 0) return Offered(inFlags);
+        if (_hugePageSize == HostPage.Size || (shift != 0 && _hugePageSize != inFlags))
+            throw Contradiction($"The flags ask for huge pages{(shift == 0 ? "" : $" of {inFlags} bytes")}, the page size is {_hugePageSize} bytes.");
+        return Offered(_hugePageSize);
     }
 
-    private void CheckWholePages(ulong pageSize)
+    private static ulong Offered(ulong pageSize)
     {
-        if (!HostPage.IsAligned(_size, pageSize))
-            throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"The size, {_size} bytes, is not a multiple of the page size, {pageSize} bytes.");
+        if (pageSize == HostPage.Size) return pageSize;
+        var pools = HugePages.Pools();
+        if (pools.Any(pool => pool.PageSize == pageSize)) return pageSize;
+        throw new GuestMemoryException(GuestMemoryError.HugePageSizeUnsupported,
+            $"This host has no huge pages of {pageSize} bytes. It offers: {(pools.Count == 0 ? "none" : string.Join(", ", pools.Select(pool => $"{pool.PageSize / 1024}kB")))}.");
     }
 
-    private static int Shift(ulong pageSize) => pageSize == 0 || pageSize == HostPage.Size ? 0 : System.Numerics.BitOperations.Log2(pageSize);
+    private static GuestMemoryException Contradiction(string message) => new(GuestMemoryError.ValueNotSupported, message);
+
+    private static int Shift(ulong pageSize) => System.Numerics.BitOperations.Log2(pageSize);
 
     private SafeFileHandle Open(string path)
     {

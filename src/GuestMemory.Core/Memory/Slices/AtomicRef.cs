@@ -11,12 +11,12 @@ namespace GuestMemory.Core;
 public readonly unsafe struct AtomicRef<T>
     where T : unmanaged, IBinaryInteger<T>
 {
-    private readonly AccessGate _gate;
+    private readonly VolatileMemory _memory;
     private readonly byte* _address;
 
-    internal AtomicRef(AccessGate gate, byte* address)
+    internal AtomicRef(VolatileMemory memory, byte* address)
     {
-        _gate = gate;
+        _memory = memory;
         _address = address;
     }
 
@@ -26,9 +26,9 @@ public readonly unsafe struct AtomicRef<T>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public T Load(AtomicOrdering ordering)
     {
-        if (!_gate.IsDirect) return LoadGuarded(ordering);
+        if (!_memory.IsDirect) return LoadGuarded(ordering);
         var value = AtomicAccess.Load<T>(_address, ordering);
-        _gate.Leave();
+        _memory.Leave();
         return value;
     }
 
@@ -39,18 +39,18 @@ public readonly unsafe struct AtomicRef<T>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Store(T value, AtomicOrdering ordering)
     {
-        if (_gate.IsDirect) AtomicAccess.Store(_address, value, ordering);
+        if (_memory.IsDirect) AtomicAccess.Store(_address, value, ordering);
         else StoreGuarded(value, ordering);
-        _gate.Leave();
+        _memory.Leave();
     }
 
     /// <summary>Stores an integer and returns the one that was there; SeqCst.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public T Exchange(T value)
     {
-        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
-        var former = AtomicAccess.Exchange(_address, value);
-        _gate.Leave();
+        using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.ReadWrite);
+        var former = AtomicAccess.Exchange(touch.Address, value);
+        _memory.Leave();
         return former;
     }
 
@@ -60,9 +60,9 @@ public readonly unsafe struct AtomicRef<T>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public T CompareExchange(T value, T comparand)
     {
-        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
-        var former = AtomicAccess.CompareExchange(_address, value, comparand);
-        _gate.Leave();
+        using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.ReadWrite);
+        var former = AtomicAccess.CompareExchange(touch.Address, value, comparand);
+        _memory.Leave();
         return former;
     }
 
@@ -81,16 +81,16 @@ public readonly unsafe struct AtomicRef<T>
     // Apart, since what has to be undone keeps a method from being inlined.
     private T LoadGuarded(AtomicOrdering ordering)
     {
-        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: false);
-        var value = AtomicAccess.Load<T>(_address, ordering);
-        _gate.Leave();
+        using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.Read);
+        var value = AtomicAccess.Load<T>(touch.Address, ordering);
+        _memory.Leave();
         return value;
     }
 
     private void StoreGuarded(T value, AtomicOrdering ordering)
     {
-        using var touch = _gate.Touch(_address, (nuint)sizeof(T), write: true);
-        AtomicAccess.Store(_address, value, ordering);
+        using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.Write);
+        AtomicAccess.Store(touch.Address, value, ordering);
     }
 
     private T Fetch(T operand, Func<T, T, T> change)

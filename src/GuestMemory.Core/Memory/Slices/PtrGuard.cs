@@ -6,27 +6,21 @@ namespace GuestMemory.Core;
 /// </summary>
 public readonly unsafe ref struct PtrGuard
 {
-    private readonly MmapRegion.MappingLease _lease;
-    private readonly object? _keep;
+    private readonly VolatileMemory.AccessPin _pin;
 
-    internal PtrGuard(AccessGate? gate, byte* address, ulong size)
+    internal PtrGuard(VolatileMemory? memory, byte* address, ulong size, MemoryProtection access)
     {
-        if (gate?.Region is { } region) _lease = region.Lease();
-        _keep = gate?.Keep;
-        Pointer = (nint)address;
+        // The slice of nothing has no memory.
+        if (memory is not null) _pin = VolatileMemory.AccessPin.Begin(memory, memory.OffsetOf(address), size, access, brief: false);
         Size = size;
     }
 
     /// <summary>The address of the first byte.</summary>
-    public nint Pointer { get; }
+    public nint Pointer => (nint)_pin.Address;
 
     /// <summary>The length in bytes.</summary>
     public ulong Size { get; }
 
     /// <summary>Lets the memory go.</summary>
-    public void Dispose()
-    {
-        _lease.Dispose();
-        GC.KeepAlive(_keep);
-    }
+    public void Dispose() => _pin.Dispose();
 }

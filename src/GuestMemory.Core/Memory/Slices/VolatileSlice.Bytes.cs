@@ -17,8 +17,8 @@ public readonly unsafe partial struct VolatileSlice
         var length = (nuint)Math.Min((ulong)destination.Length, Size - offset);
         fixed (byte* local = destination)
         {
-            var done = _gate.Read(local, _address + offset, length, out var error);
-            if (error != 0) ThrowNotAccessible(offset + done, write: false, error);
+            var done = _memory.Read(local, _address + offset, length, out var error);
+            if (error != 0) ThrowNotAccessible(offset + done, MemoryProtection.Read, error);
         }
 
         return (int)length;
@@ -35,8 +35,8 @@ public readonly unsafe partial struct VolatileSlice
         var length = (nuint)Math.Min((ulong)source.Length, Size - offset);
         fixed (byte* local = source)
         {
-            var done = _gate.Write(_address + offset, local, length, unchecked(_origin + offset), out var error);
-            if (error != 0) ThrowNotAccessible(offset + done, write: true, error);
+            var done = _memory.Write(_address + offset, local, length, unchecked(_origin + offset), out var error);
+            if (error != 0) ThrowNotAccessible(offset + done, MemoryProtection.Write, error);
         }
 
         return (int)length;
@@ -71,11 +71,11 @@ public readonly unsafe partial struct VolatileSlice
         if (IsSingle<T>(offset))
         {
             var value = VolatileCopy.Load<T>(_address + offset);
-            _gate.Leave();
+            _memory.Leave();
             return value;
         }
 
-        return ReadObjectSlowly<T>(_gate, _address, Size, offset);
+        return ReadObjectSlowly<T>(_memory, _address, Size, offset);
     }
 
     /// <summary>Writes a value and marks it (vm-memory's write_obj).</summary>
@@ -87,11 +87,11 @@ public readonly unsafe partial struct VolatileSlice
         if (IsSingle<T>(offset))
         {
             VolatileCopy.Store(_address + offset, value);
-            _gate.Written(unchecked(_origin + offset), (ulong)sizeof(T));
+            _memory.Written(unchecked(_origin + offset), (ulong)sizeof(T));
             return;
         }
 
-        WriteObjectSlowly(_gate, _address, Size, _origin, value, offset);
+        WriteObjectSlowly(_memory, _address, Size, _origin, value, offset);
     }
 
     /// <summary>Loads an integer atomically.</summary>
@@ -112,7 +112,7 @@ public readonly unsafe partial struct VolatileSlice
         where T : unmanaged, IBinaryInteger<T>
     {
         GetAtomicRef<T>(offset).Store(value, ordering);
-        _gate.Written(unchecked(_origin + offset), (ulong)sizeof(T));
+        _memory.Written(unchecked(_origin + offset), (ulong)sizeof(T));
     }
 
     /// <summary>
@@ -131,12 +131,12 @@ public readonly unsafe partial struct VolatileSlice
             if (sizeof(T) > 1 && IsSingle<T>(0))
             {
                 for (var i = 0; i < count; i++) local[i] = VolatileCopy.Load<T>(_address + (nint)i * sizeof(T));
-                _gate.Leave();
+                _memory.Leave();
                 return count;
             }
 
-            var done = _gate.Read((byte*)local, _address, (nuint)count * (nuint)sizeof(T), out var error);
-            if (error != 0) ThrowNotAccessible(done, write: false, error);
+            var done = _memory.Read((byte*)local, _address, (nuint)count * (nuint)sizeof(T), out var error);
+            if (error != 0) ThrowNotAccessible(done, MemoryProtection.Read, error);
         }
 
         return count;
@@ -155,12 +155,12 @@ public readonly unsafe partial struct VolatileSlice
             if (sizeof(T) > 1 && IsSingle<T>(0))
             {
                 for (var i = 0; i < count; i++) VolatileCopy.Store(_address + (nint)i * sizeof(T), local[i]);
-                _gate.Written(_origin, length);
+                _memory.Written(_origin, length);
                 return;
             }
 
-            var done = _gate.Write(_address, (byte*)local, length, _origin, out var error);
-            if (error != 0) ThrowNotAccessible(done, write: true, error);
+            var done = _memory.Write(_address, (byte*)local, length, _origin, out var error);
+            if (error != 0) ThrowNotAccessible(done, MemoryProtection.Write, error);
         }
     }
 
@@ -172,12 +172,12 @@ public readonly unsafe partial struct VolatileSlice
     {
         var count = Math.Min(Size, destination.Size);
         if (count == 0) return;
-        if (_gate.IsDirect && destination._gate.IsDirect)
+        if (_memory.IsDirect && destination._memory.IsDirect)
         {
             Buffer.MemoryCopy(_address, destination._address, count, count);
             // Marked first: where the source was taken away meanwhile, something has been written all the same.
-            destination._gate.Written(destination._origin, count);
-            _gate.Leave();
+            destination._memory.Written(destination._origin, count);
+            _memory.Leave();
             return;
         }
 
@@ -186,22 +186,22 @@ public readonly unsafe partial struct VolatileSlice
 
     // Apart, and given the fields, so that the quick ways above keep their slice in registers.
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static T ReadObjectSlowly<T>(AccessGate gate, byte* address, ulong size, ulong offset)
+    private static T ReadObjectSlowly<T>(VolatileMemory memory, byte* address, ulong size, ulong offset)
         where T : unmanaged
     {
         Unsafe.SkipInit(out T result);
-        new VolatileSlice(gate, address, size, 0).ReadExact(new Span<byte>(&result, sizeof(T)), offset);
+        new VolatileSlice(memory, address, size, 0).ReadExact(new Span<byte>(&result, sizeof(T)), offset);
         return result;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static void WriteObjectSlowly<T>(AccessGate gate, byte* address, ulong size, ulong origin, T value, ulong offset)
-        where T : unmanaged => new VolatileSlice(gate, address, size, origin).WriteExact(new ReadOnlySpan<byte>(&value, sizeof(T)), offset);
+    private static void WriteObjectSlowly<T>(VolatileMemory memory, byte* address, ulong size, ulong origin, T value, ulong offset)
+        where T : unmanaged => new VolatileSlice(memory, address, size, origin).WriteExact(new ReadOnlySpan<byte>(&value, sizeof(T)), offset);
 
     /// <summary>Whether a value at an offset is there to be accessed at once: of a size that processors know, inside, and direct.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private bool IsSingle<T>(ulong offset)
-        where T : unmanaged => sizeof(T) is 1 or 2 or 4 or 8 && Size >= (ulong)sizeof(T) && offset <= Size - (ulong)sizeof(T) && _gate.IsDirect;
+        where T : unmanaged => sizeof(T) is 1 or 2 or 4 or 8 && Size >= (ulong)sizeof(T) && offset <= Size - (ulong)sizeof(T) && _memory.IsDirect;
 
     private void CopyThroughBuffer(VolatileSlice destination, ulong count)
     {
@@ -218,11 +218,7 @@ public readonly unsafe partial struct VolatileSlice
         }
     }
 
-    private void ThrowNotAccessible(ulong offset, bool write, int error)
-    {
-        var region = _gate.Region!;
-        throw region.NotAccessible((ulong)(_address + offset) - region.HostAddress, write, write ? "process_vm_writev" : "process_vm_readv", error);
-    }
+    private void ThrowNotAccessible(ulong offset, MemoryProtection access, int error) => throw _memory.NotAccessible(_memory.OffsetOf(_address + offset), access, error);
 
     private static void ThrowPartial(int expected, int completed) => throw new PartialBufferException((ulong)expected, (ulong)completed);
 }

@@ -6,7 +6,7 @@ namespace GuestMemory.Core;
 public readonly unsafe partial struct VolatileSlice
 {
     /// <summary>Whether the memory can be touched as it is, by the kernel or by this process.</summary>
-    internal bool IsDirect => _gate.IsDirect;
+    internal bool IsDirect => _memory.IsDirect;
 
     /// <summary>Fills memory from an offset on by one read of a source; returns how many bytes came.</summary>
     /// <param name="offset">The first byte; the end of the slice has room for none.</param>
@@ -41,7 +41,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <summary>Marks the first bytes, which somebody wrote by their address.</summary>
     internal void MarkWritten(ulong count)
     {
-        if (count > 0) _gate.Written(_origin, count);
+        if (count > 0) _memory.Written(_origin, count);
     }
 
     private VolatileSlice AtMost(ulong offset, ulong count)

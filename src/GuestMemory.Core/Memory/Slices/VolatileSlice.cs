@@ -16,13 +16,13 @@ namespace GuestMemory.Core;
 public readonly unsafe partial struct VolatileSlice
 {
     // Null in the slice of nothing, which every check of a length keeps out.
-    private readonly AccessGate _gate;
+    private readonly VolatileMemory _memory;
     private readonly byte* _address;
     private readonly ulong _origin;
 
-    internal VolatileSlice(AccessGate gate, byte* address, ulong size, ulong origin)
+    internal VolatileSlice(VolatileMemory memory, byte* address, ulong size, ulong origin)
     {
-        _gate = gate;
+        _memory = memory;
         _address = address;
         Size = size;
         _origin = origin;
@@ -35,9 +35,8 @@ public readonly unsafe partial struct VolatileSlice
     /// <param name="size">The length in bytes.</param>
     /// <param name="bitmap">Where writes are marked; the default: nowhere.</param>
     public VolatileSlice(void* address, ulong size, BitmapSlice bitmap = default)
-        : this(new AccessGate(null), (byte*)address, size, bitmap.BaseOffset)
+        : this(new PinnedMemory((byte*)address, size, bitmap), (byte*)address, size, bitmap.BaseOffset)
     {
-        if (bitmap.Bitmap is not null) _gate.Track(bitmap.Bitmap);
     }
 
     /// <summary>The length in bytes.</summary>
@@ -47,7 +46,7 @@ public readonly unsafe partial struct VolatileSlice
     public bool IsEmpty => Size == 0;
 
     /// <summary>Where writes are marked; its offset 0 is the slice's first byte.</summary>
-    public BitmapSlice Bitmap => new(_gate?.Bitmap, _origin);
+    public BitmapSlice Bitmap => _memory?.BitmapAt(_origin) ?? default;
 
     /// <summary>A slice of an array, which stays where it is as long as a slice of it is held.</summary>
     /// <param name="array">The array.</param>
@@ -57,9 +56,8 @@ public readonly unsafe partial struct VolatileSlice
     {
         ArgumentNullException.ThrowIfNull(array);
         var pin = new ArrayPin(array);
-        var gate = new AccessGate(null, pin);
-        if (bitmap.Bitmap is not null) gate.Track(bitmap.Bitmap);
-        return new VolatileSlice(gate, pin.Address, (ulong)array.Length * (ulong)sizeof(T), bitmap.BaseOffset);
+        var size = (ulong)array.Length * (ulong)sizeof(T);
+        return new VolatileSlice(new PinnedMemory(pin.Address, size, bitmap, pin), pin.Address, size, bitmap.BaseOffset);
     }
 
     /// <summary>The sum of two offsets.</summary>
@@ -82,7 +80,7 @@ public readonly unsafe partial struct VolatileSlice
     public VolatileSlice Subslice(ulong offset, ulong count)
     {
         _ = ComputeEndOffset(offset, count);
-        return new VolatileSlice(_gate, _address + offset, count, unchecked(_origin + offset));
+        return new VolatileSlice(_memory, _address + offset, count, unchecked(_origin + offset));
     }
 
     /// <summary>The slice without its first bytes; all of them may go.</summary>
@@ -91,7 +89,7 @@ public readonly unsafe partial struct VolatileSlice
     {
         if (count > ulong.MaxValue - (ulong)_address) throw VolatileMemoryException.Overflow((ulong)_address, count);
         if (count > Size) throw VolatileMemoryException.OutOfBounds((ulong)_address + count);
-        return new VolatileSlice(_gate, _address + count, Size - count, unchecked(_origin + count));
+        return new VolatileSlice(_memory, _address + count, Size - count, unchecked(_origin + count));
     }
 
     /// <summary>The first bytes, and the rest.</summary>
@@ -99,12 +97,13 @@ public readonly unsafe partial struct VolatileSlice
     public (VolatileSlice First, VolatileSlice Second) SplitAt(ulong middle)
     {
         var rest = Offset(middle);
-        return (new VolatileSlice(_gate, _address, middle, _origin), rest);
+        return (new VolatileSlice(_memory, _address, middle, _origin), rest);
     }
 
     /// <summary>Keeps the memory in place and gives its address, for system calls (vm-memory's ptr_guard and ptr_guard_mut).</summary>
-    /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
-    public PtrGuard PtrGuard() => new(_gate, _address, Size);
+    /// <param name="access">What it is wanted for: memory that is mapped for each access is mapped so.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed. HostAddressNotAvailable: the memory has no address in this process. PageNotAccessible.</exception>
+    public PtrGuard PtrGuard(MemoryProtection access = MemoryProtection.ReadWrite) => new(_memory, _address, Size, access);
 
     /// <summary>Whether the slice begins at a multiple of <paramref name="alignment"/>, a power of two.</summary>
     /// <exception cref="VolatileMemoryException">Misaligned.</exception>
@@ -134,7 +133,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <summary>A value for atomic operations, which nobody marks as dirty.</summary>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow; Misaligned: the address is no multiple of the size.</exception>
     public AtomicRef<T> GetAtomicRef<T>(ulong offset)
-        where T : unmanaged, IBinaryInteger<T> => new(_gate, Aligned<T>(offset));
+        where T : unmanaged, IBinaryInteger<T> => new(_memory, Aligned<T>(offset));
 
     /// <summary>
     /// A reference to a value in place, to read it as often as one likes. It is good as long as the region is not removed, and others
@@ -155,14 +154,14 @@ public readonly unsafe partial struct VolatileSlice
         var at = _address + offset;
         var alignment = (ulong)AlignmentOf<T>();
         if (((ulong)at & (alignment - 1)) != 0) throw VolatileMemoryException.Misaligned((ulong)at, alignment);
-        var state = _gate.State;
-        if ((state & AccessGate.Disposed) != 0) throw MmapRegion.Disposed();
-        if ((state & AccessGate.Guarded) != 0) throw MmapRegion.NoHostAddress();
+        var state = _memory.State;
+        if ((state & VolatileMemory.Disposed) != 0) throw VolatileMemory.RegionDisposed();
+        if ((state & VolatileMemory.Guarded) != 0) throw VolatileMemory.NoHostAddress();
         return ref *(T*)at;
     }
 
     /// <summary>The memory as a span, or the null span: guarded memory, more than 2 GiB, or removed.</summary>
-    internal Span<byte> AsSpan() => _gate is not null && Size <= int.MaxValue && (_gate.State & (AccessGate.Guarded | AccessGate.Disposed)) == 0 ? new Span<byte>(_address, (int)Size) : default;
+    internal Span<byte> AsSpan() => _memory is not null && Size <= int.MaxValue && (_memory.State & (VolatileMemory.Guarded | VolatileMemory.Disposed)) == 0 ? new Span<byte>(_address, (int)Size) : default;
 
     internal static int AlignmentOf<T>()
         where T : unmanaged => sizeof(AlignmentProbe<T>) - sizeof(T);

@@ -19,7 +19,7 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
         if (slice.IsEmpty) return 0;
         using var descriptor = new DescriptorLease(handle);
         if (!slice.IsDirect) return ReadAround(descriptor.Number, slice);
-        using var guard = slice.PtrGuard();
+        using var guard = slice.PtrGuard(MemoryProtection.Write);
         var count = Descriptor.TryRead(descriptor.Number, (void*)guard.Pointer, (nuint)slice.Size);
         slice.MarkWritten(count < 0 ? slice.Size : (ulong)count);
         return count >= 0 ? (ulong)count : throw Failure("read", count, "Reading into guest memory");
@@ -38,7 +38,7 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
         if (slice.IsEmpty) return 0;
         using var descriptor = new DescriptorLease(handle);
         if (!slice.IsDirect) return WriteAround(descriptor.Number, slice);
-        using var guard = slice.PtrGuard();
+        using var guard = slice.PtrGuard(MemoryProtection.Read);
         var count = Descriptor.TryWrite(descriptor.Number, (void*)guard.Pointer, (nuint)slice.Size);
         return count >= 0 ? (ulong)count : throw Failure("write", count, "Writing guest memory out");
     }

@@ -94,12 +94,34 @@ internal static class UffdHostProcess
         foreach (var folder in folders)
         {
             var program = Path.Combine(folder, Name);
-            if (File.Exists(program)) return new ProcessStartInfo(program);
+            if (File.Exists(program))
+            {
+                MakeExecutable(program);
+                return new ProcessStartInfo(program);
+            }
+
             if (File.Exists(program + ".dll")) return new ProcessStartInfo(Dotnet(), [program + ".dll"]);
         }
 
         throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
             $"The handler's program {Name} is not in {folders[0]}: the installation is not complete.");
+    }
+
+    /// <summary>A NuGet package keeps no right to execute: what was installed from a gallery gets it here, for all who may read it.</summary>
+    private static void MakeExecutable(string program)
+    {
+        var mode = File.GetUnixFileMode(program);
+        if ((mode & (UnixFileMode.UserExecute | UnixFileMode.GroupExecute | UnixFileMode.OtherExecute)) != 0) return;
+        var readers = mode & (UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
+        try
+        {
+            File.SetUnixFileMode(program, mode | (UnixFileMode)((int)readers >> 2));
+        }
+        catch (Exception exception) when (exception is UnauthorizedAccessException or IOException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
+                $"The handler's program may not be executed, and this user may not change that. Its owner can: chmod a+x {program}", exception);
+        }
     }
 
     private static string Dotnet()

@@ -47,13 +47,13 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
         }
     }
 
-    private void Remove(GuestRegionMmap region)
+    private void Remove(GuestMemoryRegion region)
     {
         if (!ShouldProcess(region.ToString(), "Unmap")) return;
         Attempt(() =>
         {
-            region.GetMapping().Release(Force);
-            Session.Remove(region);
+            region.GetMemory().Release(Force);
+            if (region is GuestRegionMmap mapped) Session.Remove(mapped);
         }, region);
     }
 }

@@ -231,7 +231,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
         if (source.Region is { } region)
         {
             if (region.IsDisposed) throw new GuestMemoryException(GuestMemoryError.RegionDisposed, $"Region {region} was removed; its memory is no longer mapped.");
-            return new VmMemorySource.ExternalMapping(region.HostAddress + Offset, HasSize ? Size : source.LengthFrom(Offset, null)) { Owner = region.GetMapping() };
+            return new VmMemorySource.ExternalMapping(region.HostAddress + Offset, HasSize ? Size : source.LengthFrom(Offset, null)) { Owner = region.GetMmapRegion() };
         }
 
         return source.Number is { } pointer && HasSize

@@ -17,11 +17,11 @@ public sealed partial class HostTests
         var region = memory.Regions[0];
         using var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0));
         peer.Send([
-            new GuestRegionUffdMapping(region.HostAddress, 100 * 4096, 156 * 4096, 4096),
-            new GuestRegionUffdMapping(region.HostAddress + (100 * 4096), 156 * 4096, 0, 4096)]);
+            new GuestRegionUffdMapping(region.GetHostAddress(default), 100 * 4096, 156 * 4096, 4096),
+            new GuestRegionUffdMapping(region.GetHostAddress(default) + (100 * 4096), 156 * 4096, 0, 4096)]);
         for (var page = 0; page < 256; page += 2) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
         foreach (var page in new ulong[] { 7, 64, 99 }) memory.Write(new GuestAddress(page * 4096), [1]);
-        region.GetMapping().Discard(200 * 4096, 4096);
+        region.GetMmapRegion().Discard(200 * 4096, 4096);
         Assert.True(Signal(handler.WorkerProcessId, 9));
         memory.Write(new GuestAddress(100 * 4096), [1]);
         memory.Write(new GuestAddress(255 * 4096), [1]);
@@ -47,7 +47,7 @@ public sealed partial class HostTests
         Host.Until(() => handler.ConnectionCount == 1);
         for (var page = 0; page < count; page += 3)
         {
-            _regions[0].GetMapping().Discard((ulong)page * 4096, 4096);
+            _regions[0].GetMmapRegion().Discard((ulong)page * 4096, 4096);
             Assert.True(Assert.Single(handler.GetDirtyBitmaps()).IsDirty(page), $"page {page}");
         }
     }

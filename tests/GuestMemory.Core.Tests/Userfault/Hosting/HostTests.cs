@@ -357,7 +357,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     {
         var region = Memory((0, pages)).Regions[0];
         var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | (isAsync ? Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED : 0));
-        peer.Send([new GuestRegionUffdMapping(region.HostAddress, (ulong)pages * 4096, 0, 4096)]);
+        peer.Send([new GuestRegionUffdMapping(region.GetHostAddress(default), (ulong)pages * 4096, 0, 4096)]);
         return peer;
     }
 

@@ -31,7 +31,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         AssertPages(memory, 0, 16);
-        memory.Regions[0].GetMapping().Discard(0, 4096);
+        memory.Regions[0].GetMmapRegion().Discard(0, 4096);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
         Assert.Equal("listener vm-1-list vm-1-socket vm-1-state vm-1-uffd", string.Join(' ', manager.Kept.Select(item => item.Name).Order(StringComparer.Ordinal)));
 

@@ -47,7 +47,7 @@ internal sealed class Touching
             Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
             if (number % 5 == 0)
             {
-                _memory.Regions[0].GetMapping().Discard((ulong)number * 4096, 4096);
+                _memory.Regions[0].GetMmapRegion().Discard((ulong)number * 4096, 4096);
                 _memory.ReadExact(address, page);
                 Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0, $"removed page {number}");
             }

@@ -1,0 +1,95 @@
+using System.Runtime.CompilerServices;
+
+namespace GuestMemory.Core;
+
+/// <content>Access that may have to wait for a page, and can be left.</content>
+public sealed partial class GuestMemoryMmap
+{
+    /// <summary>Whether an access may have to wait: a page-fault handler or another process lies behind a region.</summary>
+    internal bool MayWait => Array.Exists(_regions, static region => region.Memory.MayWait);
+
+    /// <summary>
+    /// Reads exactly as many bytes as the buffer has; where a page-fault handler may make it wait, on a thread of its own that is abandoned
+    /// when the token says so. The buffer must not be used again after that.
+    /// </summary>
+    /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
+    /// <exception cref="GuestMemoryException">As without a token, and HandlerGone: a page is missing and its handler has hung up.</exception>
+    public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
+    {
+        ThrowIfPartial(address, (ulong)destination.Length, (ulong)Stoppable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
+    }
+
+    /// <summary>Writes all the bytes; abandoned like <see cref="ReadExact(GuestAddress, Memory{byte}, CancellationToken)"/>.</summary>
+    /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
+    public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
+    {
+        ThrowIfPartial(address, (ulong)source.Length, (ulong)Stoppable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
+    }
+
+    /// <summary>
+    /// Gives the pages of a range back to the host, as a balloon does (Firecracker's discard_range); it may span regions. Where a
+    /// page-fault handler serves the memory this waits until the handler has taken note, on a thread of its own that is abandoned
+    /// when the token says so.
+    /// </summary>
+    /// <param name="address">The first guest address; like the size a multiple of the regions' page size.</param>
+    /// <param name="size">The bytes.</param>
+    /// <param name="cancellation">Ends the wait.</param>
+    /// <exception cref="GuestMemoryException">
+    /// InvalidGuestAddress, GuestAddressOverflow, HostAddressNotAvailable (a region is no mapping): nothing was given back; HandlerGone.
+    /// </exception>
+    public void Discard(GuestAddress address, ulong size, CancellationToken cancellation = default)
+    {
+        RequireRange(address, size);
+        var parts = new List<(MmapRegion Mapping, ulong Offset, ulong Size)>();
+        for (ulong done = 0; done < size;)
+        {
+            var region = FindRegion(new GuestAddress(address.Value + done))!;
+            var offset = address.Value + done - region.GuestAddress;
+            var part = Math.Min(size - done, region.Size - offset);
+            parts.Add((region.GetMmapRegion(), offset, part));
+            done += part;
+        }
+
+        BlockingAccess.Run(progress =>
+        {
+            foreach (var part in parts)
+            {
+                if (cancellation.IsCancellationRequested) break;
+                part.Mapping.Discard(part.Offset, part.Size);
+                Volatile.Write(ref progress.Value, progress.Value + 1);
+            }
+
+            return 0;
+        }, Orphaned, cancellation);
+    }
+
+    /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
+    private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
+    {
+        if (MayWait) return BlockingAccess.Run(progress => Pieces(address, length, access, progress, cancellation), Orphaned, cancellation);
+        var done = Pieces(address, length, access, null, cancellation);
+        if (done < length) cancellation.ThrowIfCancellationRequested();
+        return done;
+    }
+
+    private int Pieces(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
+    {
+        const int Piece = 1 << 20;
+        var done = 0;
+        while (done < length && !cancellation.IsCancellationRequested)
+        {
+            var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
+            if (done > 0 && FindRegion(at) is null) break;
+            done += access(at, done, Math.Min(Piece, length - done));
+            if (progress is not null) Volatile.Write(ref progress.Value, done);
+        }
+
+        return done;
+    }
+
+    /// <summary>Why a page will never come, or null.</summary>
+    private GuestMemoryException? Orphaned() => Array.Find(_regions, static region => region.Memory.GoneHolder is not null) is { } orphan
+        ? new GuestMemoryException(GuestMemoryError.HandlerGone,
+            $"A page of region '{orphan.Name}' is missing, and {orphan.Memory.GoneHolder} has closed the connection: it ended, or it refused the hand-over because the memory does not fit its image (its Error says which). Remove the region by force, and connect fresh memory.")
+        : null;
+}

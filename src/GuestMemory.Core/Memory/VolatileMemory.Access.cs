@@ -1,0 +1,250 @@
+using System.Runtime.CompilerServices;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core;
+
+/// <content>
+/// How an access goes. What every slice asks before and after it touches the memory is one word: whether it may, whether the memory
+/// is still there, and whether writes are marked. The word is 0 for memory that is simply there, and no virtual member is called then.
+/// </content>
+/// <remarks>
+/// Nothing is counted. Release sets Disposed, has every CPU of the process pass a barrier, and only then unmaps; the addresses stay
+/// reserved until no slice is left (<see cref="SafeMapping"/>). So an access either ends before, or sees here that what it touched
+/// was no longer the memory, and fails; it can never touch anything else.
+/// </remarks>
+public abstract unsafe partial class VolatileMemory
+{
+    /// <summary>An access can fail or wait: what the kind overrides must do it.</summary>
+    internal const int Guarded = 1;
+
+    /// <summary>The memory was taken away.</summary>
+    internal const int Disposed = 2;
+
+    /// <summary>Writes are marked in the bitmap.</summary>
+    internal const int Tracked = 4;
+
+    // One call of a kind's copy takes a span.
+    private const int Longest = 1 << 30;
+
+    private int _state;
+
+    /// <summary>The flags that hold now.</summary>
+    internal int State
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => Volatile.Read(ref _state);
+    }
+
+    /// <summary>Whether the memory may be touched as it is.</summary>
+    internal bool IsDirect
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => (State & (Guarded | Disposed)) == 0;
+    }
+
+    /// <summary>Where writes are marked from an offset on.</summary>
+    internal BitmapSlice BitmapAt(ulong offset) => new(_bitmap, offset);
+
+    /// <summary>Says that the memory is taken away: from the return on every access that has not ended fails with RegionDisposed.</summary>
+    /// <remarks>Accesses that are inside <see cref="ReadCore"/>, <see cref="WriteCore"/>, or between <see cref="Pin"/> and <see cref="Unpin"/> are the kind's to wait for.</remarks>
+    protected void SetDisposed() => Set(Disposed);
+
+    /// <summary>Sets a flag. On return no access is under way that has not seen it, or whose effect is not visible.</summary>
+    private protected void Set(int flag)
+    {
+        Interlocked.Or(ref _state, flag);
+        Interlocked.MemoryBarrierProcessWide();
+    }
+
+    /// <summary>Sets a flag that <see cref="Set"/> makes known later; returns whether it was set before.</summary>
+    private protected bool SetEarly(int flag) => (Interlocked.Or(ref _state, flag) & flag) != 0;
+
+    private protected void Clear(int flag) => Interlocked.And(ref _state, ~flag);
+
+    /// <summary>
+    /// Reads bytes from an offset. Returns how many came: fewer than asked only where the memory ends or a page cannot be had;
+    /// then <paramref name="error"/> is not 0. An offset past the end gives 0 bytes.
+    /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal int TryRead(ulong offset, Span<byte> destination, out int error)
+    {
+        error = 0;
+        if (offset >= Size) return 0;
+        fixed (byte* local = destination)
+            return (int)Read(local, _start + offset, (nuint)Math.Min((ulong)destination.Length, Size - offset), out error);
+    }
+
+    /// <summary>Writes bytes at an offset, then marks them dirty; the counterpart of <see cref="TryRead"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal int TryWrite(ulong offset, ReadOnlySpan<byte> source, out int error)
+    {
+        error = 0;
+        if (offset >= Size) return 0;
+        fixed (byte* local = source)
+            return (int)Write(_start + offset, local, (nuint)Math.Min((ulong)source.Length, Size - offset), offset, out error);
+    }
+
+    /// <summary>Copies out of the memory; returns how many bytes came, fewer than asked only with an error number.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal nuint Read(byte* local, byte* memory, nuint length, out int error)
+    {
+        if (IsDirect)
+        {
+            VolatileCopy.Copy(local, memory, length);
+            if (IsStillThere())
+            {
+                error = 0;
+                return length;
+            }
+        }
+
+        return ReadGuarded(memory, local, length, out error);
+    }
+
+    /// <summary>Copies into the memory and marks what was written, which begins at <paramref name="origin"/> of the bitmap.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal nuint Write(byte* memory, byte* local, nuint length, ulong origin, out int error)
+    {
+        if (IsDirect)
+        {
+            VolatileCopy.Copy(memory, local, length);
+            error = 0;
+        }
+        else
+        {
+            length = WriteGuarded(memory, local, length, out error);
+        }
+
+        Written(origin, length);
+        return length;
+    }
+
+    /// <summary>After reading: whether what was read was the memory.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal bool IsStillThere()
+    {
+        Volatile.ReadBarrier();
+        return (State & Disposed) == 0;
+    }
+
+    /// <summary>After reading without an error number.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal void Leave()
+    {
+        if (!IsStillThere()) throw RegionDisposed();
+    }
+
+    /// <summary>After writing: marks it, or says that the memory was taken away.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal void Written(ulong origin, ulong length)
+    {
+        // The write stands before this in the program; who sets a flag makes it visible by a barrier before relying on it.
+        if (State > Guarded) Mark(origin, length);
+    }
+
+    /// <summary>Around single accesses: makes sure that they neither wait nor fail. Direct memory needs nothing.</summary>
+    internal AccessPin Touch(byte* memory, nuint length, MemoryProtection access) =>
+        IsDirect ? new AccessPin(memory) : AccessPin.Begin(this, OffsetOf(memory), length, access, brief: true);
+
+    /// <summary>Where in the memory an address of a slice lies.</summary>
+    internal ulong OffsetOf(byte* memory) => (ulong)(memory - _start);
+
+    /// <summary>
+    /// Pins for one access, which does not wait for a page and ends at once: a kind that can make sure of that overrides it, and
+    /// <see cref="EndTouch"/>.
+    /// </summary>
+    private protected virtual nint BeginTouch(ulong offset, ulong length, MemoryProtection access, out object? state, out int error) =>
+        Pin(offset, length, access, out state, out error);
+
+    private protected virtual void EndTouch(nint address, ulong length, object? state) => Unpin(address, length, state);
+
+    // At best a page that is dirty already: a few loads, so kept out of the way of writes that nobody tracks, but not far.
+    private void Mark(ulong origin, ulong length)
+    {
+        if ((State & Disposed) != 0) throw RegionDisposed();
+        BitmapSlice.Mark(_bitmap!, origin, length);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private nuint ReadGuarded(byte* memory, byte* local, nuint length, out int error)
+    {
+        if (IsDisposed) throw RegionDisposed();
+        nuint done = 0;
+        error = 0;
+        while (done < length && error == 0)
+        {
+            var piece = (int)Math.Min(length - done, Longest);
+            done += Checked(ReadCore(OffsetOf(memory) + done, new Span<byte>(local + done, piece), out error), piece, ref error);
+        }
+
+        return done;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private nuint WriteGuarded(byte* memory, byte* local, nuint length, out int error)
+    {
+        if (IsDisposed) throw RegionDisposed();
+        nuint done = 0;
+        error = 0;
+        while (done < length && error == 0)
+        {
+            var piece = (int)Math.Min(length - done, Longest);
+            done += Checked(WriteCore(OffsetOf(memory) + done, new ReadOnlySpan<byte>(local + done, piece), out error), piece, ref error);
+        }
+
+        return done;
+    }
+
+    /// <summary>Holds a kind to its word: what is missing has an error number.</summary>
+    private static nuint Checked(int count, int asked, ref int error)
+    {
+        if (count < 0 || count > asked) throw new InvalidOperationException($"A copy of {asked} bytes returned {count}.");
+        if (count < asked && error == 0) error = Errno.EIO;
+        return (nuint)count;
+    }
+
+    /// <summary>Memory that is accessible at an address until disposal.</summary>
+    internal readonly ref struct AccessPin
+    {
+        private readonly VolatileMemory? _memory;
+        private readonly object? _state;
+        private readonly ulong _length;
+        private readonly bool _brief;
+
+        /// <summary>Memory that is simply there.</summary>
+        public AccessPin(byte* address) => Address = address;
+
+        private AccessPin(VolatileMemory memory, nint address, ulong length, bool brief, object? state)
+        {
+            Address = (byte*)address;
+            _memory = memory;
+            _length = length;
+            _brief = brief;
+            _state = state;
+        }
+
+        public byte* Address { get; }
+
+        /// <summary>Pins; where that cannot be done there is an error number, and nothing to dispose of.</summary>
+        public static AccessPin TryBegin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief, out int error)
+        {
+            if (memory.IsDisposed) throw RegionDisposed();
+            var address = brief ? memory.BeginTouch(offset, length, access, out var state, out error) : memory.Pin(offset, length, access, out state, out error);
+            return error == 0 ? new AccessPin(memory, address, length, brief, state) : default;
+        }
+
+        /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed; HostAddressNotAvailable.</exception>
+        public static AccessPin Begin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief)
+        {
+            var pin = TryBegin(memory, offset, length, access, brief, out var error);
+            return error == 0 ? pin : throw memory.NotAccessible(offset, access.HasWrite() ? MemoryProtection.Write : MemoryProtection.Read, error);
+        }
+
+        public void Dispose()
+        {
+            if (_memory is null) return;
+            if (_brief) _memory.EndTouch((nint)Address, _length, _state);
+            else _memory.Unpin((nint)Address, _length, _state);
+        }
+    }
+}
