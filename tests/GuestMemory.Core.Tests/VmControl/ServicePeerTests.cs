@@ -262,7 +262,7 @@ public sealed class ServicePeerTests : ServiceTest
         Assert.Equal(0, FileStatus.TryChangeMode(Folder["shared.sock"], 0b110_110_110));
         Assert.NotEqual((0, "\"Ok\""), Compiler.Run(peer, "65533", Folder["shared.sock"], "{\"BalloonTargetReached\":{\"size\":1}}"));
         Host.Until(() => service.Error is not null);
-        Assert.Contains("User 65533", service.Error, StringComparison.Ordinal);
+        Assert.Contains("user 65533", service.Error, StringComparison.Ordinal);
         Assert.Equal((2L, 0L), (service.RequestCount, service.ErrorCount));
         Assert.Equal(FailureKind.UserNotFound, Assert.Throws<GuestMemoryException>(() => VmMemoryService.Start(Context, new VmMemoryServiceOptions { SocketPath = Folder["none.sock"], AllowUser = "nobody-of-that-name" })).Error);
         Assert.False(File.Exists(Folder["none.sock"]));

@@ -129,7 +129,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         Signal(handler.ProcessId, 9);
         Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
         Assert.Equal(UffdHandlerState.Failed, handler.State);
-        Assert.Contains("is gone", handler.Error, StringComparison.Ordinal);
+        Assert.Contains("has ended", handler.Error, StringComparison.Ordinal);
         Host.Until(() => UffdHandler.FindAll().Count == 0 && Directory.GetFiles(runtime.Folder.Path, "*.sock").Length == 0);
         Assert.Empty(Directory.GetFiles(runtime.Folder.Path, "*.sock"));
         // Nobody else has the VM now; the worker ends with it.
