@@ -55,6 +55,15 @@ public sealed class ContentChangeTests : IDisposable
     }
 
     [Fact]
+    public void MemoryThatASlotBorrowsIsMarkedInItsRegion()
+    {
+        var region = _memory.Region("memfd", 0, 8 * Page);
+        using var mapping = MemoryMapping.External((nint)region.GetMmapRegion().HostAddress + (nint)(2 * Page), 4 * Page, region.GetMmapRegion());
+        mapping.Remove(Page, 2 * Page);
+        Assert.Equal(0b11000UL, region.RequireTracker().Snapshot()[0]);
+    }
+
+    [Fact]
     public void AnArenaMarksWhatIsMappedOverItsMemory()
     {
         using var arena = new MemoryMappingArena(4 * Page);

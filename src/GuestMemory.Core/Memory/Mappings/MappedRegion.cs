@@ -67,7 +67,7 @@ public abstract class MappedRegion : IDisposable
     public void Remove(ulong offset, ulong size)
     {
         CheckRange(offset, size);
-        var error = Memory.ChangeContent(offset, size, address => Mman.TryAdvise(address, (nuint)size, Mman.MADV_REMOVE));
+        var error = ChangeContent(offset, size, address => Mman.TryAdvise(address, (nuint)size, Mman.MADV_REMOVE));
         if (error != 0) throw new SyscallException("madvise", error, $"Removing 0x{size:x} bytes at offset 0x{offset:x}");
     }
 
@@ -78,6 +78,9 @@ public abstract class MappedRegion : IDisposable
         Release();
         GC.SuppressFinalize(this);
     }
+
+    /// <summary>Changes the content of a range otherwise than by writing to it; see <see cref="MmapRegion.ChangeContent"/>.</summary>
+    private protected virtual int ChangeContent(ulong offset, ulong size, Func<nint, int> change) => Memory.ChangeContent(offset, size, change);
 
     /// <summary>Lets go of what the memory is borrowed from.</summary>
     private protected virtual void Release()

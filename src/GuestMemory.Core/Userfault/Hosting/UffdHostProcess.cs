@@ -72,7 +72,7 @@ internal static class UffdHostProcess
         catch (System.ComponentModel.Win32Exception exception)
         {
             throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-                $"The handler's program could not be started: {exception.Message} ({start.FileName}). -InProcess runs the handler in this shell.", exception);
+                $"The handler's program could not be started: {exception.Message} ({start.FileName}).", exception);
         }
     }
 
@@ -81,7 +81,7 @@ internal static class UffdHostProcess
         errors = errors.Trim();
         if (errors.Length > MaxErrorText) errors = errors[..MaxErrorText];
         return new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-            $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " It said: " + errors : "")}");
+            $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " Its error output: " + errors : "")}");
     }
 
     /// <summary>The program as it was published, or the library of a build with the dotnet of this host.</summary>
@@ -104,7 +104,7 @@ internal static class UffdHostProcess
         }
 
         throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-            $"The handler's program {Name} is not in {folders[0]}; the module is not complete. -InProcess runs the handler in this shell.");
+            $"The handler's program {Name} is not in {folders[0]}: the installation is not complete.");
     }
 
     /// <summary>A NuGet package keeps no right to execute: what was installed from a gallery gets it here, for all who may read it.</summary>
