@@ -1,6 +1,6 @@
 namespace GuestMemory.Core;
 
-/// <summary>What went wrong, as a stable name that scripts may test: the cmdlets use it as their error id.</summary>
+/// <summary>What went wrong, as a stable name that callers and scripts may test.</summary>
 public enum GuestMemoryError
 {
     /// <summary>A system call failed for a reason that has no name of its own here; see <see cref="Interop.SyscallException"/>.</summary>
@@ -73,6 +73,8 @@ public enum GuestMemoryError
 
     /// <summary>A dirty log that does not fit its file or its region (upstream: InvalidData).</summary>
     InvalidLog,
+    /// <summary>The dirty log was disposed, and no region marks in it any more.</summary>
+    LogDisposed,
 
     // Memory in the slots of a VM
     /// <summary>An offset or address is not a multiple of the page size (upstream: NotPageAligned).</summary>

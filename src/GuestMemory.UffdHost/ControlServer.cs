@@ -116,7 +116,7 @@ internal sealed class ControlServer : IWatched, IDisposable
     private void Answer(Client client, UffdControlRequest request)
     {
         // Answers come in the order of the requests; who asks for something else has given up.
-        if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "A removal was under way, and it was not waited for."));
+        if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "A removal was under way, and this request does not wait for it."));
         if (client.Socket.IsClosed) return;
         switch (request.Request)
         {

@@ -73,7 +73,7 @@ internal sealed class KeptVm : IDisposable
     /// <exception cref="GuestMemoryException">They are not what this program once gave away.</exception>
     public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
     {
-        if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "What was kept as a userfaultfd is none.");
+        if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
         return new KeptVm(id, socket, userfaultfd, stateFile, listFile, ReadList(listFile)) { IsUsed = true };
     }
 

@@ -60,7 +60,7 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
             try
             {
                 if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
-                    throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept");
+                    throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
                 restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }

@@ -52,7 +52,7 @@ internal sealed partial class Supervisor
             case ChannelMessageType.Ready:
                 if ((_images ??= message.Images) != message.Images)
                 {
-                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old one has ended: what comes now would be of another memory.");
+                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old file open has ended: the pages of the new file would be of another memory.");
                     break;
                 }
 

@@ -71,7 +71,7 @@ internal sealed partial class Supervisor : IDisposable
         foreach (var vm in _vms) Offer(vm);
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
-            Log.Write($"the descriptor '{name}' that came with this process is of no use");
+            Log.Write($"the inherited descriptor '{name}' cannot be used");
             descriptor.Dispose();
         }
 

@@ -119,7 +119,7 @@ internal sealed class Worker : IDisposable
             }
 
             _isAlone = true;
-            Log.Write($"the supervisor is gone; worker {Environment.ProcessId} serves until its {_ids.Count} VMs have ended");
+            Log.Write($"the supervisor has ended; worker {Environment.ProcessId} serves until its {_ids.Count} VMs have ended");
             if (_ids.IsEmpty) _server.Stop();
         }
 #pragma warning disable CA1031 // A thread's exception would end the process without a word.
@@ -135,7 +135,7 @@ internal sealed class Worker : IDisposable
         UffdVmState? state = null;
         try
         {
-            if (descriptors.Count != 4) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM came with {descriptors.Count} descriptors.");
+            if (descriptors.Count != 4) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM was handed to the worker with {descriptors.Count} descriptors instead of 4.");
             var list = KeptVm.ReadList(descriptors[3]);
             UffdMappingList.Validate(list.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[2]);

@@ -15,7 +15,7 @@ BeforeAll {
     $mark = @{ Address = 128MB; Value = [uint] 0xfeedfaceu }
 
     $lacking = if (-not (Get-Command qemu-system-x86_64 -CommandType Application -ErrorAction Ignore)) {
-        'qemu-system-x86_64 is not installed (Debian package qemu-system-x86)'
+        'needs qemu-system-x86_64: apt-get install qemu-system-x86'
     }
     $userfaultfd = Test-GuestMemorySupport Userfaultfd
     $lackingForFaults = $lacking ? $lacking : $userfaultfd.Supported ? $null : "this host lacks userfaultfd: $($userfaultfd.Detail) $($userfaultfd.Remedy)"

@@ -21,7 +21,7 @@ Describe 'Export-GuestMemory' {
     }
 
     It 'puts no file in the place of <What>, also with -Force' -ForEach @(
-        @{ What = 'a device'; Make = { if ((id -u) -eq '0') { mknod "$TestDrive/special" c 1 3 } else { Set-ItResult -Skipped -Because 'only root makes a device' } } }
+        @{ What = 'a device'; Make = { if ((id -u) -eq '0') { mknod "$TestDrive/special" c 1 3 } else { Set-ItResult -Skipped -Because 'needs root, to make a device' } } }
         @{ What = 'a pipe'; Make = { mkfifo "$TestDrive/special" } }
         @{ What = 'a link to a pipe'; Make = { mkfifo "$TestDrive/pipe"; ln -s pipe "$TestDrive/special" } }
         @{ What = 'a directory'; Make = { mkdir "$TestDrive/special" } }
@@ -106,7 +106,7 @@ Describe 'Export-GuestMemory' {
             Set-Content $image mine -NoNewline
             $failure = { $low | Export-GuestMemory $image -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*' -PassThru
             $failure.CategoryInfo.Category | Should -Be ResourceExists
-            $failure.Exception.Message | Should -Match '-Force'
+            $failure.ErrorDetails.RecommendedAction | Should -Match '-Force'
             Get-Content $image | Should -Be mine
             Get-Leftover | Should -BeNullOrEmpty
             $low | Export-GuestMemory $image -Force
@@ -201,7 +201,8 @@ Describe 'Export-GuestMemory' {
             $plain = New-MmapRegion 4KiB 0x200000000 -Name plain
             $failure = { $low, $plain | Export-GuestMemory "$TestDrive/diff.mem" -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*' -PassThru
             $failure.CategoryInfo.Category | Should -Be InvalidOperation
-            $failure.Exception.Message | Should -Match "'plain'.*-DirtyTracking"
+            $failure.Exception.Message | Should -Match "'plain'"
+            $failure.ErrorDetails.RecommendedAction | Should -Match '-DirtyTracking'
             "$TestDrive/diff.mem" | Should -Not -Exist
             ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
         }
@@ -222,7 +223,8 @@ Describe 'Export-GuestMemory' {
             $handler = Start-UffdHandler "$TestDrive/vm.sock" $image
             $failure = { $low, $high | Export-GuestMemory $image -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'ImageInUse,*' -PassThru
             $failure.CategoryInfo.Category | Should -Be ResourceBusy
-            $failure.Exception.Message | Should -Match 'Stop the handler.*-Force'
+            $failure.Exception.Message | Should -Match 'Stop the handler'
+            $failure.ErrorDetails.RecommendedAction | Should -Match 'Stop-UffdHandler.*-Force'
             (Get-FileHash $image).Hash | Should -Be $before
             ($low, $high | Get-DirtyBitmap).DirtyCount | Should -Be 1, 2
             $low, $high | Export-GuestMemory $image -Format Diff -Force

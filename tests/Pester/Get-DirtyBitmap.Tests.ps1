@@ -92,7 +92,7 @@ Describe 'Get-DirtyBitmap' {
         $failure.FullyQualifiedErrorId | Should -BeLike 'DirtyTrackingOff,*'
         $failure.CategoryInfo.Category | Should -Be InvalidOperation
         $failure.TargetObject | Should -Be $plain
-        $failure.Exception.Message | Should -Match 'New-MmapRegion -DirtyTracking'
+        $failure.ErrorDetails.RecommendedAction | Should -Match 'New-MmapRegion -DirtyTracking'
     }
 
     It 'refuses a region that was removed' {
@@ -305,7 +305,7 @@ Describe 'Get-DirtyBitmap' {
             $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -InProcess:$InProcess
             $null = Get-DirtyBitmap -Handler $handler -ErrorAction SilentlyContinue -ErrorVariable failure
             $failure.FullyQualifiedErrorId | Should -BeLike 'DirtyTrackingOff,*'
-            $failure.Exception.Message | Should -Match '-TrackDirty'
+            $failure.ErrorDetails.RecommendedAction | Should -Match '-TrackDirty'
             "$($failure.TargetObject)" | Should -Be "$TestDrive/vm.sock"
             $handler.State | Should -Be Listening
         }

@@ -88,6 +88,7 @@ Describe 'Get-GuestRegionUffdMapping' {
         ) {
             $failure = { Get-GuestRegionUffdMapping -Json $Json -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" -PassThru
             $failure.CategoryInfo.Category | Should -Be InvalidData
+            $failure.Exception.Message | Should -Not -Match 'GuestMemory\.|WireMapping' -Because 'the sender knows no types of this library'
         }
     }
 

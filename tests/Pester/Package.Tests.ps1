@@ -103,7 +103,7 @@ Describe 'The package of the library' {
         $stream.Position = 0
         $symbols = [Reflection.Metadata.MetadataReaderProvider]::FromPortablePdbStream($stream).GetMetadataReader()
         $sources = @($symbols.Documents).ForEach{ $symbols.GetString($symbols.GetDocument($_).Name) }
-        $sources | Should -Contain '/_/src/GuestMemory.Core/Memory/MmapRegion.cs'
+        $sources | Should -Contain '/_/src/GuestMemory.Core/Addressing/GuestAddress.cs'
         $sources -notlike '/_/*' | Should -BeNullOrEmpty
     }
 }

@@ -216,7 +216,7 @@ Describe 'Read-GuestMemory' {
                 $failure = { $low | Read-GuestMemory 0 16 -OutFile $TestDrive -Force:$force -ErrorAction Stop } | Should -Throw -ErrorId ($force ? 'NotAFile,*' : 'FileExists,*') -PassThru
                 $failure.Exception.Message | Should -Match 'is a directory'
                 $failure = { $low | Read-GuestMemory 0 16 -OutFile "$TestDrive/none/x.bin" -Force:$force -ErrorAction Stop } | Should -Throw -ErrorId 'FileNotFound,*' -PassThru
-                $failure.Exception.Message | Should -Match 'no folder .*/none to write x.bin into'
+                $failure.Exception.Message | Should -Match 'The folder .*/none for x.bin does not exist'
             }
         }
 

@@ -95,7 +95,8 @@ Describe 'Remove-MmapRegion' {
             $failure = { $region | Remove-MmapRegion -ErrorAction Stop } | Should -Throw -ErrorId 'RegionInUse,*' -PassThru
             $failure.CategoryInfo.Category | Should -Be ResourceBusy
             $failure.TargetObject | Should -Be $region
-            $failure.Exception.Message | Should -Match 'vm\.sock.*-Force'
+            $failure.Exception.Message | Should -Match 'vm\.sock'
+            $failure.ErrorDetails.RecommendedAction | Should -Match '-Force'
             (Get-MmapRegion).Name | Should -Be ram
             $region | Read-GuestMemory 0x8000 -As UInt64 | Should -Be 0
             $handler.State | Should -Be Serving

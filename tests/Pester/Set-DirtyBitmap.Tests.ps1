@@ -294,7 +294,7 @@ $null = [Console]::In.ReadLine()
             $small = New-Item -ItemType Directory "$TestDrive/small"
             $null = mount -t tmpfs -o size=8k gm-test $small 2>&1
             if ($LASTEXITCODE) {
-                Set-ItResult -Skipped -Because 'this user may not mount a file system'
+                Set-ItResult -Skipped -Because 'needs root, to mount a file system'
             }
             try {
                 $big = New-MmapRegion 4GiB 0x100000000
@@ -315,7 +315,7 @@ $null = [Console]::In.ReadLine()
             $small = New-Item -ItemType Directory "$TestDrive/small"
             $null = mount -t tmpfs -o ro gm-test $small 2>&1
             if ($LASTEXITCODE) {
-                Set-ItResult -Skipped -Because 'this user may not mount a file system'
+                Set-ItResult -Skipped -Because 'needs root, to mount a file system'
             }
             try {
                 { $low | Set-DirtyBitmap "$small/vm.log" -ErrorAction Stop } | Should -Throw -ErrorId 'FileError,*'

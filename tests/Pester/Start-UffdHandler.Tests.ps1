@@ -138,7 +138,7 @@ Describe 'Start-UffdHandler' {
             $handler = Start-UffdHandler $path $image -AllowUser 65534
             & $user[0] $user[1..9] -c $peer $path 2>$null
             Wait-Until { $handler.Error }
-            $handler.Error | Should -Match 'of user 65534: The mapping list is not the JSON'
+            $handler.Error | Should -Match 'of user 65534: The mapping list is not the expected JSON'
         }
 
         It 'serves memory of this shell' {
@@ -319,12 +319,12 @@ Describe 'Start-UffdHandler' {
 
         It 'outlives a peer that sends <What>' -ForEach @(
             @{ What = 'no descriptor'; Text = '[{"base_host_virt_addr":140000000000000,"size":65536,"offset":0,"page_size":4096}]'; Expected = 'without a descriptor' }
-            @{ What = 'broken JSON'; Text = '[{"base_host_virt_addr":}]'; Expected = 'not the JSON' }
-            @{ What = 'something else'; Text = "GET / HTTP/1.1`r`n`r`n"; Expected = 'not the JSON' }
-            @{ What = 'an object'; Text = '{"base_host_virt_addr":0,"size":65536,"offset":0}'; Expected = 'not the JSON|without a descriptor' }
+            @{ What = 'broken JSON'; Text = '[{"base_host_virt_addr":}]'; Expected = 'not the expected JSON' }
+            @{ What = 'something else'; Text = "GET / HTTP/1.1`r`n`r`n"; Expected = 'not the expected JSON' }
+            @{ What = 'an object'; Text = '{"base_host_virt_addr":0,"size":65536,"offset":0}'; Expected = 'not the expected JSON|without a descriptor' }
             @{ What = 'JSON of 10 MB'; Text = '[' + '{"base_host_virt_addr":140000000000000,"size":65536,"offset":0,"page_size":4096},' * 131072; Expected = 'at most 1048576' }
             @{ What = 'a string of 10 MB'; Text = '["' + 'x' * 10MB; Expected = 'longer than 4096 bytes' }
-            @{ What = 'a million levels'; Text = '[' * 1000000; Expected = 'not the JSON' }
+            @{ What = 'a million levels'; Text = '[' * 1000000; Expected = 'not the expected JSON' }
         ) {
             $peer = Connect-Peer $path
             try {
@@ -658,7 +658,7 @@ if what != 'dies':
             $second = New-MmapRegion 64KiB 0x100000
             $second | Connect-UffdHandler $path -ErrorAction SilentlyContinue
             Wait-Until { $handler.Error }
-            $handler.Error | Should -Match 'turned away'
+            $handler.Error | Should -Match 'was refused: 1 VMMs are connected, which is the limit'
             ($first | Read-GuestMemory 0 16).Bytes | Should -Be $content[0..15]
         }
     }

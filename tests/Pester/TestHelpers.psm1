@@ -28,7 +28,7 @@ function Wait-Until([scriptblock] $Condition, [int] $Seconds = 60, [switch] $Pas
 function Skip-UnlessSupported([object] $Feature) {
     # Skips the test where the host lacks a feature, which is a row of Test-GuestMemorySupport.
     if (-not $Feature.Supported) {
-        Set-ItResult -Skipped -Because $Feature.Detail
+        Set-ItResult -Skipped -Because (($Feature.Detail, $Feature.Remedy).Where{ $_ } -join ' ')
     }
 }
 

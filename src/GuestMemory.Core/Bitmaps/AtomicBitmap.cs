@@ -14,7 +14,7 @@ namespace GuestMemory.Core;
 /// those pay who clear: they end with a barrier on every CPU that runs this process (membarrier), after which each writer has either
 /// published its bytes or will see its page clean and mark it.
 /// </remarks>
-public sealed unsafe partial class AtomicBitmap : IDirtyTracker
+public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<AtomicBitmap>
 {
     private const int Line = 64 / sizeof(ulong);
 
@@ -62,7 +62,7 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker
     public ulong PageSize { get; }
 
     /// <inheritdoc/>
-    ulong IDirtyTracker.Lead => 0;
+    ulong IDirtyTracker.OffsetInFirstPage => 0;
 
     /// <summary>The number of pages, the last one perhaps a part.</summary>
     public long PageCount { get; private set; }

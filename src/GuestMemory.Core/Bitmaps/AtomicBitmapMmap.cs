@@ -4,7 +4,8 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Any number of threads may mark,
-/// and take; as a rule it is the front end, in another process, that takes.
+/// and take; as a rule it is the front end, in another process, that takes. A region that marks in it keeps the log from being
+/// released; marks that are made after its release are lost.
 /// </summary>
 public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
 {
@@ -16,7 +17,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     // The bytes of the region whose pages are counted.
     private readonly ulong _reach;
 
-    // The mapping lives as long as this object does: the log is one of its fields.
+    // The addresses stay reserved as long as this object is reachable, since the log is one of its fields: marking needs no reference.
     private readonly ulong* _words;
 
     /// <param name="startAddress">The region's guest physical address.</param>
@@ -26,7 +27,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     /// Counts pages as upstream does: from the region's start, whole ones only, so that of a region that is not aligned to 4096 bytes
     /// the wrong pages, and the part of a page at its end not at all, are marked. Else every byte belongs to the page that holds it.
     /// </param>
-    /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log; or the log cannot be written.</exception>
+    /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log; or the log cannot be written. LogDisposed.</exception>
     public AtomicBitmapMmap(GuestAddress startAddress, ulong length, MmapLogReg log, bool strict = false)
     {
         ArgumentNullException.ThrowIfNull(log);
@@ -39,8 +40,16 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
         _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
         _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
         _reach = _pageCount == 0 ? 0 : _pageCount * MmapLogReg.PageSize - _shift;
-        _words = log.Words;
-        log.Populate(_firstPage / 8, last.Value / MmapLogReg.PageSize / 8);
+        log.AddReference();
+        try
+        {
+            _words = log.Words;
+            log.Populate(_firstPage / 8, last.Value / MmapLogReg.PageSize / 8);
+        }
+        finally
+        {
+            log.ReleaseReference();
+        }
     }
 
     /// <summary>The log that it is a part of.</summary>
@@ -50,7 +59,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     public ulong PageSize => MmapLogReg.PageSize;
 
     /// <inheritdoc/>
-    public ulong Lead => _shift;
+    public ulong OffsetInFirstPage => _shift;
 
     /// <summary>Marks the pages of bytes of the region; what lies past its end is ignored. <paramref name="offset"/> is relative to the region.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -85,16 +94,42 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     public BitmapSlice SliceAt(ulong offset) => new(this, offset);
 
     /// <inheritdoc/>
+    /// <exception cref="GuestMemoryException">LogDisposed.</exception>
     public ulong[] Snapshot() => Read(take: false);
 
     /// <inheritdoc/>
+    /// <exception cref="GuestMemoryException">LogDisposed.</exception>
     public ulong[] GetAndReset() => Read(take: true);
 
     /// <inheritdoc/>
-    public void Reset() => Read(take: true);
+    public void Reset()
+    {
+        if (!_log.TryAddReference()) return;
+        try
+        {
+            ReadWords(take: true);
+        }
+        finally
+        {
+            _log.ReleaseReference();
+        }
+    }
+
+    private ulong[] Read(bool take)
+    {
+        _log.AddReference();
+        try
+        {
+            return ReadWords(take);
+        }
+        finally
+        {
+            _log.ReleaseReference();
+        }
+    }
 
     /// <summary>The region's bits, moved to where its first page is bit 0; other regions' bits in the same words stay as they are.</summary>
-    private ulong[] Read(bool take)
+    private ulong[] ReadWords(bool take)
     {
         var words = new ulong[(_pageCount + 63) / 64];
         for (ulong page = 0; page < _pageCount;)
@@ -111,7 +146,6 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
             page += count;
         }
 
-        GC.KeepAlive(this);
         return words;
     }
 

@@ -3,73 +3,107 @@ using System.Runtime.CompilerServices;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// The dirty bitmap of a region, whose tracker can be put in and replaced while others mark (vhost-user-backend's BitmapMmapRegion,
-/// with its BitmapReplace). Slices share it: what is put in shows in all of them at once. Marking takes no lock and counts nothing: a
-/// marker that finds the tracker replaced meanwhile marks again in the new one, and a replaced log stays mapped until no marker can
-/// reach it.
+/// The dirty bitmap of a region, whose tracker is installed and replaced while other threads mark (vhost-user-backend's
+/// BitmapMmapRegion). Slices and clones share the tracker: a new one shows in all of them at once. Marking takes no lock and counts
+/// nothing: a thread that finds the tracker replaced after its mark marks again in the new one.
 /// </summary>
-public sealed class BitmapMmapRegion : IBitmap
+public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap<BitmapMmapRegion>
 {
-    private readonly Place _place;
+    private readonly Shared _shared;
     private readonly ulong _base;
 
-    /// <summary>A bitmap without a tracker: marking does nothing until one is put in.</summary>
+    /// <summary>A bitmap without a tracker: marking does nothing until one is installed.</summary>
     public BitmapMmapRegion()
-        : this(new Place(), 0)
+        : this(new Shared(), 0)
     {
     }
 
-    private BitmapMmapRegion(Place place, ulong start)
+    private BitmapMmapRegion(Shared shared, ulong start)
     {
-        _place = place;
+        _shared = shared;
         _base = start;
     }
 
-    /// <summary>What is marked in now: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
-    public IDirtyTracker? Tracker => _place.Tracker;
+    /// <summary>The tracker that is installed: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
+    public IDirtyTracker? Tracker => _shared.Tracker;
+
+    /// <summary>A bitmap without a tracker (vhost-user-backend's with_len).</summary>
+    /// <param name="byteSize">Ignored, as upstream: the tracker has a size.</param>
+    public static BitmapMmapRegion WithLength(ulong byteSize) => new();
+
+    /// <summary>The same bitmap again: it shares the tracker, also later ones, and begins at the same byte.</summary>
+    public BitmapMmapRegion Clone() => new(_shared, _base);
 
     /// <summary>The same bitmap, seen from an offset on, in bytes; offsets of slices of slices add up, to 2^64 - 1 at the most.</summary>
-    public BitmapMmapRegion SliceAt(ulong offset) => new(_place, offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset);
+    public BitmapMmapRegion SliceAt(ulong offset) => new(_shared, offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset);
 
     /// <inheritdoc/>
     BitmapSlice IBitmap.SliceAt(ulong offset) => new(this, offset);
 
-    /// <summary>Marks the pages of bytes, as soon as there is a tracker; an offset that passes 2^64 - 1 marks nothing.</summary>
+    /// <summary>Marks the pages of bytes, where a tracker is installed; an offset that passes 2^64 - 1 marks nothing.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
         if (offset > ulong.MaxValue - _base) return;
         offset += _base;
-        var replacements = _place.Replacements;
-        var tracker = _place.Tracker;
+        var replacements = _shared.Replacements;
+        var tracker = _shared.Tracker;
         if (tracker is AtomicBitmap bitmap) bitmap.MarkDirty(offset, length);
         else if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
         else tracker?.MarkDirty(offset, length);
         Volatile.ReadBarrier();
-        if (_place.Replacements != replacements) MarkAgain(offset, length);
+        if (_shared.Replacements != replacements) MarkAgain(offset, length);
     }
 
     /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
-    public bool IsDirtyAt(ulong offset) => _place.Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
+    public bool IsDirtyAt(ulong offset) => _shared.Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
 
     /// <summary>
-    /// Puts a tracker in the place of the one that was there; null ends the tracking. Every mark that has not returned by now is in the
-    /// new one, and so is every later one; those that are in the former one alone can be seen there, so that who takes them now has
-    /// them all. Markers never wait; a log that was there is unmapped when nobody holds it any more.
+    /// Installs a tracker in place of the former one; null ends the tracking. Every mark whose call has not returned yet is in the new
+    /// tracker when this returns, and so is every later mark. The marks that are in the former tracker alone are visible there when this
+    /// returns: a caller that takes them then has all of them. Marking never waits. The log of a tracker is kept from being released
+    /// while the tracker is installed.
     /// </summary>
-    public void Replace(IDirtyTracker? tracker) => Replace(tracker, 0);
+    /// <exception cref="GuestMemoryException">LogDisposed: the new tracker's log was released; the former tracker stays.</exception>
+    public void Replace(IDirtyTracker? bitmap) => Replace(bitmap, 0);
 
-    /// <summary>The same, and brings over what was marked in the first bytes and not taken.</summary>
+    /// <summary>The same, and copies the marks of the first <paramref name="keepBytes"/> bytes that were not taken to the new tracker.</summary>
     internal void Replace(IDirtyTracker? tracker, ulong keepBytes)
     {
-        var former = _place.Tracker;
-        _place.Tracker = tracker;
-        Interlocked.Increment(ref _place.Replacements);
-        // Markers pay for no barrier between their mark and their second look at the tracker. So all pass one here: who has looked
-        // before and found the former one in place has its mark visible by now; who looks later finds the new one.
+        (tracker as AtomicBitmapMmap)?.Log.AddReference();
+        var former = Interlocked.Exchange(ref _shared.Tracker, tracker);
+        Interlocked.Increment(ref _shared.Replacements);
+        // A marking thread issues no barrier between its mark and its second look at the tracker; the process-wide barrier takes its
+        // place. A thread that looked before it and found the former tracker has made its mark visible; one that looks later finds the
+        // new tracker, and marks again.
         Interlocked.MemoryBarrierProcessWide();
-        if (former is null || tracker is null || keepBytes == 0) return;
-        new DirtyBitmap(former.Lead, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.Lead);
+        try
+        {
+            if (former is null || tracker is null || keepBytes == 0) return;
+            new DirtyBitmap(former.OffsetInFirstPage, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.OffsetInFirstPage);
+        }
+        finally
+        {
+            (former as AtomicBitmapMmap)?.Log.ReleaseReference();
+        }
+    }
+
+    /// <summary>Reads the marks of the tracker that is installed, or takes them; null where there is none.</summary>
+    internal (IDirtyTracker Tracker, ulong[] Words)? Read(bool take)
+    {
+        while (Tracker is { } tracker)
+        {
+            try
+            {
+                return (tracker, take ? tracker.GetAndReset() : tracker.Snapshot());
+            }
+            catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.LogDisposed && Tracker != tracker)
+            {
+                // It was replaced, and its log released, before it could be read.
+            }
+        }
+
+        return null;
     }
 
     private void MarkAgain(ulong offset, ulong length)
@@ -77,19 +111,19 @@ public sealed class BitmapMmapRegion : IBitmap
         int replacements;
         do
         {
-            replacements = _place.Replacements;
-            _place.Tracker?.MarkDirty(offset, length);
+            replacements = _shared.Replacements;
+            _shared.Tracker?.MarkDirty(offset, length);
             Volatile.ReadBarrier();
         }
-        while (_place.Replacements != replacements);
+        while (_shared.Replacements != replacements);
     }
 
-    /// <summary>Where the tracker is; shared by all slices.</summary>
-    private sealed class Place
+    /// <summary>The state that slices and clones share.</summary>
+    private sealed class Shared
     {
         public volatile IDirtyTracker? Tracker;
 
-        // Counted after each. The tracker itself would not do for the second look: it can have gone, been emptied, and come back.
+        // Increased after each replacement. Comparing trackers would not do: one can be replaced, emptied, and installed again.
         public volatile int Replacements;
     }
 }

@@ -35,18 +35,18 @@ public sealed partial class DirtyBitmap
                 $"The bitmap is about 0x{ByteSize:x} bytes at 0x{StartAddress:x}, not about all of the 0x{byteSize:x} bytes at 0x{startAddress:x}.") { Address = startAddress };
         }
 
-        if (offset < _lead)
+        if (offset < _offsetInFirstPage)
         {
             // Nothing is known of what lies before the memory.
-            byteSize -= Math.Min(byteSize, _lead - offset);
-            offset = _lead;
+            byteSize -= Math.Min(byteSize, _offsetInFirstPage - offset);
+            offset = _offsetInFirstPage;
         }
 
-        var (page, lead) = Math.DivRem(offset, PageSize);
+        var (page, offsetInFirstPage) = Math.DivRem(offset, PageSize);
         var words = _words[(int)(page >> 6)..];
         var shift = (int)(page & 63);
         for (var i = 0; shift != 0 && i < words.Length; i++) words[i] = words[i] >> shift | (i + 1 < words.Length ? words[i + 1] << 64 - shift : 0);
-        return new DirtyBitmap(StartAddress + offset, byteSize, lead, PageSize, words, Source);
+        return new DirtyBitmap(StartAddress + offset, byteSize, offsetInFirstPage, PageSize, words, Source);
     }
 
     /// <summary>
@@ -117,7 +117,7 @@ public sealed partial class DirtyBitmap
 
         var words = new ulong[_words.Length];
         for (var i = 0; i < words.Length; i++) words[i] = combine(_words[i], other._words[i]);
-        var lead = Math.Min(_lead, other._lead);
-        return new DirtyBitmap(StartAddress + lead, ByteSize - lead, lead, PageSize, words, $"{Source} {operation} {other.Source}");
+        var offsetInFirstPage = Math.Min(_offsetInFirstPage, other._offsetInFirstPage);
+        return new DirtyBitmap(StartAddress + offsetInFirstPage, ByteSize - offsetInFirstPage, offsetInFirstPage, PageSize, words, $"{Source} {operation} {other.Source}");
     }
 }

@@ -9,7 +9,7 @@ public sealed partial class DirtyBitmap
     private readonly ulong[] _words;
 
     // The bytes of page 0 that lie before what the bitmap is about.
-    private readonly ulong _lead;
+    private readonly ulong _offsetInFirstPage;
 
     /// <param name="startAddress">The guest address of page 0.</param>
     /// <param name="byteSize">The bytes covered; the last page may be a part.</param>
@@ -36,12 +36,12 @@ public sealed partial class DirtyBitmap
     /// <param name="words">The bits.</param>
     /// <param name="source">Where the bits come from, for people.</param>
     internal DirtyBitmap(ulong address, ulong size, IDirtyTracker tracker, ulong[] words, string source)
-        : this(address, size, tracker.Lead, tracker.PageSize, words, source)
+        : this(address, size, tracker.OffsetInFirstPage, tracker.PageSize, words, source)
     {
     }
 
-    private DirtyBitmap(ulong address, ulong size, ulong lead, ulong pageSize, ulong[] words, string source)
-        : this(unchecked(address - lead), size + lead, pageSize, Cut(words, size + lead, pageSize), source) => _lead = lead;
+    private DirtyBitmap(ulong address, ulong size, ulong offsetInFirstPage, ulong pageSize, ulong[] words, string source)
+        : this(unchecked(address - offsetInFirstPage), size + offsetInFirstPage, pageSize, Cut(words, size + offsetInFirstPage, pageSize), source) => _offsetInFirstPage = offsetInFirstPage;
 
     /// <summary>The guest address of the first page.</summary>
     public ulong StartAddress { get; }
@@ -121,7 +121,7 @@ public sealed partial class DirtyBitmap
                 from = runs[i].End;
                 // The end of a part of a page may lie past 2^64.
                 var bytes = from == PageCount ? ByteSize - offset : (ulong)runs[i].Count * PageSize;
-                var before = runs[i].First == 0 ? _lead : 0;
+                var before = runs[i].First == 0 ? _offsetInFirstPage : 0;
                 yield return new AddressRange(StartAddress + offset + before, bytes - before, runs[i].Count);
             }
         }

@@ -1,15 +1,15 @@
 namespace GuestMemory.Core;
 
 /// <summary>
-/// A bitmap that can also be asked and emptied: what a region's writes are marked in. Page i stands in word i / 64, bit i % 64.
+/// A bitmap that the writes to a region are marked in, and that is also read and reset. Page i is bit i % 64 of word i / 64.
 /// </summary>
 public interface IDirtyTracker : IBitmap
 {
     /// <summary>The bytes a bit stands for.</summary>
     ulong PageSize { get; }
 
-    /// <summary>The bytes of the first page that lie before offset 0: not 0 where a region does not begin with a page.</summary>
-    ulong Lead { get; }
+    /// <summary>Where offset 0 lies in the first page, in bytes: 0 unless the region begins inside a page of the tracker.</summary>
+    ulong OffsetInFirstPage { get; }
 
     /// <summary>A copy of the bits as they are.</summary>
     ulong[] Snapshot();

@@ -6,44 +6,49 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// The dirty log that a vhost-user front end shares: a file, mapped (vhost-user-backend's MmapLogReg). Page n of guest physical
-/// memory, of 4096 bytes whatever the host's page size, is bit n % 8 of byte n / 8. The mapping stays until nobody can mark in it any
-/// more: whoever replaces a log need not know who still does.
+/// memory, of 4096 bytes whatever the host's page size, is bit n % 8 of byte n / 8. Dispose it as soon as the regions that mark in it
+/// have it: it is released, its mapping and its memfd, when it is disposed and the last of these regions has another tracker.
 /// </summary>
 /// <remarks>
-/// A file that is cut short under its mapping ends the process that marks in it. Take logs of strangers only where
-/// <see cref="IsSealed"/>; QEMU's always is.
+/// <para>A thread that marks in the log at the moment of its release does no harm: the addresses stay reserved until the garbage
+/// collector finds that no thread has them, and the thread marks again in the new tracker. A log that is never disposed is released
+/// by the garbage collector.</para>
+/// <para>A file that is cut short under its mapping ends the process that marks in it. Accept a log from an untrusted front end only if
+/// <see cref="IsSealed"/>; QEMU's always is.</para>
 /// </remarks>
-public sealed unsafe class MmapLogReg
+public sealed unsafe class MmapLogReg : IDisposable
 {
     /// <summary>The bytes that a bit of the log stands for.</summary>
     public const ulong PageSize = 4096;
 
+    private readonly Lock _lock = new();
     private readonly SafeMapping _mapping;
+    private readonly SafeDescriptor? _memfd;
+    private int _references;
+    private bool _disposed;
 
-    private MmapLogReg(SafeMapping mapping, ulong length, bool isSealed, string path)
+    private MmapLogReg(SafeMapping mapping, ulong length, bool isSealed, string path, SafeDescriptor? memfd)
     {
         _mapping = mapping;
+        _memfd = memfd;
         Length = length;
         IsSealed = isSealed;
         Path = path;
     }
 
-    /// <summary>What the file is called; of a memfd that was made here, how other processes open it.</summary>
+    /// <summary>The path of the file; for a memfd that was made here the path by which other processes open it until the log is released.</summary>
     public string Path { get; }
 
-    /// <summary>The length in bytes; each holds 8 pages.</summary>
+    /// <summary>The length in bytes; a byte holds 8 pages.</summary>
     public ulong Length { get; }
 
-    /// <summary>Whether the file is a memfd that nobody can shrink any more.</summary>
+    /// <summary>Whether the file is a memfd that is sealed against shrinking.</summary>
     public bool IsSealed { get; }
 
     /// <summary>The log as words. Mappings begin and end at pages, so the word of every byte lies inside.</summary>
     internal ulong* Words => (ulong*)_mapping.Address;
 
-    /// <summary>The memfd, where it was made here: open as long as the log is, for others to open it.</summary>
-    internal SafeDescriptor? File { get; private init; }
-
-    /// <summary>How long a log must be, in bytes, to reach to an address.</summary>
+    /// <summary>The length in bytes that a log must have to reach to an address.</summary>
     public static ulong RequiredLength(GuestAddress last) => last.Value / PageSize / 8 + 1;
 
     /// <summary>Maps a log. The file may be closed afterwards.</summary>
@@ -58,7 +63,7 @@ public sealed unsafe class MmapLogReg
     }
 
     /// <summary>Maps the log in a file, or in another process's memfd (/proc/PID/fd/N).</summary>
-    /// <param name="path">The file; not through a symbolic link at its end, which somebody else may have put there.</param>
+    /// <param name="path">The file; not through a symbolic link at its end, which another user may have put there.</param>
     /// <param name="offset">Where the log starts, in bytes; a multiple of the host's page size.</param>
     /// <param name="length">Its length in bytes; null: to the end of the file.</param>
     /// <param name="required">How many bytes it must have at least; see <see cref="RequiredLength"/>.</param>
@@ -85,21 +90,21 @@ public sealed unsafe class MmapLogReg
 
     /// <summary>
     /// Makes a log in a memfd that is sealed against every change of its length. <see cref="Path"/> is how other processes of the
-    /// same user open it, as long as somebody can mark in it.
+    /// same user open it, until the log is released.
     /// </summary>
     /// <param name="length">Its length in bytes; 1 or more.</param>
     /// <exception cref="GuestMemoryException">ZeroSize, InvalidLog, OutOfMemory.</exception>
     public static MmapLogReg FromMemfd(ulong length)
     {
         CheckNumbers(0, length);
-        var file = Memfd.CreateSealed("dirty_log", (long)length, 0);
+        var memfd = RetryAfterCollection(() => Memfd.CreateSealed("dirty_log", (long)length, 0));
         try
         {
-            return Map(file, 0, length, $"/proc/{Environment.ProcessId}/fd/{file.Number}", file);
+            return Map(memfd, 0, length, $"/proc/{Environment.ProcessId}/fd/{memfd.Number}", memfd);
         }
         catch
         {
-            file.Dispose();
+            memfd.Dispose();
             throw;
         }
     }
@@ -108,12 +113,49 @@ public sealed unsafe class MmapLogReg
     /// Takes the marks of all of the log, as a front end does: every mark is either in the result or still in the log. The result
     /// begins at guest address 0.
     /// </summary>
-    /// <exception cref="GuestMemoryException">InvalidLog: larger than any memory's.</exception>
+    /// <exception cref="GuestMemoryException">InvalidLog: larger than any memory's. LogDisposed.</exception>
     public DirtyBitmap GetAndReset()
     {
         var size = SizeOf(Length);
         var all = new AtomicBitmapMmap(new GuestAddress(0), size, this);
         return new DirtyBitmap(0, size, all, all.GetAndReset(), $"log {Path}");
+    }
+
+    /// <summary>Releases the log, at once or when the last region that marks in it has another tracker.</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            _disposed = true;
+            if (_references == 0) Release();
+        }
+    }
+
+    /// <summary>Keeps the log from being released until <see cref="ReleaseReference"/>; false where it has been.</summary>
+    internal bool TryAddReference()
+    {
+        lock (_lock)
+        {
+            if (_mapping.IsClosed) return false;
+            _references++;
+            return true;
+        }
+    }
+
+    /// <summary>As <see cref="TryAddReference"/>, but throws.</summary>
+    /// <exception cref="GuestMemoryException">LogDisposed.</exception>
+    internal void AddReference()
+    {
+        if (!TryAddReference())
+            throw new GuestMemoryException(GuestMemoryError.LogDisposed, $"The dirty log {Path} was disposed; its memory is no longer mapped.");
+    }
+
+    internal void ReleaseReference()
+    {
+        lock (_lock)
+        {
+            if (--_references == 0 && _disposed) Release();
+        }
     }
 
     /// <summary>The bytes of memory that so many bytes of a log are about.</summary>
@@ -158,7 +200,8 @@ public sealed unsafe class MmapLogReg
     }
 
     /// <summary>
-    /// Brings in the pages of a part of the log, so that marking in it cannot fail: a hole in a file needs room on the disk.
+    /// Brings in the pages of a part of the log, so that marking in it cannot fail: a hole in a file needs room on the disk. The caller
+    /// holds a reference.
     /// </summary>
     internal void Populate(ulong firstByte, ulong lastByte)
     {
@@ -167,20 +210,42 @@ public sealed unsafe class MmapLogReg
         // EINVAL: a kernel before 5.14.
         if (error is not (0 or Errno.EINVAL))
             throw new SyscallException("madvise", error, $"Bringing in the dirty log {Path}", GuestMemoryError.InvalidLog, "Its file was cut short, or the disk is full.");
-        GC.KeepAlive(this);
     }
 
-    private static MmapLogReg Map(SafeHandle file, ulong offset, ulong length, string? path, SafeDescriptor? keep = null)
+    private void Release()
+    {
+        _mapping.Dispose();
+        _memfd?.Dispose();
+    }
+
+    private static MmapLogReg Map(SafeHandle file, ulong offset, ulong length, string? path, SafeDescriptor? memfd = null)
     {
         CheckNumbers(offset, length);
         using var lease = new DescriptorLease(file);
-        var mapping = Mman.TryMap((nuint)length, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, (long)offset, out var error)
-            ?? throw new SyscallException("mmap", error, $"Mapping a dirty log of {length} bytes at offset {offset}", error == Errno.ENOMEM ? GuestMemoryError.OutOfMemory : GuestMemoryError.SyscallFailed);
+        var number = lease.Number;
+        var mapped = FileStatus.MappedLength(file, length);
+        var mapping = RetryAfterCollection(() => Mman.TryMap(mapped, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, number, (long)offset, out var error)
+            ?? throw new SyscallException("mmap", error, $"Mapping a dirty log of {length} bytes at offset {offset}", error == Errno.ENOMEM ? GuestMemoryError.OutOfMemory : GuestMemoryError.SyscallFailed));
         var size = FileStatus.Get(file).stx_size;
         if (offset <= size && length <= size - offset)
-            return new MmapLogReg(mapping, length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0, path ?? Descriptor.PathOf(lease.Number)) { File = keep };
+            return new MmapLogReg(mapping.ReserveAddresses(), length, (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) != 0, path ?? Descriptor.PathOf(number), memfd);
         mapping.Dispose();
         throw Invalid($"The log's file is {size} bytes long, shorter than offset {offset} plus {length} bytes.");
+    }
+
+    /// <summary>Tries again where descriptors or mappings have run out: logs that were never disposed may have them.</summary>
+    private static T RetryAfterCollection<T>(Func<T> make)
+    {
+        try
+        {
+            return make();
+        }
+        catch (SyscallException exception) when (exception.ErrorCode is Errno.EMFILE or Errno.ENOMEM)
+        {
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+            return make();
+        }
     }
 
     private static SafeFileHandle Make(string path, ulong length)
@@ -190,7 +255,7 @@ public sealed unsafe class MmapLogReg
         return file;
     }
 
-    /// <summary>Whether a path names a descriptor of a process, which is a link that nobody else can put there.</summary>
+    /// <summary>Whether a path names a descriptor of a process: a link that only the kernel makes.</summary>
     private static bool IsDescriptor(string path) => path.Split('/') is ["", "proc", _, "fd", _];
 
     private static bool IsItself(SafeFileHandle file, string path)

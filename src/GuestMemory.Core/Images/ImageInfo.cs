@@ -7,7 +7,7 @@ public enum ImageFormat
     Raw,
     /// <summary>The same layout, with only the pages that are dirty: patched into a base image, or alone in a sparse file.</summary>
     Diff,
-    /// <summary>The regions one behind the other, in chunks that are compressed independently: for Start-UffdHandler alone.</summary>
+    /// <summary>The regions one behind the other, in chunks that are compressed independently; read by a page-fault handler alone.</summary>
     Chunked,
 }
 

@@ -135,7 +135,7 @@ public static class RawImage
         RequireFile(path);
         // Or the message would name the file that is made beside it.
         if (Path.GetDirectoryName(Path.GetFullPath(path)) is { } folder && !Directory.Exists(folder))
-            throw new DirectoryNotFoundException($"There is no folder {folder} to write {Path.GetFileName(path)} into. Make it first: 'New-Item -ItemType Directory {folder}'.");
+            throw new DirectoryNotFoundException($"The folder {folder} for {Path.GetFileName(path)} does not exist. Create it first ('mkdir -p {folder}').");
     }
 
     /// <summary>
@@ -145,7 +145,7 @@ public static class RawImage
     internal static void RequireFile(string path)
     {
         if (FileStatus.IsSpecial(path))
-            throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a device, a pipe or a socket, and is left alone; give the path of a file.");
+            throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a device, a pipe or a socket, and is left unchanged. Give the path of a file.");
     }
 
     private static bool IsBase(string path, ulong size, bool force)
@@ -154,7 +154,7 @@ public static class RawImage
         var file = new FileInfo(path);
         if ((ulong)file.Length == size) return true;
         if (force) return false;
-        throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path, or -Force to replace it.");
+        throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path.");
     }
 
     private static SafeFileHandle OpenBase(string path, bool force)
@@ -167,7 +167,7 @@ public static class RawImage
         catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
         {
             throw new GuestMemoryException(GuestMemoryError.ImageInUse,
-                $"{path} is locked: a handler serves it, or somebody writes it. A VM that is restored from it would get pages of two times. Stop the handler, or say -Force.", exception);
+                $"{path} is locked: a handler serves it, or another process writes it. A VM that is restored from it would get pages of two snapshots. Stop the handler first.", exception);
         }
     }
 
@@ -243,7 +243,7 @@ public static class RawImage
     }
 
     private static GuestMemoryException FileExists(string path) =>
-        new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} is there already. Give another path, or -Force to replace it.");
+        new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} exists. Give another path.");
 
     /// <summary>Writes pages at their places and counts them.</summary>
     private sealed class PageWriter(SafeFileHandle file)

@@ -61,6 +61,10 @@ internal static unsafe partial class FileStatus
         return fstatfs(lease.Number, status) == 0 && status[0] == HUGETLBFS_MAGIC ? status[1] : 0;
     }
 
+    /// <summary>The bytes that the kernel maps of a file: it rounds huge pages up when it maps them, but not when it unmaps them.</summary>
+    public static nuint MappedLength(SafeHandle file, ulong length) =>
+        HugetlbfsPageSize(file) is var pageSize and not 0 ? (nuint)HostPage.RoundUp(length, (ulong)pageSize) : (nuint)length;
+
     /// <summary>Gives a path to a user; 0 or the error number.</summary>
     public static int TryChangeOwner(string path, uint user) =>
         lchown(path, user, uint.MaxValue) == 0 ? 0 : Marshal.GetLastPInvokeError();

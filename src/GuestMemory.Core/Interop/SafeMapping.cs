@@ -2,24 +2,35 @@ using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core.Interop;
 
-/// <summary>A range of mapped memory; unmapped when the last holder of a reference lets go.</summary>
+/// <summary>A range of mapped memory; unmapped when the last reference to it is released.</summary>
 /// <remarks>
-/// What is shared (<see cref="Share"/>) is touched without a reference. When it is released its memory goes at once, but the addresses
-/// stay taken, by memory that was never touched, until the collector finds that nobody knows them any more.
+/// A mapping with <see cref="ReserveAddresses"/> is accessed without a reference. When it is released, its memory goes at once. The
+/// addresses stay reserved, by memory that was never touched, until the garbage collector finds that no object knows them: an access
+/// that is under way reaches no other memory.
 /// </remarks>
 internal sealed class SafeMapping : SafeHandle
 {
+    // Reserved ranges count against vm.max_map_count, and the collector sees nothing of that: many of them make it run.
+    private static readonly HandleCollector s_reserved = new("GuestMemory: reserved addresses", 1000);
+
     private readonly bool _owned;
-    private bool _shared;
+    private readonly bool _isReservation;
+    private bool _reserves;
     private bool _collected;
-    private SafeMapping? _remains;
+    private SafeMapping? _reservation;
 
     public SafeMapping(nint address, nuint length, bool owned = true)
+        : this(address, length, owned, isReservation: false)
+    {
+    }
+
+    private SafeMapping(nint address, nuint length, bool owned, bool isReservation)
         : base(-1, ownsHandle: true)
     {
         SetHandle(address);
         Length = length;
         _owned = owned;
+        _isReservation = isReservation;
     }
 
     public override bool IsInvalid => handle == -1;
@@ -29,10 +40,10 @@ internal sealed class SafeMapping : SafeHandle
 
     public nuint Length { get; }
 
-    /// <summary>Lets the mapping be touched without a reference, by whoever keeps this object alive.</summary>
-    public SafeMapping Share()
+    /// <summary>Keeps the addresses reserved after the release, as long as this object is reachable, so that accesses need no reference.</summary>
+    public SafeMapping ReserveAddresses()
     {
-        _shared = true;
+        _reserves = true;
         return this;
     }
 
@@ -45,10 +56,16 @@ internal sealed class SafeMapping : SafeHandle
     protected override bool ReleaseHandle()
     {
         if (!_owned) return true;
-        if (_collected || !_shared) return Mman.TryUnmap(handle, Length) == 0;
-        // Where the kernel has no room for other memory there, the old one stays as long as the addresses.
+        if (_collected || !_reserves)
+        {
+            if (_isReservation) s_reserved.Remove();
+            return Mman.TryUnmap(handle, Length) == 0;
+        }
+
+        // Where the kernel has no room for other memory there, the old memory stays as long as the addresses.
         _ = Mman.TryReplaceByAnonymous(handle, Length);
-        _remains = new SafeMapping(handle, Length);
+        _reservation = new SafeMapping(handle, Length, owned: true, isReservation: true);
+        s_reserved.Add();
         return true;
     }
 }

@@ -92,12 +92,12 @@ internal sealed class UnixListener : IDisposable
         var directory = System.IO.Path.GetDirectoryName(System.IO.Path.GetFullPath(path)) ?? "/";
         var error = FileStatus.TryGet(directory, out var status);
         if (error is Errno.ENOENT or Errno.ENOTDIR)
-            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"The directory {directory} does not exist; make it first ('mkdir -p').");
+            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"The directory {directory} does not exist; create it first ('mkdir -p').");
         if (error != 0) throw new SyscallException("statx", error, $"Looking at {directory}");
         if (!force && (status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFDIR && (status.stx_mode & FileStatus.S_IWOTH) != 0 && (status.stx_mode & FileStatus.S_ISVTX) == 0)
         {
             throw new GuestMemoryException(GuestMemoryError.InsecureDirectory,
-                $"Everyone may replace files in {directory}, and so the socket. Use another directory, make it sticky ('chmod +t'), or say -Force.");
+                $"Every user may replace files in {directory}, and so the socket. Use another directory, or make it sticky ('chmod +t').");
         }
     }
 
@@ -116,7 +116,7 @@ internal sealed class UnixListener : IDisposable
         if (error == Errno.ENOENT) return;
         if (error != 0) throw new SyscallException("statx", error, $"Looking at {path}");
         if ((status.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFSOCK)
-            throw new GuestMemoryException(GuestMemoryError.NotASocket, $"There is something at {path} that is not a socket; it is left alone. Give another path.");
+            throw new GuestMemoryException(GuestMemoryError.NotASocket, $"{path} exists and is not a socket; it is left unchanged. Give another path.");
         // Most listeners show up here. Asking by connecting would use up a handler that accepts only one connection.
         if (IsListed(path)) throw InUse(path);
         using var probe = UnixSocket.Create(nonBlocking: true);
@@ -142,5 +142,5 @@ internal sealed class UnixListener : IDisposable
     }
 
     private static GuestMemoryException InUse(string path) =>
-        new(GuestMemoryError.SocketInUse, $"Somebody listens at {path} already. Stop that one, or give another path.");
+        new(GuestMemoryError.SocketInUse, $"Another process listens at {path}. Stop it, or give another path.");
 }

@@ -101,7 +101,7 @@ internal static unsafe partial class Userfaultfd
         var failure = Marshal.GetLastPInvokeError();
         descriptor.Dispose();
         throw new SyscallException("ioctl(UFFDIO_API)", failure, $"Enabling userfaultfd features 0x{features:x}", GuestMemoryError.UffdUnsupported,
-            "This kernel lacks one of them; Test-GuestMemorySupport lists what it has.");
+            "This kernel lacks one of them.");
     }
 
     /// <summary>All features of this kernel, learnt from a descriptor that is thrown away; 0 or the error number.</summary>

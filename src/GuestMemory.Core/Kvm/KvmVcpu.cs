@@ -142,7 +142,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
                 case Errno.EINTR or Errno.EAGAIN:
                     continue;
                 case Errno.EFAULT:
-                    throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}", GuestMemoryError.PageNotAccessible, "A page of the guest's memory cannot be had: its file was truncated, or its handler gave it up.");
+                    throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}", GuestMemoryError.PageNotAccessible, "A page of the guest's memory is not accessible: its file was truncated, or its handler poisoned it.");
                 default:
                     throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}");
             }

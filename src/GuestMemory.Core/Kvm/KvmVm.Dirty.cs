@@ -25,11 +25,11 @@ public sealed unsafe partial class KvmVm
     {
         lock (_lock)
         {
-            if (_disposed) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"{this} was removed; what its guest wrote is not known any more.");
+            if (_disposed) throw new GuestMemoryException(GuestMemoryError.VmDisposed, $"{this} was removed, and the log of what its guest wrote with it.");
             if (!_slots.TryGetValue(slot, out var found))
-                throw new GuestMemoryException(GuestMemoryError.SlotNotFound, $"There is no slot {slot} in {this}. Its property Slots lists what there is.");
+                throw new GuestMemoryException(GuestMemoryError.SlotNotFound, $"{this} has no slot {slot}. Its property Slots lists those it has.");
             if (!found.LogDirtyPages)
-                throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest writes to slot {slot} of {this} is not logged. Make the VM with 'New-GuestVm -DirtyTracking'.");
+                throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"KVM does not log what the guest writes to slot {slot} of {this}: the slot was made without dirty logging.");
             var words = _options.DirtyLog switch
             {
                 DirtyLogMode.Ring => TakeRing(found, clear),

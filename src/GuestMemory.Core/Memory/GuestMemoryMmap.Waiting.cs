@@ -90,6 +90,6 @@ public sealed partial class GuestMemoryMmap
     /// <summary>Why a page will never come, or null.</summary>
     private GuestMemoryException? Orphaned() => Array.Find(_regions, static region => region.Memory.GoneHolder is not null) is { } orphan
         ? new GuestMemoryException(GuestMemoryError.HandlerGone,
-            $"A page of region '{orphan.Name}' is missing and will not come: {orphan.Memory.GoneHolder} has hung up. It ended, or it refused the hand-over because the memory does not fit its image; its Error says which. Remove the region with -Force and connect fresh memory.")
+            $"A page of region '{orphan.Name}' is missing, and {orphan.Memory.GoneHolder} has closed the connection: it ended, or it refused the hand-over because the memory does not fit its image (its Error says which). Remove the region by force, and connect fresh memory.")
         : null;
 }

@@ -134,8 +134,9 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
-        var tracker = RequireTracker();
-        return new DirtyBitmap(GuestAddress, Size, tracker, clear ? tracker.GetAndReset() : tracker.Snapshot(), $"region {Name}");
+        ThrowIfDisposed();
+        var (tracker, words) = _memory.Bitmap?.Read(clear) ?? throw TrackingOff();
+        return new DirtyBitmap(GuestAddress, Size, tracker, words, $"region {Name}");
     }
 
     /// <summary>What writes are marked in.</summary>
@@ -143,8 +144,7 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     public IDirtyTracker RequireTracker()
     {
         ThrowIfDisposed();
-        return _memory.Bitmap?.Tracker ?? throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff,
-            $"Region '{Name}' has no dirty bitmap, so what changed in it is not known. Make it with 'New-MmapRegion -DirtyTracking', or give it one with Set-DirtyBitmap.");
+        return _memory.Bitmap?.Tracker ?? throw TrackingOff();
     }
 
     /// <summary>
@@ -185,4 +185,7 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
         new(GuestMemoryError.InvalidBackendAddress, $"The access leaves its region or is not aligned: {cause.Message}", cause) { Address = cause.Address };
 
     private static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
+
+    private GuestMemoryException TrackingOff() => new(GuestMemoryError.DirtyTrackingOff,
+        $"Region '{Name}' has no dirty bitmap, so its dirty pages are not known.");
 }

@@ -3,7 +3,7 @@ using Microsoft.Win32.SafeHandles;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// A mapping at a guest physical address (vm-memory's GuestRegionMmap): what New-MmapRegion gives. Regions that are made of one
+/// A mapping at a guest physical address (vm-memory's GuestRegionMmap). Regions that are made of one
 /// mapping share it: disposing of one of them unmaps the memory of all. To move a region to another address, make another one of its
 /// mapping and drop the former one without disposing of it.
 /// </summary>

@@ -98,10 +98,12 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     /// </summary>
     /// <param name="tracker">The tracker, whose offset 0 is the memory's first byte; or null: no tracking.</param>
     /// <param name="keepDirty">Brings over what is marked in the former one and was not taken.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed; LogDisposed.</exception>
     public void SetTracker(IDirtyTracker? tracker, bool keepDirty = false)
     {
         lock (LazyInitializer.EnsureInitialized(ref _tracking))
         {
+            if (IsDisposed) throw RegionDisposed();
             if (Bitmap is null)
             {
                 if (tracker is null) return;
@@ -114,6 +116,15 @@ public abstract unsafe partial class VolatileMemory : IDisposable
             {
                 Bitmap.Replace(tracker, keepDirty ? Size : 0);
             }
+        }
+    }
+
+    /// <summary>After the memory was taken away: a shared log is released with its last region. A private bitmap can still be read.</summary>
+    private protected void ReleaseLog()
+    {
+        lock (LazyInitializer.EnsureInitialized(ref _tracking))
+        {
+            if (Bitmap?.Tracker is AtomicBitmapMmap) Bitmap.Replace(null);
         }
     }
 

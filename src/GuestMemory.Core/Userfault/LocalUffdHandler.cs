@@ -104,7 +104,7 @@ internal sealed class LocalUffdHandler : UffdHandler
     public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
         if (!_policy.TrackDirty) throw NotTracking(SocketPath);
-        return _server.DirtyBitmaps(clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended; what its VMs wrote went with it.");
+        return _server.DirtyBitmaps(clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
     }
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);

@@ -5,8 +5,8 @@ using System.Text;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// Answers <c>GET /metrics</c> on a loopback port or a Unix socket, one connection after the other, each within two seconds. Nobody
-/// else's HTTP server is needed for so little, and none comes with the runtime that PowerShell carries.
+/// Answers <c>GET /metrics</c> on a loopback port or a Unix socket, one connection after the other, each within two seconds. The
+/// runtime that the library needs has no HTTP server, and this much is not worth a package.
 /// </summary>
 public sealed class MetricsEndpoint : IDisposable
 {

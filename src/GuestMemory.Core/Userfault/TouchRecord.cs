@@ -62,7 +62,7 @@ internal static class TouchRecord
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
-            throw new GuestMemoryException(GuestMemoryError.RecordNotFound, $"There is no record at {path}. Make one with 'Start-UffdHandler -Strategy OnDemand -RecordPath'.", exception);
+            throw new GuestMemoryException(GuestMemoryError.RecordNotFound, $"There is no record of touches at {path}. A handler with a RecordPath writes one.", exception);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {

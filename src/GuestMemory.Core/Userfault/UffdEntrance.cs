@@ -61,8 +61,8 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
             }
 
             peer = UnixSocket.PeerCredentials(socket);
-            if (!listener.Allows(peer)) failed($"Process {peer.pid} of user {peer.uid} is not allowed to connect; give -AllowUser {peer.uid} if it should be.");
-            else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was turned away: {connections} VMMs are connected, and no more may be.");
+            if (!listener.Allows(peer)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user and the user of AllowUser may.");
+            else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was refused: {connections} VMMs are connected, which is the limit (MaxConnections).");
             else
             {
                 _deadline = 0;
@@ -84,7 +84,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
         }
 
         return _deadline == 0 || now < _deadline ? null
-            : new GuestMemoryException(GuestMemoryError.HandlerFailed, $"No VMM has connected within {acceptTimeout!.Value.TotalSeconds:0.#} s, as -AcceptTimeout says.");
+            : new GuestMemoryException(GuestMemoryError.HandlerFailed, $"No VMM has connected within {acceptTimeout!.Value.TotalSeconds:0.#} s, the AcceptTimeout.");
     }
 
     public void Dispose()

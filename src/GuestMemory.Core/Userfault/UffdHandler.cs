@@ -112,7 +112,7 @@ public abstract class UffdHandler : IDisposable
     public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false);
 
     internal static GuestMemoryException NotTracking(string path) =>
-        new(GuestMemoryError.DirtyTrackingOff, $"The handler at {path} does not track what VMs write. Start it with -TrackDirty.");
+        new(GuestMemoryError.DirtyTrackingOff, $"The handler at {path} does not track what VMs write: it was started without TrackDirty.");
 
     /// <summary>Waits until the handler has ended; false when the time is over first.</summary>
     public abstract bool Wait(TimeSpan timeout, CancellationToken cancellation = default);

@@ -51,7 +51,7 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
             if (truncated && _descriptors.Count == before)
             {
                 throw new GuestMemoryException(GuestMemoryError.HandoverNoDescriptor,
-                    "The descriptor that came with the hand-over could not be taken: this process may open no more files. Raise the limit ('ulimit -n').");
+                    "The descriptor of the hand-over could not be received: this process may open no more files. Raise the limit ('ulimit -n').");
             }
 
             if (truncated || _descriptors.Count > before + 1 || _descriptors.Count > MaxDescriptors) throw TooMany();

@@ -92,10 +92,10 @@ public static class UffdMappingList
 
     internal static GuestMemoryException BadJson(JsonException exception)
     {
-        var what = exception.Message
-            .Replace("type 'GuestMemory.Core.WireMapping'", "a mapping", StringComparison.Ordinal)
-            .Replace("GuestMemory.Core.WireMapping", "mapping", StringComparison.Ordinal);
-        return new GuestMemoryException(GuestMemoryError.HandoverBadJson, $"The mapping list is not the JSON that it must be: {what}", exception);
+        var what = JsonErrorText.Of(exception)
+            .Replace("type 'WireMapping'", "a mapping", StringComparison.Ordinal)
+            .Replace("WireMapping", "mapping", StringComparison.Ordinal);
+        return new GuestMemoryException(GuestMemoryError.HandoverBadJson, $"The mapping list is not the expected JSON: {what}", exception);
     }
 
     internal static GuestMemoryException TooLarge(long length) =>

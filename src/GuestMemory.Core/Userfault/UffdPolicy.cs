@@ -34,9 +34,9 @@ internal sealed class UffdPolicy : IDisposable
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
         if (options.RecordPath is not null && options.Strategy != UffdStrategy.OnDemand)
-            throw Refuse($"Only on demand is every first touch a fault that can be recorded; the strategy is {options.Strategy}.");
+            throw Refuse($"A record needs the strategy OnDemand, where every first touch is a fault; the strategy is {options.Strategy}.");
         if (options.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
-            throw Refuse("A replay needs a record: the file that a handler with -RecordPath has written.");
+            throw Refuse("The strategy Replay needs a record (ReplayPath), which a handler with a RecordPath writes.");
         if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
             throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
         return new UffdPolicy

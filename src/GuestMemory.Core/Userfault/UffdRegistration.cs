@@ -113,7 +113,7 @@ public sealed class UffdRegistration : IRegionHolder
         UnixSocket.CheckPath(path);
         var error = FileStatus.TryGet(path, out var status);
         if (error is Errno.ENOENT or Errno.ENOTDIR)
-            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the handler first: 'Start-UffdHandler -SocketPath {path} -MemoryPath IMAGE'.");
+            throw new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the handler first.");
         if (error != 0) throw new SyscallException("statx", error, $"Looking at {path}");
         if ((status.stx_mode & FileStatus.S_IFMT) is not (FileStatus.S_IFSOCK or 0xA000 /* S_IFLNK */))
             throw new GuestMemoryException(GuestMemoryError.NotASocket, $"What is at {path} is not a socket.");
@@ -126,7 +126,7 @@ public sealed class UffdRegistration : IRegionHolder
         if (!HostPage.IsAligned(mapping.HostAddress, region.PageSize))
             throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} is not aligned to its pages in this process.");
         if (!mapping.IsOwned)
-            throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} wraps memory of somebody else, which is not registered with userfaultfd here.");
+            throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} wraps memory that the caller mapped, which is not registered with userfaultfd here.");
     }
 
     private static ulong Features(GuestMemoryMmap memory)
@@ -172,11 +172,11 @@ public sealed class UffdRegistration : IRegionHolder
                     Thread.Sleep(10);
                     continue;
                 case Errno.ECONNREFUSED:
-                    throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.ConnectionRefused, "The socket is there, but no handler listens: it has ended, or has not started.");
+                    throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.ConnectionRefused, "The socket exists, but no handler listens at it: it has ended, or has not started.");
                 case Errno.ENOENT:
                     throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.SocketNotFound, "Start the handler first.");
                 case Errno.EACCES:
-                    throw new SyscallException("connect", error, $"Connecting to {path}", remedy: "The handler must allow this user: 'Start-UffdHandler -AllowUser'.");
+                    throw new SyscallException("connect", error, $"Connecting to {path}", remedy: "The handler must allow this user (AllowUser).");
                 default:
                     throw new SyscallException("connect", error, $"Connecting to {path}");
             }
@@ -207,7 +207,7 @@ public sealed class UffdRegistration : IRegionHolder
 
             throw new SyscallException("sendmsg", error, $"Handing the userfaultfd over to {SocketPath}",
                 error is Errno.EPIPE or Errno.ECONNRESET ? GuestMemoryError.PeerClosed : error == Errno.EAGAIN ? GuestMemoryError.HandoverTimeout : GuestMemoryError.SyscallFailed,
-                error is Errno.EPIPE or Errno.ECONNRESET ? "The handler closed the connection; this user may not be allowed ('-AllowUser')." : null);
+                error is Errno.EPIPE or Errno.ECONNRESET ? "The handler closed the connection; it may not allow this user (AllowUser)." : null);
         }
     }
 }

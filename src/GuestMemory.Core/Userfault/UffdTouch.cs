@@ -32,7 +32,7 @@ public static class UffdTouch
                 {
                     cancellation.ThrowIfCancellationRequested();
                     if (memory.Regions.Select(region => region.Memory.GoneHolder).FirstOrDefault(gone => gone is not null) is { } holder)
-                        throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"A page is missing, and {holder} has hung up: nobody will provide it.");
+                        throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"A page is missing, and {holder}, which would serve it, has closed the connection.");
                 }
             }
         }

@@ -18,7 +18,7 @@ internal sealed unsafe partial class UffdVm
     {
         if (Find(fault.Address) is not { } region)
         {
-            Fail($"A fault at 0x{fault.Address:x} lies in none of the VM's {_regions.Length} mappings.");
+            Fail($"The address 0x{fault.Address:x} of a page fault is not in any of the VM's {_regions.Length} mappings.");
             _ = Userfaultfd.TryPoison(_uffd, fault.Address & ~(HostPage.Size - 1), HostPage.Size);
             _counters->Poisoned++;
             return true;
@@ -137,7 +137,7 @@ internal sealed unsafe partial class UffdVm
             : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}.";
         if (_policy.OnError != UffdOnError.Poison)
         {
-            Fail($"{what} {(_policy.OnError == UffdOnError.Kill ? "The VMM is killed, as -OnError says." : "The handler stops, as -OnError says.")}");
+            Fail($"{what} {(_policy.OnError == UffdOnError.Kill ? "The VMM is killed, as OnError says." : "The handler stops, as OnError says.")}");
             Verdict = _policy.OnError;
             _counters->Failed++;
             return false;
@@ -145,8 +145,8 @@ internal sealed unsafe partial class UffdVm
 
         var poison = Userfaultfd.TryPoison(_uffd, at, length);
         Fail(poison is 0 or Errno.EEXIST
-            ? $"{what} The page 0x{at:x} of the VM is poisoned: who touches it gets SIGBUS."
-            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(poison)}): who touches it waits until the VM ends.");
+            ? $"{what} The page 0x{at:x} of the VM is poisoned: a thread that touches it gets SIGBUS."
+            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(poison)}): a thread that touches it waits until the VM ends.");
         _counters->Poisoned++;
         return false;
     }

@@ -27,7 +27,7 @@ internal sealed unsafe partial class UffdVm
             // Private memory has no page cache to be mapped from.
             if (error == Errno.EINVAL && minor != 0) error = Userfaultfd.TryRegister(_uffd, (nint)region.Base, (nuint)region.Size, mode);
             if (error != 0)
-                throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, "Write-protecting the VM's memory to track its writes", GuestMemoryError.UffdUnsupported, "Start the handler without -TrackDirty.");
+                throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, "Write-protecting the VM's memory to track its writes", GuestMemoryError.UffdUnsupported, "Start the handler without TrackDirty.");
         }
 
         if (_state.IsTracked) return;

@@ -191,7 +191,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
         : throw new SyscallException("ioctl(PAGEMAP_SCAN)", (int)-count, $"Asking what process {processId} wrote", GuestMemoryError.UffdUnsupported);
 
     private SafeFileHandle OpenPagemap() => TryOpenPagemap(out var exception)
-        ?? throw new GuestMemoryException(GuestMemoryError.UffdUnsupported, $"What process {processId} wrote only the kernel knows, and it cannot be asked: {exception!.Message}", exception);
+        ?? throw new GuestMemoryException(GuestMemoryError.UffdUnsupported, $"The kernel tracks what process {processId} wrote, and its answer cannot be read: {exception!.Message}", exception);
 
     private SafeFileHandle? TryOpenPagemap(out Exception? why)
     {

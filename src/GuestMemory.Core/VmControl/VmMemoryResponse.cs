@@ -29,12 +29,12 @@ public abstract record VmMemoryResponse
     public sealed record RegisterMemory(ulong RegionId, uint Slot) : VmMemoryResponse;
 
     /// <summary>It failed.</summary>
-    /// <param name="Messages">Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</param>
+    /// <param name="Messages">The chain: the root cause first, then the context of each layer, the outermost last; never empty.</param>
     public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
     {
         private const int MaxLayers = 32;
 
-        /// <summary>Why: the root cause first, then in what each layer was busy, the outermost last; never empty.</summary>
+        /// <summary>The chain: the root cause first, then the context of each layer, the outermost last; never empty.</summary>
         public IReadOnlyList<string> Messages { get; } = Messages as string[] ?? Messages.ToArray();   // A script can index an array.
 
         /// <summary>The last message, which says the most in general.</summary>

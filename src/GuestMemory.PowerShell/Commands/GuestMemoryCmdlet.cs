@@ -67,12 +67,12 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         return false;
     }
 
-    /// <summary>Writes an error of the library; its kind is the error id.</summary>
-    protected void WriteError(GuestMemoryException exception, object? target, string? recommendedAction = null)
+    /// <summary>Writes an error of the library: its kind is the error id, and what to type about it the recommended action.</summary>
+    protected void WriteError(GuestMemoryException exception, object? target)
     {
         ArgumentNullException.ThrowIfNull(exception);
         var record = new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target);
-        if (recommendedAction is not null) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = recommendedAction };
+        if (Advice.For(exception, MyInvocation.MyCommand, target) is { } advice) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = advice };
         WriteError(record);
     }
 
@@ -95,7 +95,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses => ErrorCategory.NotImplemented,
         GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
-        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed => ErrorCategory.InvalidOperation,
+        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
         GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused or GuestMemoryError.Disconnected => ErrorCategory.ConnectionError,

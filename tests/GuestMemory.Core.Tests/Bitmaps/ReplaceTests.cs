@@ -73,7 +73,7 @@ public sealed class ReplaceTests
 
         public ulong PageSize => 1;
 
-        public ulong Lead => 0;
+        public ulong OffsetInFirstPage => 0;
 
         public void MarkDirty(ulong offset, ulong length)
         {

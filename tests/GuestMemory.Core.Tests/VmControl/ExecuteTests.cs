@@ -203,10 +203,10 @@ public sealed class ExecuteTests : IDisposable
     {
         using var iommu = new FakeIommu { Answer = new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.InvalidParam) };
         _context = new VmMemoryContext(_vm, _allocator, iommu.Client);
-        Fails(Behind(Part(0, 0x1000), 0x100000), "Unexpected virtio-iommu message response when registering memory: VfioResponse(InvalidParam)");
+        Fails(Behind(Part(0, 0x1000), 0x100000), "Unexpected virtio-iommu message response when registering memory: Ok(VfioResponse(InvalidParam))");
         _vm.Faults["remove"] = Errno.EIO;
         iommu.Answer = VirtioIommuResponse.Ok.Instance;
-        Fails(Behind(Part(0, 0x1000), 0x200000), "Unexpected virtio-iommu message response when registering memory: Ok");
+        Fails(Behind(Part(0, 0x1000), 0x200000), "Unexpected virtio-iommu message response when registering memory: Ok(Ok)");
         _vm.Faults.Clear();
         Assert.Equal([0x200000UL], _vm.Slots.Values.Select(static slot => slot.Address));
         Assert.Empty(_context.RegionState.RegisteredMemory);
@@ -222,16 +222,16 @@ public sealed class ExecuteTests : IDisposable
         Assert.IsType<VmMemoryResponse.RegisterMemory>(Behind(Part(0, 0x1000), 0x200000));
         iommu.Answer = new VirtioIommuResponse.Err(Errno.ENOMEM);
         var unregister = new VmMemoryRequest.UnregisterMemory(0x100000);
-        Fails(unregister.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(12)");
+        Fails(unregister.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Ok(Err(Error(12)))");
         Assert.Equal([0x200000UL], _vm.Slots.Values.Select(static slot => slot.Address));
         iommu.Answer = new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.Ok);
         Ok(unregister.Execute(_context, exposeWithViommu: true));
         Fails(unregister.Execute(_context, exposeWithViommu: true), "can't find the memory region when unregistering memory");
         iommu.Answer = null;
         var other = new VmMemoryRequest.UnregisterMemory(0x200000);
-        Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(32)");
+        Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Ok(Err(Error(32)))");
         iommu.Dispose();
-        Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Err(9)");
+        Fails(other.Execute(_context, exposeWithViommu: true), "Unexpected virtio-iommu message response when unregistering memory: Ok(Err(Error(9)))");
     }
 
     /// <summary>An answer that came after its time limit is not the answer to the next command.</summary>
@@ -244,10 +244,10 @@ public sealed class ExecuteTests : IDisposable
         {
             client.SetReceiveTimeout(TimeSpan.FromMilliseconds(20));
             _context = new VmMemoryContext(_vm, _allocator, new VmMemoryRequestIommuClient(client));
-            Fails(Behind(Part(0, 0x1000), 0x100000), "Unexpected virtio-iommu message response when registering memory: Err(11)");
+            Fails(Behind(Part(0, 0x1000), 0x100000), "Unexpected virtio-iommu message response when registering memory: Ok(Err(Error(11)))");
             device.Send(new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.Ok), VmControlJson.Default.VirtioIommuResponse);
             device.Send(new VirtioIommuResponse.VfioResponse(VirtioIommuVfioResult.InvalidParam), VmControlJson.Default.VirtioIommuResponse);
-            Fails(Behind(Part(0, 0x1000), 0x200000), "Unexpected virtio-iommu message response when registering memory: VfioResponse(InvalidParam)");
+            Fails(Behind(Part(0, 0x1000), 0x200000), "Unexpected virtio-iommu message response when registering memory: Ok(VfioResponse(InvalidParam))");
             Assert.Empty(_vm.Slots);
         }
     }
@@ -266,11 +266,17 @@ public sealed class ExecuteTests : IDisposable
         Ok(Unregister(BarStart));
 
         using var closed = new SafeDescriptor(9999);
-        Fails(Mmap(To(0x100000), 0, good), "Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
+        const string Mapping = "mmap related system call failed: ";
+        Fails(Mmap(To(0x100000), 0, good), "Invalid argument (os error 22)", $"{Mapping}Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
         const string Adding = "failed to add fd mapping when handling mmap and register memory";
-        Fails(Mmap(To(0x100000), 0x4000, good, good with { File = closed }), "Bad file descriptor (os error 9)", Adding);
-        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 0x4000 }), "Invalid argument (os error 22)", Adding);
-        Fails(Mmap(To(0x100000), 0x4000, good with { FileOffset = ulong.MaxValue }), "Invalid argument (os error 22)", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good, good with { File = closed }), "Bad file descriptor (os error 9)", $"{Mapping}Bad file descriptor (os error 9)", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { FileOffset = 1 }), "Invalid argument (os error 22)", $"{Mapping}Invalid argument (os error 22)", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 1 }), "requested memory is not page aligned", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 0x4000 }), "requested memory out of range", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { FileOffset = ulong.MaxValue }), "requested offset is out of range of off_t", Adding);
+        // Upstream looks at the arena first, and at the alignment before the range.
+        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 0x4000, FileOffset = ulong.MaxValue }), "requested memory out of range", Adding);
+        Fails(Mmap(To(0x100000), 0x4000, good with { MemOffset = 0x4001 }), "requested memory is not page aligned", Adding);
         Fails(Mmap(At(s_other, 0), 0x4000, good), "Invalid argument (os error 22)", "VM memory destination allocation fails when handling mmap and register memory");
         Fails(Mmap(To(0x1000), 0x4000, good), "No space left on device (os error 28)", "failed to add memory region when handling mmap and register memory");
         Fails(new VmMemoryRequest.MmapAndRegisterMemory(new SharedMemory(_file, 0x4000), To(0x100000), 2).Execute(_context),

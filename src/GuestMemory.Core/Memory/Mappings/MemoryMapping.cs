@@ -78,9 +78,7 @@ public sealed class MemoryMapping : MappedRegion
         var what = file is null ? $"Mapping {size} bytes of anonymous memory" : $"Mapping {size} bytes of a file from offset {fileOffset}";
         if (size > long.MaxValue) throw new SyscallException("mmap", Errno.ENOMEM, what);
         using var lease = file is null ? default : new DescriptorLease(file);
-        var length = (nuint)size;
-        // The kernel rounds up what it maps of huge pages, but not what it unmaps.
-        if (file is not null && FileStatus.HugetlbfsPageSize(file) is var huge and not 0) length = (nuint)HostPage.RoundUp(size, (ulong)huge);
+        var length = file is null ? (nuint)size : FileStatus.MappedLength(file, size);
         var mapping = Mman.Map(length, (int)protection, (int)flags, file is null ? -1 : lease.Number, offset, what);
         // Best effort, as upstream: neither changes what the memory is.
         _ = Mman.TryAdvise(mapping.Address, (nuint)size, Mman.MADV_DONTDUMP);

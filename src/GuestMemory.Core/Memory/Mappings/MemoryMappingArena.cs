@@ -35,6 +35,7 @@ public sealed class MemoryMappingArena : MappedRegion
     public override void AddFdMapping(ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection)
     {
         ArgumentNullException.ThrowIfNull(file);
+        CheckRange(offset, size);
         var from = MemoryMapping.CheckOffset(fileOffset);
         // The kernel maps whole huge pages, also past the end of the arena, over whatever lies there.
         if (FileStatus.HugetlbfsPageSize(file) is var huge and not 0 && size % (ulong)huge != 0)
@@ -49,14 +50,17 @@ public sealed class MemoryMappingArena : MappedRegion
     /// <param name="protection">What may be done there.</param>
     /// <exception cref="GuestMemoryException">NotPageAligned; InvalidAddress: outside.</exception>
     /// <exception cref="SyscallException">What mmap(2) says.</exception>
-    public void AddAnonymous(ulong offset, ulong size, MemoryProtection protection) => Replace(offset, size, protection, Reserved, -1, 0);
+    public void AddAnonymous(ulong offset, ulong size, MemoryProtection protection)
+    {
+        CheckRange(offset, size);
+        Replace(offset, size, protection, Reserved, -1, 0);
+    }
 
     /// <inheritdoc/>
-    public override void RemoveMapping(ulong offset, ulong size) => Replace(offset, size, MemoryProtection.Read, Reserved, -1, 0);
+    public override void RemoveMapping(ulong offset, ulong size) => AddAnonymous(offset, size, MemoryProtection.Read);
 
     private void Replace(ulong offset, ulong size, MemoryProtection protection, MapFlags flags, int descriptor, long from)
     {
-        CheckRange(offset, size);
         using var lease = Memory.Lease();
         var error = Mman.TryReplace(lease.Address + (nint)offset, (nuint)size, (int)protection, (int)flags, descriptor, from);
         if (error != 0) throw new SyscallException("mmap", error, $"Mapping 0x{size:x} bytes at offset 0x{offset:x} of the arena");

@@ -110,7 +110,7 @@ public sealed unsafe partial class MmapRegion
     /// <inheritdoc/>
     protected override string WhyNot(MemoryProtection access, int error) => _canShrink && BackingPath is not null ? $"the file behind it, {BackingPath}, may have been truncated"
         : PageSize != HostPage.Size ? "the pool of huge pages may be empty"
-        : "its handler gave it up, or the memory was taken away";
+        : "its handler poisoned it, or the memory was unmapped";
 
     /// <inheritdoc/>
     protected internal override SyscallException Cause(ulong offset, MemoryProtection access, int error) =>

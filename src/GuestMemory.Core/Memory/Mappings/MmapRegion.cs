@@ -107,7 +107,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         {
             if (IsDisposed) return;
             if (!force && _holders.Live is { } live)
-                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or use -Force to take the memory away from it.");
+                throw new GuestMemoryException(GuestMemoryError.RegionInUse, $"The region is in use by {live.Description}. Stop that first, or force the removal, which takes the memory away from it.");
             SetEarly(Disposed);
             holders = _holders.TakeAll();
         }
@@ -118,6 +118,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
         File?.File.Dispose();
+        ReleaseLog();
     }
 
     /// <summary>Records whether the memory lies on hugetlbfs (vm-memory's set_hugetlbfs); changes nothing else.</summary>

@@ -180,7 +180,7 @@ public sealed class MmapRegionBuilder
         var guarded = canFail || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
         try
         {
-            return new MmapRegion(guarded ? mapping : mapping.Share(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
+            return new MmapRegion(guarded ? mapping : mapping.ReserveAddresses(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
                 _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, canFail, Tracker());
         }
         catch

@@ -66,7 +66,7 @@ internal sealed class JsonLines(SafeDescriptor socket, bool keepsDescriptor = fa
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"A line of the control socket is not the JSON that it must be: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"A line of the control socket is not the expected JSON: {JsonErrorText.Of(exception)}", exception);
         }
     }
 

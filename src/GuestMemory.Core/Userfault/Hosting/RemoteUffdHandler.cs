@@ -115,7 +115,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
     public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
     {
         using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = clear }, CancellationToken.None, out var number)
-            ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended; what its VMs wrote went with it.");
+            ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
         var bitmaps = WrittenPages.FromFile(file);
         // What has not arrived is told again the next time.
         if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
@@ -187,6 +187,6 @@ internal sealed class RemoteUffdHandler : UffdHandler
     {
         State = UffdHandlerState.Failed,
         ConnectionCount = 0,
-        Error = $"The handler's process {_status.ProcessId} is gone; its log is {UffdRuntimeFolder.LogOf(_controlPath)}. Its worker {_status.WorkerProcessId} serves on, as long as it lives, until its VMs have ended.",
+        Error = $"The handler's process {_status.ProcessId} has ended; its log is {UffdRuntimeFolder.LogOf(_controlPath)}. Its worker {_status.WorkerProcessId}, if that still runs, serves its VMs until they have ended.",
     });
 }

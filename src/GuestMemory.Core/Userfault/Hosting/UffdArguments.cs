@@ -62,7 +62,7 @@ internal static class UffdArguments
         }
         catch (JsonException exception)
         {
-            throw Wrong(exception.Message.Replace("JSON deserialization for type 'GuestMemory.Core.UffdHandlerOptions' was ", "", StringComparison.Ordinal));
+            throw Wrong(JsonErrorText.Of(exception).Replace("JSON deserialization for type 'UffdHandlerOptions' was ", "", StringComparison.Ordinal));
         }
     }
 

@@ -72,7 +72,7 @@ internal static class UffdHostProcess
         catch (System.ComponentModel.Win32Exception exception)
         {
             throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-                $"The handler's program could not be started: {exception.Message} ({start.FileName}). -InProcess runs the handler in this shell.", exception);
+                $"The handler's program could not be started: {exception.Message} ({start.FileName}).", exception);
         }
     }
 
@@ -81,7 +81,7 @@ internal static class UffdHostProcess
         errors = errors.Trim();
         if (errors.Length > MaxErrorText) errors = errors[..MaxErrorText];
         return new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-            $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " It said: " + errors : "")}");
+            $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " Its error output: " + errors : "")}");
     }
 
     /// <summary>The program as it was published, or the library of a build with the dotnet of this host.</summary>
@@ -94,12 +94,34 @@ internal static class UffdHostProcess
         foreach (var folder in folders)
         {
             var program = Path.Combine(folder, Name);
-            if (File.Exists(program)) return new ProcessStartInfo(program);
+            if (File.Exists(program))
+            {
+                MakeExecutable(program);
+                return new ProcessStartInfo(program);
+            }
+
             if (File.Exists(program + ".dll")) return new ProcessStartInfo(Dotnet(), [program + ".dll"]);
         }
 
         throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-            $"The handler's program {Name} is not in {folders[0]}; the module is not complete. -InProcess runs the handler in this shell.");
+            $"The handler's program {Name} is not in {folders[0]}: the installation is not complete.");
+    }
+
+    /// <summary>A NuGet package keeps no right to execute: what was installed from a gallery gets it here, for all who may read it.</summary>
+    private static void MakeExecutable(string program)
+    {
+        var mode = File.GetUnixFileMode(program);
+        if ((mode & (UnixFileMode.UserExecute | UnixFileMode.GroupExecute | UnixFileMode.OtherExecute)) != 0) return;
+        var readers = mode & (UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
+        try
+        {
+            File.SetUnixFileMode(program, mode | (UnixFileMode)((int)readers >> 2));
+        }
+        catch (Exception exception) when (exception is UnauthorizedAccessException or IOException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
+                $"The handler's program may not be executed, and this user may not change that. Its owner can: chmod a+x {program}", exception);
+        }
     }
 
     private static string Dotnet()

@@ -23,7 +23,7 @@ internal static class UffdRuntimeFolder
         }
 
         throw new GuestMemoryException(GuestMemoryError.InsecureDirectory,
-            $"None of {string.Join(", ", Candidates())} can be made or belongs to this user alone (mode 0700). Name a folder with {Variable}, or take the wrong one away.");
+            $"None of {string.Join(", ", Candidates())} can be created, or belongs to this user alone (mode 0700). Name a folder with {Variable}, or remove the one that has the wrong owner or mode.");
     }
 
     /// <summary>The control sockets of all handlers of this user, those that were left behind among them.</summary>

@@ -38,7 +38,7 @@ internal sealed record WrittenPages
         }
         catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException or ArgumentException)
         {
-            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"What the handler's process says of written pages cannot be read: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process sent a list of written pages that cannot be read: {exception.Message}", exception);
         }
     }
 }

@@ -155,14 +155,14 @@ public sealed class AddressAllocator
             if (entry.Range.Contains(address)) return TryRelease(holder, out range);
         }
 
-        return OutOfSpace($"Nobody has the address 0x{address:x}.");
+        return OutOfSpace($"The address 0x{address:x} is not allocated.");
     }
 
     internal GuestMemoryException? TryAddressFromPciOffset(Alloc alloc, ulong offset, ulong size, out AllocRange range)
     {
         range = AllocRange.Empty;
         if (alloc is not Alloc.PciBar || Get(alloc) is not { } entry)
-            return new GuestMemoryException(GuestMemoryError.InvalidAlloc, $"{alloc} is no PCI register with addresses.");
+            return new GuestMemoryException(GuestMemoryError.InvalidAlloc, $"{alloc} is not a PCI register with addresses.");
         var found = offset <= ulong.MaxValue - entry.Range.Start ? AllocRange.FromStartAndSize(entry.Range.Start + offset, size) : null;
         if (found is not { } inside || !entry.Range.Contains(inside))
             return new GuestMemoryException(GuestMemoryError.OutOfBounds, $"{size} bytes at offset {offset} do not lie in {alloc}, {entry.Range}.");

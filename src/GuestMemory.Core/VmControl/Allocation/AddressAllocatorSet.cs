@@ -65,7 +65,7 @@ public sealed class AddressAllocatorSet
 
     private GuestMemoryException? First(Func<AddressAllocator, GuestMemoryException?> operation)
     {
-        var error = AddressAllocator.OutOfSpace("There is no allocator to ask.");
+        var error = AddressAllocator.OutOfSpace("There is no allocator in the set.");
         foreach (var allocator in _allocators)
         {
             var failure = operation(allocator);

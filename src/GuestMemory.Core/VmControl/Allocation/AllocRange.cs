@@ -4,7 +4,7 @@ namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// The addresses from a first to a last one, both included, which pools and allocations are made of (crosvm's
-/// <c>resources::AddressRange</c>; here <see cref="AddressRange"/> is a run of pages in the pipeline). It may be empty, and it may
+/// <c>resources::AddressRange</c>; here <see cref="AddressRange"/> is a run of dirty pages). It may be empty, and it may
 /// hold all 2^64 addresses.
 /// </summary>
 /// <param name="start">The first address.</param>

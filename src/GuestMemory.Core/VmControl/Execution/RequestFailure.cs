@@ -3,7 +3,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>Why a request failed: messages, the root cause first. The texts are those of upstream, and go over the wire.</summary>
+/// <summary>A request that failed: a chain of messages, the root cause first. The texts are upstream's, and go over the wire.</summary>
 internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception(messages[^1])
 {
     public RequestFailure(string message)
@@ -14,8 +14,19 @@ internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception
     /// <summary>An error number as upstream shows it.</summary>
     public static RequestFailure Errno(int error) => new(Text(error));
 
-    /// <summary>Does something; where that fails, adds in what one was busy.</summary>
-    public static T Within<T>(string busy, Func<T> action)
+    /// <summary>A mapping's error as upstream's MmapError shows it; its source, an error number, is a message of its own.</summary>
+    public static RequestFailure OfMapping(GuestMemoryException exception) => new(exception switch
+    {
+        SyscallException syscall => [Text(syscall.ErrorCode), $"mmap related system call failed: {Text(syscall.ErrorCode)}"],
+        { Error: GuestMemoryError.NotPageAligned } => ["requested memory is not page aligned"],
+        { Error: GuestMemoryError.InvalidAddress } => ["requested memory out of range"],
+        { Error: GuestMemoryError.InvalidOffset } => ["requested offset is out of range of off_t"],
+        // Upstream has no such error.
+        _ => [exception.Message],
+    });
+
+    /// <summary>Executes a step; where it fails, adds its context to the chain.</summary>
+    public static T Within<T>(string context, Func<T> action)
     {
         try
         {
@@ -23,7 +34,7 @@ internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception
         }
         catch (Exception exception)
         {
-            throw new RequestFailure([.. Chain(exception), busy]);
+            throw new RequestFailure([.. Chain(exception), context]);
         }
     }
 

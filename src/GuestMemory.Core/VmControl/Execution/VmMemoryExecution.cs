@@ -10,9 +10,9 @@ internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingRec
 
     public VmMemoryRegionState State => Context.RegionState;
 
-    /// <summary>Where the memory goes.</summary>
-    public GuestAddress Allocate(VmMemoryDestination destination, ulong size, string busy) =>
-        new(RequestFailure.Within(busy, () => destination.Allocate(Context.Allocator, size)));
+    /// <summary>The guest address that the memory goes to.</summary>
+    public GuestAddress Allocate(VmMemoryDestination destination, ulong size, string context) =>
+        new(RequestFailure.Within(context, () => destination.Allocate(Context.Allocator, size)));
 
     /// <summary>Gives a mapping to the VM; where the VM does not take it, it is unmapped.</summary>
     public uint Add(GuestAddress address, MappedRegion mapping, bool readOnly, MemCacheType cache)
@@ -34,7 +34,7 @@ internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingRec
         return new VmMemoryResponse.RegisterMemory(address.Value, slot);
     }
 
-    /// <summary>Maps, with what upstream makes of a mapping's errors: its error number, or EINVAL.</summary>
+    /// <summary>Maps; as upstream does, a mapping's error becomes its error number, or EINVAL where it has none.</summary>
     public static T Map<T>(Func<T> map)
     {
         try

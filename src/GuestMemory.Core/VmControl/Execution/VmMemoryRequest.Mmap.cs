@@ -10,16 +10,17 @@ public abstract partial record VmMemoryRequest
 
         private protected override VmMemoryResponse Run(VmMemoryExecution on)
         {
-            var arena = RequestFailure.Within("failed to build MemoryMapping from shared memory", MapSharedMemory);
+            var arena = Map("failed to build MemoryMapping from shared memory", () =>
+                MemoryMappingArena.FromMapping(MemoryMapping.FromFile(SharedMemory.Descriptor, 0, SharedMemory.Size, MemoryProtection.ReadWrite)));
             try
             {
                 foreach (var file in FileMappings ?? on.Files!.Received())
                 {
-                    RequestFailure.Within("failed to add fd mapping when handling mmap and register memory", () => VmMemoryExecution.Map(() =>
+                    Map("failed to add fd mapping when handling mmap and register memory", () =>
                     {
                         arena.AddFdMapping(file.MemOffset, file.Length, file.File, file.FileOffset, MemoryProtection.Read);
-                        return true;
-                    }));
+                        return arena;
+                    });
                 }
 
                 var address = on.Allocate(Destination, arena.Size, "VM memory destination allocation fails when handling mmap and register memory");
@@ -34,7 +35,17 @@ public abstract partial record VmMemoryRequest
             }
         }
 
-        private MemoryMappingArena MapSharedMemory() =>
-            VmMemoryExecution.Map(() => MemoryMappingArena.FromMapping(MemoryMapping.FromFile(SharedMemory.Descriptor, 0, SharedMemory.Size, MemoryProtection.ReadWrite)));
+        // Here upstream keeps the mapping's error in the chain; elsewhere it makes an error number of it.
+        private static MemoryMappingArena Map(string context, Func<MemoryMappingArena> map) => RequestFailure.Within(context, () =>
+        {
+            try
+            {
+                return map();
+            }
+            catch (GuestMemoryException exception)
+            {
+                throw RequestFailure.OfMapping(exception);
+            }
+        });
     }
 }

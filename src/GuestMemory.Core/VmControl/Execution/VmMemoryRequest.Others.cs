@@ -39,7 +39,7 @@ public abstract partial record VmMemoryRequest
         {
             var response = iommu.Unmap(RegionId);
             if (response is not VirtioIommuResponse.VfioResponse { Result: VirtioIommuVfioResult.Ok })
-                throw new RequestFailure($"Unexpected virtio-iommu message response when unregistering memory: {response}");
+                throw new RequestFailure($"Unexpected virtio-iommu message response when unregistering memory: Ok({response})");
         }
     }
 
@@ -72,7 +72,7 @@ public abstract partial record VmMemoryRequest
         }
     }
 
-    private static VmMemoryResponse HandleBalloon(VmMemoryExecution on, IEnumerable<BalloonEvent> events, string busy) => RequestFailure.Within(busy, () => Done(() =>
+    private static VmMemoryResponse HandleBalloon(VmMemoryExecution on, IEnumerable<BalloonEvent> events, string context) => RequestFailure.Within(context, () => Done(() =>
     {
         foreach (var balloonEvent in events) on.Vm.HandleBalloonEvent(balloonEvent);
     }));

@@ -75,7 +75,7 @@ public abstract partial record VmMemoryRequest
                 // What the client has to hear is what the IOMMU said.
             }
 
-            throw new RequestFailure($"Unexpected virtio-iommu message response when registering memory: {response}");
+            throw new RequestFailure($"Unexpected virtio-iommu message response when registering memory: Ok({response})");
         }
     }
 }

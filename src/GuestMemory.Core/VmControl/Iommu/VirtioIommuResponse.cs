@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What the virtio-iommu answers (crosvm's <c>VirtioIOMMUResponse</c>).</summary>
+/// <summary>The virtio-iommu's response (crosvm's <c>VirtioIOMMUResponse</c>). Its text is that of upstream's Debug, which stands in error messages.</summary>
 public abstract record VirtioIommuResponse
 {
     private VirtioIommuResponse()
@@ -22,7 +22,7 @@ public abstract record VirtioIommuResponse
     public sealed record Err(int ErrorCode) : VirtioIommuResponse
     {
         /// <inheritdoc/>
-        public override string ToString() => $"Err({ErrorCode})";
+        public override string ToString() => $"Err(Error({ErrorCode}))";
     }
 
     /// <summary>What became of a command about devices.</summary>

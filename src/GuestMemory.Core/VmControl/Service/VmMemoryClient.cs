@@ -75,7 +75,7 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     {
         ArgumentNullException.ThrowIfNull(request);
         if (_tube.IsOutOfStep)
-            throw new GuestMemoryException(GuestMemoryError.Disconnected, "An earlier request was left before it was answered: what comes next may be its answer. Connect again.");
+            throw new GuestMemoryException(GuestMemoryError.Disconnected, "An earlier request was cancelled before its answer came, so the next answer may belong to it. Connect again.");
         var mappings = request is VmMemoryRequest.MmapAndRegisterMemory mmap ? Announced(mmap) : [];
         _tube.Send(request, VmControlJson.Default.VmMemoryRequest, cancellation: cancellation);
         _tube.IsOutOfStep = true;
@@ -110,5 +110,5 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
 
     private static GuestMemoryException Failure(VmMemoryResponse response) => response is VmMemoryResponse.Err error
         ? error.ToException()
-        : new GuestMemoryException(GuestMemoryError.UnexpectedResponse, $"The service answered {response}, which is no answer to this request.");
+        : new GuestMemoryException(GuestMemoryError.UnexpectedResponse, $"The service answered {response}, which does not answer this request.");
 }

@@ -179,7 +179,7 @@ internal sealed class VmMemoryServer : IDisposable
         var peer = UnixSocket.PeerCredentials(socket);
         if (!_listener.Allows(peer))
         {
-            _error = $"User {peer.uid} (process {peer.pid}) may not connect; -AllowUser lets one further user in.";
+            _error = $"Process {peer.pid} of user {peer.uid} may not connect: only root, the service's own user and the user of AllowUser may.";
             socket.Dispose();
             return;
         }

@@ -31,7 +31,7 @@ public static class DescriptorJson
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This cannot be written as JSON: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This cannot be written as JSON: {JsonErrorText.Of(exception)}", exception);
         }
         finally
         {
@@ -58,7 +58,7 @@ public static class DescriptorJson
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the JSON that it must be: {Shown(exception.Message)}", exception);
+            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the expected JSON: {Shown(JsonErrorText.Of(exception))}", exception);
         }
         finally
         {

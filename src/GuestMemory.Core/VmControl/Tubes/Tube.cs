@@ -252,8 +252,8 @@ public sealed class Tube : IDisposable
         Errno.ENOENT or Errno.ENOTDIR => new GuestMemoryException(GuestMemoryError.SocketNotFound, $"There is no socket at {path}. Start the service first, or correct the path."),
         Errno.ECONNREFUSED when FileStatus.TryGet(path, out var status, follow: true) == 0 && (status.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFSOCK =>
             new GuestMemoryException(GuestMemoryError.NotASocket, $"What is at {path} is not a socket."),
-        Errno.EAGAIN => new GuestMemoryException(GuestMemoryError.TubeTimeout, $"Who listens at {path} accepted nobody in time."),
-        Errno.ECONNREFUSED => new GuestMemoryException(GuestMemoryError.ConnectionRefused, $"Nobody listens at {path}. Start the service again."),
+        Errno.EAGAIN => new GuestMemoryException(GuestMemoryError.TubeTimeout, $"The service at {path} did not accept the connection in time."),
+        Errno.ECONNREFUSED => new GuestMemoryException(GuestMemoryError.ConnectionRefused, $"No service listens at {path}; its socket file was left behind. Start the service again."),
         _ => new SyscallException("connect", error, $"Connecting to {path}"),
     };
 }

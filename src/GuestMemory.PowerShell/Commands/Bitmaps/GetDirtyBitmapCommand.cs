@@ -123,7 +123,9 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     private DirtyBitmap ReadLog(string path)
     {
         ulong? length = MyInvocation.BoundParameters.ContainsKey(nameof(Size)) ? Size : null;
-        return Clear ? MmapLogReg.FromPath(path, Offset, length).GetAndReset() : DirtyBitmap.Load(path, Offset, length, StopToken);
+        if (!Clear) return DirtyBitmap.Load(path, Offset, length, StopToken);
+        using var log = MmapLogReg.FromPath(path, Offset, length);
+        return log.GetAndReset();
     }
 
     private void Write(DirtyBitmap bitmap)

@@ -64,7 +64,8 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
         if (!ShouldProcess(string.Join(", ", memory.Regions), path is not null ? $"Mark writes in the log {path}" : Memfd ? "Mark writes in the log of a new memfd" : "Mark writes in a private bitmap")) return;
         _used = true;
 
-        var log = Open(path, MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
+        // The regions that mark in the log keep it.
+        using var log = Open(path, MmapLogReg.RequiredLength(new GuestAddress(memory.LastAddress)));
         GuestMemoryRegion.SetTrackers(memory.Regions, region => log is null
             ? AtomicBitmap.WithLength(region.Size)
             : new AtomicBitmapMmap(new GuestAddress(region.GuestAddress), region.Size, log, Strict), keepDirty: !DiscardDirty);

@@ -47,7 +47,7 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
         handler.Stop();
         Session.Remove(handler);
         if (live && handler.AbandonedCount > 0)
-            WriteWarning($"The handler at {handler.SocketPath} still served {handler.AbandonedCount} VM(s). Whatever touches a page of theirs that is missing now waits until the VM ends.");
+            WriteWarning($"The handler at {handler.SocketPath} still served {handler.AbandonedCount} VM(s). A thread that touches a missing page of one now waits until that VM ends.");
         if (PassThru) WriteObject(handler);
     }
 }

@@ -137,7 +137,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
         if (!ShouldProcess(Vm is { } vm ? $"VM {vm.Name}" : ResolvePath(SocketPath!), Describe(request))) return;
         var response = Vm is null ? Send(request) : Vm.Execute(request, StopToken);
         WriteObject(response);
-        if (response is VmMemoryResponse.Err error) WriteError(error.ToException(), request, RequestAdvice.For(request, error));
+        if (response is VmMemoryResponse.Err error) WriteError(error.ToException(), request);
     }
 
     private VmMemoryResponse Send(VmMemoryRequest request)

@@ -43,7 +43,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         Host.Until(() => handler.ConnectionCount == count - 10);
         Assert.Equal(count - 10, handler.ConnectionCount);
         Host.Until(() => handler.Error is not null);
-        Assert.Contains("is not the JSON", handler.Error, StringComparison.Ordinal);
+        Assert.Contains("is not the expected JSON", handler.Error, StringComparison.Ordinal);
         using (var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!) Assert.Equal(0, Pidfd.TrySignal(worker, Pidfd.SIGKILL));
         for (var vm = 0; vm < count; vm++)
         {

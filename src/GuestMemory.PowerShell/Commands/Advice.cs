@@ -1,0 +1,83 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VmControl;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>
+/// What to type after an error. The library's messages name no cmdlet and no switch; this does, as the recommendation that PowerShell
+/// shows under the message.
+/// </summary>
+internal static class Advice
+{
+    /// <summary>The advice for an error of the library, or null where its message says all there is.</summary>
+    /// <param name="exception">The error.</param>
+    /// <param name="command">The cmdlet that met it.</param>
+    /// <param name="target">What it worked on.</param>
+    public static string? For(GuestMemoryException exception, CommandInfo command, object? target) => exception.Error switch
+    {
+        GuestMemoryError.FileExists or GuestMemoryError.BaseSizeMismatch when HasForce(command) => "-Force replaces the file.",
+        GuestMemoryError.ImageInUse when HasForce(command) => "'Stop-UffdHandler' stops a handler that serves the file; -Force writes it nevertheless.",
+        GuestMemoryError.InsecureDirectory when HasForce(command) => "-Force listens there nevertheless.",
+        GuestMemoryError.RegionInUse when HasForce(command) => "'Stop-UffdHandler' or 'Remove-GuestVm' ends what uses the region; -Force takes the memory away from it.",
+        GuestMemoryError.NoMemoryRegion => "Pipe regions, 'Get-MmapRegion | ...', or give them with -Memory.",
+        GuestMemoryError.DirtyTrackingOff => target switch
+        {
+            GuestVm => "Make the VM with 'New-GuestVm -DirtyTracking'.",
+            UffdHandler => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
+            _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
+        },
+        GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
+        GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
+        GuestMemoryError.HandlerStartFailed => "-InProcess runs the handler in this shell.",
+        GuestMemoryError.UffdUnsupported or GuestMemoryError.KvmUnsupported => "'Test-GuestMemorySupport' shows what this host has.",
+        GuestMemoryError.SocketNotFound or GuestMemoryError.ConnectionRefused => Listener(command) is { } listener ? $"'{listener} -SocketPath PATH' starts one." : null,
+        GuestMemoryError.SyscallFailed when exception is SyscallException { Function: "connect", ErrorCode: Errno.EACCES } => Listener(command) is { } listener ? $"'{listener} -AllowUser {Environment.UserName}' lets this user connect." : null,
+        GuestMemoryError.PeerClosed when Listener(command) is { } listener => $"The Error of 'Get-UffdHandler' says why the connection was closed; '{listener} -AllowUser NAME' lets another user connect.",
+        GuestMemoryError.RequestFailed when target is VmMemoryRequest request => ForRequest(request, Root(exception)),
+        _ => null,
+    };
+
+    private static bool HasForce(CommandInfo command) => command.Parameters.ContainsKey("Force");
+
+    /// <summary>What starts the process that a cmdlet connects to.</summary>
+    private static string? Listener(CommandInfo command) => command.Name switch
+    {
+        "Connect-UffdHandler" => "Start-UffdHandler",
+        "Invoke-VmMemoryRequest" => "Start-VmMemoryService",
+        _ => null,
+    };
+
+    /// <summary>What likely helps where a request fails: the answer's texts are those of crosvm, and name an error number at most.</summary>
+    private static string? ForRequest(VmMemoryRequest request, string cause) => (request, Number(cause)) switch
+    {
+        (VmMemoryRequest.UnregisterMemory, null) when cause.StartsWith("can't find", StringComparison.Ordinal) => "Give the RegionId that the registration answered; the VM's GetRegisteredMemory() lists what is registered.",
+        (VmMemoryRequest.RegisterMemory or VmMemoryRequest.MmapAndRegisterMemory, "22") =>
+            "The guest address and every offset must be multiples of the page size, no size may be 0, and a PCI register must have addresses that the memory fits in.",
+        (VmMemoryRequest.RegisterMemory or VmMemoryRequest.MmapAndRegisterMemory, "28") => "Base memory of the VM lies there. Choose another -Destination.",
+        (VmMemoryRequest.RegisterMemory or VmMemoryRequest.MmapAndRegisterMemory, "17") => "Other memory lies there. Unregister that first, or choose another -Destination.",
+        (VmMemoryRequest.RegisterMemory, "13") => "Open the file for reading and writing, or ask for -Protection Read.",
+        (VmMemoryRequest.PrepareSharedMemoryRegion, "22") => "Give a PCI register that has addresses: the VM's AllocateMmio allocates them.",
+        (VmMemoryRequest.PrepareSharedMemoryRegion, "17") => "The register is prepared already, or other memory lies there.",
+        (VmMemoryRequest.DynamicallyFreeMemoryRanges, "5" or "22") => "Each range must lie in one region of the VM's base memory, and begin with a page.",
+        (VmMemoryRequest.IoEventRaw, "2") => "No such event is registered: address and datamatch must be those of the registration.",
+        (VmMemoryRequest.IoEventRaw, "17") => "An event is registered there already. End that one with -Register:$false.",
+        _ => null,
+    };
+
+    private static string Root(Exception exception)
+    {
+        while (exception.InnerException is { } inner) exception = inner;
+        return exception.Message;
+    }
+
+    /// <summary>The error number that a message ends with: "... (os error 22)".</summary>
+    private static string? Number(string message)
+    {
+        const string Mark = " (os error ";
+        var at = message.LastIndexOf(Mark, StringComparison.Ordinal);
+        return at >= 0 && message.EndsWith(')') ? message[(at + Mark.Length)..^1] : null;
+    }
+}
