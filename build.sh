@@ -41,9 +41,15 @@ if ! type -P dotnet >/dev/null; then
     say 'the .NET 10 SDK is needed, and there is no dotnet on the PATH'
     exit 2
 fi
-if ! dotnet --version >/dev/null 2>&1; then
-    say 'the .NET 10 SDK is needed, and dotnet has none that global.json accepts (see dotnet --list-sdks)'
+if ! output=$(dotnet --version 2>&1); then
+    say "the .NET 10 SDK is needed, and dotnet --version says: $output"
     exit 2
+fi
+
+# PowerShell finds none of its modules where / is not among the mounts, as in a chroot of a plain folder. There / is mounted on
+# itself, in a namespace that this run alone sees.
+if ! grep -q '^[^ ]* / ' /proc/self/mounts; then
+    exec unshare --mount --propagation unchanged sh -c 'mount --bind / / && exec "$@"' sh "$PWD/build.sh" "$@"
 fi
 
 [[ ${1:-} != -[Tt]ask ]] || shift

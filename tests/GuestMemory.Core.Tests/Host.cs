@@ -1,19 +1,54 @@
+using System.Diagnostics;
+using System.Runtime.CompilerServices;
+
 namespace GuestMemory.Core.Tests;
 
 /// <summary>What tests ask of this process: what is left open, and whether something has come about.</summary>
 internal static class Host
 {
-    /// <summary>Waits for a condition, at most 10 s; the assertion that follows says whether it came.</summary>
-    public static void Until(Func<bool> condition)
+    /// <summary>Waits for a condition.</summary>
+    /// <exception cref="TimeoutException">It did not come within 30 s.</exception>
+    public static void Until(Func<bool> condition, [CallerArgumentExpression(nameof(condition))] string text = "")
     {
-        for (var i = 0; i < 1000 && !condition(); i++) Thread.Sleep(10);
+        for (var clock = Stopwatch.StartNew(); !condition(); Thread.Sleep(10))
+        {
+            if (clock.Elapsed > TimeSpan.FromSeconds(30)) throw new TimeoutException($"After 30 s still not: {text}");
+        }
     }
 
-    /// <summary>Descriptors that handlers, registrations and requests use, memfds, and the threads of handlers.</summary>
-    public static (int Descriptors, int Threads) Resources() =>
-        (Directory.GetFiles("/proc/self/fd").Count(link => new FileInfo(link).LinkTarget is { } target
-            && (target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal) || IsMemfd(target) || target.Contains("/gm-", StringComparison.Ordinal))),
-        Threads("uffd-") + Threads("guest-memory-ac"));
+    /// <summary>
+    /// What is open before a test does its work, for <see cref="AssertNoneLeft"/>. What earlier tests left to the finalizers goes
+    /// first: it would make room for a leak.
+    /// </summary>
+    public static HostResources Resources()
+    {
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        return Count();
+    }
+
+    /// <summary>Waits until no more is open than before; fewer is no leak.</summary>
+    public static void AssertNoneLeft(HostResources before)
+    {
+        try
+        {
+            Until(() => Count() is var now && now.Descriptors <= before.Descriptors && now.Threads <= before.Threads);
+        }
+        catch (TimeoutException)
+        {
+            Assert.Fail($"{before} before, {Count()} now: {string.Join(", ", Descriptors())}");
+        }
+    }
+
+    private static HostResources Count() => new(Descriptors().Count(), Threads("uffd-") + Threads("guest-memory-ac"));
+
+    // Those that handlers, registrations and requests use, and memfds.
+    private static IEnumerable<string> Descriptors() => Directory.GetFiles("/proc/self/fd").Select(static link => new FileInfo(link).LinkTarget ?? "").Where(static target =>
+        target.Contains("userfaultfd", StringComparison.Ordinal) || target.Contains("eventfd", StringComparison.Ordinal) || target.StartsWith("socket:", StringComparison.Ordinal)
+        || IsMemfd(target) || target.Contains("/gm-", StringComparison.Ordinal));
+
+    /// <summary>Whether a process listens at a socket: it may be there before that.</summary>
+    public static bool IsListenedAt(string path) => File.ReadLines("/proc/net/unix").Any(line => line.EndsWith(" " + path, StringComparison.Ordinal) && line.Contains(" 00010000 ", StringComparison.Ordinal));
 
     // The runtime has one of its own.
     private static bool IsMemfd(string target) => target.StartsWith("/memfd:", StringComparison.Ordinal) && !target.Contains("doublemapper", StringComparison.Ordinal);

@@ -1,5 +1,7 @@
 using System.Diagnostics;
 using System.Globalization;
+using FsCheck;
+using FsCheck.Fluent;
 
 namespace GuestMemory.Core.Tests;
 
@@ -10,22 +12,38 @@ internal static class Stress
     public static TimeSpan Duration(double seconds) => TimeSpan.FromSeconds(
         Environment.GetEnvironmentVariable("GUESTMEMORY_STRESS_SECONDS") is { Length: > 0 } said ? double.Parse(said, CultureInfo.InvariantCulture) : seconds);
 
-    /// <summary>Where random input begins: GUESTMEMORY_SEED, to repeat a failure, or another one each time.</summary>
-    public static int Seed() =>
-        Environment.GetEnvironmentVariable("GUESTMEMORY_SEED") is { Length: > 0 } said ? int.Parse(said, CultureInfo.InvariantCulture) : Random.Shared.Next();
+    /// <summary>GUESTMEMORY_SEED: the random case to check again: the seed that its failure names, "NUMBER,NUMBER,SIZE".</summary>
+    public static string? Replay => Environment.GetEnvironmentVariable("GUESTMEMORY_SEED") is { Length: > 0 } said ? said : null;
 
-    /// <summary>Runs a check with a generator for each of so many seeds; one that fails is named, and run alone under GUESTMEMORY_SEED.</summary>
-    public static void ForEachSeed(int count, Action<Random> check)
+    /// <summary>
+    /// Checks random cases for a while; how many. A failure is made as short as it can be, and names its seed: that case alone is
+    /// checked again under GUESTMEMORY_SEED.
+    /// </summary>
+    public static int CheckFor<T>(TimeSpan duration, Arbitrary<T> cases, Action<T> check)
     {
-        var first = Seed();
-        if (Environment.GetEnvironmentVariable("GUESTMEMORY_SEED") is { Length: > 0 }) count = 1;
-        for (var i = 0; i < count; i++)
+        var property = Prop.ForAll(cases, check);
+        var config = Config.QuickThrowOnFailure.WithQuietOnSuccess(true).WithMaxTest(1);
+        if (Replay is { } replay)
         {
-            var seed = unchecked(first + i);
-            if (Record.Exception(() => check(new Random(seed))) is { } failure)
-                throw new InvalidOperationException($"GUESTMEMORY_SEED={seed} fails: {failure.Message}", failure);
+            var numbers = Array.ConvertAll(replay.Split([',', '(', ')', ' '], StringSplitOptions.RemoveEmptyEntries), static text => ulong.Parse(text, CultureInfo.InvariantCulture));
+            property.Check(numbers.Length > 2 ? config.WithReplay(numbers[0], numbers[1], (int)numbers[2]) : config.WithReplay(numbers[0], numbers[1]));
+            return 1;
         }
+
+        var clock = Stopwatch.StartNew();
+        var count = 0;
+        do
+        {
+            property.Check(config);
+            count++;
+        }
+        while (clock.Elapsed < duration);
+        return count;
     }
+
+    /// <summary>A list as a failure shows it.</summary>
+    public static string List<T>(IReadOnlyCollection<T> items) =>
+        $"[{string.Join(", ", items.Take(20))}{(items.Count > 20 ? $" ... {items.Count} in all" : "")}]";
 
     /// <summary>Runs every action on a thread of its own until it returns; none may fail.</summary>
     public static void RunAll(params IEnumerable<Action> actions)

@@ -3,86 +3,69 @@ namespace GuestMemory.Core.Tests;
 /// <summary>Every operation beside a plain array of bools, at random.</summary>
 public sealed class AtomicBitmapModelTests
 {
-    private static readonly ulong[] s_pageSizes = [1, 2, 3, 7, 64, 100, 128, 4096, 5000];
-
-    [Theory]
-    [InlineData(0.002)]
-    [InlineData(0.05)]
-    [InlineData(0.5)]
-    [InlineData(0.98)]
-    public void ListsAgree(double density)
+    [ModelProperty(1200, typeof(BitmapContent))]
+    public void ListsAgree(BitmapContent content)
     {
-        var random = new Random(7);
-        for (var round = 0; round < 300; round++)
+        var bitmap = new AtomicBitmap((ulong)content.Bits.Length * 3, 3);
+        for (var page = 0; page < content.Bits.Length; page++)
         {
-            var model = Enumerable.Range(0, random.Next(0, 1500)).Select(_ => random.NextDouble() < density).ToArray();
-            var bitmap = new AtomicBitmap((ulong)model.Length * 3, 3);
-            for (var page = 0; page < model.Length; page++)
-            {
-                if (model[page]) bitmap.SetBit(page);
-            }
-
-            Check(bitmap, model, random);
+            if (content.Bits[page]) bitmap.SetBit(page);
         }
+
+        Check(bitmap, content.Bits, content.From, content.BufferLength);
     }
 
-    [Fact]
-    public void OperationsAgree()
+    [ModelProperty(400, typeof(BitmapHistory))]
+    public void OperationsAgree(BitmapHistory history)
     {
-        var random = new Random(11);
-        for (var round = 0; round < 400; round++)
+        var (page, size) = (history.PageSize, history.Size);
+        var bitmap = new AtomicBitmap(size, page);
+        var model = new bool[bitmap.PageCount];
+        foreach (var step in history.Steps)
         {
-            var page = s_pageSizes[random.Next(s_pageSizes.Length)];
-            var size = (ulong)random.NextInt64(0, (long)page * 700);
-            var bitmap = new AtomicBitmap(size, page);
-            var model = new bool[bitmap.PageCount];
-            for (var step = 0; step < 30; step++)
+            var (offset, length) = (step.OffsetIn(size), step.LengthIn(size, page));
+            switch (step.Operation)
             {
-                var offset = (ulong)random.NextInt64(0, (long)(size + size / 8 + 2));
-                var length = random.Next(8) switch { 0 => ulong.MaxValue, 1 => 0UL, 2 => unchecked(0 - offset), 3 => page, _ => (ulong)random.NextInt64(0, (long)size + 2) };
-                switch (random.Next(9))
-                {
-                    case 0 or 1 or 2:
-                        bitmap.MarkDirty(offset, length);
-                        Fill(model, size, page, offset, length, value: true);
-                        break;
-                    case 3 or 4:
-                        bitmap.ResetRange(offset, length);
-                        Fill(model, size, page, offset, length, value: false);
-                        break;
-                    case 5:
-                        var bit = random.NextInt64(-2, model.Length + 2);
-                        var value = random.Next(2) == 0;
-                        if (value) bitmap.SetBit(bit);
-                        else bitmap.ResetBit(bit);
-                        if (bit >= 0 && bit < model.Length) model[bit] = value;
-                        break;
-                    case 6:
-                        var extra = (ulong)random.NextInt64(0, (long)page * 70);
-                        bitmap.Enlarge(extra);
-                        size += extra;
-                        Array.Resize(ref model, (int)((size + page - 1) / page));
-                        break;
-                    case 7 when random.Next(3) == 0:
-                        Assert.Equal(Words(model), bitmap.GetAndReset());
-                        model = new bool[model.Length];
-                        break;
-                    case 8 when random.Next(3) == 0:
-                        bitmap.Reset();
-                        model = new bool[model.Length];
-                        break;
-                    default:
-                        bitmap = bitmap.Clone();
-                        break;
-                }
-
-                var at = (ulong)random.NextInt64(0, (long)(size + 2 * page));
-                Assert.Equal(at < size && model[at / page], bitmap.IsDirtyAt(at));
+                case BitmapHistory.Operation.MarkDirty:
+                    bitmap.MarkDirty(offset, length);
+                    Fill(model, size, page, offset, length, value: true);
+                    break;
+                case BitmapHistory.Operation.ResetRange:
+                    bitmap.ResetRange(offset, length);
+                    Fill(model, size, page, offset, length, value: false);
+                    break;
+                case BitmapHistory.Operation.SetBit or BitmapHistory.Operation.ResetBit:
+                    // From two before the first to one behind the last.
+                    var (bit, value) = ((long)(step.Length % (ulong)(model.Length + 4)) - 2, step.Operation == BitmapHistory.Operation.SetBit);
+                    if (value) bitmap.SetBit(bit);
+                    else bitmap.ResetBit(bit);
+                    if (bit >= 0 && bit < model.Length) model[bit] = value;
+                    break;
+                case BitmapHistory.Operation.Enlarge:
+                    var extra = step.Length % (page * 70);
+                    bitmap.Enlarge(extra);
+                    size += extra;
+                    Array.Resize(ref model, (int)((size + page - 1) / page));
+                    break;
+                case BitmapHistory.Operation.GetAndReset:
+                    Assert.Equal(Words(model), bitmap.GetAndReset());
+                    model = new bool[model.Length];
+                    break;
+                case BitmapHistory.Operation.Reset:
+                    bitmap.Reset();
+                    model = new bool[model.Length];
+                    break;
+                default:
+                    bitmap = bitmap.Clone();
+                    break;
             }
 
-            Assert.Equal((size, (long)model.Length), (bitmap.ByteSize, bitmap.PageCount));
-            Check(bitmap, model, random);
+            var at = step.Probe % (size + (2 * page));
+            Assert.Equal(at < size && model[at / page], bitmap.IsDirtyAt(at));
         }
+
+        Assert.Equal((size, (long)model.Length), (bitmap.ByteSize, bitmap.PageCount));
+        Check(bitmap, model, history.From % (model.Length + 100), history.BufferLength);
     }
 
     [Fact]
@@ -119,7 +102,7 @@ public sealed class AtomicBitmapModelTests
         Assert.Throws<ArgumentOutOfRangeException>(() => bitmap.ListRuns(new PageRun[1], -1));
     }
 
-    private static void Check(AtomicBitmap bitmap, bool[] model, Random random)
+    private static void Check(AtomicBitmap bitmap, bool[] model, int from, int size)
     {
         var dirty = new DirtyBitmap(0x1000, bitmap.ByteSize, bitmap.PageSize, bitmap.Snapshot(), "model");
         var pages = Enumerable.Range(0, model.Length).Where(page => model[page]).Select(page => (long)page).ToArray();
@@ -127,8 +110,6 @@ public sealed class AtomicBitmapModelTests
         Assert.Equal((long)pages.Length, bitmap.CountDirty());
         Assert.Equal((long)pages.Length, dirty.DirtyCount);
         Assert.Equal(pages.Length > 0, bitmap.Any());
-        var from = random.Next(0, model.Length + 100);
-        var size = random.Next(4) == 0 ? 2000 : random.Next(1, 200);
         Assert.Equal(pages.Where(page => page >= from), Listed(bitmap, from, size));
         var runs = Runs(bitmap, from, size);
         Assert.Equal(pages.Where(page => page >= from), runs.SelectMany(run => Enumerable.Range((int)run.First, (int)run.Count)).Select(page => (long)page));

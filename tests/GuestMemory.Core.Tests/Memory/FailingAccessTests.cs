@@ -56,19 +56,19 @@ public sealed class FailingAccessTests
     }
 
     /// <summary>What changed is marked, what is marked may have changed, and reads change nothing, whatever failed.</summary>
-    [Fact]
-    public void NoByteChangesWithoutAMark() => Stress.ForEachSeed(100, random =>
+    [ModelProperty(100, typeof(FailingHistory))]
+    public void NoByteChangesWithoutAMark(FailingHistory history)
     {
-        var (space, memories) = Space(random.Next(2) == 0, 3);
+        var (space, memories) = Space(history.Copies, 3);
         var total = (int)Size * memories.Length;
-        for (var step = 0; step < 60; step++)
+        foreach (var step in history.Steps)
         {
             var before = All(space);
             foreach (var region in space.Regions) region.RequireTracker().Reset();
-            var (at, length) = (random.Next(total), random.Next(1, 0x1800));
-            length = Math.Min(length, total - at);
-            memories[random.Next(memories.Length)].FailAt = random.Next(4);
-            var isWrite = Act(random, space, (ulong)at + Start, (ulong)length);
+            var at = step.At % total;
+            var length = Math.Min(1 + (step.Length % 0x1800), total - at);
+            memories[step.Memory % memories.Length].FailAt = step.FailAt % 4;
+            var isWrite = Act(step, space, (ulong)at + Start, (ulong)length);
             foreach (var memory in memories) memory.FailAt = 0;
             Assert.All(memories, memory => Assert.Equal(0, memory.Pins));
             var after = All(space);
@@ -80,14 +80,14 @@ public sealed class FailingAccessTests
                 else if (marked) Assert.True(isWrite && at < range.End.Value && at + length > range.Start.Value, $"page {page} is marked and was not written");
             }
         }
-    });
+    }
 
     /// <summary>Something on a range; whether it writes.</summary>
-    private static bool Act(Random random, GuestMemoryMmap space, ulong at, ulong length)
+    private static bool Act(FailingHistory.Step step, GuestMemoryMmap space, ulong at, ulong length)
     {
         var (address, bytes) = (new GuestAddress(at), new byte[length]);
-        random.NextBytes(bytes);
-        var way = random.Next(10);
+        new Random(step.Content).NextBytes(bytes);
+        var way = step.Way % 10;
         var region = space.FindRegion(address)!;
         var inside = Math.Min(length, region.LastAddress - at + 1);
         try
@@ -102,8 +102,8 @@ public sealed class FailingAccessTests
                     var source = new CursorSource(bytes);
                     space.ReadVolatileFrom(address, ref source, length);
                     break;
-                case 5: space.WriteObject(address, (byte)random.Next(256)); break;
-                case 6: space.Store((byte)random.Next(256), address, AtomicOrdering.Release); break;
+                case 5: space.WriteObject(address, (byte)step.Content); break;
+                case 6: space.Store((byte)step.Content, address, AtomicOrdering.Release); break;
                 case 7: space.Read(address, bytes); break;
                 case 8:
                     var sink = new CursorSink(bytes);

@@ -16,22 +16,37 @@ public sealed class PermissionTests : IDisposable
         _readOnly.Dispose();
     }
 
+    /// <summary>With these numbers the operators of the language are upstream's truth tables.</summary>
+    [Fact]
+    public void V16_18_NumbersAreUpstreams() => Assert.Equal([0, 1, 2, 3], new[] { (byte)No, (byte)R, (byte)W, (byte)RW });
+
+    /// <summary>The table itself, an address space of such memory, and the memory.</summary>
     [Theory]
-    [InlineData(No)]
-    [InlineData(R)]
-    [InlineData(W)]
-    [InlineData(RW)]
-    public void V16_18_TruthTables(MemoryProtection p)
+    [InlineData(No, true, false, false, false)]
+    [InlineData(R, true, true, false, false)]
+    [InlineData(W, true, false, true, false)]
+    [InlineData(RW, true, true, true, true)]
+    public void V16_18_WhatAProtectionAllows(MemoryProtection protection, bool nothing, bool reading, bool writing, bool both)
     {
-        Assert.Equal(p, p & p);
-        Assert.Equal(No, No & p);
-        Assert.Equal(p, RW & p);
-        Assert.Equal(No, R & W);
-        Assert.Equal(RW, R | W);
-        Assert.Equal(p is W or RW, p.HasWrite());
-        Assert.True(RW.Allows(p) && p.Allows(No));
-        Assert.Equal(p == No, No.Allows(p));
-        Assert.Equal([0, 1, 2, 3], new[] { (byte)No, (byte)R, (byte)W, (byte)RW });
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(4096).WithProtection(protection).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        foreach (var (access, expected) in new[] { (No, nothing), (R, reading), (W, writing), (RW, both) })
+        {
+            Assert.Equal(expected, protection.Allows(access));
+            Assert.Equal(expected, memory.CheckRange(new GuestAddress(0), 4096, access));
+        }
+
+        Assert.Equal(writing, protection.HasWrite());
+        Check(reading, () => memory.ReadExact(new GuestAddress(8), new byte[100]));
+        Check(reading, () => memory.ReadObject<ulong>(new GuestAddress(8)));
+        Check(writing, () => memory.WriteExact(new GuestAddress(8), new byte[100]));
+        Check(writing, () => memory.WriteObject(new GuestAddress(8), 1UL));
+
+        static void Check(bool allowed, Action access)
+        {
+            if (allowed) access();
+            else Assert.Equal(GuestMemoryError.PageNotAccessible, Failure.Of(access));
+        }
     }
 
     [Theory]

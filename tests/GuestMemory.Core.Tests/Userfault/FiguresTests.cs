@@ -150,8 +150,7 @@ public sealed partial class FiguresTests : IDisposable
         }
 
         Assert.False(File.Exists(_folder["m.sock"]));
-        Host.Until(() => Host.Resources() == before);
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
     }
 
     private static void AssertOpenMetrics(string text)

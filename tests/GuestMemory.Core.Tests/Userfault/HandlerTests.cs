@@ -192,8 +192,7 @@ public sealed class HandlerTests : IDisposable
             foreach (var region in memory.Regions) region.Dispose();
         }
 
-        Host.Until(() => Host.Resources() == before);
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
     }
 
     [UffdFact]
@@ -288,8 +287,7 @@ public sealed class HandlerTests : IDisposable
         Assert.Equal((UffdHandlerState.Listening, 256L), (handler.State, handler.FaultCount));
         Assert.Null(handler.Error);
         process.Dispose();
-        Host.Until(() => Host.Resources() == before);
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
     }
 
     [UffdFact]
@@ -320,8 +318,7 @@ public sealed class HandlerTests : IDisposable
             handler.Dispose();
         }
 
-        Host.Until(() => Host.Resources() == before);
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
     }
 
     private UffdHandler Start(int pages = 0, UffdStrategy strategy = UffdStrategy.OnDemand)

@@ -2,8 +2,11 @@ using System.Text;
 
 namespace GuestMemory.Core.Tests;
 
-/// <summary>A VMM that says whatever a test wants it to say.</summary>
-internal sealed class RawPeer : IDisposable
+/// <summary>
+/// A VMM that says whatever a test wants it to say. It holds its region as one whose pages may be missing: else a read of the test
+/// would wait for a page in managed code, and where the handler is in this process, the next collection for that thread.
+/// </summary>
+internal sealed class RawPeer : IDisposable, IRegionHolder
 {
     private readonly SafeDescriptor _socket = UnixSocket.Create(nonBlocking: false);
     private readonly SafeDescriptor _uffd;
@@ -13,8 +16,19 @@ internal sealed class RawPeer : IDisposable
         _uffd = Userfaultfd.Create(features);
         if (connect) Connect(path);
         if (region is null) return;
+        region.GetMmapRegion().AddHolder(this);
         using var lease = region.GetMmapRegion().Lease();
         Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, mode));
+    }
+
+    string IRegionHolder.Description => "a peer of a test";
+
+    bool IRegionHolder.IsLive => !_uffd.IsClosed;
+
+    bool IRegionHolder.ProvidesPages => true;
+
+    void IRegionHolder.Release(MmapRegion region)
+    {
     }
 
     public void Connect(string path) => Assert.Equal(0, UnixSocket.TryConnect(_socket, path));

@@ -63,7 +63,7 @@ public sealed class TouchTests : IDisposable
     {
         var program = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-handler.c"), _folder["handler"]);
         using var process = System.Diagnostics.Process.Start(new System.Diagnostics.ProcessStartInfo(program, [_folder["c.sock"], _folder["image"], "--mode", "poll"]) { UseShellExecute = false, RedirectStandardError = true })!;
-        Host.Until(() => File.Exists(_folder["c.sock"]));
+        Host.Until(() => Host.IsListenedAt(_folder["c.sock"]));
         using (var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0)))
         {
             var memory = GuestMemoryMmap.FromRegions([region]);

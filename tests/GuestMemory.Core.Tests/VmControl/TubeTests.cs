@@ -179,7 +179,7 @@ public sealed class TubeTests : IDisposable
         _near.Send("next", Type<string>());
         Assert.Equal(FailureKind.RecvTooManyFds, Kind(() => _far.Receive(Type<SafeHandle[]>(), limit)));
         Assert.Equal("next", _far.Receive(Type<string>()));
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
         Assert.Equal(FailureKind.RecvTooManyFds, Kind(() => _far.Receive(Type<string>(), 254)));
         foreach (var file in events) file.Dispose();
     }
@@ -199,7 +199,7 @@ public sealed class TubeTests : IDisposable
             Assert.Equal(FailureKind.BadJson, Kind(() => _far.Receive(Type<SafeHandle[]>())));
         }
 
-        Assert.Equal(before, Host.Resources());
+        Host.AssertNoneLeft(before);
         foreach (var file in events) file.Dispose();
     }
 

@@ -188,18 +188,20 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     [UffdFact]
     public void VmsThatCannotBeTakenAreInNobodysWay()
     {
-        var handler = StartTracking(16, UffdStrategy.OnDemand);
+        var handler = StartTracking(32, UffdStrategy.OnDemand);
+        using var peer = Connect(handler, 32, isAsync: false);
+        Host.Until(() => handler.ConnectionCount == 1);
         for (var i = 1; i <= 20; i++)
         {
             using var bad = new RawPeer(handler.SocketPath);
             bad.Send([new GuestRegionUffdMapping(4096, 4096, 0, 4096)]);
-            Host.Until(() => handler.TotalConnectionCount == i && handler.ConnectionCount == 0);
+            // While the bad one is there, and when it is not any more.
+            AssertPages(GuestMemoryMmap.FromRegions(_regions), (ulong)i * 4096, i, 1);
+            Host.Until(() => handler.TotalConnectionCount == i + 1 && handler.ConnectionCount == 1);
         }
 
-        Assert.Equal((20, 0, 1), (handler.TotalConnectionCount, handler.ConnectionCount, handler.WorkerCount));
-        using var peer = Connect(handler, 16, isAsync: false);
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
-        GuestMemoryMmap.FromRegions(_regions).ReadExact(new GuestAddress(4096), new byte[8].AsMemory(), limit.Token);
+        AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 32);
+        Assert.Equal((21, 1, 1), (handler.TotalConnectionCount, handler.ConnectionCount, handler.WorkerCount));
     }
 
     [UffdFact]
