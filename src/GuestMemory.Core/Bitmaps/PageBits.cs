@@ -3,8 +3,8 @@ using System.Numerics;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// One bit a page in memory of somebody else, which may be shared with other processes. Bits are set, and reset, by any number
-/// of threads. Unsafe: whoever holds this keeps the memory mapped, and asks for no page past the last.
+/// One bit a page, in memory of the caller that may be shared with other processes. Any number of threads sets and resets bits.
+/// Unsafe: the caller keeps the memory mapped, and passes no page past the last one.
 /// </summary>
 internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
 {
@@ -74,23 +74,11 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     }
 
     /// <summary>The next page that is set, or is not; <paramref name="end"/> where there is none before.</summary>
-    public ulong Next(ulong first, ulong end, bool set)
-    {
-        while (first < end)
-        {
-            var word = Volatile.Read(ref words[first >> 6]);
-            if (!set) word = ~word;
-            word &= ulong.MaxValue << (int)(first & 63);
-            if (word != 0) return Math.Min(end, (first & ~63UL) + (ulong)BitOperations.TrailingZeroCount(word));
-            first = (first | 63) + 1;
-        }
-
-        return end;
-    }
+    public ulong Next(ulong first, ulong end, bool set) => BitScan.Next(words, first, end, set);
 
     public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)((PageCount + 63) / 64))));
 
-    /// <summary>How many are set here or there.</summary>
+    /// <summary>How many are set in this one, in the other, or in both.</summary>
     public long CountWith(PageBits other)
     {
         long count = 0;

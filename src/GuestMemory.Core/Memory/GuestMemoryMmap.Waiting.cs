@@ -66,17 +66,19 @@ public sealed partial class GuestMemoryMmap
     /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
     private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
     {
-        if (MayWait) return BlockingAccess.Run(progress => Pieces(address, length, access, progress, cancellation), Orphaned, cancellation);
-        var done = Pieces(address, length, access, null, cancellation);
+        // A handler may come to lie behind the memory at any time: what is left then is for a thread of its own.
+        var done = Pieces(address, 0, length, access, null, cancellation);
+        if (done < length && MayWait) done = BlockingAccess.Run(progress => Pieces(address, done, length, access, progress, cancellation), Orphaned, cancellation);
         if (done < length) cancellation.ThrowIfCancellationRequested();
         return done;
     }
 
-    private int Pieces(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
+    /// <summary>Goes on from <paramref name="done"/>; without a place to tell how far it has come only as long as no access may have to wait.</summary>
+    private int Pieces(GuestAddress address, int done, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
     {
-        const int Piece = 1 << 20;
-        var done = 0;
-        while (done < length && !cancellation.IsCancellationRequested)
+        // So small that it is copied either directly or by the kernel, as a whole.
+        const int Piece = (int)VolatileCopy.Piece;
+        while (done < length && !cancellation.IsCancellationRequested && (progress is not null || !MayWait))
         {
             var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
             if (done > 0 && FindRegion(at) is null) break;

@@ -30,7 +30,7 @@ public sealed class OtherMemoryTests : IDisposable
             () => memory.GetSlice(new GuestAddress(0x1000), 8).AlignedAsRef<ulong>(0),
             () => memory.Regions[1].GetMmapRegion(),
         ]) Assert.Equal(GuestMemoryError.HostAddressNotAvailable, Failure.Of(use));
-        Assert.True(memory.Regions[1].AsSlice().IsEmpty && memory.Regions[1].AsMutSlice().IsEmpty);
+        Assert.True(memory.Regions[1].AsSlice().Span.IsEmpty && memory.Regions[1].AsMutSlice().Span.IsEmpty);
         // Nothing has begun, not even with the region that could.
         Assert.False(memory.Regions[0].GetMmapRegion().IsGuarded);
         memory.Regions[0].GetMmapRegion().Release(force: false);
