@@ -60,7 +60,7 @@ internal static class UffdHostProcess
 
         return reply?.ErrorId is null
             ? reply?.ControlPath
-            : throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.HandlerStartFailed, reply.Message ?? "");
+            : throw reply.ToException(GuestMemoryError.HandlerStartFailed);
     }
 
     private static Process Launch(ProcessStartInfo start)
