@@ -112,6 +112,8 @@ function Get-OtherUserShell([string] $Folder) {
     & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll"
     if ($LASTEXITCODE) {
         Copy-Item -Recurse $PSHOME "$Folder/pwsh"
+        # A package may give the right to execute to its owner alone.
+        chmod -R a+rX "$Folder/pwsh"
         $program, $library = @($program, $library).ForEach{ $_ -replace "^$([regex]::Escape($PSHOME))/", "$Folder/pwsh/" }
     }
     $user[0..3] + 'env' + '-u' + 'XDG_DATA_HOME' + '-u' + 'XDG_CONFIG_HOME' + '-u' + 'XDG_CACHE_HOME' + "HOME=$homeFolder" + $program + @($library).Where{ $_ } + '-NoProfile' + '-NonInteractive'

@@ -71,14 +71,14 @@ public sealed class KvmDirtyLogTests
         var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         guest.Load(WritePages(leave: false), TestGuest.Hlt);
         var failure = Record.Exception(() => guest.Run());
-        if (guest.Vcpu.DirtyRingFullExits >= 2)
+        if (failure is null)
         {
-            Assert.Null(failure);
+            Assert.InRange(guest.Vcpu.DirtyRingFullExits, 2, (long)Pages);
             Assert.Equal(EveryOther, Dirty(guest, slot));
             return;
         }
 
-        // 3000 pages do not fit into one ring and the rest of another: KVM stopped the guest too late.
+        // KVM stopped the guest too late, at its first exit or at a later one: said, and never fewer pages.
         Assert.Equal(GuestMemoryError.DirtyRingOverrun, Assert.IsType<GuestMemoryException>(failure).Error);
         Assert.Equal(GuestMemoryError.DirtyRingOverrun, Assert.Throws<GuestMemoryException>(() => guest.Vm.GetDirtyBitmap(slot)).Error);
     }
