@@ -3,28 +3,29 @@ using System.Globalization;
 namespace GuestMemory.Core.Interop;
 
 /// <summary>
-/// Whether another thread of this process has got past what it was doing, as far as <c>/proc/self/task</c> tells: it sleeps in a system
-/// call, or it has run for so long that a short access which it had begun is over.
+/// Whether another thread of this process has got past what it was doing, as far as the kernel tells: it sleeps in a system call, or it has
+/// run for so long (<see cref="ThreadClock"/>) that a short access which it had begun is over.
 /// </summary>
 internal sealed class ThreadProgress
 {
-    // An access that nobody counts takes less than a tenth of a millisecond of processor time, with every page of it cleared.
-    private const long Turn = 1_000_000;
-
-    // In turns, with a barrier between them: a virtual CPU that the hypervisor has taken away is charged for the time, but answers no
-    // barrier, so that a single turn at most is not one.
+    // In nanoseconds. Four of them are ten times what an access takes that nobody counts, with every page of it cleared. In turns, with
+    // a barrier after each: a virtual CPU that its host has descheduled is charged for the time, but does not answer.
+    private const long Turn = 250_000;
     private const int Turns = 4;
 
-    // More than one look: a collection stops threads anywhere, and they sleep then, but it also stops the thread that looks.
+    // Looks at a thread that has not run in between. More than one: a collection stops threads wherever they are, and they sleep then; but
+    // it also stops the thread that looks, and when that goes on, so do they.
     private const int Looks = 3;
+    private const int BetweenLooks = 100_000;
 
-    private readonly string _folder;
-    private long _ran;
+    private readonly int _thread;
+    private long _ran = -1;
     private long _counted;
     private int _turns;
-    private int _looks = -1;
+    private int _looks;
 
-    private ThreadProgress(string folder) => _folder = folder;
+    /// <param name="thread">The number of the thread.</param>
+    internal ThreadProgress(int thread) => _thread = thread;
 
     /// <summary>
     /// Waits until every other thread has ended the short access to memory that it may have been at. What each does from now on is its
@@ -35,64 +36,54 @@ internal sealed class ThreadProgress
     {
         // self/task/17
         var own = Path.GetFileName(new FileInfo("/proc/thread-self").LinkTarget);
-        var others = Directory.GetDirectories("/proc/self/task").Where(folder => Path.GetFileName(folder) != own).Select(folder => new ThreadProgress(folder)).ToList();
+        var others = Directory.GetDirectories("/proc/self/task").Select(Path.GetFileName).Where(name => name != own)
+            .Select(static name => new ThreadProgress(int.Parse(name!, CultureInfo.InvariantCulture))).ToList();
         while (true)
         {
             others.RemoveAll(static thread => thread.HasPassed());
             if (others.Count == 0) return;
             cancellation.ThrowIfCancellationRequested();
-            Thread.Sleep(1);
+            ThreadClock.Pause(BetweenLooks);
             Interlocked.MemoryBarrierProcessWide();
         }
     }
 
-    /// <summary>Looks at a thread, by its number; for tests.</summary>
-    internal static ThreadProgress Of(int thread) => new(string.Create(CultureInfo.InvariantCulture, $"/proc/self/task/{thread}"));
-
     /// <summary>Looks once more; true from the look on at which the thread had got past.</summary>
     internal bool HasPassed()
     {
-        if (_turns >= Turns || _looks >= Looks) return true;
-        try
+        if (_turns >= Turns) return true;
+        if (!ThreadClock.TryRead(_thread, out var ran)) return true;
+        if (_ran < 0) (_ran, _counted) = (ran, ran);
+        if (ran - _counted >= Turn)
         {
-            var status = File.ReadAllText($"{_folder}/stat");
-            // The fields behind the name, which is anything in parentheses: the state first.
-            var fields = status[(status.LastIndexOf(')') + 2)..].Split(' ');
-            var ran = ProcessorTime(fields);
-            if (_looks < 0)
-            {
-                (_ran, _counted) = (ran, ran);
-            }
-            else if (ran - _counted >= Turn)
-            {
-                _counted = ran;
-                _turns++;
-            }
+            _counted = ran;
+            _turns++;
+        }
 
-            _looks = ran == _ran && IsAsleep(fields[0]) ? _looks + 1 : 0;
-            _ran = ran;
-            return fields[0] is "Z" or "X" || _turns >= Turns || _looks >= Looks;
-        }
-        catch (IOException) when (!Directory.Exists(_folder))
-        {
-            // It has ended.
-            _turns = Turns;
-            return true;
-        }
+        _looks = ran == _ran ? _looks + 1 : 0;
+        _ran = ran;
+        return _turns >= Turns || (_looks > Looks && IsAsleep());
     }
 
     /// <summary>
-    /// Whether it sleeps where no access of its own is under way. A page that comes from a disk is waited for without interruption, as
-    /// some system calls wait; only the kernel can tell the two apart.
+    /// Whether it sleeps where no access to direct memory is under way: in a system call, or, where it can be interrupted, for a page of a
+    /// userfaultfd, which is none of direct memory. A page that comes from a disk is waited for without interruption.
     /// </summary>
-    private bool IsAsleep(string state) => state == "S" || (state == "D" && File.Exists($"{_folder}/syscall") && File.ReadAllText($"{_folder}/syscall") is [>= '0' and <= '9', ..]);
-
-    /// <summary>In nanoseconds; from ticks where the kernel keeps nothing finer.</summary>
-    private long ProcessorTime(string[] fields)
+    private bool IsAsleep()
     {
-        var file = $"{_folder}/schedstat";
-        if (File.Exists(file) && File.ReadAllText(file).Split(' ') is [var time, ..] && long.Parse(time, CultureInfo.InvariantCulture) is var ran and > 0) return ran;
-        // utime and stime, of which there are 100 in a second on every machine.
-        return (long.Parse(fields[11], CultureInfo.InvariantCulture) + long.Parse(fields[12], CultureInfo.InvariantCulture)) * 10_000_000;
+        var folder = string.Create(CultureInfo.InvariantCulture, $"/proc/self/task/{_thread}");
+        try
+        {
+            // The number of a system call and its arguments; "-1" outside of any; "running".
+            var call = File.Exists($"{folder}/syscall") ? File.ReadAllText($"{folder}/syscall") : "-1";
+            if (!call.StartsWith('-')) return call is [>= '0' and <= '9', ..];
+            var status = File.ReadAllText($"{folder}/stat");
+            // The state stands behind the name, which is anything in parentheses.
+            return status[status.LastIndexOf(')') + 2] is 'S' or 'Z' or 'X';
+        }
+        catch (IOException) when (!Directory.Exists(folder))
+        {
+            return true;
+        }
     }
 }

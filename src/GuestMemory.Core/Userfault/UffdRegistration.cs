@@ -57,7 +57,7 @@ public sealed class UffdRegistration : IRegionHolder
     /// <summary>
     /// Registers the regions with a new userfaultfd (missing pages and removals) and hands it, with their mapping list, to the
     /// handler that listens at a path. Pages that are present already stay as they are; every other page comes from the handler
-    /// from now on. Accesses that are under way end first, which takes some milliseconds. On failure everything is as before.
+    /// from now on. Accesses that are under way end first, which takes a millisecond or some more. On failure everything is as before.
     /// </summary>
     /// <exception cref="GuestMemoryException">UffdDenied, UffdUnsupported, UffdRegisterFailed, UnalignedSize, RegionInUse (by another handler, or by a span), SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, PeerClosed.</exception>
     public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, CancellationToken cancellation = default)

@@ -23,6 +23,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(CmsgHdr)] = "cmsghdr",
         [typeof(UCred)] = "ucred",
         [typeof(TimeVal)] = "timeval",
+        [typeof(TimeSpec)] = "timespec",
         [typeof(RLimit)] = "rlimit",
         [typeof(IoVec)] = "iovec",
         [typeof(PollFd)] = "pollfd",

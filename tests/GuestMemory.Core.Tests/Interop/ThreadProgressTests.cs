@@ -71,7 +71,7 @@ public sealed class ThreadProgressTests : IDisposable
 
     private static void Pass(Other thread)
     {
-        var progress = ThreadProgress.Of(thread.Id);
+        var progress = new ThreadProgress(thread.Id);
         Host.Until(progress.HasPassed);
         Assert.True(progress.HasPassed());
     }

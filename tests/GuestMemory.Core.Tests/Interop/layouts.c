@@ -348,6 +348,9 @@ static void sockets(void)
     STRUCT_SIZE(timeval);
     STRUCT_OFFSET(timeval, tv_sec);
     STRUCT_OFFSET(timeval, tv_usec);
+    STRUCT_SIZE(timespec);
+    STRUCT_OFFSET(timespec, tv_sec);
+    STRUCT_OFFSET(timespec, tv_nsec);
 
     CONSTANT(RLIMIT_NOFILE);
     STRUCT_SIZE(rlimit);
