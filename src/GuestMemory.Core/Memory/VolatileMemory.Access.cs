@@ -234,6 +234,7 @@ public abstract unsafe partial class VolatileMemory
         public byte* Address { get; }
 
         /// <summary>Pins; where that cannot be done there is an error number, and nothing to dispose of.</summary>
+        [MethodImpl(MethodImplOptions.NoInlining)]
         public static AccessPin TryBegin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief, out int error)
         {
             if (memory.IsDisposed) throw RegionDisposed();
@@ -242,6 +243,7 @@ public abstract unsafe partial class VolatileMemory
         }
 
         /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed; HostAddressNotAvailable.</exception>
+        [MethodImpl(MethodImplOptions.NoInlining)]
         public static AccessPin Begin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief)
         {
             var pin = TryBegin(memory, offset, length, access, brief, out var error);
