@@ -4,8 +4,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// A range of addresses that files are mapped into, here and there (crosvm's MemoryMappingArena): one slot of a VM whose content comes
-/// and goes. Where nothing is mapped it reads as zero and cannot be written.
+/// A range of addresses into which files are mapped (crosvm's MemoryMappingArena): one slot of a VM whose content changes. Where nothing
+/// is mapped it reads as zero and cannot be written.
 /// </summary>
 public sealed class SlotArena : SlotMemory
 {
@@ -24,7 +24,7 @@ public sealed class SlotArena : SlotMemory
     {
     }
 
-    /// <summary>Makes an arena of a mapping, whose content stays; the mapping is not to be used or disposed any more.</summary>
+    /// <summary>Makes an arena of a mapping, whose content stays. The arena owns the memory; the mapping must not be used or disposed.</summary>
     public static SlotArena FromMapping(SlotMapping mapping)
     {
         ArgumentNullException.ThrowIfNull(mapping);
@@ -47,9 +47,9 @@ public sealed class SlotArena : SlotMemory
     /// <summary>Maps fresh memory over a part of the arena.</summary>
     /// <param name="offset">Where, in bytes; a multiple of the page size.</param>
     /// <param name="size">The bytes to map.</param>
-    /// <param name="protection">What may be done there.</param>
+    /// <param name="protection">The protection.</param>
     /// <exception cref="GuestMemoryException">NotPageAligned; InvalidAddress: outside.</exception>
-    /// <exception cref="SyscallException">What mmap(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of mmap(2).</exception>
     public void AddAnonymous(ulong offset, ulong size, MemoryProtection protection)
     {
         CheckRange(offset, size);

@@ -16,31 +16,31 @@ public sealed class SlotMapping : SlotMemory
     {
     }
 
-    /// <summary>Maps fresh anonymous memory that is shared with whoever this process forks.</summary>
+    /// <summary>Maps fresh anonymous memory, shared with forks of this process.</summary>
     /// <param name="size">The bytes.</param>
-    /// <param name="protection">What may be done with it.</param>
+    /// <param name="protection">The protection.</param>
     /// <exception cref="SyscallException">EINVAL: the size is 0. ENOMEM.</exception>
     public static SlotMapping Anonymous(ulong size, MemoryProtection protection = MemoryProtection.ReadWrite) =>
         new(Map(size, protection, MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Shared, null, 0));
 
-    /// <summary>Maps a part of a file. A mapping may pass the end of its file: what lies there cannot be accessed.</summary>
-    /// <param name="file">The file; it stays the caller's.</param>
+    /// <summary>Maps a part of a file. A mapping may pass the end of its file: the part behind it cannot be accessed.</summary>
+    /// <param name="file">The file; owned by the caller.</param>
     /// <param name="fileOffset">Where it begins, in bytes; a multiple of the page size.</param>
     /// <param name="size">The bytes.</param>
-    /// <param name="protection">What may be done with it.</param>
+    /// <param name="protection">The protection.</param>
     /// <param name="populate">Brings every page in at once.</param>
     /// <exception cref="GuestMemoryException">InvalidOffset: past 2^63 - 1.</exception>
-    /// <exception cref="SyscallException">EINVAL: the size is 0. EBADF; what mmap(2) says.</exception>
+    /// <exception cref="SyscallException">EINVAL: the size is 0. EBADF; any error of mmap(2).</exception>
     public static SlotMapping FromFile(SafeHandle file, ulong fileOffset, ulong size, MemoryProtection protection = MemoryProtection.ReadWrite, bool populate = false)
     {
         ArgumentNullException.ThrowIfNull(file);
         return new SlotMapping(Map(size, protection, FlagsFor(file) | (populate ? MapFlags.Populate : MapFlags.None), file, fileOffset));
     }
 
-    /// <summary>Wraps memory that somebody else mapped, and will unmap; it must stay as long as this lives.</summary>
-    /// <param name="pointer">Its first byte, at the start of a page.</param>
+    /// <summary>Wraps memory that the caller mapped and unmaps, after this object was disposed.</summary>
+    /// <param name="pointer">The first byte; a multiple of the page size.</param>
     /// <param name="size">The bytes.</param>
-    /// <param name="owner">The region whose memory it is, which then stays mapped as long as this lives; null where nobody knows.</param>
+    /// <param name="owner">The region that owns the memory, which stays mapped until this object is disposed; null where it is unknown.</param>
     /// <exception cref="GuestMemoryException">InvalidPointer: it does not begin with a page. InvalidAddress: it leaves the owner's memory. RegionDisposed.</exception>
     public static SlotMapping External(nint pointer, ulong size, MmapRegion? owner = null)
     {
@@ -70,7 +70,7 @@ public sealed class SlotMapping : SlotMemory
     /// <inheritdoc/>
     private protected override void Release() => Interlocked.Exchange(ref _owner, null)?.LetUnmap();
 
-    /// <summary>How a file is mapped: shared, but for one whose pages nobody may write.</summary>
+    /// <summary>The flags for a file: shared, or private where the file is sealed against writes.</summary>
     internal static MapFlags FlagsFor(SafeHandle file) => (Memfd.Seals(file) & Memfd.F_SEAL_WRITE) != 0 ? MapFlags.Private : MapFlags.Shared;
 
     /// <summary>Makes the mapping of a file offset that fits the system call.</summary>

@@ -4,8 +4,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// Memory that can be put into a slot of a VM (crosvm's MappedRegion): a <see cref="SlotMapping"/>, which is one mapping, or a
-/// <see cref="SlotArena"/>, which is made of many.
+/// Memory for a slot of a VM (crosvm's MappedRegion): a <see cref="SlotMapping"/>, which is one mapping, or a <see cref="SlotArena"/>,
+/// which consists of many. It owns its mappings; a change of its content is marked in the memory's dirty bitmap.
 /// </summary>
 public abstract class SlotMemory : IDisposable
 {
@@ -25,15 +25,15 @@ public abstract class SlotMemory : IDisposable
     /// <param name="size">The bytes to map.</param>
     /// <param name="file">The file.</param>
     /// <param name="fileOffset">Where in the file, in bytes.</param>
-    /// <param name="protection">What may be done there.</param>
+    /// <param name="protection">The protection of the mapping.</param>
     /// <exception cref="GuestMemoryException">AddFdMappingIsUnsupported; NotPageAligned; InvalidAddress: outside; InvalidOffset; UnalignedSize: a part of a huge page.</exception>
-    /// <exception cref="SyscallException">What mmap(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of mmap(2).</exception>
     public virtual void AddFdMapping(ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection) =>
         throw new GuestMemoryException(GuestMemoryError.AddFdMappingIsUnsupported, "Files can be mapped only into an arena; this memory is a single mapping.");
 
-    /// <summary>Takes away what is mapped over a part of the memory: it reads as zero then, and cannot be written. Only an arena can.</summary>
+    /// <summary>Removes the mappings over a part of the memory: it then reads as zero and cannot be written. Only an arena can.</summary>
     /// <exception cref="GuestMemoryException">RemoveMappingIsUnsupported; NotPageAligned; InvalidAddress: outside.</exception>
-    /// <exception cref="SyscallException">What mmap(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of mmap(2).</exception>
     public virtual void RemoveMapping(ulong offset, ulong size) =>
         throw new GuestMemoryException(GuestMemoryError.RemoveMappingIsUnsupported, "Mappings can be removed only from an arena; this memory is a single mapping.");
 
@@ -41,7 +41,7 @@ public abstract class SlotMemory : IDisposable
     /// <param name="offset">Where, in bytes; a multiple of the page size.</param>
     /// <param name="size">The length in bytes.</param>
     /// <exception cref="GuestMemoryException">NotPageAligned; InvalidAddress: outside; RegionDisposed.</exception>
-    /// <exception cref="SyscallException">What msync(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of msync(2).</exception>
     public void Msync(ulong offset, ulong size)
     {
         CheckRange(offset, size);
@@ -50,9 +50,9 @@ public abstract class SlotMemory : IDisposable
         if (error != 0) throw new SyscallException("msync", error, $"Writing back 0x{size:x} bytes at offset 0x{offset:x}");
     }
 
-    /// <summary>Has the host reclaim the pages of a range (MADV_PAGEOUT); the content stays.</summary>
+    /// <summary>Pages a range out (MADV_PAGEOUT); the content stays.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Msync"/>.</exception>
-    /// <exception cref="SyscallException">What madvise(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of madvise(2).</exception>
     public void Pageout(ulong offset, ulong size)
     {
         CheckRange(offset, size);
@@ -63,7 +63,7 @@ public abstract class SlotMemory : IDisposable
 
     /// <summary>Frees the pages of a range and of the file behind it (MADV_REMOVE); it reads as zero then, and is marked as written.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Msync"/>.</exception>
-    /// <exception cref="SyscallException">What madvise(2) says.</exception>
+    /// <exception cref="SyscallException">Any error of madvise(2).</exception>
     public void Remove(ulong offset, ulong size)
     {
         CheckRange(offset, size);
@@ -82,7 +82,7 @@ public abstract class SlotMemory : IDisposable
     /// <summary>Changes the content of a range otherwise than by writing to it; see <see cref="MmapRegion.ChangeContent"/>.</summary>
     private protected virtual int ChangeContent(ulong offset, ulong size, Func<nint, int> change) => Memory.ChangeContent(offset, size, change);
 
-    /// <summary>Lets go of what the memory is borrowed from.</summary>
+    /// <summary>Releases the region that owns the memory.</summary>
     private protected virtual void Release()
     {
     }
