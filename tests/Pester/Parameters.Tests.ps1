@@ -1,5 +1,7 @@
 # What holds over the parameters of all cmdlets.
 BeforeAll {
+    # As in an admin's shell; the build stops at errors.
+    $ErrorActionPreference = 'Continue'
     Import-Module "$PSScriptRoot/../../GuestMemory.psd1"
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
     $common = [System.Management.Automation.PSCmdlet]::CommonParameters + [System.Management.Automation.PSCmdlet]::OptionalCommonParameters

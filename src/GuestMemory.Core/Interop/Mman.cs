@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core.Interop;
@@ -75,14 +76,16 @@ internal static unsafe partial class Mman
 
     /// <summary>
     /// Copies bytes with the C library. The thread is in preemptive mode meanwhile, so that a slow page fault does not delay a garbage
-    /// collection.
+    /// collection. Not inlined: the change of mode has a frame, which shorter copies beside it would set up in vain.
     /// </summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static void Copy(void* destination, void* source, nuint length) => memcpy(destination, source, length);
 
     /// <summary>
     /// The same for a few hundred bytes of memory on which no page fault can wait: without the switch to preemptive mode, which would
     /// cost more than the copy.
     /// </summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);
 
     /// <summary>

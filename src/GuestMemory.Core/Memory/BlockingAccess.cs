@@ -22,7 +22,49 @@ internal static class BlockingAccess
     {
         cancellation.ThrowIfCancellationRequested();
         var progress = new StrongBox<long>(-1);
-        var done = new TaskCompletionSource<T>();
+        var done = Start(access, progress);
+        try
+        {
+            var last = long.MinValue;
+            while (!done.Wait((int)s_look.TotalMilliseconds, cancellation)) ThrowIfStuck(progress, ref last, giveUp);
+        }
+        catch (AggregateException exception)
+        {
+            ExceptionDispatchInfo.Throw(exception.InnerException!);
+        }
+
+        return done.Result;
+    }
+
+    /// <summary>The same without a thread that waits for the one of the access; see <see cref="Run"/>.</summary>
+    /// <exception cref="OperationCanceledException">The caller left; the access may still be running.</exception>
+    public static async Task<T> RunAsync<T>(Func<StrongBox<long>, T> access, Func<Exception?> giveUp, CancellationToken cancellation)
+    {
+        cancellation.ThrowIfCancellationRequested();
+        var progress = new StrongBox<long>(-1);
+        var done = Start(access, progress);
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
+        try
+        {
+            var last = long.MinValue;
+            while (await Task.WhenAny(done, Task.Delay(s_look, over.Token)).ConfigureAwait(false) != done)
+            {
+                cancellation.ThrowIfCancellationRequested();
+                ThrowIfStuck(progress, ref last, giveUp);
+            }
+        }
+        finally
+        {
+            // The delay that lost has a timer.
+            await over.CancelAsync().ConfigureAwait(false);
+        }
+
+        return await done.ConfigureAwait(false);
+    }
+
+    private static Task<T> Start<T>(Func<StrongBox<long>, T> access, StrongBox<long> progress)
+    {
+        var done = new TaskCompletionSource<T>(TaskCreationOptions.RunContinuationsAsynchronously);
         var thread = new Thread(() =>
         {
             try
@@ -41,21 +83,13 @@ internal static class BlockingAccess
             Name = "guest-memory-access",
         };
         thread.Start();
-        try
-        {
-            var last = long.MinValue;
-            while (!done.Task.Wait((int)s_look.TotalMilliseconds, cancellation))
-            {
-                var now = Volatile.Read(ref progress.Value);
-                if (now == last && giveUp() is { } reason) throw reason;
-                last = now;
-            }
-        }
-        catch (AggregateException exception)
-        {
-            ExceptionDispatchInfo.Throw(exception.InnerException!);
-        }
+        return done.Task;
+    }
 
-        return done.Task.Result;
+    private static void ThrowIfStuck(StrongBox<long> progress, ref long last, Func<Exception?> giveUp)
+    {
+        var now = Volatile.Read(ref progress.Value);
+        if (now == last && giveUp() is { } reason) throw reason;
+        last = now;
     }
 }

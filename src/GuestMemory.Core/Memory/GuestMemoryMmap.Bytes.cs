@@ -186,8 +186,10 @@ public sealed unsafe partial class GuestMemoryMmap
 
     private static int Part(GuestMemoryRegion region, ulong offset, int count, int error, MemoryProtection access)
     {
-        if (error == 0) return count;
-        offset += (ulong)count;
-        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset), access, error, region.Memory.Cause(offset, access, error));
+        if (error != 0) ThrowInaccessible(region, offset + (ulong)count, access, error);
+        return count;
     }
+
+    private static void ThrowInaccessible(GuestMemoryRegion region, ulong offset, MemoryProtection access, int error) =>
+        throw Inaccessible(region, new GuestAddress(region.GuestAddress + offset), access, error, region.Memory.Cause(offset, access, error));
 }

@@ -5,8 +5,20 @@ namespace GuestMemory.Core;
 /// <content>Access that may have to wait for a page, and can be left.</content>
 public sealed partial class GuestMemoryMmap
 {
-    /// <summary>Whether an access may have to wait: a page-fault handler or another process lies behind a region.</summary>
-    internal bool MayWait => Array.Exists(_regions, static region => region.Memory.MayWait);
+    private const int Piece = (int)VolatileCopy.Piece;
+
+    /// <summary>Whether an access to a range may have to wait: a page-fault handler or another process lies behind a region of it.</summary>
+    internal bool MayWait(GuestAddress address, ulong size)
+    {
+        if (size == 0) return false;
+        var last = address.CheckedAdd(size - 1)?.Value ?? ulong.MaxValue;
+        foreach (var region in _regions)
+        {
+            if (region.GuestAddress <= last && region.LastAddress >= address.Value && region.Memory.MayWait) return true;
+        }
+
+        return false;
+    }
 
     /// <summary>
     /// Reads exactly as many bytes as the buffer has; where a page-fault handler may make it wait, on a thread of its own that is abandoned
@@ -14,17 +26,13 @@ public sealed partial class GuestMemoryMmap
     /// </summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
     /// <exception cref="GuestMemoryException">As without a token, and HandlerGone: a page is missing and its handler has hung up.</exception>
-    public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
-    {
-        ThrowIfPartial(address, (ulong)destination.Length, (ulong)Stoppable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation), "read");
-    }
+    public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation) =>
+        ThrowIfPartial(address, (ulong)destination.Length, (ulong)ReadPieces(address, destination, cancellation), "read");
 
     /// <summary>Writes all the bytes; abandoned like <see cref="ReadExact(GuestAddress, Memory{byte}, CancellationToken)"/>.</summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
-    public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
-    {
-        ThrowIfPartial(address, (ulong)source.Length, (ulong)Stoppable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation), "written");
-    }
+    public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation) =>
+        ThrowIfPartial(address, (ulong)source.Length, (ulong)WritePieces(address, source, cancellation), "written");
 
     /// <summary>
     /// Gives the pages of a range back to the host, as a balloon does (Firecracker's discard_range); it may span regions. Where a
@@ -63,12 +71,18 @@ public sealed partial class GuestMemoryMmap
         }, Orphaned, cancellation);
     }
 
+    private int ReadPieces(GuestAddress address, Memory<byte> destination, CancellationToken cancellation) =>
+        Stoppable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation);
+
+    private int WritePieces(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation) =>
+        Stoppable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation);
+
     /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
     private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
     {
         // A handler may come to lie behind the memory at any time: what is left then is for a thread of its own.
         var done = Pieces(address, 0, length, access, null, cancellation);
-        if (done < length && MayWait) done = BlockingAccess.Run(progress => Pieces(address, done, length, access, progress, cancellation), Orphaned, cancellation);
+        if (done < length && MayWait(address, (ulong)length)) done = BlockingAccess.Run(progress => Pieces(address, done, length, access, progress, cancellation), Orphaned, cancellation);
         if (done < length) cancellation.ThrowIfCancellationRequested();
         return done;
     }
@@ -76,9 +90,8 @@ public sealed partial class GuestMemoryMmap
     /// <summary>Goes on from <paramref name="done"/>; without a place to tell how far it has come only as long as no access may have to wait.</summary>
     private int Pieces(GuestAddress address, int done, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
     {
-        // So small that it is copied either directly or by the kernel, as a whole.
-        const int Piece = (int)VolatileCopy.Piece;
-        while (done < length && !cancellation.IsCancellationRequested && (progress is not null || !MayWait))
+        // A piece is so small that it is copied either directly or by the kernel, as a whole.
+        while (done < length && !cancellation.IsCancellationRequested && (progress is not null || !MayWait(address, (ulong)length)))
         {
             var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);
             if (done > 0 && FindRegion(at) is null) break;

@@ -183,12 +183,11 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
 
     private static void ThrowIfPartial(GuestAddress address, ulong expected, ulong completed, string verb)
     {
-        if (completed < expected)
-        {
-            throw new PartialBufferException(expected, completed,
-                $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + completed)} is not mapped.");
-        }
+        if (completed < expected) throw Partial(address, expected, completed, verb);
     }
+
+    private static PartialBufferException Partial(GuestAddress address, ulong expected, ulong completed, string verb) => new(expected, completed,
+        $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + completed)} is not mapped.");
 
     private GuestMemoryException Unmapped(GuestAddress address) =>
         new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}.") { Address = address.Value };

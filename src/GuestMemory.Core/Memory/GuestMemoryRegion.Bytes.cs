@@ -14,7 +14,7 @@ public partial class GuestMemoryRegion
         if (destination.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
         var count = _memory.TryRead(address.Value, destination, out var error);
-        if (error != 0) throw _memory.NotAccessible(address.Value + (ulong)count, MemoryProtection.Read, error);
+        if (error != 0) ThrowInaccessible(address.Value + (ulong)count, MemoryProtection.Read, error);
         return count;
     }
 
@@ -25,7 +25,7 @@ public partial class GuestMemoryRegion
         if (source.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
         var count = _memory.TryWrite(address.Value, source, out var error);
-        if (error != 0) throw _memory.NotAccessible(address.Value + (ulong)count, MemoryProtection.Write, error);
+        if (error != 0) ThrowInaccessible(address.Value + (ulong)count, MemoryProtection.Write, error);
         return count;
     }
 
@@ -176,4 +176,6 @@ public partial class GuestMemoryRegion
             throw Convert(exception);
         }
     }
+
+    private void ThrowInaccessible(ulong offset, MemoryProtection access, int error) => throw _memory.NotAccessible(offset, access, error);
 }

@@ -161,7 +161,7 @@ public abstract unsafe partial class VolatileMemory
     private protected virtual void EndTouch(nint address, ulong length, object? state) => Unpin(address, length, state);
 
     /// <summary>Whether what is touched between <see cref="BeginTouch"/> and <see cref="EndTouch"/> is sure to be there.</summary>
-    private protected virtual bool CanTouch => false;
+    internal virtual bool CanTouch => false;
 
     /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
     private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);
@@ -234,6 +234,7 @@ public abstract unsafe partial class VolatileMemory
         public byte* Address { get; }
 
         /// <summary>Pins; where that cannot be done there is an error number, and nothing to dispose of.</summary>
+        [MethodImpl(MethodImplOptions.NoInlining)]
         public static AccessPin TryBegin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief, out int error)
         {
             if (memory.IsDisposed) throw RegionDisposed();
@@ -242,6 +243,7 @@ public abstract unsafe partial class VolatileMemory
         }
 
         /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed; HostAddressNotAvailable.</exception>
+        [MethodImpl(MethodImplOptions.NoInlining)]
         public static AccessPin Begin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief)
         {
             var pin = TryBegin(memory, offset, length, access, brief, out var error);

@@ -79,6 +79,7 @@ public readonly unsafe struct AtomicRef<T>
     public T FetchAnd(T value) => Fetch(value, static (old, operand) => old & operand);
 
     // Apart, since what has to be undone keeps a method from being inlined.
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private T LoadGuarded(AtomicOrdering ordering)
     {
         using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.Read);
@@ -87,6 +88,7 @@ public readonly unsafe struct AtomicRef<T>
         return value;
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private void StoreGuarded(T value, AtomicOrdering ordering)
     {
         using var touch = _memory.Touch(_address, (nuint)sizeof(T), MemoryProtection.Write);
