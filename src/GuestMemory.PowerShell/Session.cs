@@ -63,7 +63,7 @@ internal static class Session
 
     public static void Remove(UffdHandler handler) => s_handlers.TryRemove(handler.Id, out _);
 
-    /// <summary>The kernel frees all else of a shell that ends; a socket file would stay. Nothing may keep the shell from ending.</summary>
+    /// <summary>Removes sockets when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
     private static void TakeSocketsAway()
     {
         var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop)).Select(Task.Run).ToArray();

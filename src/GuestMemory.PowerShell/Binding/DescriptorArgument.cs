@@ -8,7 +8,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.PowerShell.Binding;
 
-/// <summary>What stands for an open file in a request: a region, a handle, a stream, an event, a path, or the number of a descriptor of this process.</summary>
+/// <summary>An open file of a request: a region, a handle, a stream, an event, a path, or the number of a descriptor of this process.</summary>
 public sealed class DescriptorArgument
 {
     private DescriptorArgument(object value) => Value = value;
@@ -41,7 +41,7 @@ public sealed class DescriptorArgument
             FileInfo file => new DescriptorArgument(file.FullName),
             string { Length: > 0 } path => new DescriptorArgument(resolve(path)),
             sbyte or byte or short or ushort or int or uint or long or ulong or nint => new DescriptorArgument(NumberText.Parse(value is nint number ? (long)number : input)),
-            _ => throw new FormatException($"'{input}' stands for no open file. Give a region, a path, a SafeHandle or FileStream, or the number of a descriptor of this process."),
+            _ => throw new FormatException($"'{input}' is not an open file. Give a region, a path, a SafeHandle or FileStream, or the number of a descriptor of this process."),
         };
     }
 

@@ -20,7 +20,7 @@ public sealed class NumberAttribute : ArgumentTransformationAttribute
     }
 }
 
-/// <summary>A parameter that takes values of any kind; a hexadecimal literal means what it says, whatever type PowerShell gave it.</summary>
+/// <summary>A parameter that takes values of any kind; a hexadecimal literal keeps its value, whatever type PowerShell gave it.</summary>
 [AttributeUsage(AttributeTargets.Property | AttributeTargets.Field)]
 public sealed class LiteralAttribute : ArgumentTransformationAttribute
 {

@@ -2,7 +2,7 @@ using System.Management.Automation;
 
 namespace GuestMemory.PowerShell.Binding;
 
-/// <summary>A parameter that takes a UUID: 16 bytes, or text, whose bytes come in its order.</summary>
+/// <summary>A parameter that takes a UUID: 16 bytes, or text, read byte by byte in the order of the text.</summary>
 [AttributeUsage(AttributeTargets.Property | AttributeTargets.Field)]
 public sealed class UuidAttribute : ArgumentTransformationAttribute
 {

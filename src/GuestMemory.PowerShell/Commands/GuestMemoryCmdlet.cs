@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>What every cmdlet of the module shares: errors with stable ids, paths of the session, and the way Ctrl+C comes.</summary>
+/// <summary>The base of every cmdlet: errors with stable ids, paths of the session, and a token that Ctrl+C cancels.</summary>
 public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
 {
     private readonly CancellationTokenSource _stop = new();
@@ -28,7 +28,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
     /// <inheritdoc/>
     protected override void StopProcessing() => _stop.Cancel();
 
-    /// <summary>A path of the session, which may be relative to a location that .NET knows nothing of, as a path of the file system.</summary>
+    /// <summary>A path of the session as a full path of the file system. It may be relative to the location of the session, which is not .NET's current directory.</summary>
     protected string ResolvePath(string path)
     {
         var resolved = SessionState.Path.GetUnresolvedProviderPathFromPSPath(path, out var provider, out _);
@@ -37,7 +37,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             : throw new GuestMemoryException(GuestMemoryError.NotAFilePath, $"{path} is a path of the provider {provider.Name}; a path of the file system is needed.");
     }
 
-    /// <summary>Runs one piece of work. What goes wrong becomes an error record, and the next piece can go on; returns whether it went well.</summary>
+    /// <summary>Runs one piece of work. A failure becomes an error record, and the cmdlet continues with the next piece; returns whether it succeeded.</summary>
     protected bool Attempt(Action work, object? target)
     {
         ArgumentNullException.ThrowIfNull(work);

@@ -5,8 +5,8 @@ using GuestMemory.PowerShell.Binding;
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>
-/// A cmdlet that works on a guest's memory. Regions that come one by one are gathered and form one address space at the end of
-/// the pipeline; every GuestMemoryMmap is one by itself.
+/// A cmdlet that works on a guest's memory. The regions of the pipeline form one address space when it ends; each GuestMemoryMmap is an
+/// address space of its own.
 /// </summary>
 public abstract class MemoryCmdlet : GuestMemoryCmdlet
 {
@@ -38,7 +38,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
     {
         // Without a part that was refused the address space would be another one.
         if (_refused) return;
-        // Nothing came: say so, or an export of nothing would look like a success.
+        // Without any input there is an error, or an export of nothing would look like a success.
         if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
     }
 

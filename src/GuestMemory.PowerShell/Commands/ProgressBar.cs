@@ -3,7 +3,7 @@ using System.Management.Automation;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>A progress bar that is drawn at most ten times a second, and not at all for work that is done before anyone could read it.</summary>
+/// <summary>A progress bar that is drawn at most ten times a second, and not before half a second.</summary>
 internal sealed class ProgressBar(Cmdlet cmdlet, string activity, ulong total)
 {
     private readonly Stopwatch _started = Stopwatch.StartNew();

@@ -5,7 +5,7 @@ using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Set-DirtyBitmap: replaces what writes are marked in (BitmapReplace).</summary>
+/// <summary>Set-DirtyBitmap: replaces the dirty bitmap of regions (BitmapReplace).</summary>
 [Cmdlet(VerbsCommon.Set, "DirtyBitmap", SupportsShouldProcess = true, DefaultParameterSetName = LogSet)]
 [OutputType(typeof(GuestRegionMmap), typeof(GuestMemoryMmap))]
 public sealed class SetDirtyBitmapCommand : MemoryCmdlet
@@ -37,7 +37,7 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
     [Parameter(Mandatory = true, ParameterSetName = MemfdSet)]
     public SwitchParameter Memfd { get; set; }
 
-    /// <summary>Gives each region a bitmap of this process's own.</summary>
+    /// <summary>Gives each region a private bitmap.</summary>
     [Parameter(Mandatory = true, ParameterSetName = PrivateSet)]
     public SwitchParameter Private { get; set; }
 
@@ -46,11 +46,11 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
     [Parameter(ParameterSetName = MemfdSet)]
     public SwitchParameter Strict { get; set; }
 
-    /// <summary>Leaves behind what is marked and was not taken.</summary>
+    /// <summary>Does not copy marks that were not taken.</summary>
     [Parameter]
     public SwitchParameter DiscardDirty { get; set; }
 
-    /// <summary>Emits the memory as it came.</summary>
+    /// <summary>Emits the input.</summary>
     [Parameter]
     public SwitchParameter PassThru { get; set; }
 

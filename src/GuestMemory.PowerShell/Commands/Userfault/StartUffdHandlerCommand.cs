@@ -33,7 +33,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public IGuestMemorySource[] Memory { get; set; } = [];
 
-    /// <summary>How faults are answered.</summary>
+    /// <summary>What is filled, and when.</summary>
     [Parameter]
     public UffdStrategy Strategy { get; set; }
 
@@ -52,12 +52,12 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? RecordPath { get; set; }
 
-    /// <summary>Brings the pages of such a file in first.</summary>
+    /// <summary>Fills the pages of such a file first.</summary>
     [Parameter]
     [ValidateNotNullOrEmpty]
     public string? ReplayPath { get; set; }
 
-    /// <summary>What follows where a page cannot be read.</summary>
+    /// <summary>The action if a page cannot be read.</summary>
     [Parameter]
     public UffdOnError OnError { get; set; }
 
@@ -96,12 +96,12 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 
-    /// <summary>Runs the handler inside this shell, with which it ends.</summary>
+    /// <summary>Runs the handler inside this shell; it ends with the shell.</summary>
     [Parameter(ParameterSetName = ImageSet)]
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
     public SwitchParameter InProcess { get; set; }
 
-    /// <summary>Waits until all memory has come or the handler ends; with -InProcess until it ends, and Ctrl+C stops it.</summary>
+    /// <summary>Waits until all memory is present or the handler ends; with -InProcess until it ends, and Ctrl+C stops it.</summary>
     [Parameter]
     public SwitchParameter Wait { get; set; }
 
@@ -109,7 +109,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter AsJson { get; set; }
 
-    /// <summary>Listens also where everyone may replace the socket.</summary>
+    /// <summary>Also listens where every user may replace the socket.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
 
@@ -158,7 +158,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         else Write(own);
     }
 
-    /// <summary>Until there is nothing left to bring in. The handler goes on, also after Ctrl+C.</summary>
+    /// <summary>Waits until all memory is present. The handler goes on, also after Ctrl+C.</summary>
     private void FollowRestore(UffdHandler handler)
     {
         while (!handler.Wait(Pause, StopToken))
@@ -173,7 +173,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     private void Follow(UffdHandler handler)
     {
-        // A service manager's SIGTERM ends the wait like a Stop-UffdHandler elsewhere would; the socket goes with the handler.
+        // SIGTERM of a service manager ends the wait as Stop-UffdHandler in another shell does; the handler removes its socket.
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, context =>
         {
             context.Cancel = true;

@@ -13,13 +13,13 @@ public enum UffdHandlerCondition
     Stopped,
     /// <summary>A VM is served.</summary>
     Serving,
-    /// <summary>All memory of every VM that is served has come.</summary>
+    /// <summary>All memory of every VM that is served is present.</summary>
     Restored,
     /// <summary>No VM is served any more, after at least one was.</summary>
     Idle,
 }
 
-/// <summary>Wait-UffdHandler: waits for the end of handlers, or for something on the way there.</summary>
+/// <summary>Wait-UffdHandler: waits until handlers have ended or have reached a state.</summary>
 [Cmdlet(VerbsLifecycle.Wait, "UffdHandler", DefaultParameterSetName = "Handler")]
 [OutputType(typeof(UffdHandler))]
 public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
@@ -39,11 +39,11 @@ public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
     [SupportsWildcards]
     public string[] SocketPath { get; set; } = [];
 
-    /// <summary>What is waited for.</summary>
+    /// <summary>The state to wait for.</summary>
     [Parameter]
     public UffdHandlerCondition Until { get; set; }
 
-    /// <summary>How long at most, in seconds; for ever otherwise.</summary>
+    /// <summary>The seconds to wait; without a limit by default.</summary>
     [Parameter]
     [ValidateRange(0.0, 1e9)]
     public double Timeout { get; set; } = -1;

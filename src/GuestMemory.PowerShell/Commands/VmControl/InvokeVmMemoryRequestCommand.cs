@@ -62,7 +62,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
     [ValidateNotNullOrEmpty]
     public string? SocketPath { get; set; }
 
-    /// <summary>How long the service may keep it waiting, in seconds; for ever otherwise.</summary>
+    /// <summary>The seconds to wait for the service; without a limit by default.</summary>
     [Parameter]
     [ValidateRange(0.001, 1e6)]
     public double Timeout { get; set; }
@@ -102,7 +102,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
         if (Vm is null == SocketPath is null)
         {
             ThrowTerminatingError(new ErrorRecord(new GuestMemoryException(GuestMemoryError.ValueNotSupported, Vm is null
-                ? "Say on which VM: -Vm names one of this shell, -SocketPath the socket of a service for one."
+                ? "Name the VM: -Vm for a VM of this shell, -SocketPath for the socket of a service."
                 : "Give -Vm or -SocketPath, not both."), nameof(GuestMemoryError.ValueNotSupported), ErrorCategory.InvalidArgument, null));
         }
     }
@@ -161,7 +161,7 @@ public sealed class InvokeVmMemoryRequestCommand : VmMemoryRequestCmdlet
         }
         finally
         {
-            // What would come next could not be told from the answer to this request.
+            // Otherwise the next message could be the answer to this request.
             if (!keep) Disconnect();
         }
     }

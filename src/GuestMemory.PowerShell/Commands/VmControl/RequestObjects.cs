@@ -10,7 +10,7 @@ using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Requests as they come through the pipeline: as such, as JSON text, or as the objects that ConvertFrom-Json makes of it.</summary>
+/// <summary>Requests of the pipeline: objects of New-VmMemoryRequest, JSON text, or the objects that ConvertFrom-Json makes of it.</summary>
 internal static class RequestObjects
 {
     private const int MaxDepth = 16;

@@ -31,7 +31,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 
-    /// <summary>How long a client may take to send file mappings that it announced, in seconds.</summary>
+    /// <summary>The seconds within which a client must send the file mappings that it announced.</summary>
     [Parameter]
     [ValidateRange(0.001, 1e6)]
     public double MappingTimeout { get; set; } = 5;
@@ -40,7 +40,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter Wait { get; set; }
 
-    /// <summary>Listens also where everyone may replace the socket.</summary>
+    /// <summary>Also listens where every user may replace the socket.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
 
@@ -64,7 +64,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
 
     private void Follow(VmMemoryService service)
     {
-        // A service manager's SIGTERM ends the wait like a Stop-VmMemoryService elsewhere would; the socket goes with the service.
+        // SIGTERM of a service manager ends the wait; the service removes its socket.
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, context =>
         {
             context.Cancel = true;

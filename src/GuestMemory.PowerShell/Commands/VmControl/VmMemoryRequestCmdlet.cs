@@ -54,7 +54,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [Parameter(Mandatory = true, ParameterSetName = ReclaimSet)]
     public SwitchParameter DynamicallyReclaimMemoryRanges { get; set; }
 
-    /// <summary>Says that the balloon has its size.</summary>
+    /// <summary>Reports that the balloon has its size.</summary>
     [Parameter(Mandatory = true, ParameterSetName = BalloonSet)]
     public SwitchParameter BalloonTargetReached { get; set; }
 
@@ -62,7 +62,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [Parameter(Mandatory = true, ParameterSetName = UnregisterSet)]
     public SwitchParameter UnregisterMemory { get; set; }
 
-    /// <summary>Has a guest's stores signal an eventfd, or ends that.</summary>
+    /// <summary>Makes a guest's stores signal an eventfd, or ends that.</summary>
     [Parameter(Mandatory = true, ParameterSetName = IoEventSet)]
     public SwitchParameter IoEventRaw { get; set; }
 
@@ -79,7 +79,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [ValidateNotNull]
     public DescriptorArgument? Source { get; set; }
 
-    /// <summary>What kind of memory it is.</summary>
+    /// <summary>The kind of source.</summary>
     [Parameter(ParameterSetName = RegisterSet)]
     public VmMemorySourceType SourceType { get; set; }
 
@@ -103,7 +103,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [Number]
     public ulong Size { get; set; }
 
-    /// <summary>Where in the guest the memory goes.</summary>
+    /// <summary>The place of the memory in the guest.</summary>
     [Parameter(ParameterSetName = RegisterSet)]
     [Parameter(ParameterSetName = MmapSet)]
     [Alias("Dest", "GuestAddress")]
@@ -112,12 +112,12 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [ValidateNotNull]
     public VmMemoryDestination? Destination { get; set; }
 
-    /// <summary>What may be done with the memory.</summary>
+    /// <summary>The accesses that are allowed.</summary>
     [Parameter(ParameterSetName = RegisterSet)]
     [Alias("Prot")]
     public MemoryProtection Protection { get; set; } = MemoryProtection.ReadWrite;
 
-    /// <summary>Whose choice of caching holds.</summary>
+    /// <summary>Who chooses the caching.</summary>
     [Parameter(ParameterSetName = RegisterSet)]
     [Parameter(ParameterSetName = PrepareSet)]
     public MemCacheType Cache { get; set; }
@@ -153,7 +153,7 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [AllowEmptyCollection]
     public AddressRange[] Range { get; set; } = [];
 
-    /// <summary>What the registration answered.</summary>
+    /// <summary>The id of the registration's answer.</summary>
     [Parameter(Mandatory = true, ValueFromPipelineByPropertyName = true, ParameterSetName = UnregisterSet)]
     [ArgumentCompleter(typeof(RegionIdCompleter))]
     [Number]
@@ -171,18 +171,18 @@ public abstract class VmMemoryRequestCmdlet : GuestMemoryCmdlet
     [Number]
     public ulong Address { get; set; }
 
-    /// <summary>Which stores count.</summary>
+    /// <summary>The stores that signal.</summary>
     [Parameter(ParameterSetName = IoEventSet)]
     [ArgumentCompleter(typeof(DatamatchCompleter))]
     public Datamatch Datamatch { get; set; }
 
-    /// <summary>Whether it begins, or ends with -Register:$false.</summary>
+    /// <summary>Starts the signalling; -Register:$false ends it.</summary>
     [Parameter(ParameterSetName = IoEventSet)]
     public SwitchParameter Register { get; set; } = true;
 
     private bool HasSize => MyInvocation.BoundParameters.ContainsKey(nameof(Size));
 
-    /// <summary>The request that the parameters say. What had to be opened for it is added to a list.</summary>
+    /// <summary>The request of the parameters. Files that it opens are added to a list.</summary>
     protected VmMemoryRequest MakeRequest(ICollection<IDisposable> opened) => ParameterSetName switch
     {
         PrepareSet => new VmMemoryRequest.PrepareSharedMemoryRegion(Alloc!, Cache),
