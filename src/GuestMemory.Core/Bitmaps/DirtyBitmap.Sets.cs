@@ -42,6 +42,7 @@ public sealed partial class DirtyBitmap
             offset = _offsetInFirstPage;
         }
 
+        if (byteSize == 0) return new DirtyBitmap(startAddress, 0, PageSize, [], Source);
         var (page, offsetInFirstPage) = Math.DivRem(offset, PageSize);
         var words = _words[(int)(page >> 6)..];
         var shift = (int)(page & 63);

@@ -23,7 +23,7 @@ public sealed partial class DirtyBitmap
         ByteSize = byteSize;
         PageSize = pageSize;
         PageCount = (long)(byteSize / pageSize + (byteSize % pageSize == 0 ? 0UL : 1UL));
-        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (int)((PageCount + 63) / 64), nameof(words));
+        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (PageCount + 63) / 64, nameof(words));
         _words = words;
         Source = source;
         DirtyCount = BitScan.Count(words);

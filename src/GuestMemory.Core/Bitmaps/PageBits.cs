@@ -76,15 +76,19 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     /// <summary>The next page that is set, or is not; <paramref name="end"/> where there is none before.</summary>
     public ulong Next(ulong first, ulong end, bool set) => BitScan.Next(words, first, end, set);
 
-    public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)((PageCount + 63) / 64))));
+    // What another process wrote behind the last page is not counted.
+    public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)(PageCount >> 6)))) + (LastMask == 0 ? 0 : BitOperations.PopCount(words[PageCount >> 6] & LastMask));
 
     /// <summary>How many are set in this one, in the other, or in both.</summary>
     public long CountWith(PageBits other)
     {
         long count = 0;
-        for (ulong i = 0; i < (PageCount + 63) / 64; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
-        return count;
+        for (ulong i = 0; i < PageCount >> 6; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
+        return LastMask == 0 ? count : count + BitOperations.PopCount((words[PageCount >> 6] | other.WordAt(PageCount >> 6)) & LastMask);
     }
+
+    /// <summary>The bits of a last word that is not full; 0 where it is.</summary>
+    private ulong LastMask => (1UL << (int)(PageCount & 63)) - 1;
 
     /// <summary>The word that a page is in, the bits of it that lie before the end, and the page to go on with.</summary>
     private ref ulong Part(ref ulong first, ulong end, out ulong mask)

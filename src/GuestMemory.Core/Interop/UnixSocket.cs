@@ -38,11 +38,11 @@ internal static unsafe partial class UnixSocket
         return new SafeDescriptor(number);
     }
 
-    /// <summary>Two connected sockets that keep message boundaries (SOCK_SEQPACKET), close-on-exec.</summary>
-    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair(bool nonBlocking)
+    /// <summary>Two connected sockets, close-on-exec, which keep message boundaries (SOCK_SEQPACKET) unless another type is asked for.</summary>
+    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair(bool nonBlocking, int type = SOCK_SEQPACKET)
     {
         var pair = stackalloc int[2];
-        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0, pair) == 0
+        return socketpair(AF_UNIX, type | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0, pair) == 0
             ? (new SafeDescriptor(pair[0]), new SafeDescriptor(pair[1]))
             : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets", remedy: "Raise the limit of open files ('ulimit -n').");
     }
