@@ -193,7 +193,7 @@ function Invoke-PesterSuite([string] $Name, [string] $Pester) {
     }
     $summary = Join-Path $results "$Name.json"
     $command = Get-ChildCommand $run $Pester, (Join-Path $root tests $Name), (Join-Path $results "$Name.xml"), $summary
-    & timeout --foreground --kill-after=10 45m @command | Out-Host
+    & (Join-Path $root tests watch.sh) 120 (Join-Path $results "$Name.log") @command | Out-Host
     if (Test-Path $summary) {
         return Get-Content -Raw $summary | ConvertFrom-Json -AsHashtable
     }

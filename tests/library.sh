@@ -21,20 +21,12 @@ for seconds in "${GUESTMEMORY_FUZZ_SECONDS:-}" "${GUESTMEMORY_STRESS_SECONDS:-}"
 done
 limit=${GUESTMEMORY_HANG_SECONDS:-$(( longest > 60 ? longest + 60 : 120 ))}
 
-: >"$log"
-status_file=$(mktemp)
-{
-    "$root/tests/watch.sh" "$limit" "$log" dotnet "$suite" -noLogo -noColor -reporter verbose -result-trx "$results/library.trx" "$@"
-    echo $? >"$status_file"
-} &
-tail --quiet --lines=+1 --follow --pid=$! "$log" | awk '
+"$root/tests/watch.sh" "$limit" "$log" dotnet "$suite" -noLogo -noColor -reporter verbose -result-trx "$results/library.trx" "$@" | awk '
     /^    [^ ].* \[(STARTING|FINISHED|NOT RUN)\]/ { next }
     /^    [^ ].* \[SKIP\]$/ { skipped = substr($0, 5, length($0) - 11); next }
     skipped { sub(/^ */, ""); print "Skipped: " skipped ": " $0; skipped = ""; fflush(); next }
     { print; fflush() }'
-wait
-status=$(cat "$status_file")
-rm -f -- "$status_file"
+status=${PIPESTATUS[0]}
 
 count() { grep -c "^    [^ ].* \[$1\]" "$log"; }
 failed=$(count FAIL) skipped=$(count SKIP)

@@ -14,6 +14,7 @@ BeforeAll {
     $version = (Import-PowerShellDataFile "$root/GuestMemory.psd1").ModuleVersion
     $higher = '{0}.{1}.0' -f ([version] $version).Major, (([version] $version).Minor + 1)
 
+    Write-Host 'watch: 1200 s: everything is built and packaged'
     $program, $arguments = $pwsh + '-File', "$root/build.ps1", '-Task', 'Package'
     $said = & $program @arguments 2>&1 | Out-String
     $LASTEXITCODE | Should -Be 0 -Because $said
