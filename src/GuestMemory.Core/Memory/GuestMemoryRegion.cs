@@ -91,7 +91,10 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     public MemoryRegionAddress? ToRegionAddress(GuestAddress address) =>
         address.CheckedOffsetFrom(new GuestAddress(GuestAddress)) is { } offset && offset < Size ? new MemoryRegionAddress(offset) : null;
 
-    /// <summary>Where an offset is mapped in this process. For handing on; access goes through the memory.</summary>
+    /// <summary>
+    /// Where an offset is mapped in this process (vm-memory's get_host_address), to hand it on. Nothing keeps the memory there, nor a
+    /// page-fault handler from coming to lie behind it; access goes through the memory.
+    /// </summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress: it lies past the end. HostAddressNotAvailable: such memory has none.</exception>
     public ulong GetHostAddress(MemoryRegionAddress address) => AddressInRange(address) ? _memory.GetHostAddress(address.Value) : throw Outside(address);
 
@@ -99,13 +102,13 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     public FileOffset? GetFileOffset() => _memory.File;
 
     /// <summary>
-    /// The memory as a span; the null span over guarded memory, above 2 GiB, and once the region was removed. The span is good as
-    /// long as the region is not removed, and others may write what it shows.
+    /// The memory as a span (vm-memory's as_slice), until the lease is disposed of; an empty one over guarded memory, above 2 GiB, and
+    /// once the region was removed. Others may write what it shows.
     /// </summary>
-    public ReadOnlySpan<byte> AsSlice() => _memory.AsVolatileSlice().AsSpan();
+    public ReadOnlySpanLease<byte> AsSlice() => new(AsMutSlice());
 
-    /// <summary>The same to write to; what is written is to be marked by hand.</summary>
-    public Span<byte> AsMutSlice() => _memory.AsVolatileSlice().AsSpan();
+    /// <summary>The same to write to (vm-memory's as_mut_slice); what is written is to be marked by hand.</summary>
+    public SpanLease<byte> AsMutSlice() => _memory.AsVolatileSlice().AsSpan();
 
     /// <summary>All of the memory.</summary>
     public VolatileSlice AsVolatileSlice() => _memory.AsVolatileSlice();

@@ -8,9 +8,10 @@ namespace GuestMemory.Core;
 /// is still there, and whether writes are marked. The word is 0 for memory that is simply there, and no virtual member is called then.
 /// </content>
 /// <remarks>
-/// Nothing is counted. Release sets Disposed, has every CPU of the process pass a barrier, and only then unmaps; the addresses stay
+/// Short accesses are not counted. Release sets Disposed, has every CPU of the process pass a barrier, and only then unmaps; the addresses stay
 /// reserved until no slice is left (<see cref="SafeMapping"/>). So an access either ends before, or sees here that what it touched
-/// was no longer the memory, and fails; it can never touch anything else.
+/// was no longer the memory, and fails; it can never touch anything else. A hand-over to a page-fault handler sets Guarded, and cannot
+/// rely on that: what an access touches from then on may be missing. It waits until all are over (<see cref="MmapRegion.HandOver"/>).
 /// </remarks>
 public abstract unsafe partial class VolatileMemory
 {
@@ -49,7 +50,10 @@ public abstract unsafe partial class VolatileMemory
     /// <remarks>Accesses that are inside <see cref="ReadCore"/>, <see cref="WriteCore"/>, or between <see cref="Pin"/> and <see cref="Unpin"/> are the kind's to wait for.</remarks>
     protected void SetDisposed() => Set(Disposed);
 
-    /// <summary>Sets a flag. On return no access is under way that has not seen it, or whose effect is not visible.</summary>
+    /// <summary>
+    /// Sets a flag. On return every access that begins sees it, and every access that has not seen it has either ended, with its effect
+    /// visible, or is still under way and sees the flag when it looks again at its end.
+    /// </summary>
     private protected void Set(int flag)
     {
         Interlocked.Or(ref _state, flag);
@@ -88,33 +92,21 @@ public abstract unsafe partial class VolatileMemory
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal nuint Read(byte* local, byte* memory, nuint length, out int error)
     {
-        if (IsDirect)
+        if (IsDirect && VolatileCopy.TryCopyBrief(local, memory, length) && IsStillThere())
         {
-            VolatileCopy.Copy(local, memory, length);
-            if (IsStillThere())
-            {
-                error = 0;
-                return length;
-            }
+            error = 0;
+            return length;
         }
 
-        return ReadGuarded(memory, local, length, out error);
+        return ReadOtherwise(memory, local, length, out error);
     }
 
     /// <summary>Copies into the memory and marks what was written, which begins at <paramref name="origin"/> of the bitmap.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal nuint Write(byte* memory, byte* local, nuint length, ulong origin, out int error)
     {
-        if (IsDirect)
-        {
-            VolatileCopy.Copy(memory, local, length);
-            error = 0;
-        }
-        else
-        {
-            length = WriteGuarded(memory, local, length, out error);
-        }
-
+        if (IsDirect && VolatileCopy.TryCopyBrief(memory, local, length)) error = 0;
+        else length = WriteOtherwise(memory, local, length, out error);
         Written(origin, length);
         return length;
     }
@@ -146,6 +138,16 @@ public abstract unsafe partial class VolatileMemory
     internal AccessPin Touch(byte* memory, nuint length, MemoryProtection access) =>
         IsDirect ? new AccessPin(memory) : AccessPin.Begin(this, OffsetOf(memory), length, access, brief: true);
 
+    /// <summary>
+    /// Around elements that are to be accessed one by one. Without an address where this kind cannot make sure that they are there: they
+    /// are copied together then, which also says which of them is not there.
+    /// </summary>
+    internal AccessPin TouchElements(byte* memory, nuint length, MemoryProtection access)
+    {
+        if (IsDisposed) throw RegionDisposed();
+        return CanTouch ? AccessPin.TryBegin(this, OffsetOf(memory), length, access, brief: true, out _) : default;
+    }
+
     /// <summary>Where in the memory an address of a slice lies.</summary>
     internal ulong OffsetOf(byte* memory) => (ulong)(memory - _start);
 
@@ -158,6 +160,12 @@ public abstract unsafe partial class VolatileMemory
 
     private protected virtual void EndTouch(nint address, ulong length, object? state) => Unpin(address, length, state);
 
+    /// <summary>Whether what is touched between <see cref="BeginTouch"/> and <see cref="EndTouch"/> is sure to be there.</summary>
+    private protected virtual bool CanTouch => false;
+
+    /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
+    private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);
+
     // At best a page that is dirty already: a few loads, so kept out of the way of writes that nobody tracks, but not far.
     private void Mark(ulong origin, ulong length)
     {
@@ -166,10 +174,10 @@ public abstract unsafe partial class VolatileMemory
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private nuint ReadGuarded(byte* memory, byte* local, nuint length, out int error)
+    private nuint ReadOtherwise(byte* memory, byte* local, nuint length, out int error)
     {
-        if (IsDisposed) throw RegionDisposed();
-        nuint done = 0;
+        var done = CopyWhileDirect(local, memory, length);
+        if (!IsStillThere()) throw RegionDisposed();
         error = 0;
         while (done < length && error == 0)
         {
@@ -181,10 +189,10 @@ public abstract unsafe partial class VolatileMemory
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private nuint WriteGuarded(byte* memory, byte* local, nuint length, out int error)
+    private nuint WriteOtherwise(byte* memory, byte* local, nuint length, out int error)
     {
+        var done = CopyWhileDirect(memory, local, length);
         if (IsDisposed) throw RegionDisposed();
-        nuint done = 0;
         error = 0;
         while (done < length && error == 0)
         {
@@ -239,7 +247,9 @@ public abstract unsafe partial class VolatileMemory
         public static AccessPin Begin(VolatileMemory memory, ulong offset, ulong length, MemoryProtection access, bool brief)
         {
             var pin = TryBegin(memory, offset, length, access, brief, out var error);
-            return error == 0 ? pin : throw memory.NotAccessible(offset, access.HasWrite() ? MemoryProtection.Write : MemoryProtection.Read, error);
+            if (error == 0) return pin;
+            access = access.HasWrite() ? MemoryProtection.Write : MemoryProtection.Read;
+            throw (brief ? memory.NotTouchable(offset, access, error) : memory.NotAccessible(offset, access, error));
         }
 
         public void Dispose()

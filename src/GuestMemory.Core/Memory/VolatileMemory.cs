@@ -107,9 +107,7 @@ public abstract unsafe partial class VolatileMemory : IDisposable
             if (Bitmap is null)
             {
                 if (tracker is null) return;
-                var bitmap = new BitmapMmapRegion();
-                bitmap.Replace(tracker);
-                _bitmap = bitmap;
+                _bitmap = BitmapOver(tracker);
                 Set(Tracked);
             }
             else
@@ -117,6 +115,15 @@ public abstract unsafe partial class VolatileMemory : IDisposable
                 Bitmap.Replace(tracker, keepDirty ? Size : 0);
             }
         }
+    }
+
+    /// <summary>A bitmap that marks in a tracker; null without one.</summary>
+    private protected static BitmapMmapRegion? BitmapOver(IDirtyTracker? tracker)
+    {
+        if (tracker is null) return null;
+        var bitmap = new BitmapMmapRegion();
+        bitmap.Replace(tracker);
+        return bitmap;
     }
 
     /// <summary>After the memory was taken away: a shared log is released with its last region. A private bitmap can still be read.</summary>
@@ -143,7 +150,10 @@ public abstract unsafe partial class VolatileMemory : IDisposable
         GC.SuppressFinalize(this);
     }
 
-    /// <summary>Where a byte lies in this process. For handing on; access goes through slices.</summary>
+    /// <summary>
+    /// Where a byte lies in this process, to hand it on. Nothing keeps the memory there, nor a page-fault handler from coming to lie
+    /// behind it; access goes through slices.
+    /// </summary>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable.</exception>
     internal ulong GetHostAddress(ulong offset) => HasHostAddress ? (ulong)(_start + offset) : throw NoHostAddress();
 
@@ -202,7 +212,10 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     /// <param name="error">The error number of the access.</param>
     protected internal virtual SyscallException? Cause(ulong offset, MemoryProtection access, int error) => null;
 
-    /// <summary>The error for bytes that cannot be had: PageNotAccessible, or RegionDisposed.</summary>
+    /// <summary>
+    /// The error for bytes that cannot be had: PageNotAccessible; RegionDisposed; or the <see cref="Cause"/> itself, where the system call
+    /// is denied or unknown and says nothing of the page.
+    /// </summary>
     /// <param name="offset">The first of them.</param>
     /// <param name="access">Read or Write.</param>
     /// <param name="error">The error number of the access.</param>
@@ -214,6 +227,7 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     {
         // A region that a handler serves loses its access rights before it goes.
         if (IsDisposed) return RegionDisposed();
+        if (cause is not null && error is Errno.EPERM or Errno.ENOSYS or Errno.EINVAL) return cause;
         var why = Protection.Allows(access) ? WhyNot(access, error) : $"its protection is {Protection}";
         return new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at {place} cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {why}.",
             cause) { Address = address };

@@ -57,9 +57,9 @@ public sealed class UffdRegistration : IRegionHolder
     /// <summary>
     /// Registers the regions with a new userfaultfd (missing pages and removals) and hands it, with their mapping list, to the
     /// handler that listens at a path. Pages that are present already stay as they are; every other page comes from the handler
-    /// from now on. On failure everything is as before.
+    /// from now on. Accesses that are under way end first, which takes some milliseconds. On failure everything is as before.
     /// </summary>
-    /// <exception cref="GuestMemoryException">UffdDenied, UffdUnsupported, UffdRegisterFailed, UnalignedSize, RegionInUse, SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, PeerClosed.</exception>
+    /// <exception cref="GuestMemoryException">UffdDenied, UffdUnsupported, UffdRegisterFailed, UnalignedSize, RegionInUse (by another handler, or by a span), SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, PeerClosed.</exception>
     public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
@@ -67,18 +67,14 @@ public sealed class UffdRegistration : IRegionHolder
         foreach (var region in memory.Regions) CheckRegion(region);
         var uffd = Userfaultfd.Create(Features(memory));
         var socket = UnixSocket.Create(nonBlocking: true);
-        var registration = default(UffdRegistration);
-        var held = 0;
+        MmapRegion[] mappings = [.. memory.Regions.Select(static region => region.GetMmapRegion())];
+        var held = default(UffdRegistration);
         try
         {
-            registration = new UffdRegistration(socketPath, uffd, socket, memory);
-            foreach (var region in memory.Regions)
-            {
-                region.GetMmapRegion().AddHolder(registration);
-                held++;
-                Register(uffd, region);
-            }
-
+            var registration = new UffdRegistration(socketPath, uffd, socket, memory);
+            MmapRegion.HandOver(mappings, registration, cancellation);
+            held = registration;
+            foreach (var region in memory.Regions) Register(uffd, region);
             ConnectSocket(socket, socketPath, cancellation);
             registration.Send(cancellation);
             return registration;
@@ -87,7 +83,7 @@ public sealed class UffdRegistration : IRegionHolder
         {
             uffd.Dispose();
             socket.Dispose();
-            for (var i = 0; i < held; i++) memory.Regions[i].GetMmapRegion().RemoveHolder(registration!);
+            if (held is not null) Array.ForEach(mappings, mapping => mapping.RemoveHolder(held));
             throw;
         }
     }

@@ -114,7 +114,11 @@ public sealed class ReplaceStressTests : IDisposable
                 case 1:
                     // A run, written by its address and marked at once: by whole words, which are stored and not exchanged.
                     var (from, to) = (first + random.Next(100), first + Block - random.Next(100));
-                    for (var page = from; page < to; page++) _slice.AlignedAsMut<int>((ulong)page * Page) = _round;
+                    for (var page = from; page < to; page++)
+                    {
+                        using var place = _slice.AlignedAsMut<int>((ulong)page * Page);
+                        place.Value = _round;
+                    }
                     _slice.Bitmap.MarkDirty((ulong)from * Page, (ulong)(to - from) * Page);
                     for (var page = from; page < to; page++) _marked[marker][page] = true;
                     break;

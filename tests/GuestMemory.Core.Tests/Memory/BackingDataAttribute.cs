@@ -16,8 +16,11 @@ public sealed class BackingDataAttribute(params object?[] more) : DataAttribute
     /// <summary>Whether regions have parts of pages, which no handler serves.</summary>
     public bool OddSizes { get; set; }
 
+    /// <summary>Whether files are left out, mapped or not: what a kernel copies may tear.</summary>
+    public bool NoFiles { get; set; }
+
     public override bool SupportsDiscoveryEnumeration() => true;
 
     public override ValueTask<IReadOnlyCollection<ITheoryDataRow>> GetData(MethodInfo testMethod, DisposalTracker disposalTracker) =>
-        new([.. TestMemory.Kinds.Where(backing => !OddSizes || backing != "served").Select(backing => new TheoryDataRow([backing, .. more]))]);
+        new([.. TestMemory.Kinds.Where(backing => (!OddSizes || backing != "served") && (!NoFiles || backing is not ("file" or "pread"))).Select(backing => new TheoryDataRow([backing, .. more]))]);
 }

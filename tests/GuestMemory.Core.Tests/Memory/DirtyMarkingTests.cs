@@ -111,7 +111,8 @@ public sealed class DirtyMarkingTests : IDisposable
 
                 break;
             case "aligned_as_mut":
-                if (!region.GetMemory().IsGuarded) slice.AlignedAsMut<ulong>(0) = 7;
+                if (region.GetMemory().IsGuarded) break;
+                using (var value = slice.AlignedAsMut<ulong>(0)) value.Value = 7;
                 break;
             case "get_atomic_ref":
                 var atomic = slice.GetAtomicRef<ulong>(0);

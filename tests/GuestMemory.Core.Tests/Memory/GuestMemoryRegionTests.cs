@@ -30,10 +30,12 @@ public sealed class GuestMemoryRegionTests : IDisposable
         Assert.Equal((true, false, 7UL), (region.GetBitmap().IsDirtyAt(0x1000), region.GetBitmap().IsDirtyAt(0), region.ReadObject<ulong>(new MemoryRegionAddress(0x1000))));
         // Guarded memory has no span.
         var guarded = TestMemory.IsGuarded(backing);
-        Assert.Equal((guarded ? 0 : 0x2000, guarded ? 0 : 0x2000), (region.AsSlice().Length, region.AsMutSlice().Length));
+        using var readable = region.AsSlice();
+        using var writable = region.AsMutSlice();
+        Assert.Equal((guarded ? 0 : 0x2000, guarded ? 0 : 0x2000), (readable.Span.Length, writable.Span.Length));
         if (guarded) return;
-        Assert.Equal(7, region.AsSlice()[0x1000]);
-        region.AsMutSlice()[3] = 9;
+        Assert.Equal(7, readable.Span[0x1000]);
+        writable.Span[3] = 9;
         Assert.Equal((9, false), (region.ReadObject<byte>(new MemoryRegionAddress(3)), region.GetBitmap().IsDirtyAt(0)));
     }
 
@@ -42,7 +44,8 @@ public sealed class GuestMemoryRegionTests : IDisposable
     {
         using var large = new GuestRegionMmap(new MmapRegionBuilder(1UL << 31).Build(), new GuestAddress(0));
         using var largest = new GuestRegionMmap(new MmapRegionBuilder((1UL << 31) - 1).Build(), new GuestAddress(0));
-        Assert.Equal((0, int.MaxValue), (large.AsSlice().Length, largest.AsMutSlice().Length));
+        using var lease = largest.AsMutSlice();
+        Assert.Equal((0, int.MaxValue), (large.AsSlice().Span.Length, lease.Span.Length));
         large.WriteObject(7, new MemoryRegionAddress((1UL << 31) - 4));
         Assert.Equal(7, large.AsVolatileSlice().ReadObject<int>((1UL << 31) - 4));
     }
@@ -54,7 +57,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
         var region = new GuestMemoryRegion(new Bare(), new GuestAddress(0x1000), "bare");
         var (slice, memory) = (region.AsVolatileSlice(), GuestMemoryMmap.FromRegions([region]));
         Assert.Equal((0x13ffUL, true), (region.LastAddress, region.AddressInRange(default)));
-        Assert.Equal((null, null, 0, 0), (region.IsHugetlbfs, region.GetFileOffset(), region.AsSlice().Length, region.AsMutSlice().Length));
+        Assert.Equal((null, null, 0, 0), (region.IsHugetlbfs, region.GetFileOffset(), region.AsSlice().Span.Length, region.AsMutSlice().Span.Length));
         var source = new CursorSource(new byte[8]);
         var sink = new CursorSink(new byte[8]);
         foreach (var access in (Action[])

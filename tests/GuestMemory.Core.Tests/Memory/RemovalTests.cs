@@ -29,7 +29,7 @@ public sealed class RemovalTests : IDisposable
         region.GetMemory().Bitmap!.Tracker!.Reset();
         foreach (var (_, access) in accesses) Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(access));
         Assert.Equal(0UL, BitConverter.ToUInt64(region.GetMemory().Bitmap!.Tracker!.Snapshot().SelectMany(BitConverter.GetBytes).ToArray()));
-        Assert.True(region.AsSlice().IsEmpty && region.AsMutSlice().IsEmpty);
+        Assert.True(region.AsSlice().Span.IsEmpty && region.AsMutSlice().Span.IsEmpty);
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => region.GetDirtyBitmap()));
         // What needs no memory still answers.
         Assert.Equal((size - 8, size), (slice.Offset(8).Size, region.Size));

@@ -225,4 +225,37 @@ public sealed class StreamVectorTests : IDisposable
         slice.ReadExact(bytes, 0);
         return bytes;
     }
+
+    /// <summary>A slice may be larger than anything a writer has; it is asked for pieces.</summary>
+    [Fact]
+    public void ABufferIsAskedForPieces()
+    {
+        var bytes = new byte[200_000];
+        new Random(1).NextBytes(bytes);
+        var writer = new CountingWriter();
+        new BufferSink(writer).WriteAllVolatile(VolatileSlice.FromArray(bytes));
+        Assert.InRange(writer.Largest, 1, 64 << 10);
+        Assert.True(writer.Written.AsSpan().SequenceEqual(bytes));
+    }
+
+    private sealed class CountingWriter : System.Buffers.IBufferWriter<byte>
+    {
+        private readonly System.Buffers.ArrayBufferWriter<byte> _inner = new();
+
+        public int Largest { get; private set; }
+
+        public byte[] Written => _inner.WrittenSpan.ToArray();
+
+        public void Advance(int count) => _inner.Advance(count);
+
+        public Memory<byte> GetMemory(int sizeHint = 0) => Seen(_inner.GetMemory(sizeHint), sizeHint);
+
+        public Span<byte> GetSpan(int sizeHint = 0) => GetMemory(sizeHint).Span;
+
+        private Memory<byte> Seen(Memory<byte> memory, int sizeHint)
+        {
+            Largest = Math.Max(Largest, sizeHint);
+            return memory;
+        }
+    }
 }

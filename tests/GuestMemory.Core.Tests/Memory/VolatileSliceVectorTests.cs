@@ -137,8 +137,8 @@ public sealed class VolatileSliceVectorTests : IDisposable
             return;
         }
 
-        Assert.Equal(0x08070605u, slice.AlignedAsRef<uint>(4));
-        slice.AlignedAsMut<ushort>(2) = 0x0a09;
+        using (var value = slice.AlignedAsRef<uint>(4)) Assert.Equal(0x08070605u, value.Value);
+        using (var value = slice.AlignedAsMut<ushort>(2)) value.Value = 0x0a09;
         Assert.Equal(0x08070605_0a090201u, slice.ReadObject<ulong>(0));
         Assert.False(slice.Bitmap.IsDirtyAt(2));
     }

@@ -15,7 +15,15 @@ internal static unsafe class GuardedCopy
     public static nuint Write(byte* memory, byte* local, nuint length, out int error) => Copy(memory, local, length, write: true, out error);
 
     /// <summary>Whether bytes can be accessed at once: the kernel would copy them in steps of its own.</summary>
-    public static bool IsSingle(byte* memory, nuint length) => length is 1 or 2 or 4 or 8 && ((nuint)memory & (length - 1)) == 0;
+    public static bool IsSingle(ulong address, nuint length) => length is 1 or 2 or 4 or 8 && (address & (length - 1)) == 0;
+
+    /// <summary>The error of a call on guarded memory that failed; what helps, where it is the call that is refused and not the page.</summary>
+    public static SyscallException Failure(string function, int error, string attempted) => new(function, error, attempted, remedy: error switch
+    {
+        Errno.EPERM or Errno.ENOSYS => $"A sandbox (a seccomp filter) denies {function}(2), without which guarded memory cannot be accessed. Allow it there.",
+        Errno.EINVAL when function == "madvise" => "Atomic access to guarded memory needs Linux 5.14 (MADV_POPULATE_READ, MADV_POPULATE_WRITE). Reading and writing bytes does not.",
+        _ => null,
+    });
 
     /// <summary>Brings in the pages of bytes, so that touching them neither waits nor fails; returns the error number, or 0.</summary>
     public static int TryPopulate(byte* memory, nuint length, bool write)

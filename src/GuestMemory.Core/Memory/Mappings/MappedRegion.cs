@@ -53,12 +53,23 @@ public abstract class MappedRegion : IDisposable
     /// <summary>Has the host reclaim the pages of a range (MADV_PAGEOUT); the content stays.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Msync"/>.</exception>
     /// <exception cref="SyscallException">What madvise(2) says.</exception>
-    public void Pageout(ulong offset, ulong size) => Advise(offset, size, Mman.MADV_PAGEOUT, "Paging out");
+    public void Pageout(ulong offset, ulong size)
+    {
+        CheckRange(offset, size);
+        using var lease = Memory.Lease();
+        var error = Mman.TryAdvise(lease.Address + (nint)offset, (nuint)size, Mman.MADV_PAGEOUT);
+        if (error != 0) throw new SyscallException("madvise", error, $"Paging out 0x{size:x} bytes at offset 0x{offset:x}");
+    }
 
-    /// <summary>Frees the pages of a range and of the file behind it (MADV_REMOVE); it reads as zero then.</summary>
+    /// <summary>Frees the pages of a range and of the file behind it (MADV_REMOVE); it reads as zero then, and is marked as written.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Msync"/>.</exception>
     /// <exception cref="SyscallException">What madvise(2) says.</exception>
-    public void Remove(ulong offset, ulong size) => Advise(offset, size, Mman.MADV_REMOVE, "Removing");
+    public void Remove(ulong offset, ulong size)
+    {
+        CheckRange(offset, size);
+        var error = ChangeContent(offset, size, address => Mman.TryAdvise(address, (nuint)size, Mman.MADV_REMOVE));
+        if (error != 0) throw new SyscallException("madvise", error, $"Removing 0x{size:x} bytes at offset 0x{offset:x}");
+    }
 
     /// <summary>Unmaps the memory.</summary>
     public void Dispose()
@@ -67,6 +78,9 @@ public abstract class MappedRegion : IDisposable
         Release();
         GC.SuppressFinalize(this);
     }
+
+    /// <summary>Changes the content of a range otherwise than by writing to it; see <see cref="MmapRegion.ChangeContent"/>.</summary>
+    private protected virtual int ChangeContent(ulong offset, ulong size, Func<nint, int> change) => Memory.ChangeContent(offset, size, change);
 
     /// <summary>Lets go of what the memory is borrowed from.</summary>
     private protected virtual void Release()
@@ -80,13 +94,5 @@ public abstract class MappedRegion : IDisposable
             throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"The offset 0x{offset:x} is not a multiple of the page size, {HostPage.Size} bytes.") { Address = offset };
         if (offset > Size || size > Size - offset)
             throw new GuestMemoryException(GuestMemoryError.InvalidAddress, $"0x{size:x} bytes at offset 0x{offset:x} leave the memory of 0x{Size:x} bytes.") { Address = offset };
-    }
-
-    private void Advise(ulong offset, ulong size, int advice, string what)
-    {
-        CheckRange(offset, size);
-        using var lease = Memory.Lease();
-        var error = Mman.TryAdvise(lease.Address + (nint)offset, (nuint)size, advice);
-        if (error != 0) throw new SyscallException("madvise", error, $"{what} 0x{size:x} bytes at offset 0x{offset:x}");
     }
 }

@@ -62,6 +62,12 @@ public sealed class MemoryMapping : MappedRegion
     }
 
     /// <inheritdoc/>
+    /// <remarks>What is borrowed from a region changes for the region, too.</remarks>
+    private protected override int ChangeContent(ulong offset, ulong size, Func<nint, int> change) => _owner is { } owner
+        ? owner.ChangeContent(HostAddress - owner.HostAddress + offset, size, _ => base.ChangeContent(offset, size, change))
+        : base.ChangeContent(offset, size, change);
+
+    /// <inheritdoc/>
     private protected override void Release() => Interlocked.Exchange(ref _owner, null)?.LetUnmap();
 
     /// <summary>How a file is mapped: shared, but for one whose pages nobody may write.</summary>

@@ -61,8 +61,7 @@ public sealed class MemoryMappingArena : MappedRegion
 
     private void Replace(ulong offset, ulong size, MemoryProtection protection, MapFlags flags, int descriptor, long from)
     {
-        using var lease = Memory.Lease();
-        var error = Mman.TryReplace(lease.Address + (nint)offset, (nuint)size, (int)protection, (int)flags, descriptor, from);
+        var error = ChangeContent(offset, size, address => Mman.TryReplace(address, (nuint)size, (int)protection, (int)flags, descriptor, from));
         if (error != 0) throw new SyscallException("mmap", error, $"Mapping 0x{size:x} bytes at offset 0x{offset:x} of the arena");
     }
 }

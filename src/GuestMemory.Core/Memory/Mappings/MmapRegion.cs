@@ -19,7 +19,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
 
     internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, FileOffset? file,
         bool? isHugetlbfs, bool owned, bool guarded, bool canShrink, IDirtyTracker? tracker)
-        : base((byte*)mapping.Address, size, protection, guarded)
+        : base((byte*)mapping.Address, size, protection, guarded, BitmapOver(tracker))
     {
         _mapping = mapping;
         _alwaysGuarded = guarded;
@@ -31,7 +31,6 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         _isHugetlbfs = isHugetlbfs;
         IsOwned = owned;
         HostAddress = (ulong)mapping.Address;
-        if (tracker is not null) SetTracker(tracker);
     }
 
     /// <summary>The size of the pages that back the mapping, in bytes.</summary>
@@ -80,18 +79,17 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
     /// <summary>
     /// Gives the pages of a range back to the host; they read as zero (anonymous memory) or as the file's content afterwards.
     /// Offset and length in bytes, multiples of <see cref="PageSize"/>. On memory that a page-fault handler serves this waits
-    /// until the handler has taken note.
+    /// until the handler has taken note. The range is marked as written: its content has changed.
     /// </summary>
     /// <exception cref="SyscallException">The kernel refused (unaligned range).</exception>
-    /// <exception cref="GuestMemoryException">InvalidBackendAddress: the range leaves the region.</exception>
+    /// <exception cref="GuestMemoryException">InvalidBackendAddress: the range leaves the region. RegionDisposed.</exception>
     public void Discard(ulong offset, ulong length)
     {
         if (offset > Size || length > Size - offset)
             throw new GuestMemoryException(GuestMemoryError.InvalidBackendAddress, $"The range 0x{offset:x} + 0x{length:x} leaves the region of 0x{Size:x} bytes.");
         if (length == 0) return;
-        using var lease = Lease();
         var advice = (Flags & MapFlags.Shared) != 0 ? Mman.MADV_REMOVE : Mman.MADV_DONTNEED;
-        var error = Mman.TryAdvise(lease.Address + (nint)offset, (nuint)length, advice);
+        var error = ChangeContent(offset, length, address => Mman.TryAdvise(address, (nuint)length, advice));
         if (error != 0) throw new SyscallException("madvise", error, $"Discarding 0x{length:x} bytes at offset 0x{offset:x}");
     }
 
@@ -113,7 +111,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         }
 
         Set(Disposed);
-        // Of a page that is there: it is a matter of nanoseconds.
+        // They touch pages that are there: it is a matter of microseconds.
         SpinWait.SpinUntil(() => Volatile.Read(ref _touching) == 0);
         foreach (var holder in holders) holder.Release(this);
         _mapping.Dispose();
@@ -133,27 +131,5 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         ArgumentNullException.ThrowIfNull(other);
         if (File is not { } mine || other.File is not { } theirs || mine.Identity != theirs.Identity) return false;
         return mine.Start < theirs.Start ? theirs.Start - mine.Start < Size : mine.Start - theirs.Start < other.Size;
-    }
-
-    /// <summary>Registers a holder. While one provides pages every access is guarded, and there is no second such one.</summary>
-    /// <exception cref="GuestMemoryException">RegionDisposed; RegionInUse.</exception>
-    internal void AddHolder(IRegionHolder holder)
-    {
-        lock (_lock)
-        {
-            if (IsDisposed) throw RegionDisposed();
-            _holders.Add(holder);
-            if (holder.ProvidesPages) Set(Guarded);
-        }
-    }
-
-    /// <summary>Takes a holder's claim back, where what it wanted did not work out.</summary>
-    internal void RemoveHolder(IRegionHolder holder)
-    {
-        lock (_lock)
-        {
-            _holders.Remove(holder);
-            if (!_alwaysGuarded && !_holders.HaveProvider) Clear(Guarded);
-        }
     }
 }

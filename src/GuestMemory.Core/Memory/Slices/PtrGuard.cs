@@ -2,7 +2,9 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// The host address of a slice, for a system call (vm-memory's PtrGuard): the memory stays mapped until disposal. What is written
-/// through it is not marked as dirty, and nothing protects from pages that cannot be had.
+/// through it is not marked as dirty, and nothing protects code that touches it from pages that cannot be had: they end the process.
+/// A page-fault handler may come to lie behind the memory meanwhile, and takes the access rights with it where the region is released
+/// by force; system calls then fail with EFAULT. <see cref="SpanLease{T}"/> is for code.
 /// </summary>
 public readonly unsafe ref struct PtrGuard
 {

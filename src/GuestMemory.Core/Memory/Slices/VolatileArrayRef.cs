@@ -37,7 +37,7 @@ public readonly unsafe struct VolatileArrayRef<T>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public void Store(ulong index, T value) => _slice.WriteObject(value, At(index));
 
-    /// <summary>Copies values out, as many as both hold; returns how many. Those of 2, 4 and 8 bytes are read one by one.</summary>
+    /// <summary>Copies values out, as many as both hold; returns how many. See <see cref="VolatileSlice.CopyTo"/>.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public int CopyTo(Span<T> destination) => _slice.CopyTo(destination);
 

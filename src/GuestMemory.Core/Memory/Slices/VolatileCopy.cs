@@ -17,12 +17,27 @@ internal static unsafe class VolatileCopy
     // Two vectors hold it: quicker than the call of a function that has to find that out.
     private const nuint Short = 64;
 
+    /// <summary>The longest copy that is over so soon that nobody has to count it.</summary>
+    public const nuint Brief = 64 << 10;
+
+    /// <summary>What longer copies are cut into: large enough that the C library still copies around the caches.</summary>
+    public const nuint Piece = 1 << 20;
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Copy(byte* destination, byte* source, nuint length)
     {
+        if (!TryCopyBrief(destination, source, length)) Mman.Copy(destination, source, length);
+    }
+
+    /// <summary>Copies where there is not more than <see cref="Brief"/>; else does nothing, and returns false.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryCopyBrief(byte* destination, byte* source, nuint length)
+    {
         if (length <= Short) CopyShort(destination, source, length);
         else if (length <= Few) Mman.CopyFew(destination, source, length);
-        else Mman.Copy(destination, source, length);
+        else if (length <= Brief) Mman.Copy(destination, source, length);
+        else return false;
+        return true;
     }
 
     private static void CopyShort(byte* destination, byte* source, nuint length)

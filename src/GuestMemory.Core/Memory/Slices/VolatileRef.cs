@@ -1,6 +1,7 @@
 namespace GuestMemory.Core;
 
-/// <summary>One value in guest memory (vm-memory's VolatileRef). 1, 2, 4 and 8 bytes at a multiple of their size never tear.</summary>
+/// <summary>One value in guest memory (vm-memory's VolatileRef). 1, 2, 4 and 8 bytes at a multiple of their size never
+/// tear, but where the memory can be cut short: a file (see the remarks on <see cref="VolatileSlice"/>).</summary>
 /// <typeparam name="T">Plain data.</typeparam>
 public readonly struct VolatileRef<T>
     where T : unmanaged

@@ -115,75 +115,6 @@ public readonly unsafe partial struct VolatileSlice
         _memory.Written(unchecked(_origin + offset), (ulong)sizeof(T));
     }
 
-    /// <summary>
-    /// Copies values out of the slice, as many as both hold; bytes behind the last whole value are left. Values of 2, 4 and 8 bytes
-    /// are read one by one.
-    /// </summary>
-    /// <returns>The number of values.</returns>
-    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public int CopyTo<T>(Span<T> destination)
-        where T : unmanaged
-    {
-        var count = (int)Math.Min((ulong)destination.Length, Size / (ulong)sizeof(T));
-        if (count == 0) return 0;
-        fixed (T* local = destination)
-        {
-            if (sizeof(T) > 1 && IsSingle<T>(0))
-            {
-                for (var i = 0; i < count; i++) local[i] = VolatileCopy.Load<T>(_address + (nint)i * sizeof(T));
-                _memory.Leave();
-                return count;
-            }
-
-            var done = _memory.Read((byte*)local, _address, (nuint)count * (nuint)sizeof(T), out var error);
-            if (error != 0) ThrowNotAccessible(done, MemoryProtection.Read, error);
-        }
-
-        return count;
-    }
-
-    /// <summary>Copies values into the slice, as many as both hold, and marks what was written; the counterpart of <see cref="CopyTo"/>.</summary>
-    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public void CopyFrom<T>(ReadOnlySpan<T> source)
-        where T : unmanaged
-    {
-        var count = (int)Math.Min((ulong)source.Length, Size / (ulong)sizeof(T));
-        if (count == 0) return;
-        var length = (nuint)count * (nuint)sizeof(T);
-        fixed (T* local = source)
-        {
-            if (sizeof(T) > 1 && IsSingle<T>(0))
-            {
-                for (var i = 0; i < count; i++) VolatileCopy.Store(_address + (nint)i * sizeof(T), local[i]);
-                _memory.Written(_origin, length);
-                return;
-            }
-
-            var done = _memory.Write(_address, (byte*)local, length, _origin, out var error);
-            if (error != 0) ThrowNotAccessible(done, MemoryProtection.Write, error);
-        }
-    }
-
-    /// <summary>
-    /// Copies to another slice, as many bytes as both have, and marks them there. The two may overlap.
-    /// </summary>
-    /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public void CopyToVolatileSlice(VolatileSlice destination)
-    {
-        var count = Math.Min(Size, destination.Size);
-        if (count == 0) return;
-        if (_memory.IsDirect && destination._memory.IsDirect)
-        {
-            Buffer.MemoryCopy(_address, destination._address, count, count);
-            // Marked first: where the source was taken away meanwhile, something has been written all the same.
-            destination._memory.Written(destination._origin, count);
-            _memory.Leave();
-            return;
-        }
-
-        CopyThroughBuffer(destination, count);
-    }
-
     // Apart, and given the fields, so that the quick ways above keep their slice in registers.
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static T ReadObjectSlowly<T>(VolatileMemory memory, byte* address, ulong size, ulong offset)
@@ -202,21 +133,6 @@ public readonly unsafe partial struct VolatileSlice
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private bool IsSingle<T>(ulong offset)
         where T : unmanaged => sizeof(T) is 1 or 2 or 4 or 8 && Size >= (ulong)sizeof(T) && offset <= Size - (ulong)sizeof(T) && _memory.IsDirect;
-
-    private void CopyThroughBuffer(VolatileSlice destination, ulong count)
-    {
-        var buffer = new byte[(int)Math.Min(count, 1 << 20)];
-        // What overlaps is copied from the end that is not overwritten first.
-        var backwards = destination._address > _address;
-        for (ulong done = 0; done < count;)
-        {
-            var piece = (int)Math.Min((ulong)buffer.Length, count - done);
-            var at = backwards ? count - done - (ulong)piece : done;
-            ReadExact(buffer.AsSpan(0, piece), at);
-            destination.WriteExact(buffer.AsSpan(0, piece), at);
-            done += (ulong)piece;
-        }
-    }
 
     private void ThrowNotAccessible(ulong offset, MemoryProtection access, int error) => throw _memory.NotAccessible(_memory.OffsetOf(_address + offset), access, error);
 

@@ -6,12 +6,14 @@ namespace GuestMemory.Core;
 /// <summary>
 /// A piece of guest memory that others may read and write at the same time (vm-memory's VolatileSlice, and its VolatileMemory). A
 /// small value: copy it, keep it, slice it. Accesses of 1, 2, 4 and 8 bytes at addresses that are multiples of their size never
-/// tear; larger ones may. What is written is marked in the region's dirty bitmap, after the write. A slice of a region that was
+/// tear, but for files (see the remarks); larger ones may. What is written is marked in the region's dirty bitmap, after the write. A slice of a region that was
 /// removed is an error, RegionDisposed, and nothing worse. Offsets and lengths are bytes.
 /// </summary>
 /// <remarks>
 /// On guarded memory every access goes through the kernel and costs about a microsecond; a page that cannot be had is the error
-/// PageNotAccessible.
+/// PageNotAccessible. Where memory can be cut short (a file, memory that the caller mapped) the kernel copies values of 2, 4 and 8 bytes in
+/// steps of its own, and a value that is written at the same time may come in parts: use <see cref="Load"/> and <see cref="Store"/>, or
+/// <see cref="GetAtomicRef"/>, which never tear. The same holds for kinds of memory that copy by themselves, and on kernels before Linux 5.14.
 /// </remarks>
 public readonly unsafe partial struct VolatileSlice
 {
@@ -136,32 +138,31 @@ public readonly unsafe partial struct VolatileSlice
         where T : unmanaged, IBinaryInteger<T> => new(_memory, Aligned<T>(offset));
 
     /// <summary>
-    /// A reference to a value in place, to read it as often as one likes. It is good as long as the region is not removed, and others
-    /// may write what it refers to.
+    /// A reference to a value in place (vm-memory's aligned_as_ref), to read it as often as one likes until the lease is disposed of.
+    /// Others may write what it refers to.
     /// </summary>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded.</exception>
-    public ref readonly T AlignedAsRef<T>(ulong offset)
-        where T : unmanaged => ref AlignedAsMut<T>(offset);
+    public ReadOnlySpanLease<T> AlignedAsRef<T>(ulong offset)
+        where T : unmanaged => new(AlignedAsMut<T>(offset));
 
     /// <summary>The same to write to; nobody marks as dirty what is written.</summary>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
-    public ref T AlignedAsMut<T>(ulong offset)
+    public SpanLease<T> AlignedAsMut<T>(ulong offset)
         where T : unmanaged
     {
         _ = ComputeEndOffset(offset, (ulong)sizeof(T));
         var at = _address + offset;
         var alignment = (ulong)AlignmentOf<T>();
         if (((ulong)at & (alignment - 1)) != 0) throw VolatileMemoryException.Misaligned((ulong)at, alignment);
-        var state = _memory.State;
-        if ((state & VolatileMemory.Disposed) != 0) throw VolatileMemory.RegionDisposed();
-        if ((state & VolatileMemory.Guarded) != 0) throw VolatileMemory.NoHostAddress();
-        return ref *(T*)at;
+        var lease = SpanLease<T>.TryBegin(_memory, at, 1);
+        if (!lease.Span.IsEmpty) return lease;
+        throw (_memory.IsDisposed ? VolatileMemory.RegionDisposed() : VolatileMemory.NoHostAddress());
     }
 
-    /// <summary>The memory as a span, or the null span: guarded memory, more than 2 GiB, or removed.</summary>
-    internal Span<byte> AsSpan() => _memory is not null && Size <= int.MaxValue && (_memory.State & (VolatileMemory.Guarded | VolatileMemory.Disposed)) == 0 ? new Span<byte>(_address, (int)Size) : default;
+    /// <summary>The memory as a span, or an empty one: guarded memory, more than 2 GiB, or removed.</summary>
+    internal SpanLease<byte> AsSpan() => _memory is not null && Size <= int.MaxValue ? SpanLease<byte>.TryBegin(_memory, _address, (int)Size) : default;
 
     internal static int AlignmentOf<T>()
         where T : unmanaged => sizeof(AlignmentProbe<T>) - sizeof(T);

@@ -6,11 +6,14 @@ namespace GuestMemory.Core;
 /// <param name="writer">Where to.</param>
 public sealed class BufferSink(IBufferWriter<byte> writer) : IWriteVolatile
 {
+    // What a writer is asked for; it may give more, and that is used.
+    private const int Piece = 64 << 10;
+
     /// <inheritdoc/>
     public ulong WriteVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = slice.Read(writer.GetSpan((int)Math.Min(slice.Size, (ulong)Array.MaxLength)), 0);
+        var count = slice.Read(writer.GetSpan((int)Math.Min(slice.Size, Piece)), 0);
         writer.Advance(count);
         return (ulong)count;
     }
