@@ -2,11 +2,13 @@
 
 <#
 .SYNOPSIS
-    Builds, tests, checks, documents, measures, shows and packages GuestMemory.
+    Builds, tests, fuzzes, checks, documents, measures, shows and packages GuestMemory.
 .DESCRIPTION
     Build    builds everything; the module lands in bin/, so that Import-Module ./GuestMemory.psd1 works; makes the help in en-US/
              anew where a page has changed and PlatyPS is there
     Test     builds, then runs every test; the last line is "N passed, N failed, N skipped"
+    Fuzz     fuzzes targets of tests/Fuzz, one after the other: Fuzz TARGET... -Seconds 600 (each), or Fuzz all -Seconds 180 (in all);
+             lists them where none is named; ends with an error where something is found, which lies in artifacts/fuzz/TARGET
     Analyze  builds (any analyzer warning is an error), then runs PSScriptAnalyzer over the scripts
     Docs     brings the pages in docs/cmdlets up to the cmdlets' parameters, then makes the help in en-US/ from them
     Bench    runs bench/GuestMemory.Bench; further arguments are its own
@@ -20,19 +22,25 @@
 .EXAMPLE
     ./build.ps1 -Task Test
 .EXAMPLE
+    ./build.ps1 -Task Fuzz mapping-list -Seconds 60
+.EXAMPLE
     ./build.ps1 -Task Demo -MemoryPath ./vm.mem
 #>
 #Requires -Version 7.6
 [CmdletBinding()]
 param(
     [Parameter(Position = 0)]
-    [ValidateSet('Build', 'Test', 'Analyze', 'Docs', 'Bench', 'Demo', 'Package', 'Clean')]
+    [ValidateSet('Build', 'Test', 'Analyze', 'Docs', 'Bench', 'Fuzz', 'Demo', 'Package', 'Clean')]
     [string] $Task = 'Build',
 
     [ValidateSet('Release', 'Debug')]
     [string] $Configuration = 'Release',
 
-    # For Bench and Demo: handed on.
+    # For Fuzz: how long each target runs, or all of them together.
+    [ValidateRange(1, 86400)]
+    [int] $Seconds = 600,
+
+    # For Bench and Demo: handed on. For Fuzz: the targets.
     [Parameter(ValueFromRemainingArguments)]
     [string[]] $RemainingArgument = @()
 )
@@ -290,6 +298,7 @@ try {
         'Analyze' { Invoke-Build; Invoke-Analyze }
         'Docs' { Invoke-Build; Invoke-Documentation }
         'Bench' { Invoke-Bench }
+        'Fuzz' { Import-Module (Join-Path $root build Fuzz.psm1); Invoke-Fuzz $RemainingArgument $Seconds }
         'Demo' { Invoke-Build; Invoke-Demo }
         'Package' { Invoke-Build; Invoke-Package }
         'Clean' { Invoke-Clean }

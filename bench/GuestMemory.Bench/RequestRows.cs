@@ -100,7 +100,7 @@ internal sealed class RequestRows : RowSet
         public Vm(SafeHandle file, int registered)
         {
             var vm = new KvmVm(GuestMemoryMmap.FromRegions([new GuestRegionMmap(new MmapRegionBuilder(Size).Build(), new GuestAddress(0))]));
-            var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(0xd0000000, 0xdfffffff), HighMmio = new AllocRange(1UL << 40, (1UL << 41) - 1) });
+            var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AddressInterval(0xd0000000, 0xdfffffff), HighMmio = new AddressInterval(1UL << 40, (1UL << 41) - 1) });
             Context = new VmMemoryContext(vm, allocator);
             var service = VmMemoryService.Start(Context, new VmMemoryServiceOptions());
             var (near, far) = Tube.Pair();

@@ -62,9 +62,8 @@ public static class HostSupport
         if (pools.Count == 0) yield return new HostFeature("HugePages", false, "The kernel has no huge pages (CONFIG_HUGETLBFS).", null);
         foreach (var pool in pools)
         {
-            var name = $"hugepages-{pool.PageSize / 1024}kB";
             yield return new HostFeature($"HugePages:{pool.PageSize / 1024}kB", pool.Free > 0, $"{pool.Free} of {pool.Total} pages are free.",
-                pool.Free > 0 ? null : $"'echo N > /sys/kernel/mm/hugepages/{name}/nr_hugepages' as root.");
+                pool.Free > 0 ? null : $"'{HugePages.EnlargeCommand(pool.PageSize)}' as root.");
         }
     }
 

@@ -37,11 +37,11 @@ internal sealed class Channel(SafeDescriptor socket) : IDisposable
 
         try
         {
-            return truncated ? throw new JsonException("It was cut short") : JsonSerializer.Deserialize(_buffer.AsSpan(0, (int)received), HostJson.Default.ChannelMessage);
+            return truncated ? throw new JsonException("It was cut short") : JsonSerializer.Deserialize(_buffer.AsSpan(0, (int)received), HostJson.Default.ChannelMessage) ?? throw new JsonException("null");
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"A message between supervisor and worker is wrong: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"A message between supervisor and worker is wrong: {JsonErrorText.Of(exception)}", exception);
         }
     }
 

@@ -63,7 +63,13 @@ internal sealed record VmList
     public IReadOnlyList<GuestRegionUffdMapping> Mappings { get; init; } = [];
 }
 
-[JsonSourceGenerationOptions(MaxDepth = 8, UseStringEnumConverter = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true)]
+[JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
+    Converters =
+    [
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>),
+    ])]
+[JsonSerializable(typeof(string[]))]
+[JsonSerializable(typeof(GuestRegionUffdMapping[]))]
 [JsonSerializable(typeof(ChannelMessage))]
 [JsonSerializable(typeof(VmList))]
 internal sealed partial class HostJson : JsonSerializerContext;

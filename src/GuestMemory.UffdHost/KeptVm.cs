@@ -89,7 +89,7 @@ internal sealed class KeptVm : IDisposable
         }
         catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException)
         {
-            throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"The mapping list of a VM cannot be read: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"The mapping list of a VM cannot be read: {JsonErrorText.Of(exception)}", exception);
         }
     }
 

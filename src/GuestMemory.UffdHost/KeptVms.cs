@@ -8,6 +8,9 @@ namespace GuestMemory.UffdHost;
 /// <summary>The VMs that are kept, here and, where there is one, with the service manager; and the figures of those that have ended.</summary>
 internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
 {
+    // More VMs than come in the life of a handler; the next one must have a number too.
+    private const int MaxId = 1 << 30;
+
     private readonly List<KeptVm> _vms = [];
     private readonly Lock _lock = new();
     private readonly LatencyHistogram _endedLatency = new();
@@ -115,10 +118,13 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm) =>
         [("socket", vm.Socket), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
 
-    private static string Name(int id, string kind) => $"vm-{id}-{kind}";
+    internal static string Name(int id, string kind) => $"vm-{id}-{kind}";
 
-    private static (int Id, string Kind)? Parse(string name) =>
-        name.Split('-') is ["vm", var number, var kind] && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id) ? (id, kind) : null;
+    /// <summary>Which part of which VM has a name, exactly as it is given here; null for any other name.</summary>
+    internal static (int Id, string Kind)? Parse(string name) =>
+        name.Split('-') is ["vm", var number, ("socket" or "uffd" or "state" or "list") and var kind]
+        && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
+        && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
 
     private void Forget(KeptVm vm)
     {

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
@@ -62,7 +63,7 @@ internal sealed partial class Supervisor
                 if (_reception is not null) OfferMore();
                 break;
             case ChannelMessageType.Failed:
-                _failure = new GuestMemoryException(Enum.TryParse<GuestMemoryError>(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
+                _failure = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
                 break;
             case ChannelMessageType.Taken:
                 _worker!.Untaken--;

@@ -11,7 +11,7 @@ namespace GuestMemory.UffdHost;
 internal sealed class Systemd
 {
     private const int FirstDescriptor = 3;
-    private const int MaxDescriptors = 65536;
+    internal const int MaxDescriptors = 65536;
 
     private readonly string? _notify = Take("NOTIFY_SOCKET");
     private readonly Queue<(string Text, SafeDescriptor? Descriptor)> _pending = new();
@@ -66,12 +66,18 @@ internal sealed class Systemd
     private static List<(string Name, SafeDescriptor Descriptor)> Inherit()
     {
         var found = new List<(string Name, SafeDescriptor Descriptor)>();
-        var process = Take("LISTEN_PID");
-        var names = (Take("LISTEN_FDNAMES") ?? "").Split(':');
-        if (!int.TryParse(Take("LISTEN_FDS"), NumberStyles.None, CultureInfo.InvariantCulture, out var count) || count > MaxDescriptors
-            || process != Environment.ProcessId.ToString(CultureInfo.InvariantCulture)) return found;
-        for (var i = 0; i < count; i++) found.Add((i < names.Length ? names[i] : "", OwnSession.Inherit(FirstDescriptor + i)));
+        foreach (var name in NamesOf(Take("LISTEN_PID"), Take("LISTEN_FDS"), Take("LISTEN_FDNAMES"), Environment.ProcessId))
+            found.Add((name, OwnSession.Inherit(FirstDescriptor + found.Count)));
         return found;
+    }
+
+    /// <summary>The names of the descriptors that came with a process, "" for one without; none where they are another process's.</summary>
+    internal static IReadOnlyList<string> NamesOf(string? listenPid, string? listenFds, string? listenFdNames, int processId)
+    {
+        if (!int.TryParse(listenFds, NumberStyles.None, CultureInfo.InvariantCulture, out var count) || count > MaxDescriptors
+            || listenPid != processId.ToString(CultureInfo.InvariantCulture)) return [];
+        var names = (listenFdNames ?? "").Split(':');
+        return [.. Enumerable.Range(0, count).Select(i => i < names.Length ? names[i] : "")];
     }
 
     /// <summary>What is meant for this process is not meant for its worker.</summary>

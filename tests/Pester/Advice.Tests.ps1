@@ -1,5 +1,7 @@
 # The library's messages name no cmdlet and no switch; the module's error records recommend them.
 BeforeAll {
+    # As in an admin's shell; the build stops at errors.
+    $ErrorActionPreference = 'Continue'
     $root = Split-Path (Split-Path $PSScriptRoot)
     Import-Module (Join-Path $root GuestMemory.psd1)
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force

@@ -279,6 +279,25 @@ Describe 'Export-GuestMemory' {
             ($region | Get-DirtyBitmap).DirtyCount | Should -Be 1
         }
 
+        It 'names the file and the folder that another user may not write, and no file of its own' {
+            $folder = New-Item -ItemType Directory "$TestDrive/other"
+            try {
+                $shell = @(Get-OtherUserShell $folder)
+                Set-Content "$folder/export.ps1" @'
+param($Manifest)
+Import-Module $Manifest
+New-MmapRegion 64KiB | Export-GuestMemory /etc/vm.mem -ErrorAction SilentlyContinue -ErrorVariable failure
+"$($failure[0].FullyQualifiedErrorId) $($failure[0])"
+'@
+                $text = & $shell[0] $shell[1..20] -File "$folder/export.ps1" "$folder/module/GuestMemory.psd1" | Out-String
+                $text | Should -Match '^FileAccessDenied,.* /etc/vm\.mem cannot be written: this user may not create files in /etc'
+                $text | Should -Not -Match '\.part'
+            }
+            finally {
+                Remove-Item -Recurse -Force $folder
+            }
+        }
+
         It 'leaves a file that is there as it was where a page cannot be read' {
             Set-Content $image mine -NoNewline
             $region = New-MmapRegion 4KiB 0x200000000 -Protection None

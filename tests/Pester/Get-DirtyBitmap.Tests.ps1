@@ -188,7 +188,7 @@ Describe 'Get-DirtyBitmap' {
             $part.Except($bitmap).GetRanges() | ForEach-Object Address | Should -Be 0, 0x8000
             $part.Save("$TestDrive/saved.log")
             Get-DirtyBitmap -LogPath "$TestDrive/saved.log" -AsRange | ForEach-Object Address | Should -Be 0, 0x7000
-            { $part.And(($high | Get-DirtyBitmap)) } | Should -Throw -ExpectedMessage '*not of the same memory*'
+            { $part.And(($high | Get-DirtyBitmap)) } | Should -Throw -ExpectedMessage '*do not cover the same memory*'
         }
 
         It 'refuses <What> with <Id>' -ForEach @(

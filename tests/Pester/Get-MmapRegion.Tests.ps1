@@ -58,7 +58,7 @@ Describe 'Get-MmapRegion' {
 
     It 'shows a table with hexadecimal addresses' {
         $view = Get-MmapRegion | Out-String -Width 200
-        $view | Should -Match 'boot rom\s+0xfffc0000\s+0xfffc0fff\s+4 KiB\s+anonymous\s+No'
+        $view | Should -Match 'boot rom\s+0xfffc0000\s+0xfffc0fff\s+4 KiB\s+No\s+anonymous'
         $view | Should -Match 'high\s+0x100000000\s+0x100000fff'
     }
 

@@ -233,7 +233,7 @@ Describe 'Invoke-VmMemoryRequest' {
             $vm.Slots.GuestAddress | Should -Be 0, 0x300000000, 0x400000000
             # The memory outlives the process that brought it.
             $buffer = [byte[]]::new(1)
-            $ends = $vm.Slots[1].GetMmapRegion().Memory.AsVolatileSlice()
+            $ends = $vm.Slots[1].GetSlotMemory().Memory.AsVolatileSlice()
             $null = $ends.Read($buffer, 0)
             $buffer[0] | Should -Be 77
             $service = Get-VmMemoryService

@@ -290,9 +290,9 @@ high,0x100000000,128KiB
 
     It 'shows addresses in hexadecimal, sizes with their unit and what is behind' {
         $view = New-MmapRegion 256MiB 0x100000000 -Name ram -DirtyTracking | Out-String -Width 200
-        $view | Should -Match 'Name\s+GuestAddress\s+LastAddress\s+Size\s+Backing\s+Tracked'
-        $view | Should -Match 'ram\s+0x100000000\s+0x10fffffff\s+256 MiB\s+anonymous\s+Private'
-        New-MmapRegion 4KiB -Memfd | Out-String -Width 200 | Should -Match '0x00000000\s+0x00000fff\s+4 KiB\s+memfd:guest_mem\s+No'
+        $view | Should -Match 'Name\s+GuestAddress\s+LastAddress\s+Size\s+Tracked\s+Backing'
+        $view | Should -Match 'ram\s+0x100000000\s+0x10fffffff\s+256 MiB\s+Private\s+anonymous'
+        New-MmapRegion 4KiB -Memfd | Out-String -Width 200 | Should -Match '0x00000000\s+0x00000fff\s+4 KiB\s+No\s+memfd:guest_mem'
     }
 
     It 'completes protections, flags and the huge page sizes of this host' {

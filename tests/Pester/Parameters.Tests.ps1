@@ -1,5 +1,7 @@
 # What holds over the parameters of all cmdlets.
 BeforeAll {
+    # As in an admin's shell; the build stops at errors.
+    $ErrorActionPreference = 'Continue'
     Import-Module "$PSScriptRoot/../../GuestMemory.psd1"
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
     $common = [System.Management.Automation.PSCmdlet]::CommonParameters + [System.Management.Automation.PSCmdlet]::OptionalCommonParameters
@@ -81,5 +83,59 @@ Describe 'A region' {
         }
         { New-VmMemoryRequest -UnregisterMemory -Region 5 } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
         { New-VmMemoryRequest -RegisterMemory -Memory big -Destination 0 -ErrorAction Stop } | Should -Throw -ErrorId 'FileNotFound,*' -Because 'text is a path, as for -Source'
+    }
+}
+
+Describe 'The tabulator' {
+    BeforeEach {
+        $region = New-MmapRegion 64KiB -Name 'boot rom'
+        $region | Export-GuestMemory "$TestDrive/vm.mem" -Force
+    }
+
+    AfterEach {
+        Clear-TestState
+    }
+
+    It 'offers regions as commands where objects are expected, and as names where names will do' {
+        Get-Completion 'Read-GuestMemory 0 -Memory ' | Should -Be "(Get-MmapRegion 'boot rom')"
+        Get-Completion 'Start-UffdHandler a.sock -InProcess -Memory b' | Should -Be "(Get-MmapRegion 'boot rom')"
+        Get-Completion 'Remove-MmapRegion ' | Should -Be "'boot rom'"
+        Get-Completion 'Remove-MmapRegion b' | Should -Be "'boot rom'"
+        (Read-GuestMemory 0 16 -Memory (Get-MmapRegion 'boot rom')).Size | Should -Be 16
+    }
+
+    It 'offers users' {
+        Get-Completion 'Start-UffdHandler a.sock a.mem -AllowUser roo' | Should -Contain root
+        Get-Completion 'Start-VmMemoryService a.sock -AllowUser ' | Should -Contain root
+    }
+
+    It 'finds sockets by the name of the file' {
+        $null = Start-UffdHandler "$TestDrive/web.sock" "$TestDrive/vm.mem"
+        foreach ($word in '', 'web', './web', "$TestDrive/w") {
+            Get-Completion "Stop-UffdHandler $word" | Should -Be "$TestDrive/web.sock"
+        }
+    }
+
+    It 'offers a word that was begun once, and nothing that the line editor fails on: <_>' -ForEach @(
+        'Stop-UffdHandler w', 'Wait-UffdHandler w', 'Get-UffdHandler w', 'Remove-MmapRegion b', 'Get-MmapRegion b', 'Remove-GuestVm w', 'Get-GuestVm w', 'Stop-VmMemoryService w', 'Get-VmMemoryService w'
+        'Stop-UffdHandler ', 'Wait-UffdHandler ', 'Remove-MmapRegion ', 'Remove-GuestVm ', 'Stop-VmMemoryService ', 'Stop-UffdHandler -SocketPath ', 'Remove-GuestVm -Name '
+    ) {
+        $kvm = Test-GuestMemorySupport Kvm
+        if ($_ -match 'Vm') {
+            Skip-UnlessSupported $kvm
+            $null = $region | New-GuestVm web | Start-VmMemoryService "$TestDrive/web.sock"
+        }
+        else {
+            $null = Start-UffdHandler "$TestDrive/web.sock" "$TestDrive/vm.mem"
+        }
+        $offered = (TabExpansion2 $_ $_.Length).CompletionMatches
+        @($offered).Count | Should -Be 1
+        $offered[0].CompletionText | Should -Not -BeNullOrEmpty
+    }
+
+    It 'offers the slots that are logged' {
+        Skip-UnlessSupported (Test-GuestMemorySupport Kvm)
+        $null = $region | New-GuestVm web -DirtyTracking
+        Get-Completion 'Get-DirtyBitmap -Vm web -Slot ' | Should -Be 0
     }
 }

@@ -34,6 +34,13 @@ Describe 'Test-GuestMemorySupport' {
         Test-GuestMemorySupport none* | Should -BeNullOrEmpty
     }
 
+    It 'refuses the name of a feature that it does not know' {
+        $rows = Test-GuestMemorySupport Kvm, Kvn -ErrorAction SilentlyContinue -ErrorVariable failure
+        $rows.Feature | Should -Be Kvm
+        $failure.FullyQualifiedErrorId | Should -BeLike 'ValueNotSupported,*'
+        "$failure" | Should -Match "'Kvn'"
+    }
+
     It 'agrees with the host about <Feature>' -ForEach @(
         @{ Feature = 'Kvm'; Path = '/dev/kvm' }
         @{ Feature = 'DevUserfaultfd'; Path = '/dev/userfaultfd' }

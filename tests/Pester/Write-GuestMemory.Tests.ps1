@@ -97,6 +97,8 @@ Describe 'Write-GuestMemory' {
             @{ What = 'a file that runs into a hole'; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0x3F00; InFile = 'big.bin' } }
             @{ What = 'a file that is not there'; Id = 'FileNotFound'; Category = 'ObjectNotFound'; Arguments = @{ Address = 0; InFile = 'none.bin' } }
             @{ What = 'a folder'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = '.' } }
+            @{ What = 'a device, which has no length'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = '/dev/zero' } }
+            @{ What = 'a pipe, which nobody writes'; Id = 'NotAFile'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = 'pipe' } }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; InFile = 'Variable:/x' } }
             @{ What = 'a value that does not fit'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = 1, 256; As = 'Byte' } }
             @{ What = 'a negative value of an unsigned type'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = -1; As = 'UInt16' } }
@@ -107,6 +109,9 @@ Describe 'Write-GuestMemory' {
             @{ What = 'an object that is no value'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Arguments = @{ Address = 0; Value = [guid]::Empty } }
         ) {
             [IO.File]::WriteAllBytes("$TestDrive/big.bin", [byte[]](, 255 * 4096))
+            if (-not (Test-Path "$TestDrive/pipe")) {
+                mkfifo "$TestDrive/pipe"
+            }
             Push-Location $TestDrive
             try {
                 $failure = { Get-MmapRegion | Write-GuestMemory @Arguments -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" -PassThru

@@ -1,6 +1,6 @@
 namespace GuestMemory.Core;
 
-/// <summary>A run of guest addresses that share something: dirty pages, for example.</summary>
+/// <summary>A run of pages in guest memory: dirty pages, for example. (An interval of addresses to allocate is VmControl's AddressInterval.)</summary>
 /// <param name="Address">The first guest address.</param>
 /// <param name="Size">The length in bytes.</param>
 /// <param name="PageCount">The number of pages in it.</param>

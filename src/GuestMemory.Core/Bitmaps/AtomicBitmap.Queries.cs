@@ -4,7 +4,7 @@ using System.Runtime.Intrinsics;
 
 namespace GuestMemory.Core;
 
-/// <content>What is read out of the bitmap, and what is taken out of it.</content>
+/// <content>Reading, taking and resetting bits.</content>
 public sealed unsafe partial class AtomicBitmap
 {
     private const int Block = 64;
@@ -16,11 +16,11 @@ public sealed unsafe partial class AtomicBitmap
     public bool Any() => BitScan.Any(Words);
 
     /// <summary>
-    /// The dirty pages in ascending order. A result as long as the buffer may not be all: go on from the last page + 1.
+    /// The dirty pages in ascending order. Where the buffer is full there may be more: continue at the last page + 1.
     /// </summary>
-    /// <param name="pages">Receives the numbers of the pages; what lies behind the result is undefined.</param>
-    /// <param name="from">The page to begin with.</param>
-    /// <returns>How many were written.</returns>
+    /// <param name="pages">Receives the numbers of the pages; the rest of the buffer is undefined.</param>
+    /// <param name="from">The first page to look at.</param>
+    /// <returns>The number of entries written.</returns>
     public int ListPages(Span<long> pages, long from = 0)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(from);
@@ -30,12 +30,12 @@ public sealed unsafe partial class AtomicBitmap
     }
 
     /// <summary>
-    /// The runs of dirty pages in ascending order, each as long as can be. A result as long as the buffer may not be all: go on
-    /// from the last run's <see cref="PageRun.End"/>.
+    /// The runs of dirty pages in ascending order, each as long as can be. Where the buffer is full there may be more:
+    /// continue at the last run's <see cref="PageRun.End"/>.
     /// </summary>
-    /// <param name="runs">Receives the runs; what lies behind the result is undefined.</param>
-    /// <param name="from">The page to begin with; a run that it lies in begins here.</param>
-    /// <returns>How many were written.</returns>
+    /// <param name="runs">Receives the runs; the rest of the buffer is undefined.</param>
+    /// <param name="from">The first page to look at; a run that contains it is reported from it on.</param>
+    /// <returns>The number of entries written.</returns>
     public int ListRuns(Span<PageRun> runs, long from = 0)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(from);
@@ -79,7 +79,7 @@ public sealed unsafe partial class AtomicBitmap
         fixed (ulong* from = Words)
         fixed (ulong* to = taken)
         {
-            // 64 words at once: which of them are dirty is found without a branch for each, and only those are exchanged.
+            // 64 words at once: the dirty ones are found without a branch for each, and only they are exchanged.
             for (; at + Block <= taken.Length; at += Block)
             {
                 for (var i = 0; i < Block; i += 2 * Vector512<ulong>.Count)
@@ -121,7 +121,7 @@ public sealed unsafe partial class AtomicBitmap
         Interlocked.MemoryBarrierProcessWide();
     }
 
-    /// <summary>Makes a page clean; one past the end is ignored. For many pages at once, <see cref="ResetRange"/> costs less.</summary>
+    /// <summary>Makes a page clean; one past the end is ignored. <see cref="ResetRange"/> resets many pages at less cost.</summary>
     /// <param name="page">The number of the page.</param>
     public void ResetBit(long page)
     {
@@ -130,9 +130,9 @@ public sealed unsafe partial class AtomicBitmap
         Interlocked.MemoryBarrierProcessWide();
     }
 
-    /// <summary>Makes every page clean that the bytes touch. What lies past the end is ignored; no bytes change nothing.</summary>
+    /// <summary>Makes every page clean that the bytes touch. Bytes past the end are ignored; a length of 0 changes nothing.</summary>
     /// <param name="offset">The first byte.</param>
-    /// <param name="length">How many bytes; the range ends where the bitmap does.</param>
+    /// <param name="length">The number of bytes; cut at the end of the bitmap.</param>
     public void ResetRange(ulong offset, ulong length)
     {
         if (!TryGetPages(offset, length, out var first, out var last)) return;

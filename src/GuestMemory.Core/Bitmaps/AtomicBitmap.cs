@@ -9,10 +9,10 @@ namespace GuestMemory.Core;
 /// AtomicBitmap). A range is marked by whole words; a page that is dirty already costs only a read.
 /// </summary>
 /// <remarks>
-/// Marking tests first, so a writer's test may run before what it wrote is visible to others, find the page dirty still, and leave
-/// it at that, while another thread takes the mark and reads the old bytes. Upstream pays for a full barrier with every mark. Here
-/// those pay who clear: they end with a barrier on every CPU that runs this process (membarrier), after which each writer has either
-/// published its bytes or will see its page clean and mark it.
+/// A mark tests the bit first. The test may run before the bytes that were written are visible, and find the page still dirty, while
+/// another thread takes the mark and reads the old bytes. Upstream pays for a full barrier with every mark. Here the thread that clears
+/// pays: it ends with a barrier on every CPU that runs this process (membarrier). After that each writer has either published its
+/// bytes, or will find its page clean and mark it.
 /// </remarks>
 public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<AtomicBitmap>
 {
@@ -22,10 +22,10 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
     private ulong[] _memory;
     private int _first;
 
-    // Into _memory: marking has nothing else to look up. Who uses it keeps this alive.
+    // Into _memory, so that marking reads no other field first. Methods that use it keep this object alive.
     private ulong* _bits;
 
-    // The bytes whose page a shift finds: all of them, or none where the page size is not a power of two.
+    // The offsets below it are converted to pages by a shift: all of them, or none where the page size is not a power of two.
     private ulong _shiftable;
     private readonly ulong _pageMask;
     private readonly int _shift;
@@ -70,18 +70,18 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
     /// <summary>The number of 64-bit words that hold the bits: page i stands in word i / 64, bit i % 64.</summary>
     public int WordCount { get; private set; }
 
-    /// <summary>Makes room for more bytes at the end, all clean; the bits there are stay. Nothing else may use the bitmap meanwhile.</summary>
-    /// <param name="extra">How many bytes come on top.</param>
+    /// <summary>Adds clean pages at the end; the other bits stay. No other thread may use the bitmap meanwhile.</summary>
+    /// <param name="extra">The number of bytes to add.</param>
     /// <exception cref="OverflowException">More than 2^64 - 1 bytes, or more bits than an array of words holds; nothing has changed.</exception>
     public void Enlarge(ulong extra) => Resize(checked(ByteSize + extra));
 
-    /// <summary>Marks every page that the bytes touch. What lies past the end is ignored; no bytes mark nothing.</summary>
+    /// <summary>Marks every page that the bytes touch. Bytes past the end are ignored; a length of 0 marks nothing.</summary>
     /// <param name="offset">The first byte.</param>
-    /// <param name="length">How many bytes; the range ends where the bitmap does.</param>
+    /// <param name="length">The number of bytes; cut at the end of the bitmap.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
-        // What nearly every write is: inside one page. The right side is what the page has behind the offset; no bytes are not less.
+        // Nearly every write lies inside one page. The right side is the number of bytes after the offset in its page; a length of 0 wraps and is larger.
         if (offset < _shiftable && unchecked(length - 1) <= (~offset & _pageMask)) Set(offset >> _shift);
         else MarkRange(offset, length);
     }
@@ -110,7 +110,7 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
         if ((ulong)page < (ulong)PageCount) Set((ulong)page);
     }
 
-    /// <summary>Marks every page that is set in <paramref name="words"/>: what was taken and could not be used goes back.</summary>
+    /// <summary>Marks every page that is set in <paramref name="words"/>: puts back marks that were taken and could not be used.</summary>
     /// <param name="words">As many as <see cref="WordCount"/>.</param>
     public void Merge(ReadOnlySpan<ulong> words)
     {
@@ -119,7 +119,7 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
         for (var i = 0; i < words.Length; i++) Set(ref mine[i], words[i]);
     }
 
-    /// <summary>A bitmap of its own with the bits as they are.</summary>
+    /// <summary>A separate bitmap with the same bits.</summary>
     public AtomicBitmap Clone() => new(this);
 
     private void MarkRange(ulong offset, ulong length)
@@ -133,7 +133,7 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
             if (word == lastWord) mask &= ulong.MaxValue >> 63 - (int)(last & 63);
             ref var place = ref words[word];
             if (mask != ulong.MaxValue) Set(ref place, mask);
-            // All ones need nothing of what was there: a store does what an exchange would.
+            // All ones do not depend on the old word: a store is enough.
             else if (Volatile.Read(ref place) != ulong.MaxValue) Volatile.Write(ref place, ulong.MaxValue);
             mask = ulong.MaxValue;
         }
@@ -160,7 +160,7 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
         return set;
     }
 
-    // The page lies inside: every caller has looked.
+    // Every caller has checked that the page lies in the bitmap.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void Set(ulong page)
     {

@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Any number of threads may mark,
-/// and take; as a rule it is the front end, in another process, that takes. A region that marks in it keeps the log from being
+/// The part of a shared dirty log that belongs to one region (vhost-user-backend's AtomicBitmapMmap). Any number of threads may mark
+/// and take; usually the front end, in another process, takes. A region that marks in it keeps the log from being
 /// released; marks that are made after its release are lost.
 /// </summary>
 public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
@@ -14,7 +14,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     private readonly ulong _pageCount;
     private readonly ulong _shift;
 
-    // The bytes of the region whose pages are counted.
+    // The length in bytes of the part of the region that is tracked.
     private readonly ulong _reach;
 
     // The addresses stay reserved as long as this object is reachable, since the log is one of its fields: marking needs no reference.
@@ -24,8 +24,8 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     /// <param name="length">The region's length in bytes; 1 or more.</param>
     /// <param name="log">The log; it must reach to the region's last page.</param>
     /// <param name="strict">
-    /// Counts pages as upstream does: from the region's start, whole ones only, so that of a region that is not aligned to 4096 bytes
-    /// the wrong pages, and the part of a page at its end not at all, are marked. Else every byte belongs to the page that holds it.
+    /// Counts pages as upstream does: whole pages from the region's start. Where the region is not aligned to 4096 bytes, that marks the
+    /// wrong pages, and never the last part of a page. Otherwise a byte belongs to the page of the guest that contains it.
     /// </param>
     /// <exception cref="GuestMemoryException">InvalidLog: the region is empty, passes 2^64 - 1, or lies past the end of the log; or the log cannot be written. LogDisposed.</exception>
     public AtomicBitmapMmap(GuestAddress startAddress, ulong length, MmapLogReg log, bool strict = false)
@@ -65,7 +65,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
-        // What nearly every write is: inside one page that the log has.
+        // Nearly every write lies inside one page that is tracked.
         var at = offset + _shift;
         if (offset < _reach && unchecked(length - 1) <= (~at & (MmapLogReg.PageSize - 1)))
         {
@@ -166,8 +166,8 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
             mask = ulong.MaxValue;
         }
 
-        // Never tested first: the front end clears in another process, and only this barrier keeps it from taking a mark before it
-        // can see the bytes that were written.
+        // Without a test first: the front end clears in another process, and only this barrier keeps it from taking a mark before the
+        // bytes that were written are visible to it.
         Interlocked.Or(ref *word, mask & ulong.MaxValue >> 63 - (int)(last & 63));
         GC.KeepAlive(this);
     }

@@ -11,17 +11,17 @@ namespace GuestMemory.Core;
 /// </summary>
 internal static unsafe class BitScan
 {
-    // Written without asking how many there are: at low densities nearly every word has fewer, and no branch guesses wrong.
+    // Written without counting them first: at low densities nearly every word has fewer, and no branch is mispredicted.
     private const int Ahead = 4;
     private const int Step = 8;
     private const int Room = Ahead + 64 + Step;
 
-    /// <summary>What a word gives to a list: its bits, or the edges between its zeros and ones.</summary>
+    /// <summary>What is listed of a word: its bits, or the edges between its zeros and ones.</summary>
     private interface IMarks
     {
         static abstract ulong Of(ulong word, ref ulong carry);
 
-        /// <summary>The word that gives nothing.</summary>
+        /// <summary>The word in which there is nothing to list.</summary>
         static abstract ulong Idle(ulong carry);
     }
 
@@ -41,14 +41,14 @@ internal static unsafe class BitScan
         return count;
     }
 
-    /// <summary>The numbers of the set bits from <paramref name="from"/> on, until they end or <paramref name="pages"/> is full.</summary>
+    /// <summary>Lists the set bits from <paramref name="from"/> on, until <paramref name="pages"/> is full.</summary>
     public static int ListPages(ReadOnlySpan<ulong> words, long from, Span<long> pages)
     {
         ulong carry = 0;
         return List<Bits>(words, from, pages, ref carry);
     }
 
-    /// <summary>The runs of set bits from <paramref name="from"/> on, until they end or <paramref name="runs"/> is full.</summary>
+    /// <summary>Lists the runs of set bits from <paramref name="from"/> on, until <paramref name="runs"/> is full.</summary>
     public static int ListRuns(ReadOnlySpan<ulong> words, long from, Span<PageRun> runs)
     {
         // Edges come in pairs: where a run begins, and where it ends.
@@ -57,6 +57,21 @@ internal static unsafe class BitScan
         var count = List<Edges>(words, from, edges, ref carry);
         if ((count & 1) != 0) edges[count++] = (long)words.Length << 6;
         return count / 2;
+    }
+
+    /// <summary>The next bit from <paramref name="first"/> on that is set, or is not; <paramref name="end"/> where there is none before.</summary>
+    public static ulong Next(ulong* words, ulong first, ulong end, bool set)
+    {
+        while (first < end)
+        {
+            var word = Volatile.Read(ref words[first >> 6]);
+            if (!set) word = ~word;
+            word &= ulong.MaxValue << (int)(first & 63);
+            if (word != 0) return Math.Min(end, (first & ~63UL) + (ulong)BitOperations.TrailingZeroCount(word));
+            first = (first | 63) + 1;
+        }
+
+        return end;
     }
 
     private static int List<TMarks>(ReadOnlySpan<ulong> words, long from, Span<long> output, ref ulong carry)

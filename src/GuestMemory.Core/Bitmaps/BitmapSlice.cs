@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// A view of a bitmap with a shifted origin, as a slice of memory carries it (vm-memory's RefSlice and ArcSlice). The default one
-/// tracks nothing: marks go nowhere and nothing is dirty (vm-memory's unit bitmap, and its absent optional one).
+/// A view of a bitmap with a shifted origin, as a slice of memory has it (vm-memory's RefSlice and ArcSlice). The default value
+/// tracks nothing: it ignores marks, and no page is dirty (vm-memory's unit bitmap, and its absent optional one).
 /// </summary>
 /// <param name="Bitmap">The bitmap, or null: no tracking.</param>
 /// <param name="BaseOffset">Where the view begins, in bytes; added to every offset, wrapping around as upstream does.</param>
@@ -21,7 +21,7 @@ public readonly record struct BitmapSlice(IBitmap? Bitmap, ulong BaseOffset = 0)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal static void Mark(IBitmap bitmap, ulong offset, ulong length)
     {
-        // A test for a sealed class is one comparison; a call through the interface costs several times the mark.
+        // A type test for a sealed class is one comparison; a call through the interface costs several times as much as the mark.
         if (bitmap is AtomicBitmap atomic) atomic.MarkDirty(offset, length);
         else if (bitmap is BitmapMmapRegion region) region.MarkDirty(offset, length);
         else bitmap.MarkDirty(offset, length);

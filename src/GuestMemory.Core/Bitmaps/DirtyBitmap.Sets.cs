@@ -2,46 +2,47 @@ using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core;
 
-/// <content>Bitmaps as sets of pages, and as files.</content>
+/// <content>Set operations, slices and files.</content>
 public sealed partial class DirtyBitmap
 {
     private const int Piece = 1 << 20;
 
     /// <summary>The pages that are dirty in both.</summary>
     /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
-    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it covers other memory.</exception>
     public DirtyBitmap And(DirtyBitmap other) => Combine(other, "and", static (mine, theirs) => mine & theirs);
 
     /// <summary>The pages that are dirty in one of them, or in both.</summary>
     /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
-    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it covers other memory.</exception>
     public DirtyBitmap Or(DirtyBitmap other) => Combine(other, "or", static (mine, theirs) => mine | theirs);
 
     /// <summary>The pages that are dirty here and not there.</summary>
     /// <param name="other">A bitmap of the same memory: start, size and page size are the same.</param>
-    /// <exception cref="GuestMemoryException">ValueNotSupported: it is of other memory.</exception>
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it covers other memory.</exception>
     public DirtyBitmap Except(DirtyBitmap other) => Combine(other, "except", static (mine, theirs) => mine & ~theirs);
 
-    /// <summary>The part of the bitmap that is about a stretch of the memory: of a region, in the log of a whole guest.</summary>
+    /// <summary>The part of the bitmap that covers a range of the memory: a region in the log of a whole guest, for example.</summary>
     /// <param name="startAddress">The guest address of the first byte.</param>
-    /// <param name="byteSize">The bytes of the stretch.</param>
-    /// <exception cref="GuestMemoryException">InvalidGuestAddress: the bitmap is not about all of it.</exception>
+    /// <param name="byteSize">The length of the range in bytes.</param>
+    /// <exception cref="GuestMemoryException">InvalidGuestAddress: the bitmap does not cover all of it.</exception>
     public DirtyBitmap Slice(ulong startAddress, ulong byteSize)
     {
         var offset = unchecked(startAddress - StartAddress);
         if (startAddress < StartAddress || offset > ByteSize || byteSize > ByteSize - offset)
         {
             throw new GuestMemoryException(GuestMemoryError.InvalidGuestAddress,
-                $"The bitmap is about 0x{ByteSize:x} bytes at 0x{StartAddress:x}, not about all of the 0x{byteSize:x} bytes at 0x{startAddress:x}.") { Address = startAddress };
+                $"The bitmap covers 0x{ByteSize:x} bytes at 0x{StartAddress:x}, not all of the 0x{byteSize:x} bytes at 0x{startAddress:x}.") { Address = startAddress };
         }
 
         if (offset < _offsetInFirstPage)
         {
-            // Nothing is known of what lies before the memory.
+            // The bitmap says nothing about the bytes before the memory.
             byteSize -= Math.Min(byteSize, _offsetInFirstPage - offset);
             offset = _offsetInFirstPage;
         }
 
+        if (byteSize == 0) return new DirtyBitmap(startAddress, 0, PageSize, [], Source);
         var (page, offsetInFirstPage) = Math.DivRem(offset, PageSize);
         var words = _words[(int)(page >> 6)..];
         var shift = (int)(page & 63);
@@ -51,13 +52,13 @@ public sealed partial class DirtyBitmap
 
     /// <summary>
     /// Writes the bitmap to a new file as a dirty log of the whole guest: page n of guest physical memory, of 4096 bytes, is bit
-    /// n % 8 of byte n / 8. What lies below the first page is a hole in the file.
+    /// n % 8 of byte n / 8. The part of the log below the first page is a hole in the file.
     /// </summary>
-    /// <param name="path">The file, which must not be there yet.</param>
-    /// <exception cref="IOException">It is there, or cannot be written.</exception>
+    /// <param name="path">The file; it must not exist yet.</param>
+    /// <exception cref="IOException">It exists, or cannot be written.</exception>
     public void Save(string path)
     {
-        // Whole words of the log, the first of which holds the first page.
+        // Whole words of the log; the first of them contains the first page.
         var origin = StartAddress & ~(64 * MmapLogReg.PageSize - 1);
         var last = StartAddress + Math.Max(1, ByteSize) - 1;
         var log = new AtomicBitmap(last - origin + 1, MmapLogReg.PageSize);
@@ -78,13 +79,13 @@ public sealed partial class DirtyBitmap
     }
 
     /// <summary>
-    /// Reads a dirty log from a file or a memfd (/proc/PID/fd/N), and leaves it as it is. The result begins at guest address 0 and is
-    /// about as many pages of 4096 bytes as the log has bits; <see cref="Slice"/> gives a part of it.
+    /// Reads a dirty log from a file or a memfd (/proc/PID/fd/N) without changing it. The result begins at guest address 0 and covers as
+    /// many pages of 4096 bytes as the log has bits; <see cref="Slice"/> gives a part of it.
     /// </summary>
     /// <param name="path">The file.</param>
     /// <param name="offset">Where the log starts, in bytes.</param>
     /// <param name="length">Its length in bytes; null: to the end of the file.</param>
-    /// <param name="cancellation">Ends it.</param>
+    /// <param name="cancellation">Cancels the reading.</param>
     /// <exception cref="GuestMemoryException">InvalidLog: the file is too short, or larger than any memory's log; ZeroSize; NotAFile.</exception>
     /// <exception cref="IOException">The file cannot be read.</exception>
     public static DirtyBitmap Load(string path, ulong offset = 0, ulong? length = null, CancellationToken cancellation = default)
@@ -112,7 +113,7 @@ public sealed partial class DirtyBitmap
         if ((StartAddress, ByteSize, PageSize) != (other.StartAddress, other.ByteSize, other.PageSize))
         {
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
-                $"The bitmaps are not of the same memory: {ByteSize} bytes at 0x{StartAddress:x} in pages of {PageSize}, and {other.ByteSize} at 0x{other.StartAddress:x} in pages of {other.PageSize}. Slice() gives a part of a larger one.");
+                $"The bitmaps do not cover the same memory: {ByteSize} bytes at 0x{StartAddress:x} in pages of {PageSize}, and {other.ByteSize} at 0x{other.StartAddress:x} in pages of {other.PageSize}. Slice() gives a part of a larger one.");
         }
 
         var words = new ulong[_words.Length];

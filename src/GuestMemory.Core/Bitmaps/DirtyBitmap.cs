@@ -1,21 +1,21 @@
 namespace GuestMemory.Core;
 
 /// <summary>
-/// Which pages of a stretch of guest memory are dirty, as they were when asked: what every dirty-tracking source answers with.
-/// Page i stands in word i / 64, bit i % 64.
+/// The dirty pages of a range of guest memory at one moment: the result of a query, whatever tracks the writes. Page i is bit i % 64 of
+/// word i / 64.
 /// </summary>
 public sealed partial class DirtyBitmap
 {
     private readonly ulong[] _words;
 
-    // The bytes of page 0 that lie before what the bitmap is about.
+    // Where the memory that the bitmap covers begins in page 0.
     private readonly ulong _offsetInFirstPage;
 
     /// <param name="startAddress">The guest address of page 0.</param>
-    /// <param name="byteSize">The bytes covered; the last page may be a part.</param>
-    /// <param name="pageSize">The bytes a page has.</param>
-    /// <param name="words">The bits; kept, not copied. Bits past the last page must be 0.</param>
-    /// <param name="source">Where the bits come from, for people: "region mem0".</param>
+    /// <param name="byteSize">The bytes covered; the last page may be incomplete.</param>
+    /// <param name="pageSize">The page size in bytes.</param>
+    /// <param name="words">The bits; the array is used, not copied. Bits past the last page must be 0.</param>
+    /// <param name="source">What tracked the writes, as text: "region mem0".</param>
     public DirtyBitmap(ulong startAddress, ulong byteSize, ulong pageSize, ulong[] words, string source)
     {
         ArgumentNullException.ThrowIfNull(words);
@@ -23,18 +23,18 @@ public sealed partial class DirtyBitmap
         ByteSize = byteSize;
         PageSize = pageSize;
         PageCount = (long)(byteSize / pageSize + (byteSize % pageSize == 0 ? 0UL : 1UL));
-        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (int)((PageCount + 63) / 64), nameof(words));
+        ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (PageCount + 63) / 64, nameof(words));
         _words = words;
         Source = source;
         DirtyCount = BitScan.Count(words);
     }
 
-    /// <summary>What a tracker says of a region.</summary>
+    /// <summary>The bits of a region's tracker.</summary>
     /// <param name="address">The region's guest address.</param>
     /// <param name="size">The region's length in bytes.</param>
-    /// <param name="tracker">The tracker that the bits are of.</param>
+    /// <param name="tracker">The tracker.</param>
     /// <param name="words">The bits.</param>
-    /// <param name="source">Where the bits come from, for people.</param>
+    /// <param name="source">What tracked the writes, as text.</param>
     internal DirtyBitmap(ulong address, ulong size, IDirtyTracker tracker, ulong[] words, string source)
         : this(address, size, tracker.OffsetInFirstPage, tracker.PageSize, words, source)
     {
@@ -58,7 +58,7 @@ public sealed partial class DirtyBitmap
     /// <summary>The number of dirty pages.</summary>
     public long DirtyCount { get; }
 
-    /// <summary>Where the bits come from.</summary>
+    /// <summary>What tracked the writes: "region mem0", for example.</summary>
     public string Source { get; }
 
     /// <summary>The bits.</summary>
@@ -68,10 +68,10 @@ public sealed partial class DirtyBitmap
     public bool IsDirty(long page) =>
         page >= 0 && page < PageCount && (_words[page >> 6] >> (int)(page & 63) & 1) != 0;
 
-    /// <summary>The dirty pages in ascending order. A result as long as the buffer may not be all: go on from the last page + 1.</summary>
-    /// <param name="pages">Receives the numbers of the pages; what lies behind the result is undefined.</param>
-    /// <param name="from">The page to begin with.</param>
-    /// <returns>How many were written.</returns>
+    /// <summary>The dirty pages in ascending order. Where the buffer is full there may be more: continue at the last page + 1.</summary>
+    /// <param name="pages">Receives the numbers of the pages; the rest of the buffer is undefined.</param>
+    /// <param name="from">The first page to look at.</param>
+    /// <returns>The number of entries written.</returns>
     public int ListPages(Span<long> pages, long from = 0)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(from);
@@ -79,12 +79,12 @@ public sealed partial class DirtyBitmap
     }
 
     /// <summary>
-    /// The runs of dirty pages in ascending order, each as long as can be. A result as long as the buffer may not be all: go on
-    /// from the last run's <see cref="PageRun.End"/>.
+    /// The runs of dirty pages in ascending order, each as long as can be. Where the buffer is full there may be more:
+    /// continue at the last run's <see cref="PageRun.End"/>.
     /// </summary>
-    /// <param name="runs">Receives the runs; what lies behind the result is undefined.</param>
-    /// <param name="from">The page to begin with; a run that it lies in begins here.</param>
-    /// <returns>How many were written.</returns>
+    /// <param name="runs">Receives the runs; the rest of the buffer is undefined.</param>
+    /// <param name="from">The first page to look at; a run that contains it is reported from it on.</param>
+    /// <returns>The number of entries written.</returns>
     public int ListRuns(Span<PageRun> runs, long from = 0)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(from);
@@ -100,13 +100,13 @@ public sealed partial class DirtyBitmap
     private static ulong[] Cut(ulong[] words, ulong size, ulong pageSize)
     {
         var pages = size / pageSize + (size % pageSize == 0 ? 0UL : 1UL);
-        // A tracker of its own size may cover more or less than the region.
+        // A caller's tracker may cover more or less than the region.
         Array.Resize(ref words, (int)((pages + 63) / 64));
         if ((pages & 63) != 0) words[^1] &= ulong.MaxValue >> 64 - (int)(pages & 63);
         return words;
     }
 
-    /// <summary>The runs of dirty pages as addresses, in ascending order; they begin and end inside the memory.</summary>
+    /// <summary>The runs of dirty pages as ranges of addresses, in ascending order, cut at the ends of the memory.</summary>
     public IEnumerable<AddressRange> GetRanges()
     {
         var runs = new PageRun[256];
@@ -119,7 +119,7 @@ public sealed partial class DirtyBitmap
             {
                 var offset = (ulong)runs[i].First * PageSize;
                 from = runs[i].End;
-                // The end of a part of a page may lie past 2^64.
+                // The end of an incomplete page may lie past 2^64.
                 var bytes = from == PageCount ? ByteSize - offset : (ulong)runs[i].Count * PageSize;
                 var before = runs[i].First == 0 ? _offsetInFirstPage : 0;
                 yield return new AddressRange(StartAddress + offset + before, bytes - before, runs[i].Count);

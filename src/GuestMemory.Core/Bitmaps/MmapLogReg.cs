@@ -66,8 +66,8 @@ public sealed unsafe class MmapLogReg : IDisposable
     /// <param name="path">The file; not through a symbolic link at its end, which another user may have put there.</param>
     /// <param name="offset">Where the log starts, in bytes; a multiple of the host's page size.</param>
     /// <param name="length">Its length in bytes; null: to the end of the file.</param>
-    /// <param name="required">How many bytes it must have at least; see <see cref="RequiredLength"/>.</param>
-    /// <param name="create">Makes the file, of the length that is required, where it is not there.</param>
+    /// <param name="required">The least length in bytes; see <see cref="RequiredLength"/>.</param>
+    /// <param name="create">Makes the file, of the required length, where it does not exist.</param>
     /// <exception cref="GuestMemoryException">InvalidLog: too short, or too large; UnalignedOffset, ZeroSize; NotAFile.</exception>
     /// <exception cref="IOException">The file cannot be opened or made.</exception>
     public static MmapLogReg FromPath(string path, ulong offset = 0, ulong? length = null, ulong required = 1, bool create = false)
@@ -78,7 +78,7 @@ public sealed unsafe class MmapLogReg : IDisposable
         using var file = make ? Make(path, offset + (length ?? required)) : Open(path, FileAccess.ReadWrite);
         try
         {
-            var there = CheckLength(file, path, offset, length ?? required, create ? $" Lengthen it with 'truncate -s {offset + (length ?? required)}', or name a file that is not there yet." : "");
+            var there = CheckLength(file, path, offset, length ?? required, create ? $" Lengthen it with 'truncate -s {offset + (length ?? required)}', or name a file that does not exist yet." : "");
             return Map(file, offset, length ?? there, path);
         }
         catch
@@ -158,17 +158,17 @@ public sealed unsafe class MmapLogReg : IDisposable
         }
     }
 
-    /// <summary>The bytes of memory that so many bytes of a log are about.</summary>
+    /// <summary>The bytes of memory that a log of so many bytes covers.</summary>
     internal static ulong SizeOf(ulong length) => length <= int.MaxValue
         ? length * 8 * PageSize
-        : throw Invalid($"A log of {length} bytes is larger than that of any memory; this may be a memory image.");
+        : throw Invalid($"A log of {length} bytes is larger than that of any memory; the file may be a memory image.");
 
-    /// <summary>Opens a log's file: one that is there, and whose length means something.</summary>
+    /// <summary>Opens the file of a log; it must exist and be a regular file or a memfd.</summary>
     internal static SafeFileHandle Open(string path, FileAccess access)
     {
         var straight = access != FileAccess.Read && !IsDescriptor(path);
         if (straight && new FileInfo(path).LinkTarget is not null) throw Link(path);
-        // A pipe or a device may wait, or do something, when it is opened.
+        // Opening a pipe or a device may block, or have an effect.
         if (FileStatus.TryGet(path, out var target, follow: true) == 0 && (target.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFREG)
         {
             throw new GuestMemoryException(GuestMemoryError.NotAFile,
@@ -181,7 +181,7 @@ public sealed unsafe class MmapLogReg : IDisposable
         throw Link(path);
     }
 
-    /// <summary>The bytes from an offset to the end of a log's file, which must be enough.</summary>
+    /// <summary>The bytes from an offset to the end of a log's file.</summary>
     internal static ulong CheckLength(SafeFileHandle file, string path, ulong offset, ulong required, string remedy = "")
     {
         var size = FileStatus.Get(file).stx_size;
@@ -190,7 +190,7 @@ public sealed unsafe class MmapLogReg : IDisposable
             : throw Invalid($"{path} is {size} bytes long, too short: the log must reach {(offset == 0 ? "" : $"from offset {offset} ")}to byte {offset + required}.{remedy}");
     }
 
-    /// <summary>Checks what can be checked without a file.</summary>
+    /// <summary>Checks offset and length without a file.</summary>
     internal static void CheckNumbers(ulong offset, ulong length)
     {
         if (length == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A log has at least one byte.");

@@ -3,8 +3,8 @@ using System.Numerics;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// One bit a page in memory of somebody else, which may be shared with other processes. Bits are set, and reset, by any number
-/// of threads. Unsafe: whoever holds this keeps the memory mapped, and asks for no page past the last.
+/// One bit a page, in memory of the caller that may be shared with other processes. Any number of threads sets and resets bits.
+/// Unsafe: the caller keeps the memory mapped, and passes no page past the last one.
 /// </summary>
 internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
 {
@@ -74,29 +74,21 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     }
 
     /// <summary>The next page that is set, or is not; <paramref name="end"/> where there is none before.</summary>
-    public ulong Next(ulong first, ulong end, bool set)
-    {
-        while (first < end)
-        {
-            var word = Volatile.Read(ref words[first >> 6]);
-            if (!set) word = ~word;
-            word &= ulong.MaxValue << (int)(first & 63);
-            if (word != 0) return Math.Min(end, (first & ~63UL) + (ulong)BitOperations.TrailingZeroCount(word));
-            first = (first | 63) + 1;
-        }
+    public ulong Next(ulong first, ulong end, bool set) => BitScan.Next(words, first, end, set);
 
-        return end;
-    }
+    // What another process wrote behind the last page is not counted.
+    public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)(PageCount >> 6)))) + (LastMask == 0 ? 0 : BitOperations.PopCount(words[PageCount >> 6] & LastMask));
 
-    public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)((PageCount + 63) / 64))));
-
-    /// <summary>How many are set here or there.</summary>
+    /// <summary>How many are set in this one, in the other, or in both.</summary>
     public long CountWith(PageBits other)
     {
         long count = 0;
-        for (ulong i = 0; i < (PageCount + 63) / 64; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
-        return count;
+        for (ulong i = 0; i < PageCount >> 6; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
+        return LastMask == 0 ? count : count + BitOperations.PopCount((words[PageCount >> 6] | other.WordAt(PageCount >> 6)) & LastMask);
     }
+
+    /// <summary>The bits of a last word that is not full; 0 where it is.</summary>
+    private ulong LastMask => (1UL << (int)(PageCount & 63)) - 1;
 
     /// <summary>The word that a page is in, the bits of it that lie before the end, and the page to go on with.</summary>
     private ref ulong Part(ref ulong first, ulong end, out ulong mask)

@@ -139,13 +139,15 @@ public static class RawImage
     }
 
     /// <summary>
-    /// Refuses to put a file in the place of anything else: whoever may rename over /dev/null would take it away from the whole host.
+    /// Refuses a path of anything but a regular file, or of nothing. A file that replaced /dev/null would take that from the whole host;
+    /// a pipe that is opened waits for its other end.
     /// </summary>
+    /// <param name="path">The path; a symbolic link is followed.</param>
     /// <exception cref="GuestMemoryException">NotAFile.</exception>
-    internal static void RequireFile(string path)
+    public static void RequireFile(string path)
     {
         if (FileStatus.IsSpecial(path))
-            throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a device, a pipe or a socket, and is left unchanged. Give the path of a file.");
+            throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a device, a pipe or a socket. Give the path of a file.");
     }
 
     private static bool IsBase(string path, ulong size, bool force)
@@ -175,10 +177,11 @@ public static class RawImage
     {
         CheckTarget(path, overwrite);
         var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
+        var file = Create(beside, path);
         try
         {
             (ulong, long) written;
-            using (var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None))
+            using (file)
             {
                 RandomAccess.SetLength(file, (long)size);
                 written = write(file);
@@ -200,6 +203,18 @@ public static class RawImage
         {
             File.Delete(beside);
             throw;
+        }
+    }
+
+    private static SafeFileHandle Create(string beside, string path)
+    {
+        try
+        {
+            return File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+        }
+        catch (UnauthorizedAccessException exception)
+        {
+            throw new UnauthorizedAccessException($"{path} cannot be written: this user may not create files in {Path.GetDirectoryName(beside)}.", exception);
         }
     }
 

@@ -3,7 +3,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Interop;
 
-/// <summary>What can be done with any descriptor: <c>read(2)</c>, <c>write(2)</c>, and a duplicate by <c>fcntl(2)</c>.</summary>
+/// <summary>Operations on any descriptor: <c>read(2)</c>, <c>write(2)</c>, and a duplicate by <c>fcntl(2)</c>.</summary>
 internal static unsafe partial class Descriptor
 {
     public const int F_DUPFD_CLOEXEC = 1030;
@@ -18,10 +18,10 @@ internal static unsafe partial class Descriptor
             : throw new SyscallException("fcntl(F_DUPFD_CLOEXEC)", Marshal.GetLastPInvokeError(), "Duplicating a descriptor", remedy: "Raise the limit of open files ('ulimit -n').");
     }
 
-    /// <summary>What an open file is called, or "file" where nobody knows.</summary>
+    /// <summary>The path of an open file, or "file" where /proc does not tell.</summary>
     public static string PathOf(int descriptor) => new FileInfo($"/proc/self/fd/{descriptor}").LinkTarget ?? "file";
 
-    /// <summary>Reads once, again where a signal interrupts; the bytes that came, or the negated error number.</summary>
+    /// <summary>Reads once, again after EINTR; the number of bytes, or the negated error number.</summary>
     public static nint TryRead(int descriptor, void* buffer, nuint length)
     {
         nint count;
@@ -30,7 +30,7 @@ internal static unsafe partial class Descriptor
         return count;
     }
 
-    /// <summary>Writes once, again where a signal interrupts; the bytes that went, or the negated error number.</summary>
+    /// <summary>Writes once, again after EINTR; the number of bytes, or the negated error number.</summary>
     public static nint TryWrite(int descriptor, void* buffer, nuint length)
     {
         nint count;

@@ -3,8 +3,7 @@ using System.Runtime.InteropServices;
 namespace GuestMemory.Core.Interop;
 
 /// <summary>
-/// <c>epoll(7)</c>: waits for many descriptors at the price of one. Each is watched together with an object that says whose it
-/// is. For one thread.
+/// <c>epoll(7)</c>: waits for many descriptors. Each is watched together with an object that owns it. For one thread.
 /// </summary>
 internal sealed unsafe partial class Epoll : IDisposable
 {
@@ -52,7 +51,7 @@ internal sealed unsafe partial class Epoll : IDisposable
     }
 
     /// <summary>
-    /// Stops watching. Needed before closing: what is watched is the open file, and another process may hold that open.
+    /// Stops watching. Needed before closing: epoll watches the open file, which another process may hold open.
     /// </summary>
     public void Remove(SafeDescriptor descriptor)
     {
@@ -74,7 +73,7 @@ internal sealed unsafe partial class Epoll : IDisposable
         return error == Errno.EINTR ? 0 : throw new SyscallException("epoll_wait", error, "Waiting for descriptors");
     }
 
-    /// <summary>Whose the n-th ready descriptor is; null where it is no longer watched.</summary>
+    /// <summary>The owner of the n-th ready descriptor; null where it is no longer watched.</summary>
     public object? Owner(int index)
     {
         fixed (byte* events = _events)

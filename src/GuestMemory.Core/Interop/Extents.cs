@@ -19,7 +19,7 @@ internal static partial class Extents
         using var lease = new DescriptorLease(file);
         var found = lseek(lease.Number, offset, whence);
         if (found >= 0) return Math.Min(found, length);
-        // ENXIO: nothing but a hole is left.
+        // ENXIO: the rest of the file is a hole.
         if (Marshal.GetLastPInvokeError() == Errno.ENXIO) return atEnd;
         return whence == SEEK_DATA ? offset : length;
     }

@@ -16,7 +16,7 @@ internal static unsafe partial class Futex
         fixed (int* address = &number) _ = syscall(s_number, address, FUTEX_WAIT_PRIVATE, expected, null, null, 0);
     }
 
-    /// <summary>Wakes one who waits for the number to change.</summary>
+    /// <summary>Wakes one thread that waits for the number to change.</summary>
     public static void Wake(ref int number)
     {
         fixed (int* address = &number) _ = syscall(s_number, address, FUTEX_WAKE_PRIVATE, 1, null, null, 0);

@@ -58,7 +58,7 @@ internal static unsafe partial class KvmApi
     public const uint KVM_EXIT_DIRTY_RING_FULL = 31;
     public const byte KVM_EXIT_IO_OUT = 1;
 
-    // Outside of every guest's memory; Intel's processors of before 2010 need it for real mode.
+    // Outside of every guest's memory; Intel processors from before 2010 need it for real mode.
     private const long TssAddress = 0xfffbd000;
 
     // More than any kernel reports; 40 bytes each.
@@ -124,7 +124,7 @@ internal static unsafe partial class KvmApi
         return MapVcpu(vcpu, (nuint)size, 0);
     }
 
-    /// <summary>Maps the dirty ring of a vCPU, whose size in bytes the VM was given.</summary>
+    /// <summary>Maps the dirty ring of a vCPU; the size in bytes is that of the VM.</summary>
     public static SafeMapping MapRing(SafeDescriptor vcpu, nuint size) => MapVcpu(vcpu, size, KVM_DIRTY_LOG_PAGE_OFFSET * (long)HostPage.Size);
 
     /// <summary>One ioctl whose argument is a structure; 0 or the error number.</summary>

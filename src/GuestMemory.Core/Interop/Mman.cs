@@ -35,7 +35,7 @@ internal static unsafe partial class Mman
 
     private static readonly nint MapFailed = -1;
 
-    /// <summary>Maps memory where the kernel likes; null with the error number on failure.</summary>
+    /// <summary>Maps memory at an address that the kernel chooses; null with the error number on failure.</summary>
     public static SafeMapping? TryMap(nuint length, int protection, int flags, int descriptor, long offset, out int error)
     {
         var address = mmap(0, length, protection, flags, descriptor, offset);
@@ -43,7 +43,7 @@ internal static unsafe partial class Mman
         return error == 0 ? new SafeMapping(address, length) : null;
     }
 
-    /// <summary>Maps memory where the kernel likes, or throws.</summary>
+    /// <summary>Maps memory at an address that the kernel chooses, or throws.</summary>
     public static SafeMapping Map(nuint length, int protection, int flags, int descriptor, long offset, string attempted) =>
         TryMap(length, protection, flags, descriptor, offset, out var error) ?? throw new SyscallException("mmap", error, attempted);
 
@@ -63,7 +63,7 @@ internal static unsafe partial class Mman
     public static int TryProtect(nint address, nuint length, int protection) =>
         mprotect(address, length, protection) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
-    /// <summary>Keeps a range in memory, so that touching it never waits for the disk; 0 or the error number.</summary>
+    /// <summary>Locks a range in memory, so that an access never waits for the disk; 0 or the error number.</summary>
     public static int TryLock(nint address, nuint length) => mlock(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
     /// <summary>Writes changes of a range back to its file; returns 0 or the error number.</summary>
@@ -75,26 +75,26 @@ internal static unsafe partial class Mman
         munmap(address, length) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
     /// <summary>
-    /// Copies bytes with the C library. The thread is in preemptive mode meanwhile, so that a page that takes its time never
-    /// holds up a garbage collection. Not inlined: the change of mode has a frame, which shorter copies beside it would set up in vain.
+    /// Copies bytes with the C library. The thread is in preemptive mode meanwhile, so that a slow page fault does not delay a garbage
+    /// collection. Not inlined: the change of mode has a frame, which shorter copies beside it would set up in vain.
     /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static void Copy(void* destination, void* source, nuint length) => memcpy(destination, source, length);
 
     /// <summary>
-    /// The same for a few hundred bytes of memory on which nothing can wait: without the change to preemptive mode, which would cost
-    /// more than the copy.
+    /// The same for a few hundred bytes of memory on which no page fault can wait: without the switch to preemptive mode, which would
+    /// cost more than the copy.
     /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);
 
     /// <summary>
-    /// Maps something in the place of a part of a mapping, at once; returns 0 or the error number, and what was there stays then. The
-    /// range must be the caller's.
+    /// Replaces a part of a mapping by another one in one step; returns 0 or the error number, and on failure the old mapping stays. The
+    /// caller owns the range.
     /// </summary>
     public static int TryReplace(nint address, nuint length, int protection, int flags, int descriptor, long offset)
     {
-        // MAP_FIXED unmaps first and asks the file afterwards: one that refuses leaves a hole, which any other memory may come to fill.
+        // MAP_FIXED unmaps before it calls the file's mmap: where that fails there is a hole, in which any other memory may be mapped.
         var made = mmap(0, length, protection, flags, descriptor, offset);
         if (made == MapFailed) return Marshal.GetLastPInvokeError();
         if (mremap(made, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, address) == address) return 0;
@@ -103,7 +103,7 @@ internal static unsafe partial class Mman
         return error;
     }
 
-    /// <summary>Puts fresh anonymous memory in the place of a mapping, at once; false where the kernel refuses.</summary>
+    /// <summary>Replaces a mapping by fresh anonymous memory in one step; false where the kernel refuses.</summary>
     public static bool TryReplaceByAnonymous(nint address, nuint length) =>
         mmap(address, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == address;
 

@@ -60,21 +60,21 @@ internal static unsafe partial class Pagemap
 
     /// <summary>
     /// Finds the next ranges of a process's pages that were written since they were write-protected. Returns how many there are, or
-    /// the negated error number; <paramref name="next"/> is where to go on, <paramref name="end"/> at the end.
+    /// the negated error number; <paramref name="next"/> is where to continue, <paramref name="end"/> at the end.
     /// </summary>
     /// <param name="pagemap">The process's pagemap.</param>
     /// <param name="start">The first address.</param>
-    /// <param name="end">Behind the last.</param>
+    /// <param name="end">The address after the last.</param>
     /// <param name="regions">Receives the ranges.</param>
-    /// <param name="protect">Whether what is found is write-protected in the same step: a write is before it and found, or after it.</param>
-    /// <param name="next">Where to go on.</param>
+    /// <param name="protect">Whether the kernel write-protects the pages that it finds in the same step, so that no write is missed between.</param>
+    /// <param name="next">Where to continue.</param>
     public static long TryScanWritten(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next) => Scan(pagemap, regions, new PmScanArg
     {
         flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0),
         start = start,
         end = end,
         category_mask = PAGE_IS_WRITTEN,
-        // A page that never came counts as written otherwise.
+        // Otherwise a page that was never present counts as written.
         category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         return_mask = PAGE_IS_WRITTEN,
     }, out next);
@@ -98,7 +98,7 @@ internal static unsafe partial class Pagemap
             argument.vec_len = (ulong)regions.Length;
             long count = ioctl(lease.Number, PAGEMAP_SCAN, &argument);
             var error = count < 0 ? Marshal.GetLastPInvokeError() : 0;
-            // A vector that is not full holds everything there was.
+            // A vector that is not full has all ranges up to the end.
             next = count < regions.Length ? argument.end : argument.walk_end;
             return count < 0 ? -error : count;
         }

@@ -11,12 +11,12 @@ internal unsafe struct IoVec
 }
 
 /// <summary>
-/// <c>process_vm_readv(2)</c> and <c>process_vm_writev(2)</c> on a process's memory, this one's included. What a touch would
-/// answer with a signal (a truncated file, a poisoned page) these answer with EFAULT.
+/// <c>process_vm_readv(2)</c> and <c>process_vm_writev(2)</c> on the memory of a process, also of this one. Where a direct access would
+/// raise a signal (a truncated file, a poisoned page), they fail with EFAULT.
 /// </summary>
 internal static unsafe partial class ProcessVm
 {
-    /// <summary>Reads; returns the bytes that came, at least one, or the negated error number.</summary>
+    /// <summary>Reads; returns the number of bytes, at least one, or the negated error number.</summary>
     public static nint TryRead(int processId, void* local, nint remote, nuint length)
     {
         var to = new IoVec { iov_base = local, iov_len = length };
@@ -24,7 +24,7 @@ internal static unsafe partial class ProcessVm
         return Result(process_vm_readv(processId, &to, 1, &from, 1, 0));
     }
 
-    /// <summary>Writes; returns the bytes that went, at least one, or the negated error number.</summary>
+    /// <summary>Writes; returns the number of bytes, at least one, or the negated error number.</summary>
     public static nint TryWrite(int processId, void* local, nint remote, nuint length)
     {
         var from = new IoVec { iov_base = local, iov_len = length };

@@ -2,7 +2,7 @@ using System.Runtime.InteropServices;
 
 namespace GuestMemory.Core.Interop;
 
-/// <summary>A file descriptor that this process owns: a userfaultfd, socket, eventfd or memfd. Closed once, when the last user lets go.</summary>
+/// <summary>A file descriptor that this process owns: a userfaultfd, socket, eventfd or memfd. Closed once, when the last reference is released.</summary>
 public sealed partial class SafeDescriptor : SafeHandle
 {
     private SafeDescriptor()

@@ -10,15 +10,14 @@ internal static unsafe partial class Scheduling
     // 8192 processors, the most that a kernel for these machines can be built for.
     private const int MaskWords = 128;
 
-    /// <summary>Raises the calling thread's nice value: 0 is what all have, 19 takes only what nobody else wants.</summary>
+    /// <summary>Raises the calling thread's nice value: 0 is the default, 19 runs only where a processor is idle otherwise.</summary>
     public static void LowerThread(int nice) => _ = setpriority(PRIO_PROCESS, 0, nice);
 
     /// <summary>The processor that the calling thread runs on; it may have left it already.</summary>
     public static int CurrentProcessor() => sched_getcpu();
 
     /// <summary>
-    /// Moves the calling thread to another of the processors that it may run on; where there is none it stays. Where it may run does
-    /// not change.
+    /// Moves the calling thread to another processor that it may run on, if there is one. Its affinity mask does not change.
     /// </summary>
     public static void LeaveProcessor()
     {

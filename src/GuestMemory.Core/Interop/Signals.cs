@@ -5,10 +5,10 @@ namespace GuestMemory.Core.Interop;
 /// <summary>Wakes a thread that is in a system call: <c>tgkill(2)</c> with a signal that does nothing else.</summary>
 internal static partial class Signals
 {
-    // Ignored by default: one that comes late, when nobody waits for it any more, harms nobody.
+    // Ignored by default: a signal that arrives late has no effect.
     public const int SIGURG = 23;
 
-    // .NET's handler; without one the kernel would not even interrupt the call.
+    // .NET's handler; without a handler the kernel would not interrupt the call.
     private static readonly Lazy<PosixSignalRegistration> s_handler = new(static () => PosixSignalRegistration.Create((PosixSignal)SIGURG, static context => context.Cancel = true));
 
     /// <summary>The number of this thread, and the readiness of the process to have its threads woken.</summary>
@@ -18,7 +18,7 @@ internal static partial class Signals
         return gettid();
     }
 
-    /// <summary>Interrupts the system call that a thread of this process is in; nothing happens where it is in none, or is gone.</summary>
+    /// <summary>Interrupts the system call that a thread of this process is in; no effect where it is in none, or has ended.</summary>
     public static void Wake(int thread) => _ = tgkill(Environment.ProcessId, thread, SIGURG);
 
     [LibraryImport("libc")]

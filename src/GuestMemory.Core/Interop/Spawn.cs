@@ -12,8 +12,8 @@ internal static unsafe partial class Spawn
     private const int Opaque = 1024;
 
     /// <summary>
-    /// Starts a program with default signals and the given descriptors as its 0, 1, 2 and so on. Every other descriptor that is
-    /// close-on-exec, as all of this library are, stays behind; each number must be above the count of them. Returns the process id.
+    /// Starts a program with default signals and the given descriptors as its 0, 1, 2 and so on. The program gets no other
+    /// descriptor that is close-on-exec, as all of this library are; each number must be above the count of them. Returns the process id.
     /// </summary>
     /// <exception cref="SyscallException">The program could not be started.</exception>
     public static int Start(string program, IReadOnlyList<string> arguments, IReadOnlyList<string> environment, ReadOnlySpan<int> descriptors)

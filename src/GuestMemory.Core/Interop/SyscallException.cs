@@ -1,13 +1,13 @@
 namespace GuestMemory.Core.Interop;
 
-/// <summary>A system call that failed: which, with which error number, what was tried, and what an admin can do about it.</summary>
+/// <summary>A failed system call: the function, the error number, the operation that was attempted, and the remedy.</summary>
 public sealed class SyscallException : GuestMemoryException
 {
     /// <param name="function">The C name of the function ("mmap").</param>
-    /// <param name="errorCode">The error number it left in errno.</param>
-    /// <param name="attempted">What was tried, as the subject of a sentence: "mapping 4096 bytes of /tmp/x".</param>
-    /// <param name="error">The kind of error, where it has a name of its own.</param>
-    /// <param name="remedy">What helps, as a sentence.</param>
+    /// <param name="errorCode">The error number, from errno.</param>
+    /// <param name="attempted">The attempted operation, as the subject of a sentence: "Mapping 4096 bytes of /tmp/x".</param>
+    /// <param name="error">The kind of error, where there is one for it.</param>
+    /// <param name="remedy">The remedy, as a sentence.</param>
     public SyscallException(string function, int errorCode, string attempted, GuestMemoryError error = GuestMemoryError.SyscallFailed, string? remedy = null)
         : base(error, Format(function, errorCode, attempted, remedy))
     {
@@ -26,10 +26,10 @@ public sealed class SyscallException : GuestMemoryException
     /// <summary>The error number's symbolic name.</summary>
     public string ErrnoName => Errno.Name(ErrorCode);
 
-    /// <summary>What was tried.</summary>
+    /// <summary>The attempted operation.</summary>
     public string Attempted { get; }
 
-    /// <summary>What an admin can do, or null where there is nothing to say.</summary>
+    /// <summary>The remedy, or null where none is known.</summary>
     public string? Remedy { get; }
 
     private static string Format(string function, int errorCode, string attempted, string? remedy)

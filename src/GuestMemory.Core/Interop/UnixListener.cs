@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.Interop;
 
-/// <summary>A listening Unix socket: made with care, checked at every connection, and taken away again.</summary>
+/// <summary>A listening Unix socket: created with mode 0600, checks the peer of each connection, and removes its path when disposed.</summary>
 internal sealed class UnixListener : IDisposable
 {
     private readonly ulong _inode;
@@ -18,7 +18,7 @@ internal sealed class UnixListener : IDisposable
 
     public string Path { get; }
 
-    /// <summary>Whether the path was made here, or by a process before this one, and goes with the handler.</summary>
+    /// <summary>Whether this process, or one before it, made the path, so that it is removed with the listener.</summary>
     public bool IsOurs => _inode != 0;
 
     /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory, UserNotFound.</exception>
@@ -55,11 +55,11 @@ internal sealed class UnixListener : IDisposable
         }
     }
 
-    /// <summary>Takes a socket over that somebody else made and that listens already, such as a service manager.</summary>
+    /// <summary>Takes over a listening socket that another process made: a service manager, for example.</summary>
     /// <param name="socket">The socket.</param>
-    /// <param name="path">Where it listens.</param>
+    /// <param name="path">Its path.</param>
     /// <param name="allowUser">A further user who may connect.</param>
-    /// <param name="isOurs">Whether the path is taken away in the end.</param>
+    /// <param name="isOurs">Whether disposal removes the path.</param>
     public static UnixListener Adopt(SafeDescriptor socket, string path, string? allowUser, bool isOurs)
     {
         var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
@@ -69,19 +69,19 @@ internal sealed class UnixListener : IDisposable
         return new UnixListener(socket, path, inode, allowed);
     }
 
-    /// <summary>Whether the user at the other end may connect.</summary>
+    /// <summary>Whether the peer's user may connect.</summary>
     public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
 
     public void Dispose()
     {
         try
         {
-            // Only the socket that was made here; somebody may have put another in its place.
+            // Only the socket that this listener made; another process may have replaced it.
             if (IsOurs && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            // The directory may not be written any more. It is left behind, as by a process that was killed.
+            // The directory is no longer writable. The socket stays, as after a process that was killed.
         }
 
         Socket.Dispose();
@@ -101,7 +101,7 @@ internal sealed class UnixListener : IDisposable
         }
     }
 
-    /// <summary>Root gives the socket to the one other user; who is not root opens it and relies on the check at each connection.</summary>
+    /// <summary>Root makes the other user the owner; other users open the mode, and rely on the check of each connection.</summary>
     private static void OpenTo(uint user, string path)
     {
         var root = Users.Current == 0;
@@ -109,7 +109,7 @@ internal sealed class UnixListener : IDisposable
         if (error != 0) throw new SyscallException(root ? "lchown" : "chmod", error, $"Opening the socket {path} to user {user}");
     }
 
-    /// <summary>Takes away a socket that its process has left behind; refuses to touch anything else.</summary>
+    /// <summary>Removes a socket on which no process listens; refuses to remove anything else.</summary>
     private static void ClearPath(string path, bool force)
     {
         var error = FileStatus.TryGet(path, out var status);
@@ -117,7 +117,7 @@ internal sealed class UnixListener : IDisposable
         if (error != 0) throw new SyscallException("statx", error, $"Looking at {path}");
         if ((status.stx_mode & FileStatus.S_IFMT) != FileStatus.S_IFSOCK)
             throw new GuestMemoryException(GuestMemoryError.NotASocket, $"{path} exists and is not a socket; it is left unchanged. Give another path.");
-        // Most listeners show up here. Asking by connecting would use up a handler that accepts only one connection.
+        // Most listeners are listed here. A test connection would use up a handler that accepts only one.
         if (IsListed(path)) throw InUse(path);
         using var probe = UnixSocket.Create(nonBlocking: true);
         error = UnixSocket.TryConnect(probe, path);

@@ -20,7 +20,7 @@ internal static unsafe partial class UnixSocket
         return sent < 0 ? (int)-sent : 0;
     }
 
-    /// <summary>Waits for a packet and leaves it there: its length, 0 at the end, or the negated error number.</summary>
+    /// <summary>Waits for a packet without taking it: its length, 0 at the end, or the negated error number.</summary>
     public static nint TryPeekLength(SafeDescriptor socket)
     {
         using var lease = new DescriptorLease(socket);
@@ -33,8 +33,8 @@ internal static unsafe partial class UnixSocket
     }
 
     /// <summary>
-    /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. A peer
-    /// that is gone gives -EPIPE, never a signal.
+    /// Sends bytes, with descriptors attached to the first of them. Returns the bytes sent, or the negated error number. Where the
+    /// peer has closed, that is -EPIPE; no signal is raised.
     /// </summary>
     public static nint TrySend(SafeDescriptor socket, ReadOnlySpan<byte> data, ReadOnlySpan<int> descriptors, bool wait = true)
     {
@@ -65,14 +65,13 @@ internal static unsafe partial class UnixSocket
     /// <summary>
     /// Receives bytes, without waiting unless asked to, and adds the descriptors that came with them, close-on-exec, to
     /// <paramref name="descriptors"/>. Returns the bytes received, 0 at the end of the stream, or the negated error number.
-    /// <paramref name="truncated"/> tells that more bytes of a message or more descriptors came than there was room for (the kernel
-    /// dropped those).
+    /// <paramref name="truncated"/>: the message had more bytes or descriptors than there was room for, and the kernel dropped them.
     /// </summary>
     public static nint TryReceive(SafeDescriptor socket, Span<byte> data, List<SafeDescriptor> descriptors, out bool truncated, int room = 16, bool wait = false)
     {
         using var lease = new DescriptorLease(socket);
         var control = stackalloc byte[ControlSpace(Math.Max(1, room))];
-        // Without the padding, which the kernel would fill with one descriptor more.
+        // Without the padding, in which the kernel would put one descriptor more.
         var controlLength = sizeof(CmsgHdr) + room * sizeof(int);
         fixed (byte* bytes = data)
         {
@@ -89,7 +88,7 @@ internal static unsafe partial class UnixSocket
         }
     }
 
-    /// <summary>The descriptors in a control buffer; every one of them is owned from here on, whatever else is wrong with the message.</summary>
+    /// <summary>Takes ownership of every descriptor in a control buffer, also where the message is invalid otherwise.</summary>
     private static void TakeDescriptors(byte* control, long length, List<SafeDescriptor> descriptors)
     {
         for (long at = 0; at + sizeof(CmsgHdr) <= length;)

@@ -29,7 +29,7 @@ internal static unsafe partial class UnixSocket
     public const int MSG_NOSIGNAL = 0x4000;
     public const int MSG_CMSG_CLOEXEC = 0x40000000;
 
-    /// <summary>A descriptor of a fresh, unconnected socket; its inode gets <paramref name="mode"/> when it is bound.</summary>
+    /// <summary>An unconnected socket; its path gets <paramref name="mode"/> when it is bound.</summary>
     public static SafeDescriptor Create(bool nonBlocking, uint? mode = null, int type = SOCK_STREAM)
     {
         var number = socket(AF_UNIX, type | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0);
@@ -38,16 +38,16 @@ internal static unsafe partial class UnixSocket
         return new SafeDescriptor(number);
     }
 
-    /// <summary>Two ends of a channel that keeps messages whole, close-on-exec.</summary>
-    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair(bool nonBlocking)
+    /// <summary>Two connected sockets, close-on-exec, which keep message boundaries (SOCK_SEQPACKET) unless another type is asked for.</summary>
+    public static (SafeDescriptor Near, SafeDescriptor Far) CreatePair(bool nonBlocking, int type = SOCK_SEQPACKET)
     {
         var pair = stackalloc int[2];
-        return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0, pair) == 0
+        return socketpair(AF_UNIX, type | SOCK_CLOEXEC | (nonBlocking ? SOCK_NONBLOCK : 0), 0, pair) == 0
             ? (new SafeDescriptor(pair[0]), new SafeDescriptor(pair[1]))
             : throw new SyscallException("socketpair", Marshal.GetLastPInvokeError(), "Creating a pair of sockets", remedy: "Raise the limit of open files ('ulimit -n').");
     }
 
-    /// <summary>Makes what is accepted and sent never wait; an inherited socket may be otherwise.</summary>
+    /// <summary>Makes a socket non-blocking; one that another process passed may be blocking.</summary>
     public static void SetNonBlocking(SafeDescriptor socket) => Userfaultfd.SetNonBlocking(socket.Number);
 
     public static int TryListen(SafeDescriptor socket, int backlog)
@@ -56,7 +56,7 @@ internal static unsafe partial class UnixSocket
         return listen(lease.Number, backlog) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Accepts one connection, non-blocking itself unless asked otherwise; null where none waits, with the error number otherwise.</summary>
+    /// <summary>Accepts one connection, non-blocking itself unless asked otherwise; null with the error number where there is none.</summary>
     public static SafeDescriptor? TryAccept(SafeDescriptor listener, out int error, bool nonBlocking = true)
     {
         using var lease = new DescriptorLease(listener);
@@ -65,7 +65,7 @@ internal static unsafe partial class UnixSocket
         return number < 0 ? null : new SafeDescriptor(number);
     }
 
-    /// <summary>Ends a connection for whoever holds a duplicate of it, and for the peer.</summary>
+    /// <summary>Shuts a connection down for the peer and for every holder of a duplicate.</summary>
     public static void Shutdown(SafeDescriptor socket)
     {
         using var lease = new DescriptorLease(socket);
@@ -82,7 +82,7 @@ internal static unsafe partial class UnixSocket
             : throw new SyscallException("getsockopt", Marshal.GetLastPInvokeError(), "Reading the peer's credentials");
     }
 
-    /// <summary>Limits how long sending or receiving (SO_SNDTIMEO, SO_RCVTIMEO) may wait; zero for ever. 0 or the error number.</summary>
+    /// <summary>Limits how long sending or receiving (SO_SNDTIMEO, SO_RCVTIMEO) waits; zero: no limit. Returns 0 or the error number.</summary>
     public static int TrySetTimeout(SafeDescriptor socket, int option, TimeSpan timeout)
     {
         using var lease = new DescriptorLease(socket);
@@ -90,11 +90,11 @@ internal static unsafe partial class UnixSocket
         return setsockopt(lease.Number, SOL_SOCKET, option, &value, (uint)sizeof(TimeVal)) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Makes room for a packet of so many bytes where there is less: as much as this user may have.</summary>
+    /// <summary>Enlarges the send buffer for a packet of so many bytes, as far as this user may.</summary>
     public static void MakeRoom(SafeDescriptor socket, int bytes)
     {
         using var lease = new DescriptorLease(socket);
-        // The kernel doubles it, for what it needs itself. Only an administrator of the network is let past net.core.wmem_max.
+        // The kernel doubles the number, for its own needs. Only CAP_NET_ADMIN may exceed net.core.wmem_max.
         if (setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(int)) != 0) _ = setsockopt(lease.Number, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(int));
     }
 

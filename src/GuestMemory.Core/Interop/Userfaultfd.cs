@@ -4,7 +4,7 @@ namespace GuestMemory.Core.Interop;
 
 /// <summary>
 /// <c>userfaultfd(2)</c> and its ioctls (<c>ioctl_userfaultfd(2)</c>). The Try methods return 0 or the error number and allocate
-/// nothing: they are what the fault loop calls.
+/// nothing: the fault loop calls them.
 /// </summary>
 internal static unsafe partial class Userfaultfd
 {
@@ -29,7 +29,7 @@ internal static unsafe partial class Userfaultfd
     public const ulong UFFDIO_REGISTER_MODE_WP = 2;
     public const ulong UFFDIO_REGISTER_MODE_MINOR = 4;
 
-    /// <summary>Wakes nobody; UFFDIO_ZEROPAGE has the same flag.</summary>
+    /// <summary>Does not wake waiting threads; UFFDIO_ZEROPAGE has the same flag.</summary>
     public const ulong UFFDIO_COPY_MODE_DONTWAKE = 1;
     public const ulong UFFDIO_COPY_MODE_WP = 2;
     public const ulong UFFDIO_CONTINUE_MODE_WP = 2;
@@ -64,7 +64,7 @@ internal static unsafe partial class Userfaultfd
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
     public const string DevicePath = "/dev/userfaultfd";
 
-    // Kernels before 6.10 cannot.
+    // Kernels before 6.10 do not know RWF_NOWAIT here.
     private static volatile bool s_knowsNoWait = true;
 
     private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
@@ -104,7 +104,7 @@ internal static unsafe partial class Userfaultfd
             "This kernel lacks one of them.");
     }
 
-    /// <summary>All features of this kernel, learnt from a descriptor that is thrown away; 0 or the error number.</summary>
+    /// <summary>All features of this kernel, read from a temporary descriptor; 0 or the error number.</summary>
     public static int TryProbe(out ulong features)
     {
         features = 0;
@@ -139,7 +139,7 @@ internal static unsafe partial class Userfaultfd
         return ioctl(uffd, UFFDIO_WAKE, &range) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Fills a missing range and wakes who waits for it. <paramref name="copied"/>: bytes done, also when it stops half way.</summary>
+    /// <summary>Fills a missing range and wakes the threads that wait for it. <paramref name="copied"/>: bytes done, also where it stops early.</summary>
     public static int TryCopy(int uffd, ulong destination, byte* source, ulong length, ulong mode, out long copied)
     {
         var copy = new UffdioCopy { dst = destination, src = (ulong)source, len = length, mode = mode };
@@ -148,19 +148,19 @@ internal static unsafe partial class Userfaultfd
         return error;
     }
 
-    /// <summary>Fills a missing range with zeros and wakes who waits for it. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
+    /// <summary>Fills a missing range with zeros and wakes the threads that wait for it. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
     public static int TryZero(int uffd, ulong start, ulong length, ulong mode, out long done) => FillWithout(uffd, UFFDIO_ZEROPAGE, start, length, mode, out done);
 
-    /// <summary>Maps a range that is in the page cache already and wakes who waits for it.</summary>
+    /// <summary>Maps a range that is in the page cache already and wakes the threads that wait for it.</summary>
     public static int TryContinue(int uffd, ulong start, ulong length, ulong mode) => FillWithout(uffd, UFFDIO_CONTINUE, start, length, mode, out _);
 
-    /// <summary>Lets a range be written again and wakes who waits to.</summary>
+    /// <summary>Makes a range writable again and wakes the threads that wait to write.</summary>
     public static int TryUnprotect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, 0);
 
-    /// <summary>Makes the next write of each page of a range that is there a fault.</summary>
+    /// <summary>Write-protects the present pages of a range: the next write to each is a fault.</summary>
     public static int TryProtect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP);
 
-    /// <summary>The features that a userfaultfd was opened with, as /proc tells; 0 where it does not.</summary>
+    /// <summary>The features that a userfaultfd was opened with, from /proc; 0 where they are not listed there.</summary>
     /// <exception cref="GuestMemoryException">UffdUnsupported: /proc cannot be read.</exception>
     public static ulong FeaturesOf(int uffd)
     {
@@ -179,12 +179,12 @@ internal static unsafe partial class Userfaultfd
         return parts.Length == 4 && ulong.TryParse(parts[2], System.Globalization.NumberStyles.AllowHexSpecifier, System.Globalization.CultureInfo.InvariantCulture, out var features) ? features : 0;
     }
 
-    /// <summary>Makes a missing range raise SIGBUS (EFAULT in the kernel's own accesses) instead of waiting for ever.</summary>
+    /// <summary>Poisons a missing range: an access raises SIGBUS (EFAULT in the kernel's own accesses) instead of waiting.</summary>
     public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out _);
 
     /// <summary>
-    /// Reads events without waiting, also where whoever has the other duplicate made the descriptor blocking again; returns how many
-    /// came, or the negated error number.
+    /// Reads events without waiting, also where another process made the descriptor blocking again; returns their number, or the negated
+    /// error number.
     /// </summary>
     public static int TryRead(int uffd, UffdMsg* messages, int capacity)
     {
@@ -201,7 +201,7 @@ internal static unsafe partial class Userfaultfd
         return bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : -Marshal.GetLastPInvokeError();
     }
 
-    /// <summary>Whether a descriptor that came from somewhere is a userfaultfd.</summary>
+    /// <summary>Whether a received descriptor is a userfaultfd.</summary>
     public static bool IsUserfaultfd(int descriptor) =>
         string.Equals(new FileInfo($"/proc/self/fd/{descriptor}").LinkTarget, "anon_inode:[userfaultfd]", StringComparison.Ordinal);
 

@@ -13,7 +13,7 @@ internal struct Passwd
     [FieldOffset(20)] public uint pw_gid;
 }
 
-/// <summary>Users: who we are, and a user's number by name.</summary>
+/// <summary>The user of this process, and a user's number by name.</summary>
 internal static unsafe partial class Users
 {
     /// <summary>The effective user of this process.</summary>

@@ -6,7 +6,7 @@ public enum BalloonEventKind
     /// <summary>It grew: the range is freed on the host.</summary>
     Inflate,
 
-    /// <summary>It shrank: the range comes back when it is touched.</summary>
+    /// <summary>It shrank: the host allocates the range again when the guest touches it.</summary>
     Deflate,
 
     /// <summary>It has the size that was asked for.</summary>

@@ -2,7 +2,7 @@ using System.Globalization;
 
 namespace GuestMemory.Core.Kvm;
 
-/// <summary>Which stores of a guest an eventfd hears of (crosvm's Datamatch): by their length, and perhaps by their value.</summary>
+/// <summary>The stores of a guest that signal an eventfd (crosvm's Datamatch): of one length or any, of one value or any.</summary>
 public readonly record struct Datamatch
 {
     private Datamatch(uint length, ulong? value)
@@ -11,7 +11,7 @@ public readonly record struct Datamatch
         Value = value;
     }
 
-    /// <summary>Stores of any length and value; also the default.</summary>
+    /// <summary>Stores of any length and value; the default.</summary>
     public static Datamatch AnyLength => default;
 
     /// <summary>The length in bytes: 1, 2, 4 or 8; 0 for any.</summary>
@@ -33,7 +33,7 @@ public readonly record struct Datamatch
     public static Datamatch U64(ulong? value = null) => new(8, value);
 
     /// <summary>Reads the text that ToString gives: AnyLength, or U8, U16, U32 or U64, and perhaps a value: U32:5, U32:0xdeadbeef.</summary>
-    /// <exception cref="FormatException">It is no such text, or the value does not fit.</exception>
+    /// <exception cref="FormatException">The text is none of these, or the value does not fit the length.</exception>
     public static Datamatch Parse(string text)
     {
         ArgumentNullException.ThrowIfNull(text);

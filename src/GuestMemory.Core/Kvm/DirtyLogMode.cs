@@ -3,7 +3,7 @@ namespace GuestMemory.Core.Kvm;
 /// <summary>How KVM tells which pages a guest wrote.</summary>
 public enum DirtyLogMode
 {
-    /// <summary>A bitmap a slot, whose pages are write-protected again one range at a time when marks are taken (KVM_CLEAR_DIRTY_LOG).</summary>
+    /// <summary>A bitmap for each slot; KVM write-protects the pages again when their marks are taken (KVM_CLEAR_DIRTY_LOG).</summary>
     ManualProtect,
 
     /// <summary>The same, but every page is dirty at first, so that nothing needs to be protected when logging begins.</summary>

@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.Kvm;
 
-/// <summary>Where an eventfd waits for a guest's store (crosvm's IoEventAddress): a port, or a guest physical address.</summary>
+/// <summary>The address whose stores signal an eventfd (crosvm's IoEventAddress): a port, or a guest physical address.</summary>
 /// <param name="IsPio">Whether it is an I/O port of x86.</param>
 /// <param name="Address">The port or the address.</param>
 public readonly record struct IoEventAddress(bool IsPio, ulong Address)

@@ -1,11 +1,11 @@
 namespace GuestMemory.Core.Kvm;
 
-/// <summary>A memory slot of a VM: a range of guest physical addresses, and the memory behind it.</summary>
+/// <summary>A memory slot of a VM: a range of guest physical addresses and the host memory that backs it.</summary>
 public sealed class KvmSlot
 {
-    private readonly MappedRegion? _mapping;
+    private readonly SlotMemory? _mapping;
 
-    internal KvmSlot(uint slot, ulong guestAddress, MmapRegion memory, MappedRegion? mapping, bool readOnly, bool logDirtyPages)
+    internal KvmSlot(uint slot, ulong guestAddress, MmapRegion memory, SlotMemory? mapping, bool readOnly, bool logDirtyPages)
     {
         Slot = slot;
         GuestAddress = guestAddress;
@@ -28,21 +28,21 @@ public sealed class KvmSlot
     /// <summary>The last guest physical address.</summary>
     public ulong LastAddress => GuestAddress + (Size - 1);
 
-    /// <summary>Whether a guest's writes come out as MMIO instead of reaching the memory.</summary>
+    /// <summary>Whether a write of the guest is an MMIO exit and does not change the memory.</summary>
     public bool ReadOnly { get; }
 
     /// <summary>Whether the pages that the guest writes are logged.</summary>
     public bool LogDirtyPages { get; }
 
-    /// <summary>Whether it is memory that the VM was made with.</summary>
+    /// <summary>Whether it is base memory, which the VM was made with.</summary>
     public bool IsBase => _mapping is null;
 
     /// <summary>The memory that was added; null for base memory.</summary>
-    public MappedRegion? GetMmapRegion() => _mapping;
+    public SlotMemory? GetSlotMemory() => _mapping;
 
     internal MmapRegion Memory { get; }
 
-    /// <summary>Marks that KVM gave away and nobody has taken yet.</summary>
+    /// <summary>Marks that were read out of KVM, and that no query has taken yet.</summary>
     internal ulong[]? Marks { get; set; }
 
     internal int PageCount => (int)(Size / HostPage.Size);

@@ -3,12 +3,12 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Kvm;
 
-/// <content>The state in which a vCPU begins.</content>
+/// <content>The initial state of a vCPU.</content>
 public sealed unsafe partial class KvmVcpu
 {
     private const ulong GiB = 1 << 30;
 
-    // Present, writable, accessed, and at the lowest level dirty: the processor then has no reason to write to the tables.
+    // Present, writable, accessed, and dirty at the lowest level, so that the processor does not write to the tables.
     private const ulong Table = 0x23;
     private const ulong LargePage = 0xE3;
 
@@ -41,13 +41,13 @@ public sealed unsafe partial class KvmVcpu
     }
 
     /// <summary>
-    /// Has the guest begin in 64-bit long mode, in ring 0, with the lower addresses mapped to themselves. The page tables are written
-    /// into base memory, a page for each GiB and two more.
+    /// Starts the guest in 64-bit long mode, in ring 0, with the lower addresses identity-mapped. The page tables are written into base
+    /// memory: a page for each GiB, and two more.
     /// </summary>
     /// <param name="address">The address of the first instruction.</param>
-    /// <param name="pageTables">Where the page tables go, at the start of a page.</param>
-    /// <param name="stack">The first stack pointer.</param>
-    /// <param name="mapped">How many GiB are mapped, 1 to 512.</param>
+    /// <param name="pageTables">The guest physical address of the page tables; a multiple of the page size.</param>
+    /// <param name="stack">The initial stack pointer.</param>
+    /// <param name="mapped">The number of GiB to map, 1 to 512.</param>
     /// <exception cref="GuestMemoryException">NotPageAligned; InvalidGuestAddress, PartialBuffer: no base memory for the page tables. VmDisposed.</exception>
     public void SetLongMode(ulong address, ulong pageTables, ulong stack = 0, int mapped = 4)
     {

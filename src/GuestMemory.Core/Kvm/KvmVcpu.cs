@@ -4,8 +4,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Kvm;
 
 /// <summary>
-/// A vCPU of x86-64, as much of one as it takes to run a few instructions in a guest: in real mode or in long mode, until they halt
-/// or touch a port or an address without memory.
+/// A minimal vCPU of x86-64: it runs instructions in real mode or long mode until the guest halts, or accesses a port or an address
+/// without memory.
 /// </summary>
 public sealed unsafe partial class KvmVcpu : IDisposable
 {
@@ -17,7 +17,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     private readonly Lock _lock = new();
     private uint _ringNext;
     private int _thread;
-    private int _stops;
+    private int _stopping;
 
     internal KvmVcpu(KvmVm owner, SafeDescriptor vm, int id, int ringEntries)
     {
@@ -40,20 +40,20 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Its number in the VM, from 0.</summary>
+    /// <summary>Its index in the VM, from 0.</summary>
     public int Id { get; }
 
-    /// <summary>How often KVM stopped the guest because its dirty ring was full (KVM_EXIT_DIRTY_RING_FULL). Often: a larger ring costs fewer exits.</summary>
+    /// <summary>How often KVM stopped the guest because its dirty ring was full (KVM_EXIT_DIRTY_RING_FULL); a larger ring costs fewer exits.</summary>
     public long DirtyRingFullExits { get; private set; }
 
-    private bool IsStopped => Volatile.Read(ref _stops) != 0;
+    private bool IsStopped => Volatile.Read(ref _stopping) != 0;
 
     private KvmRun* State => (KvmRun*)_run.Address;
 
-    /// <summary>Runs the guest until it halts or needs something. One thread at a time.</summary>
-    /// <param name="cancellation">Interrupts the guest, which can be run on.</param>
-    /// <exception cref="OperationCanceledException">It was interrupted.</exception>
-    /// <exception cref="GuestMemoryException">VmDisposed; DirtyRingOverrun; PageNotAccessible: a page of the guest's memory cannot be had.</exception>
+    /// <summary>Runs the guest until it halts or needs the VMM. One thread at a time.</summary>
+    /// <param name="cancellation">Interrupts the guest; the next run continues it.</param>
+    /// <exception cref="OperationCanceledException">The guest was interrupted.</exception>
+    /// <exception cref="GuestMemoryException">VmDisposed; DirtyRingOverrun; PageNotAccessible: a page of the guest's memory cannot be accessed.</exception>
     public KvmExit Run(CancellationToken cancellation = default)
     {
         lock (_lock)
@@ -72,7 +72,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Answers the read that <see cref="Run"/> came back with; the guest gets it when it is run on.</summary>
+    /// <summary>Gives the guest the value of the read that <see cref="Run"/> returned with; the next run delivers it.</summary>
     public void SetReadValue(ulong value)
     {
         lock (_lock)
@@ -90,14 +90,14 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Ends the guest's run, and waits until it has left.</summary>
+    /// <summary>Interrupts the guest, waits until it has stopped, and closes the vCPU.</summary>
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _stops, 1) != 0) return;
+        if (Interlocked.Exchange(ref _stopping, 1) != 0) return;
         Interrupt();
         lock (_lock)
         {
-            _owner.Retire(() =>
+            _owner.CloseVcpu(() =>
             {
                 _run.Dispose();
                 _ring?.Dispose();
@@ -106,7 +106,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         }
     }
 
-    /// <summary>Takes the entries of the dirty ring; returns how many there were.</summary>
+    /// <summary>Takes the entries of the dirty ring; returns their number.</summary>
     internal int HarvestRing(Action<uint, ulong> mark)
     {
         if (_ring is null || _ring.IsClosed) return 0;
@@ -169,7 +169,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
 
     private void Interrupt()
     {
-        // A run that is about to begin sees the flag, one that has begun gets the signal.
+        // The flag stops a run that has not entered the guest yet; the signal stops one that has.
         Volatile.Write(ref State->immediate_exit, 1);
         if (_thread != 0) Signals.Wake(_thread);
     }

@@ -2,12 +2,12 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Kvm;
 
-/// <content>Which pages the guest wrote, and vCPUs, which have a ring of them each.</content>
+/// <content>Dirty logs and rings, and the vCPUs, each of which has a ring.</content>
 public sealed unsafe partial class KvmVm
 {
     private bool _overrun;
 
-    /// <summary>The bytes of a dirty log: a bit a page (crosvm's dirty_log_bitmap_size).</summary>
+    /// <summary>The length of a dirty log in bytes: a bit a page (crosvm's dirty_log_bitmap_size).</summary>
     /// <param name="size">The memory's length in bytes.</param>
     public static ulong DirtyLogSize(ulong size)
     {
@@ -16,10 +16,10 @@ public sealed unsafe partial class KvmVm
     }
 
     /// <summary>
-    /// Which pages of a slot the guest wrote; what the host writes is not logged. With <paramref name="clear"/> the marks are taken: none
-    /// is lost, none is seen twice.
+    /// The pages of a slot that the guest wrote; writes of the host are not logged. With <paramref name="clear"/> the marks are taken:
+    /// none is lost, and none is reported twice.
     /// </summary>
-    /// <remarks>Of a vCPU that runs a processor may hold back the last few hundred marks until it leaves the guest.</remarks>
+    /// <remarks>While a vCPU runs, the processor may hold back its last few hundred marks until the next exit.</remarks>
     /// <exception cref="GuestMemoryException">SlotNotFound; DirtyTrackingOff; DirtyRingOverrun; VmDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(uint slot, bool clear = false)
     {
@@ -42,7 +42,7 @@ public sealed unsafe partial class KvmVm
 
     /// <summary>Adds a vCPU; only on x86-64.</summary>
     /// <exception cref="GuestMemoryException">KvmUnsupported: another architecture. VmDisposed.</exception>
-    /// <exception cref="SyscallException">What KVM says.</exception>
+    /// <exception cref="SyscallException">Any error of KVM.</exception>
     public KvmVcpu CreateVcpu()
     {
         lock (_lock)
@@ -54,7 +54,7 @@ public sealed unsafe partial class KvmVm
         }
     }
 
-    /// <summary>Empties the rings of the vCPUs, so that a full one can go on.</summary>
+    /// <summary>Harvests the rings of the vCPUs, so that a vCPU with a full ring can run again.</summary>
     internal void HarvestRings()
     {
         lock (_lock)
@@ -65,8 +65,8 @@ public sealed unsafe partial class KvmVm
         }
     }
 
-    /// <summary>Lets a vCPU go, whose marks stay; nobody looks at its ring meanwhile.</summary>
-    internal void Retire(Action close)
+    /// <summary>Harvests the rings before a vCPU is closed, and closes it while no other thread reads its ring.</summary>
+    internal void CloseVcpu(Action close)
     {
         lock (_lock)
         {
@@ -152,8 +152,8 @@ public sealed unsafe partial class KvmVm
         foreach (var vcpu in _vcpus)
         {
             var entries = vcpu.HarvestRing(Mark);
-            // KVM stops a guest well before its ring is full, but for a guest whose instructions it emulates one by one: that is
-            // only stopped when it comes back. A ring without a free entry has lost some, and KVM's place in it is not known any more.
+            // KVM stops a guest well before its ring is full. A guest whose instructions KVM emulates one by one is stopped only at its
+            // next exit: its ring may have run over, and then pages are missing, and KVM's position in the ring is unknown.
             _overrun |= entries == _options.DirtyRingEntries;
             count += entries;
         }
@@ -164,12 +164,12 @@ public sealed unsafe partial class KvmVm
     private void ThrowIfOverrun()
     {
         if (_overrun)
-            throw new GuestMemoryException(GuestMemoryError.DirtyRingOverrun, $"The guest wrote more pages than a dirty ring of {this} has entries before KVM stopped it, so which ones is not known. Make the VM with a larger ring, or with another log.");
+            throw new GuestMemoryException(GuestMemoryError.DirtyRingOverrun, $"The guest wrote more pages than a dirty ring of {this} has entries before KVM stopped it, so some pages are missing. Make the VM with a larger ring, or with another log.");
     }
 
     private void Mark(uint number, ulong page)
     {
-        // The upper half is the address space: 1 is that of system management mode.
+        // The upper half is the address space: 1 is system management mode.
         if (!_slots.TryGetValue(number & 0xFFFF, out var slot) || page >= (ulong)slot.PageCount) return;
         var marks = slot.Marks ??= new ulong[Words(slot)];
         marks[page >> 6] |= 1UL << (int)(page & 63);

@@ -3,24 +3,24 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Kvm;
 
-/// <content>What is done with the memory in slots, balloons, and eventfds.</content>
+/// <content>Operations on the memory of slots, balloons, and eventfds.</content>
 public sealed partial class KvmVm
 {
     /// <inheritdoc/>
     public void AddFdMapping(uint slot, ulong offset, ulong size, SafeHandle file, ulong fileOffset, MemoryProtection protection) =>
-        OnArena(slot, mapping => mapping.AddFdMapping(offset, size, file, fileOffset, protection));
+        ChangeMapping(slot, mapping => mapping.AddFdMapping(offset, size, file, fileOffset, protection));
 
     /// <inheritdoc/>
-    public void RemoveMapping(uint slot, ulong offset, ulong size) => OnArena(slot, mapping => mapping.RemoveMapping(offset, size));
+    public void RemoveMapping(uint slot, ulong offset, ulong size) => ChangeMapping(slot, mapping => mapping.RemoveMapping(offset, size));
 
     /// <inheritdoc/>
-    public void MsyncMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Msync(offset, size));
+    public void MsyncMemoryRegion(uint slot, ulong offset, ulong size) => UseMemory(slot, mapping => mapping.Msync(offset, size));
 
     /// <inheritdoc/>
-    public void MadvisePageoutMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Pageout(offset, size));
+    public void MadvisePageoutMemoryRegion(uint slot, ulong offset, ulong size) => UseMemory(slot, mapping => mapping.Pageout(offset, size));
 
     /// <inheritdoc/>
-    public void MadviseRemoveMemoryRegion(uint slot, ulong offset, ulong size) => OnMemory(slot, mapping => mapping.Remove(offset, size));
+    public void MadviseRemoveMemoryRegion(uint slot, ulong offset, ulong size) => UseMemory(slot, mapping => mapping.Remove(offset, size));
 
     /// <inheritdoc/>
     public void HandleBalloonEvent(BalloonEvent balloonEvent)
@@ -65,8 +65,8 @@ public sealed partial class KvmVm
         }
     }
 
-    // What is wrong with the range is EIO upstream where mappings change, and told apart where memory is only advised on.
-    private void OnArena(uint slot, Action<MappedRegion> operation)
+    // Upstream reports a wrong range as EIO where mappings change, and by three error numbers where msync or madvise is called.
+    private void ChangeMapping(uint slot, Action<SlotMemory> operation)
     {
         lock (_lock)
         {
@@ -75,7 +75,7 @@ public sealed partial class KvmVm
         }
     }
 
-    private void OnMemory(uint slot, Action<MappedRegion> operation)
+    private void UseMemory(uint slot, Action<SlotMemory> operation)
     {
         lock (_lock)
         {
@@ -89,11 +89,11 @@ public sealed partial class KvmVm
         }
     }
 
-    private static void Operate(KvmSlot slot, Action<MappedRegion> operation, Func<GuestMemoryError, int> number)
+    private static void Operate(KvmSlot slot, Action<SlotMemory> operation, Func<GuestMemoryError, int> number)
     {
         try
         {
-            operation(slot.GetMmapRegion()!);
+            operation(slot.GetSlotMemory()!);
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException)
         {

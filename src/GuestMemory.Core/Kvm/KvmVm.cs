@@ -3,8 +3,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Kvm;
 
 /// <summary>
-/// A virtual machine of KVM (crosvm's KvmVm): its memory slots, and what can be done with the memory in them. The base memory's
-/// regions have the first slots; they stay the caller's, but cannot be removed without force as long as the VM lives.
+/// A virtual machine of KVM (crosvm's KvmVm): its memory slots, and operations on their memory. It owns the memory that is added. The
+/// regions of the base memory have the first slots and stay the caller's; they cannot be removed without force until the VM is closed.
 /// </summary>
 public sealed partial class KvmVm : IVm, IRegionHolder
 {
@@ -23,12 +23,12 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     // Removal has begun: every operation is refused.
     private volatile bool _disposed;
 
-    // Removal has ended: the guest runs no more, and KVM has let go of its memory.
+    // Removal has ended: no vCPU runs, and KVM no longer uses the memory.
     private volatile bool _closed;
 
     /// <summary>Makes a VM.</summary>
     /// <param name="memory">The base memory, of whole pages; it may be empty.</param>
-    /// <param name="options">How.</param>
+    /// <param name="options">The options.</param>
     /// <exception cref="GuestMemoryException">
     /// KvmDenied; KvmUnsupported; UnalignedSize, NotPageAligned: a region that is not made of whole pages; RegionDisposed.
     /// </exception>
@@ -58,16 +58,16 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         }
     }
 
-    /// <summary>A number of its own in this process.</summary>
+    /// <summary>A number that is unique in this process.</summary>
     public int Id { get; }
 
-    /// <summary>A name for people.</summary>
+    /// <summary>The name.</summary>
     public string Name { get; }
 
     /// <inheritdoc/>
     public GuestMemoryMmap Memory { get; }
 
-    /// <summary>How written pages are logged.</summary>
+    /// <summary>The kind of log of written pages.</summary>
     public DirtyLogMode DirtyLog => _options.DirtyLog;
 
     /// <summary>The slots, in the order of their numbers, as they are now.</summary>
@@ -90,12 +90,12 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     bool IRegionHolder.ProvidesPages => false;
 
     /// <inheritdoc/>
-    public uint AddMemoryRegion(GuestAddress address, MappedRegion mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
+    public uint AddMemoryRegion(GuestAddress address, SlotMemory mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
     {
         ArgumentNullException.ThrowIfNull(mapping);
-        // Upstream has the guest's own choice of caching honoured by a flag (bit 3) that only the kernels of ChromeOS know, and is coherent where
-        // KVM refuses it. Its capability number means something else in Linux (KVM_CAP_PRE_FAULT_MEMORY), and so might the flag one day:
-        // here every mapping is coherent.
+        // Upstream passes a flag (bit 3) that only kernels of ChromeOS know, and falls back to coherent memory where KVM refuses it. The
+        // number of its capability means something else in Linux (KVM_CAP_PRE_FAULT_MEMORY), and the flag may, too: here every mapping
+        // is coherent.
         _ = cache;
         var attempted = $"Adding 0x{mapping.Size:x} bytes at guest address {address}";
         lock (_lock)
@@ -117,7 +117,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
     }
 
     /// <inheritdoc/>
-    public MappedRegion RemoveMemoryRegion(uint slot)
+    public SlotMemory RemoveMemoryRegion(uint slot)
     {
         lock (_lock)
         {
@@ -125,9 +125,9 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             var found = FindAdded(slot, Errno.ENOENT);
             var error = TrySet(found, present: false);
             if (error != 0) throw new SyscallException("ioctl(KVM_SET_USER_MEMORY_REGION)", error, $"Removing slot {slot}");
-            Forget(found);
+            RemoveSlot(found);
             found.Memory.RemoveHolder(this);
-            return found.GetMmapRegion()!;
+            return found.GetSlotMemory()!;
         }
     }
 
@@ -153,7 +153,7 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             foreach (var slot in Close())
             {
                 slot.Memory.RemoveHolder(this);
-                slot.GetMmapRegion()?.Dispose();
+                slot.GetSlotMemory()?.Dispose();
             }
         }
     }
@@ -168,9 +168,9 @@ public sealed partial class KvmVm : IVm, IRegionHolder
             if (_closed) return;
             foreach (var slot in _slots.Values.Where(slot => slot.Memory == region).ToArray())
             {
-                // The addresses will be others' memory: the guest must not reach it.
+                // Other memory may be mapped at these addresses next: the guest must not reach it.
                 _ = TrySet(slot, present: false);
-                Forget(slot);
+                RemoveSlot(slot);
             }
         }
     }
@@ -227,9 +227,9 @@ public sealed partial class KvmVm : IVm, IRegionHolder
         return KvmApi.Try(_vm, KvmApi.KVM_SET_USER_MEMORY_REGION, ref region);
     }
 
-    private void Forget(KvmSlot slot)
+    private void RemoveSlot(KvmSlot slot)
     {
-        // What its vCPUs still have in their rings must not be taken for marks of the slot's successor.
+        // Entries in the rings must not become marks of the next memory in this slot.
         Harvest();
         _slots.Remove(slot.Slot);
         if (slot.IsBase) return;

@@ -161,7 +161,7 @@ public abstract unsafe partial class VolatileMemory
     private protected virtual void EndTouch(nint address, ulong length, object? state) => Unpin(address, length, state);
 
     /// <summary>Whether what is touched between <see cref="BeginTouch"/> and <see cref="EndTouch"/> is sure to be there.</summary>
-    private protected virtual bool CanTouch => false;
+    internal virtual bool CanTouch => false;
 
     /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
     private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);

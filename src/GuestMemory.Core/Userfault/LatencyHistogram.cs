@@ -36,7 +36,7 @@ internal sealed unsafe class LatencyHistogram
     public static int Words => Buckets + 1;
 
     /// <summary>The longest latency, exactly.</summary>
-    public TimeSpan Max => TimeSpan.FromTicks(Volatile.Read(ref *_max) / TimeSpan.NanosecondsPerTick);
+    public TimeSpan Max => TimeSpan.FromTicks(Math.Max(0, Volatile.Read(ref *_max)) / TimeSpan.NanosecondsPerTick);
 
     public void Record(long nanoseconds)
     {
@@ -63,7 +63,7 @@ internal sealed unsafe class LatencyHistogram
         for (var i = 0; i < Buckets; i++)
         {
             rank -= Volatile.Read(ref _counts[i]);
-            if (rank <= 0) return TimeSpan.FromTicks(Math.Min(Middle(i), Volatile.Read(ref *_max)) / TimeSpan.NanosecondsPerTick);
+            if (rank <= 0) return TimeSpan.FromTicks(Math.Max(0, Math.Min(Middle(i), Volatile.Read(ref *_max))) / TimeSpan.NanosecondsPerTick);
         }
 
         GC.KeepAlive(_own);

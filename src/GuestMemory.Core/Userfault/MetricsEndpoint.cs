@@ -88,7 +88,7 @@ public sealed class MetricsEndpoint : IDisposable
             {
                 using var client = _listener.Accept();
                 client.ReceiveTimeout = client.SendTimeout = (int)s_patience.TotalMilliseconds;
-                Answer(client);
+                Answer(client, _type, _metrics);
             }
             catch (SocketException)
             {
@@ -109,7 +109,8 @@ public sealed class MetricsEndpoint : IDisposable
         }
     }
 
-    private void Answer(Socket client)
+    /// <summary>Reads a request and answers it; one that is too long, too slow or broken off gets no answer.</summary>
+    internal static void Answer(Socket client, string type, Func<string> metrics)
     {
         var request = new byte[MaxRequest];
         var length = 0;
@@ -124,10 +125,10 @@ public sealed class MetricsEndpoint : IDisposable
 
         var isGet = request.AsSpan().StartsWith("GET "u8);
         var isMetrics = isGet && (request.AsSpan(4).StartsWith("/metrics "u8) || request.AsSpan(4).StartsWith("/metrics?"u8));
-        var body = isMetrics ? _metrics() : isGet ? "There is only /metrics here.\n" : "Only GET is answered.\n";
+        var body = isMetrics ? metrics() : isGet ? "There is only /metrics here.\n" : "Only GET is answered.\n";
         var status = isMetrics ? "200 OK" : isGet ? "404 Not Found" : "405 Method Not Allowed";
         var bytes = Encoding.UTF8.GetBytes(body);
-        var head = $"HTTP/1.1 {status}\r\nContent-Type: {(isMetrics ? _type : "text/plain")}\r\nContent-Length: {bytes.Length}\r\nConnection: close\r\n\r\n";
+        var head = $"HTTP/1.1 {status}\r\nContent-Type: {(isMetrics ? type : "text/plain")}\r\nContent-Length: {bytes.Length}\r\nConnection: close\r\n\r\n";
         Send(client, Encoding.ASCII.GetBytes(head));
         Send(client, bytes);
         client.Shutdown(SocketShutdown.Send);

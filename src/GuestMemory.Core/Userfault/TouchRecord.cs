@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -58,7 +59,8 @@ internal static class TouchRecord
         if (FileStatus.IsSpecial(path)) throw Invalid(path, "it is a directory, a device, a pipe or a socket");
         try
         {
-            bytes = File.ReadAllBytes(path);
+            using var file = File.OpenHandle(path);
+            bytes = ReadPages(file, path, imageLength);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
@@ -69,19 +71,12 @@ internal static class TouchRecord
             throw Invalid(path, exception.Message);
         }
 
-        if (bytes.Length < HeaderSize || !bytes.AsSpan(0, Magic.Length).SequenceEqual(Magic)) throw Invalid(path, "it does not begin as a record of touches does");
-        var length = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan(8));
-        var pageSize = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(16));
-        var count = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan(24));
-        if (length != imageLength) throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
-        if (pageSize != HostPage.Size) throw Invalid(path, $"its pages have {pageSize} bytes, and this host's {HostPage.Size}");
-        if (count != (ulong)(bytes.Length - HeaderSize) / sizeof(uint) || bytes.Length % sizeof(uint) != 0) throw Invalid(path, $"it says {count} pages and is {bytes.Length} bytes long");
-        var all = (imageLength + HostPage.Size - 1) / HostPage.Size;
+        var all = PagesOf(imageLength);
         var seen = new AtomicBitmap(all, 1);
-        var pages = new uint[(int)count];
+        var pages = new uint[bytes.Length / sizeof(uint)];
         for (var i = 0; i < pages.Length; i++)
         {
-            pages[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(HeaderSize + (i * sizeof(uint))));
+            pages[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)));
             if (pages[i] >= all) throw Invalid(path, $"page {pages[i]} lies behind the image's end");
             if (seen.IsBitSet(pages[i])) throw Invalid(path, $"page {pages[i]} stands in it twice");
             seen.SetBit(pages[i]);
@@ -89,6 +84,25 @@ internal static class TouchRecord
 
         return pages;
     }
+
+    /// <summary>Checks the header and the length, and only then reads the rest: no more than the image has pages.</summary>
+    private static byte[] ReadPages(SafeFileHandle file, string path, ulong imageLength)
+    {
+        var size = RandomAccess.GetLength(file);
+        Span<byte> header = stackalloc byte[HeaderSize];
+        if (RandomAccess.Read(file, header, 0) != HeaderSize || !header[..Magic.Length].SequenceEqual(Magic)) throw Invalid(path, "it does not begin as a record of touches does");
+        var length = BinaryPrimitives.ReadUInt64LittleEndian(header[8..]);
+        var pageSize = BinaryPrimitives.ReadUInt32LittleEndian(header[16..]);
+        var count = BinaryPrimitives.ReadUInt64LittleEndian(header[24..]);
+        if (length != imageLength) throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
+        if (pageSize != HostPage.Size) throw Invalid(path, $"its pages have {pageSize} bytes, and this host's {HostPage.Size}");
+        if (count != (ulong)(size - HeaderSize) / sizeof(uint) || size % sizeof(uint) != 0) throw Invalid(path, $"it says {count} pages and is {size} bytes long");
+        if (count > PagesOf(imageLength) || count > (ulong)Array.MaxLength / sizeof(uint)) throw Invalid(path, $"it says {count} pages, and the image has {PagesOf(imageLength)}");
+        var pages = new byte[count * sizeof(uint)];
+        return RandomAccess.Read(file, pages, HeaderSize) == pages.Length ? pages : throw Invalid(path, "it changes");
+    }
+
+    private static ulong PagesOf(ulong imageLength) => (imageLength + HostPage.Size - 1) / HostPage.Size;
 
     private static GuestMemoryException Invalid(string path, string why) =>
         new(GuestMemoryError.InvalidRecord, $"{path} cannot be replayed: {why}.");

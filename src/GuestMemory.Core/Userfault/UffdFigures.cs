@@ -102,7 +102,8 @@ public sealed record UffdFigures
     public required string? Error { get; init; }
 
     /// <summary>The figures of the VMs that are served now, where these are of all.</summary>
-    public IReadOnlyList<UffdFigures> Vms { get; init; } = [];
+    // Where JSON says nothing of it, its reader gives null.
+    public IReadOnlyList<UffdFigures> Vms { get; init => field = value ?? []; } = [];
 
     internal static UffdFigures Of(int processId, ref UffdCounters counters, LatencyHistogram latency, (long All, long Present, long Removed) pages, string? error) => new()
     {

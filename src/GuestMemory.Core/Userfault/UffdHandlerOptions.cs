@@ -12,7 +12,8 @@ public sealed class UffdHandlerOptions
     public required string MemoryPath { get; init; }
 
     /// <summary>Sparse files of the image's length with the changes of later snapshots, the oldest first; the last one that has a page is right.</summary>
-    public IReadOnlyList<string> LayerPaths { get; init; } = [];
+    // Where JSON says nothing of it, its reader gives null.
+    public IReadOnlyList<string> LayerPaths { get; init => field = value ?? []; } = [];
 
     /// <summary>How faults are answered.</summary>
     public UffdStrategy Strategy { get; init; }

@@ -93,6 +93,8 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
         {
             while (reader.Read())
             {
+                // However the stream is cut.
+                if (reader.ValueSpan.Length > MaxTokenBytes) throw LongToken();
                 if (reader.CurrentDepth == 0 && reader.TokenType is not (JsonTokenType.StartArray or JsonTokenType.StartObject))
                     return Complete(_scanned + (int)reader.BytesConsumed);
             }
@@ -104,10 +106,10 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
 
         _scanned += (int)reader.BytesConsumed;
         _json = reader.CurrentState;
-        if (_length - _scanned > MaxTokenBytes)
-            throw UffdMappingList.BadJson(new JsonException($"a token is longer than {MaxTokenBytes} bytes"));
-        return null;
+        return _length - _scanned <= MaxTokenBytes ? null : throw UffdMappingList.BadJson(LongToken());
     }
+
+    private static JsonException LongToken() => new($"a token is longer than {MaxTokenBytes} bytes");
 
     private UffdHandover Complete(int end)
     {

@@ -70,7 +70,7 @@ internal sealed unsafe partial class UffdVm
     private void RecoverMarks()
     {
         var (page, count) = _state.Opening;
-        if (page + count <= _state.Written.PageCount) _state.Written.Set(page, count);
+        _state.Written.Set(page, count);
         _state.EndOpening();
         _state.Reads.Recover();
     }

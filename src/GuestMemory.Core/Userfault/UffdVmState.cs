@@ -17,7 +17,7 @@ internal sealed unsafe class UffdVmState : IDisposable
     private const ulong SyncOffset = 2432;
     private const ulong FoundOffset = 2560;
     private const int FoundCapacity = 64;
-    private const ulong HistogramOffset = 4096;
+    internal const int HistogramOffset = 4096;
     private const ulong BitsOffset = 12288;
 
     // A page and a number of pages in one word.
@@ -39,6 +39,8 @@ internal sealed unsafe class UffdVmState : IDisposable
         else
         {
             using var lease = new DescriptorLease(shared);
+            // One that can become shorter would end this process.
+            if ((Memfd.Seals(shared) & Memfd.F_SEAL_SHRINK) == 0) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is no sealed memfd.");
             if (FileStatus.Get(shared).stx_size < length) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is smaller than its regions need.");
             _mapping = Mman.Map(length, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, 0, "Mapping the state of a VM");
         }
@@ -92,13 +94,17 @@ internal sealed unsafe class UffdVmState : IDisposable
         set => _sync->IsTracked = value ? 1 : 0;
     }
 
-    /// <summary>Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them.</summary>
+    /// <summary>
+    /// Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them. None where
+    /// what another process wrote there are no pages of the VM.
+    /// </summary>
     public (ulong First, ulong Count) Opening
     {
         get
         {
             var opening = Volatile.Read(ref _sync->Opening);
-            return (opening >> OpeningBits, opening & ((1UL << OpeningBits) - 1));
+            var (first, count) = (opening >> OpeningBits, opening & ((1UL << OpeningBits) - 1));
+            return first <= Written.PageCount && count <= Written.PageCount - first ? (first, count) : (0, 0);
         }
     }
 
@@ -120,7 +126,8 @@ internal sealed unsafe class UffdVmState : IDisposable
         {
             foreach (var found in Found)
             {
-                if (found.start >= region.Base && found.start < region.End) Taken.Set(region.PageOf(found.start), (found.end - found.start) / HostPage.Size);
+                var (from, to) = (Math.Max(found.start, region.Base), Math.Min(found.end, region.End));
+                if (from < to) Taken.Set(region.PageOf(from), (to - from) / HostPage.Size);
             }
         }
 

@@ -43,7 +43,7 @@ public sealed class GuestVm : IDisposable
     /// <summary>The VM of KVM behind it; it stays this object's.</summary>
     public KvmVm GetKvmVm() => _vm;
 
-    /// <summary>What requests about its memory are executed on.</summary>
+    /// <summary>The context in which requests about its memory are executed.</summary>
     public VmMemoryContext GetContext() => _context;
 
     /// <summary>The services that take requests for it, and were not stopped, as it is now.</summary>
@@ -74,22 +74,22 @@ public sealed class GuestVm : IDisposable
         lock (_context.Lock) return new SortedDictionary<ulong, RegisteredMemory>(_context.RegionState.Registered);
     }
 
-    /// <summary>Who has MMIO addresses, and which, as it is now.</summary>
-    public IReadOnlyDictionary<Alloc, AllocRange> GetMmioAllocations()
+    /// <summary>The holders of MMIO addresses and their addresses, as it is now.</summary>
+    public IReadOnlyDictionary<Alloc, AddressInterval> GetMmioAllocations()
     {
         lock (_context.Lock) return _context.Allocator.LowMmio.Allocations.Concat(_context.Allocator.HighMmio.Allocations).ToDictionary();
     }
 
     /// <summary>Executes a request; see <see cref="VmMemoryRequest.Execute(VmMemoryContext, Tube?, bool, bool, CancellationToken)"/>.</summary>
     /// <param name="request">The request.</param>
-    /// <param name="cancellation">Leaves the request. One that the kernel has begun goes on.</param>
+    /// <param name="cancellation">Cancels the wait. A system call that has begun continues.</param>
     /// <exception cref="GuestMemoryException">VmDisposed.</exception>
-    /// <exception cref="OperationCanceledException">The caller left.</exception>
+    /// <exception cref="OperationCanceledException">The wait was canceled.</exception>
     public VmMemoryResponse Execute(VmMemoryRequest request, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(request);
         if (IsDisposed) throw Removed();
-        // To take much memory away takes the kernel its time; all else is a matter of microseconds once no other request is executed.
+        // The kernel needs time to free much memory; other requests take microseconds, once no other request is executed.
         return cancellation.CanBeCanceled && request is (VmMemoryRequest.DynamicallyFreeMemoryRanges or VmMemoryRequest.UnregisterMemory)
             ? BlockingAccess.Run(_ => request.Execute(_context, cancellation: cancellation), static () => null, cancellation)
             : request.Execute(_context, cancellation: cancellation);

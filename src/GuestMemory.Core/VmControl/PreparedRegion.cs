@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>A PCI register whose addresses are one slot already.</summary>
+/// <summary>A prepared PCI register: its addresses are one slot.</summary>
 /// <param name="GuestAddress">The guest physical address of its first byte.</param>
 /// <param name="Slot">The slot.</param>
 public sealed record PreparedRegion(ulong GuestAddress, uint Slot);

@@ -10,11 +10,11 @@ public sealed record SharedMemory(SafeHandle Descriptor, ulong Size)
 {
     /// <summary>Opens a file that can be mapped; a device has no length, and the size 0.</summary>
     /// <exception cref="GuestMemoryException">NotAFile: a directory, a pipe or a socket.</exception>
-    /// <exception cref="IOException">It is not there, or cannot be opened.</exception>
+    /// <exception cref="IOException">The file does not exist, or cannot be opened.</exception>
     /// <exception cref="UnauthorizedAccessException">This user may not.</exception>
     public static SharedMemory Open(string path, bool writable)
     {
-        // Looked at first: to open a pipe would wait for its other end.
+        // Checked first: opening a pipe would wait for its other end.
         if (FileStatus.TryGet(path, out var status, follow: true) == 0 && (status.stx_mode & FileStatus.S_IFMT) is FileStatus.S_IFDIR or FileStatus.S_IFSOCK or FileStatus.S_IFIFO)
             throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory, a pipe or a socket; a file is needed.");
         var file = File.OpenHandle(path, FileMode.Open, writable ? FileAccess.ReadWrite : FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);

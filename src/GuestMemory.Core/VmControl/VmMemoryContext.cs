@@ -2,10 +2,10 @@ using GuestMemory.Core.Kvm;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What requests are executed on: a VM, its addresses, and what is registered in it. Every request holds it alone.</summary>
-/// <param name="vm">The VM; it stays the caller's.</param>
+/// <summary>The context in which requests are executed: a VM, its addresses, and its registered memory. One request at a time uses it.</summary>
+/// <param name="vm">The VM; owned by the caller.</param>
 /// <param name="allocator">Its addresses.</param>
-/// <param name="iommuClient">The virtio-iommu, for devices behind one; it stays the caller's.</param>
+/// <param name="iommuClient">The virtio-iommu, for devices behind one; owned by the caller.</param>
 public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryRequestIommuClient? iommuClient = null)
 {
     /// <summary>The most file mappings that one request may announce.</summary>
@@ -14,10 +14,10 @@ public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryR
     /// <summary>The VM.</summary>
     public IVm Vm { get; } = vm ?? throw new ArgumentNullException(nameof(vm));
 
-    /// <summary>Its addresses. To be touched only while <see cref="Lock"/> is held.</summary>
+    /// <summary>Its addresses. Used only while <see cref="Lock"/> is held.</summary>
     public SystemAllocator Allocator { get; } = allocator ?? throw new ArgumentNullException(nameof(allocator));
 
-    /// <summary>What is registered. To be read only while <see cref="Lock"/> is held.</summary>
+    /// <summary>The registered memory. Read only while <see cref="Lock"/> is held.</summary>
     public VmMemoryRegionState RegionState { get; } = new();
 
     /// <summary>The virtio-iommu; null where there is none.</summary>
@@ -29,7 +29,7 @@ public sealed class VmMemoryContext(IVm vm, SystemAllocator allocator, VmMemoryR
     /// </summary>
     public bool PreparesSharedMemory { get; init; } = HostPrepares.Value;
 
-    /// <summary>How long a client may take to send the file mappings that it announced, all of them together (upstream: for ever).</summary>
+    /// <summary>The time limit for all file mappings that a client has announced (upstream: none).</summary>
     public TimeSpan FileMappingTimeout { get; init; } = TimeSpan.FromSeconds(5);
 
     /// <summary>Held by each request while it is executed.</summary>

@@ -15,12 +15,12 @@ public abstract record VmMemoryDestination
     /// <param name="Offset">The bytes from its first address.</param>
     public sealed record ExistingAllocation([property: JsonPropertyName("allocation")] Alloc Alloc, ulong Offset) : VmMemoryDestination;
 
-    /// <summary>A guest physical address, which nobody checks but the VM.</summary>
+    /// <summary>A guest physical address; only the VM checks it.</summary>
     /// <param name="Address">The address of the first byte.</param>
     public sealed record GuestPhysicalAddress(ulong Address) : VmMemoryDestination;
 
-    /// <summary>The guest physical address that is meant.</summary>
-    /// <exception cref="SyscallException">EINVAL: the register is not known, or the range does not lie in it.</exception>
+    /// <summary>The guest physical address.</summary>
+    /// <exception cref="SyscallException">EINVAL: the register is unknown, or the range does not lie in it.</exception>
     public ulong Allocate(SystemAllocator allocator, ulong size)
     {
         ArgumentNullException.ThrowIfNull(allocator);

@@ -2,7 +2,7 @@ using System.Text.Json.Serialization;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What became of a request (crosvm's <c>VmMemoryResponse</c>).</summary>
+/// <summary>The response to a request (crosvm's <c>VmMemoryResponse</c>).</summary>
 public abstract record VmMemoryResponse
 {
     private VmMemoryResponse()
@@ -13,22 +13,22 @@ public abstract record VmMemoryResponse
     [JsonIgnore]
     public string Response => GetType().Name;
 
-    /// <summary>It was done.</summary>
+    /// <summary>Success.</summary>
     public sealed record Ok : VmMemoryResponse
     {
-        /// <summary>The one there is.</summary>
+        /// <summary>The only instance.</summary>
         public static Ok Instance { get; } = new();
 
-        /// <summary>Its name: there is nothing else about it.</summary>
+        /// <summary>Its name.</summary>
         public override string ToString() => nameof(Ok);
     }
 
     /// <summary>Memory was registered.</summary>
-    /// <param name="RegionId">What to unregister it by: the guest physical address of its first byte.</param>
+    /// <param name="RegionId">The id by which it is unregistered: the guest physical address of its first byte.</param>
     /// <param name="Slot">The VM's slot that it is in.</param>
     public sealed record RegisterMemory(ulong RegionId, uint Slot) : VmMemoryResponse;
 
-    /// <summary>It failed.</summary>
+    /// <summary>Failure.</summary>
     /// <param name="Messages">The chain: the root cause first, then the context of each layer, the outermost last; never empty.</param>
     public sealed record Err(IReadOnlyList<string> Messages) : VmMemoryResponse
     {
@@ -37,7 +37,7 @@ public abstract record VmMemoryResponse
         /// <summary>The chain: the root cause first, then the context of each layer, the outermost last; never empty.</summary>
         public IReadOnlyList<string> Messages { get; } = Messages as string[] ?? Messages.ToArray();   // A script can index an array.
 
-        /// <summary>The last message, which says the most in general.</summary>
+        /// <summary>The last message: the outermost context.</summary>
         [JsonIgnore]
         public string Outermost => Messages[^1];
 

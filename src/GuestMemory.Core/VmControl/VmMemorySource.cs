@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What memory a request puts into the guest (crosvm's <c>VmMemorySource</c>).</summary>
+/// <summary>The memory that a request registers in the guest (crosvm's <c>VmMemorySource</c>).</summary>
 public abstract record VmMemorySource
 {
     private VmMemorySource()
@@ -40,7 +40,7 @@ public abstract record VmMemorySource
     /// <param name="Size">The bytes.</param>
     public sealed record ExternalMapping([property: JsonPropertyName("ptr")] ulong Pointer, ulong Size) : VmMemorySource
     {
-        /// <summary>Whose memory it is, where that is known: it stays mapped as long as the VM has it, also when the region is removed.</summary>
+        /// <summary>The region that owns the memory, where known: the memory stays mapped as long as the VM has it, also when the region is removed.</summary>
         [JsonIgnore]
         public MmapRegion? Owner { get; init; }
     }

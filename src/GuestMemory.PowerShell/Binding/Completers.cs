@@ -15,16 +15,31 @@ public abstract class ListCompleter : IArgumentCompleter
     {
         var word = wordToComplete?.Trim('\'', '"') ?? "";
         return List()
-            .Where(item => item.Text.StartsWith(word, StringComparison.OrdinalIgnoreCase))
-            .Select(item => new CompletionResult(Quote(item.Text), item.Text, CompletionResultType.ParameterValue, item.ToolTip));
+            .Where(item => Begins(item.Text, word))
+            .Select(item => new CompletionResult(Complete(item.Text), item.Text, CompletionResultType.ParameterValue, item.ToolTip));
     }
 
-    private static string Quote(string text) => text.AsSpan().ContainsAny(" '\"`$();&|{}") ? $"'{text.Replace("'", "''", StringComparison.Ordinal)}'" : text;
+    /// <summary>Whether an item can be meant by what was typed.</summary>
+    protected virtual bool Begins(string text, string word)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        return text.StartsWith(word, StringComparison.OrdinalIgnoreCase);
+    }
+
+    /// <summary>What is typed for an item.</summary>
+    protected virtual string Complete(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        return Quote(text);
+    }
+
+    /// <summary>An item as an argument, in quotes where it needs them.</summary>
+    protected static string Quote(string text) => text.AsSpan().ContainsAny(" '\"`$();&|{}") ? $"'{text.Replace("'", "''", StringComparison.Ordinal)}'" : text;
 }
 
 /// <summary>
-/// Offers the names of objects at the place where the objects themselves are expected: what is typed there binds to another parameter.
-/// After the name of the parameter only an object will do.
+/// Offers the names of objects at the place where the objects themselves are expected: what is typed there binds to another parameter,
+/// whose own completer answers as soon as a word is begun. After the name of the parameter only an object will do.
 /// </summary>
 public sealed class PositionCompleter<T> : IArgumentCompleter
     where T : ListCompleter, new()
@@ -33,10 +48,32 @@ public sealed class PositionCompleter<T> : IArgumentCompleter
     public IEnumerable<CompletionResult> CompleteArgument(string commandName, string parameterName, string wordToComplete, CommandAst commandAst, IDictionary fakeBoundParameters)
     {
         ArgumentNullException.ThrowIfNull(commandAst);
-        return commandAst.CommandElements.OfType<CommandParameterAst>().Any(given => parameterName.StartsWith(given.ParameterName, StringComparison.OrdinalIgnoreCase))
-            ? []
+        // Null is no answer. An empty list is one: PowerShell marks its end, and the line editor fails on a mark that others follow.
+        return !string.IsNullOrEmpty(wordToComplete) || commandAst.CommandElements.OfType<CommandParameterAst>().Any(given => parameterName.StartsWith(given.ParameterName, StringComparison.OrdinalIgnoreCase))
+            ? null!
             : new T().CompleteArgument(commandName, parameterName, wordToComplete, commandAst, fakeBoundParameters);
     }
+}
+
+/// <summary>Offers socket paths by their beginning, or by the name of the file alone, as it is typed in the socket's folder.</summary>
+public abstract class SocketCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override bool Begins(string text, string word)
+    {
+        ArgumentNullException.ThrowIfNull(word);
+        return base.Begins(text, word) || base.Begins(Path.GetFileName(text), word.StartsWith("./", StringComparison.Ordinal) ? word[2..] : word);
+    }
+}
+
+/// <summary>Live regions where the objects themselves are expected: commands that give them.</summary>
+public sealed class RegionCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Regions.Select(region => (region.Name, region.ToString()));
+
+    /// <inheritdoc/>
+    protected override string Complete(string text) => $"(Get-MmapRegion {Quote(text)})";
 }
 
 /// <summary>Names of live regions.</summary>
@@ -54,10 +91,28 @@ public sealed class VmNameCompleter : ListCompleter
 }
 
 /// <summary>Socket paths of live handlers.</summary>
-public sealed class HandlerSocketCompleter : ListCompleter
+public sealed class HandlerSocketCompleter : SocketCompleter
 {
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.SocketPath, $"handler {handler.Id}: {handler.MemoryPath}, {handler.State}"));
+}
+
+/// <summary>Slots of a VM whose pages are logged.</summary>
+public sealed class LoggedSlotCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Vms.SelectMany(vm => vm.Slots.Where(slot => slot.LogDirtyPages)
+        .Select(slot => (slot.Slot.ToString(System.Globalization.CultureInfo.InvariantCulture), $"VM {vm.Name}, {Formatting.Hex(slot.GuestAddress)}, {Formatting.Size(slot.Size)}")));
+}
+
+/// <summary>Users of this host.</summary>
+public sealed class UserCompleter : ListCompleter
+{
+    private const string Users = "/etc/passwd";
+
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => !File.Exists(Users) ? [] : File.ReadLines(Users)
+        .Select(line => line.Split(':')).Where(fields => fields.Length > 2).Select(fields => (fields[0], $"user {fields[2]}"));
 }
 
 /// <summary>Numbers of live handlers.</summary>
@@ -89,7 +144,7 @@ public sealed class HugePageSizeCompleter : ListCompleter
 }
 
 /// <summary>Socket paths of live services.</summary>
-public sealed class ServiceSocketCompleter : ListCompleter
+public sealed class ServiceSocketCompleter : SocketCompleter
 {
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Where(service => service.SocketPath is not null).Select(service => (service.SocketPath!, $"service {service.Id}: VM {service.VmName}, {service.State}"));

@@ -33,7 +33,12 @@ internal static class Advice
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
         GuestMemoryError.HandlerStartFailed => "-InProcess runs the handler in this shell.",
         GuestMemoryError.UffdUnsupported or GuestMemoryError.KvmUnsupported => "'Test-GuestMemorySupport' shows what this host has.",
-        GuestMemoryError.SocketNotFound or GuestMemoryError.ConnectionRefused => Listener(command) is { } listener ? $"'{listener} -SocketPath PATH' starts one." : null,
+        GuestMemoryError.SocketNotFound or GuestMemoryError.ConnectionRefused => command.Name switch
+        {
+            "Connect-UffdHandler" => "'Start-UffdHandler -SocketPath PATH -MemoryPath IMAGE' starts a handler.",
+            "Invoke-VmMemoryRequest" => "'Start-VmMemoryService -SocketPath PATH -Vm NAME' starts a service.",
+            _ => null,
+        },
         GuestMemoryError.SyscallFailed when exception is SyscallException { Function: "connect", ErrorCode: Errno.EACCES } => Listener(command) is { } listener ? $"'{listener} -AllowUser {Environment.UserName}' lets this user connect." : null,
         GuestMemoryError.PeerClosed when Listener(command) is { } listener => $"The Error of 'Get-UffdHandler' says why the connection was closed; '{listener} -AllowUser NAME' lets another user connect.",
         GuestMemoryError.RequestFailed when target is VmMemoryRequest request => ForRequest(request, Root(exception)),

@@ -16,6 +16,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
 
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = ParameterAttribute.AllParameterSets)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
     [Memory]
     [ValidateNotNull]
     public virtual IGuestMemorySource[] Memory { get; set; } = [];

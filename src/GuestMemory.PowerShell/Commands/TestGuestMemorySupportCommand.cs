@@ -20,9 +20,18 @@ public sealed class TestGuestMemorySupportCommand : GuestMemoryCmdlet
     protected override void EndProcessing()
     {
         var patterns = Feature.Select(name => WildcardPattern.Get(name, WildcardOptions.IgnoreCase)).ToArray();
+        var found = new bool[patterns.Length];
         foreach (var feature in HostSupport.Probe())
         {
-            if (Array.Exists(patterns, pattern => pattern.IsMatch(feature.Feature))) WriteObject(feature);
+            var matches = Array.ConvertAll(patterns, pattern => pattern.IsMatch(feature.Feature));
+            for (var i = 0; i < matches.Length; i++) found[i] |= matches[i];
+            if (Array.Exists(matches, match => match)) WriteObject(feature);
+        }
+
+        for (var i = 0; i < found.Length; i++)
+        {
+            if (!found[i] && !WildcardPattern.ContainsWildcardCharacters(Feature[i]))
+                WriteError(new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"There is no feature '{Feature[i]}' to test on this host. 'Test-GuestMemorySupport' lists them."), Feature[i]);
         }
     }
 }

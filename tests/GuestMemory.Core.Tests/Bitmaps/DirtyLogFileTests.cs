@@ -156,6 +156,7 @@ public sealed class DirtyLogFileTests : IDisposable
                     Volatile.Write(ref over, true);
                 }
             });
+        region.Write([1], new MemoryRegionAddress(0x3000));
         Assert.Equal([3L], Pages(region));
         region.GetMmapRegion().SetTracker(null);
         Assert.InRange(OpenLogs(), 0, logs);

@@ -8,7 +8,7 @@ public sealed class ArenaTests
     [Fact]
     public void V11_7_PartsOfAnArenaComeAndGo()
     {
-        using var arena = new MemoryMappingArena(0x40000);
+        using var arena = new SlotArena(0x40000);
         arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
         Assert.Equal(4, arena.Memory.TryWrite(s_page, [1, 2, 3, 4], out _));
         arena.RemoveMapping(0, s_page);
@@ -25,7 +25,7 @@ public sealed class ArenaTests
     [Fact]
     public void V11_7_WhatIsOutsideIsRefused()
     {
-        using var arena = new MemoryMappingArena(s_page);
+        using var arena = new SlotArena(s_page);
         Assert.Equal(GuestMemoryError.NotPageAligned, ErrorOf(() => arena.AddAnonymous(s_page + 1, s_page, MemoryProtection.Read)));
         Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.AddAnonymous(0, s_page + 1, MemoryProtection.Read)));
         Assert.Equal(GuestMemoryError.InvalidAddress, ErrorOf(() => arena.AddAnonymous(ulong.MaxValue - s_page + 1, s_page, MemoryProtection.Read)));
@@ -36,7 +36,7 @@ public sealed class ArenaTests
     [Fact]
     public void V11_7_PartsMayOverlap()
     {
-        using var arena = new MemoryMappingArena(12 * s_page);
+        using var arena = new SlotArena(12 * s_page);
         foreach (var (page, pages) in ((ulong, ulong)[])[(4, 4), (2, 3), (7, 3), (3, 6)]) arena.AddAnonymous(page * s_page, pages * s_page, MemoryProtection.ReadWrite);
         foreach (var page in (ulong[])[2, 3, 8, 9]) Assert.Equal(1, arena.Memory.TryWrite(page * s_page, [7], out _));
         foreach (var (page, pages) in ((ulong, ulong)[])[(4, 4), (2, 3), (7, 3), (3, 6)]) arena.RemoveMapping(page * s_page, pages * s_page);
@@ -46,7 +46,7 @@ public sealed class ArenaTests
     [Fact]
     public void V11_7_MsyncAndAdviceCheckTheirRange()
     {
-        using var arena = new MemoryMappingArena(4 * s_page);
+        using var arena = new SlotArena(4 * s_page);
         arena.AddAnonymous(0, 4 * s_page, MemoryProtection.ReadWrite);
         foreach (var operation in (Action<ulong, ulong>[])[arena.Msync, arena.Pageout, arena.Remove])
         {
@@ -61,9 +61,9 @@ public sealed class ArenaTests
     [Fact]
     public void AMappingBecomesAnArenaWithItsContent()
     {
-        var mapping = MemoryMapping.Anonymous(2 * s_page);
+        var mapping = SlotMapping.Anonymous(2 * s_page);
         mapping.Memory.TryWrite(0, [5], out _);
-        using var arena = MemoryMappingArena.FromMapping(mapping);
+        using var arena = SlotArena.FromMapping(mapping);
         Assert.Equal((mapping.HostAddress, 5), (arena.HostAddress, Read(arena, 0)));
         arena.RemoveMapping(0, s_page);
         Assert.Equal(0, Read(arena, 0));
@@ -74,12 +74,12 @@ public sealed class ArenaTests
     {
         using var memfd = Memfd.CreateSealed("test", (long)s_page, 0);
         using var closed = new SafeDescriptor(-1);
-        Assert.Equal(Errno.EINVAL, Assert.Throws<SyscallException>(() => MemoryMapping.Anonymous(0)).ErrorCode);
-        Assert.Equal(Errno.ENOMEM, Assert.Throws<SyscallException>(() => MemoryMapping.Anonymous(ulong.MaxValue)).ErrorCode);
-        Assert.Equal(Errno.EBADF, Assert.Throws<SyscallException>(() => MemoryMapping.FromFile(closed, 0, 1)).ErrorCode);
-        Assert.Equal(GuestMemoryError.InvalidOffset, ErrorOf(() => MemoryMapping.FromFile(memfd, 1UL << 63, 1)));
-        Assert.Equal(GuestMemoryError.InvalidPointer, ErrorOf(() => MemoryMapping.External(1, 1)));
-        using var mapping = MemoryMapping.Anonymous(5);
+        Assert.Equal(Errno.EINVAL, Assert.Throws<SyscallException>(() => SlotMapping.Anonymous(0)).ErrorCode);
+        Assert.Equal(Errno.ENOMEM, Assert.Throws<SyscallException>(() => SlotMapping.Anonymous(ulong.MaxValue)).ErrorCode);
+        Assert.Equal(Errno.EBADF, Assert.Throws<SyscallException>(() => SlotMapping.FromFile(closed, 0, 1)).ErrorCode);
+        Assert.Equal(GuestMemoryError.InvalidOffset, ErrorOf(() => SlotMapping.FromFile(memfd, 1UL << 63, 1)));
+        Assert.Equal(GuestMemoryError.InvalidPointer, ErrorOf(() => SlotMapping.External(1, 1)));
+        using var mapping = SlotMapping.Anonymous(5);
         Assert.Equal(5, mapping.Memory.TryWrite(0, [1, 2, 3, 4, 5, 6], out _));
         var overflow = Assert.Throws<VolatileMemoryException>(() => mapping.Memory.GetSlice(ulong.MaxValue, 3));
         Assert.Equal(GuestMemoryError.Overflow, overflow.Error);
@@ -95,7 +95,7 @@ public sealed class ArenaTests
     {
         using var memfd = Memfd.CreateSealed("test", (long)s_page, 0);
         var (socket, other) = UnixSocket.CreatePair(nonBlocking: false);
-        using var arena = new MemoryMappingArena(4 * s_page);
+        using var arena = new SlotArena(4 * s_page);
         using (socket)
         using (other)
         {
@@ -114,10 +114,10 @@ public sealed class ArenaTests
     public void APartOfAHugePageIsRefused()
     {
         const ulong Huge = 2 << 20;
-        using var around = MemoryMapping.Anonymous(3 * Huge);
+        using var around = SlotMapping.Anonymous(3 * Huge);
         var start = HostPage.RoundUp(around.HostAddress, Huge);
-        var inside = MemoryMapping.External((nint)start, s_page);
-        using var arena = MemoryMappingArena.FromMapping(inside);
+        var inside = SlotMapping.External((nint)start, s_page);
+        using var arena = SlotArena.FromMapping(inside);
         using var huge = Memfd.CreateSealed("huge", (long)Huge, 21);
         Assert.Equal(1, around.Memory.TryWrite(start + s_page - around.HostAddress, [42], out _));
         Assert.Equal(GuestMemoryError.UnalignedSize, ErrorOf(() => arena.AddFdMapping(0, s_page, huge, 0, MemoryProtection.Read)));
@@ -125,7 +125,7 @@ public sealed class ArenaTests
         Assert.Equal(42, Read(around, start + s_page - around.HostAddress));
     }
 
-    private static int Read(MappedRegion mapping, ulong offset)
+    private static int Read(SlotMemory mapping, ulong offset)
     {
         var bytes = new byte[1];
         Assert.Equal(1, mapping.Memory.TryRead(offset, bytes, out _));

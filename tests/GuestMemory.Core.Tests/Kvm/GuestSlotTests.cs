@@ -13,14 +13,14 @@ public sealed class GuestSlotTests : IDisposable
     public void TheHostReadsWhatTheGuestWritesIntoAnAddedRegion()
     {
         using var memfd = Memfd.CreateSealed("test", 4 * (long)Page, 0);
-        var mapping = MemoryMapping.FromFile(memfd, Page, 2 * Page);
+        var mapping = SlotMapping.FromFile(memfd, Page, 2 * Page);
         Add(mapping, readOnly: false);
         Guest.RunToEnd(TestGuest.Store64(Address + Page + 8, 0x0123456789ABCDEF));
         var bytes = new byte[8];
         Assert.Equal(8, mapping.Memory.TryRead(Page + 8, bytes, out _));
         Assert.Equal(0x0123456789ABCDEFUL, BitConverter.ToUInt64(bytes));
         // And everybody else who has the file.
-        using var other = MemoryMapping.FromFile(memfd, 2 * Page, Page);
+        using var other = SlotMapping.FromFile(memfd, 2 * Page, Page);
         other.Memory.TryRead(8, bytes, out _);
         Assert.Equal(0x0123456789ABCDEFUL, BitConverter.ToUInt64(bytes));
     }
@@ -28,7 +28,7 @@ public sealed class GuestSlotTests : IDisposable
     [GuestFact]
     public void AWriteToReadOnlyMemoryIsMmio()
     {
-        var mapping = MemoryMapping.Anonymous(Page);
+        var mapping = SlotMapping.Anonymous(Page);
         mapping.Memory.TryWrite(0x10, [0x42], out _);
         Add(mapping, readOnly: true);
         Guest.Load(TestGuest.Store8(Address + 0x10, 0x77), TestGuest.LoadToRcx(Address + 0x10), TestGuest.StoreRcx(0x12000), TestGuest.Hlt);
@@ -41,7 +41,7 @@ public sealed class GuestSlotTests : IDisposable
     [GuestFact]
     public void ARegionThatIsRemovedIsMmioAgain()
     {
-        var slot = Add(MemoryMapping.Anonymous(Page), readOnly: false);
+        var slot = Add(SlotMapping.Anonymous(Page), readOnly: false);
         Guest.RunToEnd(TestGuest.Store8(Address, 1));
         Guest.Vm.RemoveMemoryRegion(slot).Dispose();
         Guest.Load(TestGuest.Store8(Address, 2));
@@ -52,8 +52,8 @@ public sealed class GuestSlotTests : IDisposable
     public void FilesComeAndGoInAnArena()
     {
         using var memfd = Memfd.CreateSealed("test", 4 * (long)Page, 0);
-        using var view = MemoryMapping.FromFile(memfd, 0, 4 * Page);
-        var arena = new MemoryMappingArena(16 * Page);
+        using var view = SlotMapping.FromFile(memfd, 0, 4 * Page);
+        var arena = new SlotArena(16 * Page);
         var slot = Add(arena, readOnly: false);
         Guest.Vm.AddFdMapping(slot, 4 * Page, 2 * Page, memfd, Page, MemoryProtection.ReadWrite);
         Guest.RunToEnd(TestGuest.Store32(Address + 4 * Page, 0xCAFE), TestGuest.Store32(Address + 5 * Page, 0xBEEF));
@@ -72,8 +72,8 @@ public sealed class GuestSlotTests : IDisposable
     {
         using var memfd = Memfd.CreateSealed("test", (long)Page, 0);
         using var closed = new SafeDescriptor(-1);
-        var arena = Add(new MemoryMappingArena(4 * Page), readOnly: false);
-        var single = Guest.Vm.AddMemoryRegion(new GuestAddress(2 * Address), MemoryMapping.Anonymous(4 * Page), false, false, MemCacheType.CacheCoherent);
+        var arena = Add(new SlotArena(4 * Page), readOnly: false);
+        var single = Guest.Vm.AddMemoryRegion(new GuestAddress(2 * Address), SlotMapping.Anonymous(4 * Page), false, false, MemCacheType.CacheCoherent);
         Assert.Equal(Errno.EINVAL, ErrorOf(() => Guest.Vm.AddFdMapping(99, 0, Page, memfd, 0, MemoryProtection.Read)));
         Assert.Equal(Errno.EINVAL, ErrorOf(() => Guest.Vm.RemoveMapping(99, 0, Page)));
         Assert.Equal(Errno.EIO, ErrorOf(() => Guest.Vm.AddFdMapping(single, 0, Page, memfd, 0, MemoryProtection.Read)));
@@ -119,9 +119,9 @@ public sealed class GuestSlotTests : IDisposable
         Assert.Equal(0UL, Guest.Memory.ReadObject<ulong>(new GuestAddress(0x12000)));
     }
 
-    private uint Add(MappedRegion mapping, bool readOnly) => Guest.Vm.AddMemoryRegion(new GuestAddress(Address), mapping, readOnly, logDirtyPages: false, MemCacheType.CacheCoherent);
+    private uint Add(SlotMemory mapping, bool readOnly) => Guest.Vm.AddMemoryRegion(new GuestAddress(Address), mapping, readOnly, logDirtyPages: false, MemCacheType.CacheCoherent);
 
-    private static int Word(MappedRegion mapping, ulong offset)
+    private static int Word(SlotMemory mapping, ulong offset)
     {
         var bytes = new byte[4];
         Assert.Equal(4, mapping.Memory.TryRead(offset, bytes, out _));

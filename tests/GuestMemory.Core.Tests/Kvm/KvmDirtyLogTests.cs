@@ -14,7 +14,7 @@ public sealed class KvmDirtyLogTests
     public void ExactlyThePagesThatTheGuestWroteAreDirty(DirtyLogMode mode)
     {
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = mode });
-        var mapping = MemoryMapping.Anonymous(200 * Page);
+        var mapping = SlotMapping.Anonymous(200 * Page);
         var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), mapping, readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         if (mode == DirtyLogMode.InitiallySet) Assert.Equal(200, guest.Vm.GetDirtyBitmap(slot, clear: true).DirtyCount);
         Assert.Empty(Dirty(guest, slot));
@@ -49,7 +49,7 @@ public sealed class KvmDirtyLogTests
     public void AFullRingIsEmptiedWhileTheGuestRuns()
     {
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = 1024 });
-        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), MemoryMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
+        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         // An exit a page: where ring 0 is emulated, KVM looks at the ring only then.
         guest.Load(WritePages(leave: true), TestGuest.Hlt);
         for (var i = 0UL; i < Pages; i++) Assert.Equal(new KvmExit(KvmExitReason.Io, 0x80, 1, IsWrite: true, 0x01), guest.Run() with { Value = 1 });
@@ -68,7 +68,7 @@ public sealed class KvmDirtyLogTests
     public void ARingLosesNoPageSilently()
     {
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = 1024 });
-        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), MemoryMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
+        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         guest.Load(WritePages(leave: false), TestGuest.Hlt);
         var failure = Record.Exception(() => guest.Run());
         if (guest.Vcpu.DirtyRingFullExits >= 2)
@@ -89,7 +89,7 @@ public sealed class KvmDirtyLogTests
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring });
         for (var i = 0; i < 2; i++)
         {
-            var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), MemoryMapping.Anonymous(4 * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
+            var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(4 * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
             Assert.Equal(1U, slot);
             Assert.Empty(Dirty(guest, slot));
             guest.RunToEnd(TestGuest.Store8(Address + Page, 1));
@@ -101,7 +101,7 @@ public sealed class KvmDirtyLogTests
     public void MarksOutliveTheirVcpu()
     {
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring });
-        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), MemoryMapping.Anonymous(4 * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
+        var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(4 * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         guest.RunToEnd(TestGuest.Store8(Address + Page, 1));
         guest.Vcpu.Dispose();
         guest.Vcpu.Dispose();

@@ -106,7 +106,7 @@ public sealed class KvmVcpuTests : IDisposable
     public void MemoryForcedAwayIsGoneForTheGuestToo()
     {
         const ulong Address = 0x1_0000_0000;
-        var mapping = MemoryMapping.Anonymous(0x2000);
+        var mapping = SlotMapping.Anonymous(0x2000);
         Guest.Vm.AddMemoryRegion(new GuestAddress(Address), mapping, readOnly: false, logDirtyPages: false, MemCacheType.CacheCoherent);
         Guest.RunToEnd(TestGuest.Store8(Address, 1));
         // Whoever still has the mapping must not leave the guest with the addresses of other memory.

@@ -44,7 +44,7 @@ public sealed class KvmVmTests : IDisposable
     {
         using var vm = Vm((0, Page), (5 * Page, 5 * Page));
         Assert.Equal(2U, Add(vm, Page, 2 * Page));
-        using var mapping = MemoryMapping.Anonymous(0x10 * Page);
+        using var mapping = SlotMapping.Anonymous(0x10 * Page);
         Assert.Equal(Errno.ENOSPC, ErrorOf(() => vm.AddMemoryRegion(new GuestAddress(4 * Page), mapping, false, false, MemCacheType.CacheCoherent)));
         Assert.Equal(Errno.ENOSPC, ErrorOf(() => vm.AddMemoryRegion(new GuestAddress(9 * Page), mapping, false, false, MemCacheType.CacheCoherent)));
         Assert.Equal(Errno.EEXIST, ErrorOf(() => vm.AddMemoryRegion(new GuestAddress(0x100000), Added(vm, 0x108000), false, false, MemCacheType.CacheCoherent)));
@@ -58,7 +58,7 @@ public sealed class KvmVmTests : IDisposable
     public void V11_8_RemovingGivesTheMappingBack()
     {
         using var vm = Vm((0, Page));
-        var mapping = MemoryMapping.Anonymous(0x10 * Page);
+        var mapping = SlotMapping.Anonymous(0x10 * Page);
         var slot = vm.AddMemoryRegion(new GuestAddress(Page), mapping, readOnly: true, logDirtyPages: false, MemCacheType.CacheNonCoherent);
         Assert.Equal((Page, 0x10 * Page, true, false), (vm.Slots[1].GuestAddress, vm.Slots[1].Size, vm.Slots[1].ReadOnly, vm.Slots[1].IsBase));
         using var removed = vm.RemoveMemoryRegion(slot);
@@ -156,7 +156,7 @@ public sealed class KvmVmTests : IDisposable
     {
         using var vm = Vm((0, Page));
         using var memfd = Memfd.CreateSealed("test", 16 * (long)Page, 0);
-        var mapping = MemoryMapping.FromFile(memfd, 0, 16 * Page);
+        var mapping = SlotMapping.FromFile(memfd, 0, 16 * Page);
         Assert.Equal(16 * (int)Page, mapping.Memory.TryWrite(0, Enumerable.Repeat((byte)7, 16 * (int)Page).ToArray(), out _));
         Assert.Equal(16UL * 8, FileStatus.Get(memfd).stx_blocks);
         var slot = vm.AddMemoryRegion(new GuestAddress(0x100000), mapping, false, false, MemCacheType.CacheCoherent);
@@ -246,13 +246,13 @@ public sealed class KvmVmTests : IDisposable
     }
 
     private static uint Add(KvmVm vm, ulong address, ulong size, bool readOnly = false) =>
-        vm.AddMemoryRegion(new GuestAddress(address), MemoryMapping.Anonymous(size), readOnly, logDirtyPages: false, MemCacheType.CacheCoherent);
+        vm.AddMemoryRegion(new GuestAddress(address), SlotMapping.Anonymous(size), readOnly, logDirtyPages: false, MemCacheType.CacheCoherent);
 
     /// <summary>Memory for an address that another slot overlaps.</summary>
-    private static MemoryMapping Added(KvmVm vm, ulong address)
+    private static SlotMapping Added(KvmVm vm, ulong address)
     {
         Add(vm, address, Page);
-        return MemoryMapping.Anonymous(0x10 * Page);
+        return SlotMapping.Anonymous(0x10 * Page);
     }
 
     private static int ErrorOf(Action action) => Assert.Throws<SyscallException>(action).ErrorCode;

@@ -43,7 +43,7 @@ public sealed class ContentChangeTests : IDisposable
     [Fact]
     public void MemoryOfASlotMarksWhatIsRemovedFromIt()
     {
-        using var mapping = MemoryMapping.Anonymous(4 * Page);
+        using var mapping = SlotMapping.Anonymous(4 * Page);
         var tracker = new AtomicBitmap(4 * Page, Page);
         mapping.Memory.SetTracker(tracker);
         mapping.Remove(Page, 2 * Page);
@@ -58,7 +58,7 @@ public sealed class ContentChangeTests : IDisposable
     public void MemoryThatASlotBorrowsIsMarkedInItsRegion()
     {
         var region = _memory.Region("memfd", 0, 8 * Page);
-        using var mapping = MemoryMapping.External((nint)region.GetMmapRegion().HostAddress + (nint)(2 * Page), 4 * Page, region.GetMmapRegion());
+        using var mapping = SlotMapping.External((nint)region.GetMmapRegion().HostAddress + (nint)(2 * Page), 4 * Page, region.GetMmapRegion());
         mapping.Remove(Page, 2 * Page);
         Assert.Equal(0b11000UL, region.RequireTracker().Snapshot()[0]);
     }
@@ -66,7 +66,7 @@ public sealed class ContentChangeTests : IDisposable
     [Fact]
     public void AnArenaMarksWhatIsMappedOverItsMemory()
     {
-        using var arena = new MemoryMappingArena(4 * Page);
+        using var arena = new SlotArena(4 * Page);
         var tracker = new AtomicBitmap(4 * Page, Page);
         arena.Memory.SetTracker(tracker);
         arena.AddAnonymous(0, Page, MemoryProtection.ReadWrite);

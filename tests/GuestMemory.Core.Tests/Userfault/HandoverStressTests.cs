@@ -30,14 +30,15 @@ public sealed class HandoverStressTests : IDisposable
     {
         var region = Map();
         var (handovers, accesses, removed, turn) = (0L, 0L, 0L, 0);
+        var (duration, clock) = (Stress.Duration(6), System.Diagnostics.Stopwatch.StartNew());
         void HandOver()
         {
             var former = region;
             UffdRegistration.Connect(_handler.SocketPath, GuestMemoryMmap.FromRegions([former]));
             handovers++;
-            // Served for a while: as long as it takes to access it a few times.
+            // Served for a while: as long as it takes to access it a few times, or until the other threads have ended.
             var target = Interlocked.Read(ref accesses) + 20;
-            Host.Until(() => Interlocked.Read(ref accesses) > target);
+            Host.Until(() => Interlocked.Read(ref accesses) > target || clock.Elapsed >= duration);
             Volatile.Write(ref region, Map());
             former.Dispose();
         }
@@ -69,7 +70,7 @@ public sealed class HandoverStressTests : IDisposable
             Thread.Sleep(1);
         }
 
-        Stress.Repeat(Stress.Duration(6), HandOver, Collect, Access, Access, Access, Access);
+        Stress.Repeat(duration, HandOver, Collect, Access, Access, Access, Access);
         region.Dispose();
         Assert.True(handovers > 5 && removed > 0 && accesses > handovers, $"{handovers} hand-overs, {accesses} accesses, {removed} of removed regions");
         Assert.Null(_handler.Error);

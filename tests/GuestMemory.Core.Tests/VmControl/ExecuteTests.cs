@@ -11,7 +11,7 @@ public sealed class ExecuteTests : IDisposable
     private static readonly Alloc s_bar = new Alloc.PciBar(0, 3, 0, 2);
     private static readonly Alloc s_other = new Alloc.PciBar(0, 4, 0, 0);
     private readonly FakeVm _vm = new();
-    private readonly SystemAllocator _allocator = new(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0xdfffffff), HighMmio = new AllocRange(1UL << 36, (1UL << 37) - 1) });
+    private readonly SystemAllocator _allocator = new(new SystemAllocatorConfig { LowMmio = new AddressInterval(BarStart, 0xdfffffff), HighMmio = new AddressInterval(1UL << 36, (1UL << 37) - 1) });
     private readonly SafeDescriptor _file = Memfd.CreateSealed("test", 0x10000, 0);
     private VmMemoryContext _context;
 
@@ -49,9 +49,9 @@ public sealed class ExecuteTests : IDisposable
     [Fact]
     public void PrepareOfWhatIsTooLarge()
     {
-        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0xdfffffff), HighMmio = new AllocRange(0, ulong.MaxValue) });
-        allocator.HighMmio.AllocateAt(new AllocRange(1UL << 60, (1UL << 60) + (1UL << 63) - 1), s_bar, "bar");
-        allocator.HighMmio.AllocateAt(new AllocRange(0, (1UL << 50) - 1), s_other, "other");
+        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AddressInterval(BarStart, 0xdfffffff), HighMmio = new AddressInterval(0, ulong.MaxValue) });
+        allocator.HighMmio.AllocateAt(new AddressInterval(1UL << 60, (1UL << 60) + (1UL << 63) - 1), s_bar, "bar");
+        allocator.HighMmio.AllocateAt(new AddressInterval(0, (1UL << 50) - 1), s_other, "other");
         _context = new VmMemoryContext(_vm, allocator) { PreparesSharedMemory = true };
         Fails(Prepare(s_bar), "Numerical result out of range (os error 34)", "failed to prepare shared memory region");
         Fails(Prepare(s_other), "Cannot allocate memory (os error 12)", "failed to prepare shared memory region");
@@ -156,7 +156,7 @@ public sealed class ExecuteTests : IDisposable
     [Fact]
     public void APointerIsForThisProcessAlone()
     {
-        using var mapping = MemoryMapping.Anonymous(0x1000);
+        using var mapping = SlotMapping.Anonymous(0x1000);
         var request = new VmMemoryRequest.RegisterMemory(new VmMemorySource.ExternalMapping(mapping.HostAddress, 0x1000), To(0x100000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
         Fails(request.Execute(_context, remotePeer: true), "Operation not permitted (os error 1)");
         Assert.Empty(_vm.Calls);

@@ -11,14 +11,14 @@ internal sealed class FakeVm : IVm
 
     public GuestMemoryMmap Memory { get; }
 
-    public Dictionary<uint, (ulong Address, MappedRegion Mapping, bool ReadOnly, MemCacheType Cache)> Slots { get; } = [];
+    public Dictionary<uint, (ulong Address, SlotMemory Mapping, bool ReadOnly, MemCacheType Cache)> Slots { get; } = [];
 
     public List<string> Calls { get; } = [];
 
     /// <summary>The error number with which the next calls of an operation fail.</summary>
     public Dictionary<string, int> Faults { get; } = [];
 
-    public uint AddMemoryRegion(GuestAddress address, MappedRegion mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
+    public uint AddMemoryRegion(GuestAddress address, SlotMemory mapping, bool readOnly, bool logDirtyPages, MemCacheType cache)
     {
         Note("add", $"0x{address.Value:x} 0x{mapping.Size:x} ro={readOnly} log={logDirtyPages} {cache}");
         if (address.Value > ulong.MaxValue - mapping.Size) throw Error(Errno.EOVERFLOW);
@@ -30,7 +30,7 @@ internal sealed class FakeVm : IVm
         return number;
     }
 
-    public MappedRegion RemoveMemoryRegion(uint slot)
+    public SlotMemory RemoveMemoryRegion(uint slot)
     {
         Note("remove", $"{slot}");
         return Slots.Remove(slot, out var removed) ? removed.Mapping : throw Error(Errno.ENOENT);
@@ -70,7 +70,7 @@ internal sealed class FakeVm : IVm
         _region.Dispose();
     }
 
-    private void InArena(uint slot, Action<MappedRegion> action)
+    private void InArena(uint slot, Action<SlotMemory> action)
     {
         if (!Slots.TryGetValue(slot, out var found)) throw Error(Errno.EINVAL);
         try

@@ -65,7 +65,7 @@ public sealed class GuestVmTests : IDisposable
         using var low = Region(0xd0000000, 0x1000);
         using var high = Region(0x100000000, 0x1000);
         var allocator = SystemAllocator.ForMemory(GuestMemoryMmap.FromRegions([low, high]));
-        Assert.Equal([new AllocRange(0xc0000000, 0xcfffffff), new AllocRange(0xd0001000, 0xfebfffff), new AllocRange(0x140000000, 0x113fffffff)], allocator.MmioPools);
+        Assert.Equal([new AddressInterval(0xc0000000, 0xcfffffff), new AddressInterval(0xd0001000, 0xfebfffff), new AddressInterval(0x140000000, 0x113fffffff)], allocator.MmioPools);
         Assert.Equal(0xc0000000u, allocator.AllocateMmio(0x1000, new Alloc.Anon(1), ""));
         Assert.Equal(5u, allocator.AllocateIrq());
         Assert.Equal(0xc000u, allocator.Io.Allocate(4, new Alloc.Anon(2), ""));
@@ -132,7 +132,7 @@ public sealed class GuestVmTests : IDisposable
         var request = new VmMemoryRequest.RegisterMemory(source, new VmMemoryDestination.GuestPhysicalAddress(0x100000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
         var answer = Assert.IsType<VmMemoryResponse.RegisterMemory>(vm.Execute(request));
         lent.Dispose();
-        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetMmapRegion()!;
+        var memory = vm.Slots.Single(slot => slot.Slot == answer.Slot).GetSlotMemory()!;
         var read = new byte[1];
         Assert.Equal(1, memory.Memory.TryRead(0, read, out _));
         Assert.Equal(42, read[0]);
@@ -146,7 +146,7 @@ public sealed class GuestVmTests : IDisposable
         using var region = Region(0, 0x2000);
         foreach (var (start, size) in new[] { (region.HostAddress - 0x1000, 0x1000UL), (region.HostAddress, 0x3000UL), (region.HostAddress + 0x2000, 0x1000UL) })
         {
-            var exception = Assert.Throws<GuestMemoryException>(() => MemoryMapping.External((nint)start, size, region.GetMmapRegion()));
+            var exception = Assert.Throws<GuestMemoryException>(() => SlotMapping.External((nint)start, size, region.GetMmapRegion()));
             Assert.Equal(GuestMemoryError.InvalidAddress, exception.Error);
         }
     }

@@ -14,7 +14,7 @@ public sealed class KvmRequestTests : IDisposable
 
     public KvmRequestTests()
     {
-        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(BarStart, 0x7fffff), HighMmio = new AllocRange(1UL << 36, (1UL << 37) - 1) });
+        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AddressInterval(BarStart, 0x7fffff), HighMmio = new AddressInterval(1UL << 36, (1UL << 37) - 1) });
         allocator.LowMmio.Allocate(0x10000, s_bar, "bar");
         _context = new VmMemoryContext(Guest.Vm, allocator) { PreparesSharedMemory = true };
         _service = VmMemoryService.Start(_context, new VmMemoryServiceOptions { SocketPath = _folder["vm.sock"] });

@@ -12,7 +12,7 @@ public sealed class ServicePeerTests : ServiceTest
     [Fact]
     public void APointerOfAnotherProcessIsRefused()
     {
-        using var mapping = MemoryMapping.Anonymous(0x1000);
+        using var mapping = SlotMapping.Anonymous(0x1000);
         var source = new VmMemorySource.ExternalMapping(mapping.HostAddress, 0x1000);
         Assert.Equal(["Operation not permitted (os error 1)"], Errors(Client.Send(new VmMemoryRequest.RegisterMemory(source, To(Address), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent))));
         Assert.Empty(Vm.Calls);

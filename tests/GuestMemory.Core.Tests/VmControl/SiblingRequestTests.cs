@@ -12,7 +12,7 @@ public sealed class SiblingRequestTests : IDisposable
 
     public SiblingRequestTests()
     {
-        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AllocRange(0xd0000000, 0xdfffffff), HighMmio = new AllocRange(1UL << 36, (1UL << 37) - 1) });
+        var allocator = new SystemAllocator(new SystemAllocatorConfig { LowMmio = new AddressInterval(0xd0000000, 0xdfffffff), HighMmio = new AddressInterval(1UL << 36, (1UL << 37) - 1) });
         allocator.LowMmio.Allocate(0x10000, new Alloc.PciBar(0, 3, 0, 2), "bar");
         _context = new VmMemoryContext(_vm, allocator);
     }

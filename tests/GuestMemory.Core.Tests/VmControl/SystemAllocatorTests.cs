@@ -7,9 +7,9 @@ public sealed class SystemAllocatorTests
 {
     private static readonly SystemAllocatorConfig s_config = new()
     {
-        Io = new AllocRange(0x1000, 0xffff),
-        LowMmio = new AllocRange(0x30000000, 0x3000ffff),
-        HighMmio = new AllocRange(0x10000000, 0x1fffffff),
+        Io = new AddressInterval(0x1000, 0xffff),
+        LowMmio = new AddressInterval(0x30000000, 0x3000ffff),
+        HighMmio = new AddressInterval(0x10000000, 0x1fffffff),
         FirstIrq = 5,
     };
 
@@ -29,25 +29,25 @@ public sealed class SystemAllocatorTests
     {
         var alloc = new Alloc.Anon(0);
         Assert.Equal(0x10000000UL, _system.HighMmio.Allocate(0x100, alloc, "test"));
-        Assert.Equal((new AllocRange(0x10000000, 0x100000ff), "test"), _system.HighMmio.Get(alloc));
+        Assert.Equal((new AddressInterval(0x10000000, 0x100000ff), "test"), _system.HighMmio.Get(alloc));
     }
 
     [Fact]
     public void V11_6_AReservedRangeIsTaken()
     {
-        var range = new AllocRange(0x30005000, 0x30009fff);
+        var range = new AddressInterval(0x30005000, 0x30009fff);
         var alloc = _system.NextAnonAlloc();
         _system.LowMmio.AllocateAt(range, alloc, "test");
         Assert.Equal(range, _system.LowMmio.Release(alloc));
-        _system.ReserveMmio(new AllocRange(0x30002000, 0x30005fff));
+        _system.ReserveMmio(new AddressInterval(0x30002000, 0x30005fff));
         Assert.Equal(FailureKind.ExistingAlloc, Kind(() => _system.LowMmio.AllocateAt(range, alloc, "test")));
     }
 
     [Fact]
     public void AFailedReservationTakesNothing()
     {
-        _system.LowMmio.AllocateAt(new AllocRange(0x30000000, 0x30000fff), new Alloc.Anon(99), "");
-        Assert.Equal(FailureKind.ExistingAlloc, Kind(() => _system.ReserveMmio(new AllocRange(0, ulong.MaxValue))));
+        _system.LowMmio.AllocateAt(new AddressInterval(0x30000000, 0x30000fff), new Alloc.Anon(99), "");
+        Assert.Equal(FailureKind.ExistingAlloc, Kind(() => _system.ReserveMmio(new AddressInterval(0, ulong.MaxValue))));
         Assert.Equal(0x10000000UL, _system.AllocateMmio(0x10000000, new Alloc.Anon(100), "", new MmioOptions { Prefetchable = true }));
     }
 
@@ -62,7 +62,7 @@ public sealed class SystemAllocatorTests
     [Fact]
     public void PortsEndAtFfff()
     {
-        Assert.Equal(FailureKind.IOPortOutOfRange, Kind(() => _ = new SystemAllocator(s_config with { Io = new AllocRange(0, 0x10000) })));
+        Assert.Equal(FailureKind.IOPortOutOfRange, Kind(() => _ = new SystemAllocator(s_config with { Io = new AddressInterval(0, 0x10000) })));
         Assert.Equal(0x1000UL, _system.Io.Allocate(1, new Alloc.Anon(0), "a"));
         Assert.Equal(0x1400UL, _system.Io.Allocate(1, new Alloc.Anon(1), "b"));
         Assert.Equal(FailureKind.NoIoAllocator, Kind(() => _ = new SystemAllocator(s_config with { Io = null }).Io));
@@ -73,7 +73,7 @@ public sealed class SystemAllocatorTests
     public void TheReservedRegionIsCutOffHighMmio()
     {
         var system = new SystemAllocator(s_config, 0x1000);
-        Assert.Equal(new AllocRange(0x10000000, 0x10000fff), system.ReservedRegion);
+        Assert.Equal(new AddressInterval(0x10000000, 0x10000fff), system.ReservedRegion);
         Assert.Equal(0x10001000UL, system.HighMmio.Allocate(0x100, new Alloc.Anon(0), ""));
         Assert.Equal(FailureKind.OutOfSpace, Kind(() => _ = new SystemAllocator(s_config, 0x10000001)));
         Assert.Equal(FailureKind.OutOfSpace, Kind(() => new SystemAllocator(s_config, 0x10000000).HighMmio.Allocate(1, new Alloc.Anon(0), "")));
@@ -82,10 +82,10 @@ public sealed class SystemAllocatorTests
     [Fact]
     public void PoolsAreCutDownToWhereMmioCanBe()
     {
-        var system = new SystemAllocator(s_config, null, [new AllocRange(0x30008000, 0x30008fff), new AllocRange(0x10000000, 0x10000fff), new AllocRange(0x1ffff000, 0x1fffffff)]);
+        var system = new SystemAllocator(s_config, null, [new AddressInterval(0x30008000, 0x30008fff), new AddressInterval(0x10000000, 0x10000fff), new AddressInterval(0x1ffff000, 0x1fffffff)]);
         Assert.Equal("0x30008000..=0x30008fff 0x3000a000..=0x3000ffff", string.Join(' ', new SystemAllocator(s_config, null,
-            [new AllocRange(0x30008000, 0x30008fff), new AllocRange(0x3000a000, ulong.MaxValue)]).LowMmio.Pools));
-        Assert.Equal(FailureKind.RegionOverlap, Kind(() => _ = new SystemAllocator(s_config, null, [new AllocRange(0, ulong.MaxValue), new AllocRange(0x30000000, 0x30000000)])));
+            [new AddressInterval(0x30008000, 0x30008fff), new AddressInterval(0x3000a000, ulong.MaxValue)]).LowMmio.Pools));
+        Assert.Equal(FailureKind.RegionOverlap, Kind(() => _ = new SystemAllocator(s_config, null, [new AddressInterval(0, ulong.MaxValue), new AddressInterval(0x30000000, 0x30000000)])));
         Assert.Equal("0x10000000..=0x10000fff 0x1ffff000..=0x1fffffff", string.Join(' ', system.HighMmio.Pools));
     }
 
@@ -101,7 +101,7 @@ public sealed class SystemAllocatorTests
     [Fact]
     public void MmioFallsBackToLow()
     {
-        _system.HighMmio.AllocateAt(new AllocRange(0x10000000, 0x1fffffff), new Alloc.Anon(50), "");
+        _system.HighMmio.AllocateAt(new AddressInterval(0x10000000, 0x1fffffff), new Alloc.Anon(50), "");
         Assert.Equal(0x30000000UL, _system.AllocateMmio(0x1000, new Alloc.Anon(0), "", new MmioOptions { Prefetchable = true }));
         Assert.Equal(0x30008000UL, _system.AllocateMmio(0x1000, new Alloc.Anon(1), "", new MmioOptions { Alignment = 0x8000 }));
         Assert.Equal(FailureKind.OutOfSpace, Kind(() => _system.AllocateMmio(1, new Alloc.Anon(2), "", new MmioOptions { MaxAddress = uint.MaxValue - 1 })));

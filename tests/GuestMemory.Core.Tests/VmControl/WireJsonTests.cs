@@ -77,8 +77,8 @@ public sealed class WireJsonTests : IDisposable
     [Fact]
     public void AllocRanges()
     {
-        RoundTrip("""{"start":0,"end":18446744073709551615}""", VmControlJson.Default.AllocRange);
-        Assert.Contains("other", Failure("""{"start":0,"end":1,"other":2}""", VmControlJson.Default.AllocRange), StringComparison.Ordinal);
+        RoundTrip("""{"start":0,"end":18446744073709551615}""", VmControlJson.Default.AddressInterval);
+        Assert.Contains("other", Failure("""{"start":0,"end":1,"other":2}""", VmControlJson.Default.AddressInterval), StringComparison.Ordinal);
     }
 
     [Fact]

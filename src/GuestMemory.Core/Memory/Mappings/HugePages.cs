@@ -5,7 +5,7 @@ namespace GuestMemory.Core;
 /// <summary>A pool of huge pages of this host.</summary>
 /// <param name="PageSize">The size of its pages, in bytes.</param>
 /// <param name="Total">How many pages it has.</param>
-/// <param name="Free">How many of them nobody uses.</param>
+/// <param name="Free">How many of them are not in use.</param>
 public sealed record HugePagePool(ulong PageSize, long Total, long Free);
 
 /// <summary>The pools of huge pages (<c>/sys/kernel/mm/hugepages</c>).</summary>
@@ -44,10 +44,10 @@ public static class HugePages
         return pools;
     }
 
-    /// <summary>How many pages of a pool can be had by who has none set aside; those that the kernel makes on demand among them.</summary>
+    /// <summary>How many pages of a pool a process without a reservation can get, with those that the kernel makes on demand.</summary>
     internal static long Available(ulong pageSize)
     {
-        var pool = Path.Combine(Folder, string.Create(CultureInfo.InvariantCulture, $"hugepages-{pageSize / 1024}kB"));
+        var pool = FolderOf(pageSize);
         if (!Directory.Exists(pool)) return 0;
         try
         {
@@ -56,10 +56,15 @@ public static class HugePages
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            // No descriptor is left to ask with: who asks asks again.
+            // No descriptor is left to read the files with: the caller tries again.
             return 0;
         }
     }
+
+    /// <summary>The command by which root enlarges a pool; N stands for the number of pages.</summary>
+    internal static string EnlargeCommand(ulong pageSize) => $"echo N > {FolderOf(pageSize)}/nr_hugepages";
+
+    private static string FolderOf(ulong pageSize) => Path.Combine(Folder, string.Create(CultureInfo.InvariantCulture, $"hugepages-{pageSize / 1024}kB"));
 
     private static long Read(string pool, string file) =>
         long.TryParse(File.ReadAllText(Path.Combine(pool, file)), NumberStyles.Integer, CultureInfo.InvariantCulture, out var number) ? number : 0;

@@ -20,7 +20,7 @@ public sealed unsafe partial class MmapRegion
     private int _touching;
 
     /// <inheritdoc/>
-    private protected override bool CanTouch => !_canShrink;
+    internal override bool CanTouch => !_canShrink;
 
     /// <summary>
     /// Changes what the memory holds otherwise than by writing to it, with no touch under way, and marks the range as written.
@@ -88,6 +88,8 @@ public sealed unsafe partial class MmapRegion
             EndTouch();
             var wait = default(SpinWait);
             while (!IsDisposed && IsChanging(offset, length)) wait.SpinOnce();
+            // Not for a lease to find out: the caller may have one, with which the mapping stays.
+            if (IsDisposed) throw RegionDisposed();
         }
     }
 

@@ -227,7 +227,7 @@ public sealed class MmapRegionBuilder
         if (error == Errno.ENOMEM && pageSize != HostPage.Size)
         {
             return new SyscallException("mmap", error, what, GuestMemoryError.HugePagesExhausted,
-                $"The pool of {pageSize / 1024} kB pages is too small: {_size / pageSize} free ones are needed. Enlarge it: 'echo N > /sys/kernel/mm/hugepages/hugepages-{pageSize / 1024}kB/nr_hugepages'.");
+                $"The pool of {pageSize / 1024} kB pages is too small: {_size / pageSize} free ones are needed. Enlarge it: '{HugePages.EnlargeCommand(pageSize)}'.");
         }
 
         return error == Errno.ENOMEM

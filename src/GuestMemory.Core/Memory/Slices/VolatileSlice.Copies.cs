@@ -81,9 +81,9 @@ public readonly unsafe partial struct VolatileSlice
         }
     }
 
-    /// <summary>How many values are copied by one piece: values of 2, 4 and 8 bytes so many that it is over soon, others all.</summary>
-    private static int AtOnce<T>(int count)
-        where T : unmanaged => sizeof(T) is 2 or 4 or 8 ? Math.Min(count, (int)VolatileCopy.Brief / sizeof(T)) : count;
+    /// <summary>How many values are copied by one piece: of those that are accessed one by one so many that it is over soon, of others all.</summary>
+    private int AtOnce<T>(int count)
+        where T : unmanaged => sizeof(T) is 2 or 4 or 8 && (_memory.IsDirect || _memory.CanTouch) ? Math.Min(count, (int)VolatileCopy.Brief / sizeof(T)) : count;
 
     private void ReadElements<T>(T* memory, T* local, int count)
         where T : unmanaged

@@ -69,6 +69,7 @@ internal static class UffdArguments
     private static GuestMemoryException Wrong(string what) => new(GuestMemoryError.ValueNotSupported, $"Wrong arguments: {what}.");
 }
 
-[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.KebabCaseLower, UseStringEnumConverter = true, NumberHandling = JsonNumberHandling.AllowReadingFromString, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.KebabCaseLower, NumberHandling = JsonNumberHandling.AllowReadingFromString, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull,
+    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>)])]
 [JsonSerializable(typeof(UffdHandlerOptions))]
 internal sealed partial class UffdOptionsJson : JsonSerializerContext;

@@ -90,7 +90,7 @@ internal sealed class UffdControlClient : IDisposable
         {
             if (TryRead(out var reply) && (reply.Ended || _open == 0))
             {
-                if (reply.ErrorId is not null) throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.ControlFailed, reply.Message ?? "");
+                if (reply.ErrorId is not null) throw reply.ToException();
                 return reply.Ended ? null : reply;
             }
 

@@ -60,7 +60,7 @@ internal static class UffdHostProcess
 
         return reply?.ErrorId is null
             ? reply?.ControlPath
-            : throw new GuestMemoryException(Enum.TryParse<GuestMemoryError>(reply.ErrorId, out var error) ? error : GuestMemoryError.HandlerStartFailed, reply.Message ?? "");
+            : throw reply.ToException(GuestMemoryError.HandlerStartFailed);
     }
 
     private static Process Launch(ProcessStartInfo start)
@@ -110,17 +110,14 @@ internal static class UffdHostProcess
     /// <summary>A NuGet package keeps no right to execute: what was installed from a gallery gets it here, for all who may read it.</summary>
     private static void MakeExecutable(string program)
     {
-        var mode = File.GetUnixFileMode(program);
-        if ((mode & (UnixFileMode.UserExecute | UnixFileMode.GroupExecute | UnixFileMode.OtherExecute)) != 0) return;
-        var readers = mode & (UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
-        try
-        {
-            File.SetUnixFileMode(program, mode | (UnixFileMode)((int)readers >> 2));
-        }
-        catch (Exception exception) when (exception is UnauthorizedAccessException or IOException)
+        const uint All = 0xFFF, Read = 0x124, Execute = 0x49;   // 07777, 0444, 0111
+        if (FileStatus.TryGet(program, out var status, follow: true) != 0 || (status.stx_mode & Execute) != 0) return;
+        var mode = status.stx_mode & All;
+        var error = FileStatus.TryChangeMode(program, mode | ((mode & Read) >> 2));
+        if (error != 0)
         {
             throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,
-                $"The handler's program may not be executed, and this user may not change that. Its owner can: chmod a+x {program}", exception);
+                $"The handler's program may not be executed, and this user may not change that ({Errno.Name(error)}). Its owner can: chmod a+x {program}");
         }
     }
 

@@ -16,8 +16,10 @@ internal sealed record UffdStatus
     /// <summary>How many workers were started: one, and one for each that died.</summary>
     public int WorkerCount { get; init; }
 
+    [JsonRequired]
     public string SocketPath { get; init; } = "";
 
+    [JsonRequired]
     public string MemoryPath { get; init; } = "";
 
     public UffdStrategy Strategy { get; init; }
@@ -45,7 +47,7 @@ internal sealed record UffdStatus
         }
         catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException)
         {
-            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The figures of the handler's process cannot be read: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The figures of the handler's process cannot be read: {JsonErrorText.Of(exception)}", exception);
         }
     }
 }
@@ -89,10 +91,17 @@ internal sealed record UffdControlReply
 
     /// <summary>Where the handler is controlled, in the answer to its start.</summary>
     public string? ControlPath { get; init; }
+
+    /// <summary>The error that it reports.</summary>
+    /// <param name="otherwise">The kind of error where it names none that is known.</param>
+    public GuestMemoryException ToException(GuestMemoryError otherwise = GuestMemoryError.ControlFailed) =>
+        new(NamedConverter<GuestMemoryError>.TryParse(ErrorId, out var error) ? error : otherwise, Message ?? "");
 }
 
-[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, UseStringEnumConverter = true, IgnoreReadOnlyProperties = true)]
+[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, IgnoreReadOnlyProperties = true,
+    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(ListConverter<UffdFigures>)])]
 [JsonSerializable(typeof(UffdControlRequest))]
 [JsonSerializable(typeof(UffdControlReply))]
 [JsonSerializable(typeof(UffdFigures))]
+[JsonSerializable(typeof(UffdFigures[]))]
 internal sealed partial class UffdControlJson : JsonSerializerContext;

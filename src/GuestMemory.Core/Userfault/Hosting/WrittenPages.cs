@@ -26,23 +26,32 @@ internal sealed record WrittenPages
         JsonFile.Create("uffd-dirty", bitmaps.Select(static bitmap => new WrittenPages
         {
             StartAddress = bitmap.StartAddress, ByteSize = bitmap.ByteSize, Source = bitmap.Source, Words = bitmap.AsWords().ToArray(),
-        }).ToArray(), WrittenPagesJson.Default.WrittenPagesArray);
+        }).ToArray(), WrittenPagesJson.Default.IReadOnlyListWrittenPages);
 
     /// <exception cref="GuestMemoryException">ControlFailed: the file does not hold bitmaps.</exception>
     public static DirtyBitmap[] FromFile(SafeDescriptor file)
     {
         try
         {
-            return [.. JsonFile.Read(file, MaxBytes, WrittenPagesJson.Default.WrittenPagesArray)
-                .Select(static pages => new DirtyBitmap(pages.StartAddress, pages.ByteSize, HostPage.Size, pages.Words, pages.Source))];
+            return [.. JsonFile.Read(file, MaxBytes, WrittenPagesJson.Default.IReadOnlyListWrittenPages).Select(static pages => pages.ToBitmap())];
         }
         catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException or ArgumentException)
         {
-            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process sent a list of written pages that cannot be read: {exception.Message}", exception);
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process sent a list of written pages that cannot be read: {JsonErrorText.Of(exception)}", exception);
         }
+    }
+
+    /// <exception cref="JsonException">It passes the last address, or has bits behind the last page.</exception>
+    /// <exception cref="ArgumentException">It has not as many words as pages need.</exception>
+    private DirtyBitmap ToBitmap()
+    {
+        if (ByteSize > 0 && ByteSize - 1 > ulong.MaxValue - StartAddress) throw new JsonException("a bitmap passes the last address");
+        var bitmap = new DirtyBitmap(StartAddress, ByteSize, HostPage.Size, Words, Source);
+        return (bitmap.PageCount & 63) == 0 || Words[^1] >> (int)(bitmap.PageCount & 63) == 0 ? bitmap : throw new JsonException("a bitmap has bits behind its last page");
     }
 }
 
-[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, Converters = [typeof(ListConverter<WrittenPages>)])]
 [JsonSerializable(typeof(WrittenPages[]))]
+[JsonSerializable(typeof(IReadOnlyList<WrittenPages>))]
 internal sealed partial class WrittenPagesJson : JsonSerializerContext;

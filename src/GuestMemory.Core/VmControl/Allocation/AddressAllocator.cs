@@ -6,9 +6,9 @@ namespace GuestMemory.Core.VmControl;
 /// </summary>
 public sealed class AddressAllocator
 {
-    private readonly List<AllocRange> _pools = [];
-    private readonly List<AllocRange> _free = [];
-    private readonly Dictionary<Alloc, (AllocRange Range, string Tag)> _allocs = [];
+    private readonly List<AddressInterval> _pools = [];
+    private readonly List<AddressInterval> _free = [];
+    private readonly Dictionary<Alloc, (AddressInterval Range, string Tag)> _allocs = [];
     private readonly ulong _minAlign;
     private readonly ulong _preferredAlign;
 
@@ -17,14 +17,14 @@ public sealed class AddressAllocator
     /// <param name="minAlign">Every range starts at a multiple of this power of two.</param>
     /// <param name="preferredAlign">What is tried first where no alignment is asked for; a power of two of at least <paramref name="minAlign"/>.</param>
     /// <exception cref="GuestMemoryException">BadAlignment.</exception>
-    public AddressAllocator(AllocRange pool, ulong minAlign = 4, ulong? preferredAlign = null)
+    public AddressAllocator(AddressInterval pool, ulong minAlign = 4, ulong? preferredAlign = null)
         : this([pool], minAlign, preferredAlign)
     {
     }
 
     /// <summary>An allocator of the addresses of several pools.</summary>
     /// <exception cref="GuestMemoryException">BadAlignment; RegionOverlap (upstream does not look).</exception>
-    public AddressAllocator(IEnumerable<AllocRange> pools, ulong minAlign = 4, ulong? preferredAlign = null)
+    public AddressAllocator(IEnumerable<AddressInterval> pools, ulong minAlign = 4, ulong? preferredAlign = null)
     {
         ArgumentNullException.ThrowIfNull(pools);
         _minAlign = minAlign;
@@ -35,10 +35,10 @@ public sealed class AddressAllocator
     }
 
     /// <summary>The pools, as they were given.</summary>
-    public IReadOnlyList<AllocRange> Pools => _pools;
+    public IReadOnlyList<AddressInterval> Pools => _pools;
 
-    /// <summary>Who has which addresses.</summary>
-    internal IEnumerable<KeyValuePair<Alloc, AllocRange>> Allocations => _allocs.Select(static held => KeyValuePair.Create(held.Key, held.Value.Range));
+    /// <summary>The holders and their addresses.</summary>
+    internal IEnumerable<KeyValuePair<Alloc, AddressInterval>> Allocations => _allocs.Select(static held => KeyValuePair.Create(held.Key, held.Value.Range));
 
     /// <summary>Whether nothing is allocated.</summary>
     public bool IsEmpty => _allocs.Count == 0;
@@ -68,12 +68,12 @@ public sealed class AddressAllocator
 
     /// <summary>Allocates exactly these addresses.</summary>
     /// <exception cref="GuestMemoryException">ExistingAlloc (of the same holder, or of another who has one of them), AllocSizeZero, OutOfSpace.</exception>
-    public void AllocateAt(AllocRange range, Alloc alloc, string tag) => Check(TryAllocateAt(range, alloc, tag));
+    public void AllocateAt(AddressInterval range, Alloc alloc, string tag) => Check(TryAllocateAt(range, alloc, tag));
 
     /// <summary>Takes back what a holder has.</summary>
     /// <returns>The range.</returns>
     /// <exception cref="GuestMemoryException">BadAlloc: it has nothing.</exception>
-    public AllocRange Release(Alloc alloc)
+    public AddressInterval Release(Alloc alloc)
     {
         Check(TryRelease(alloc, out var range));
         return range;
@@ -81,8 +81,8 @@ public sealed class AddressAllocator
 
     /// <summary>Takes back the range that has an address in it.</summary>
     /// <returns>The range.</returns>
-    /// <exception cref="GuestMemoryException">OutOfSpace: nobody has it.</exception>
-    public AllocRange ReleaseContaining(ulong address)
+    /// <exception cref="GuestMemoryException">OutOfSpace: no holder has it.</exception>
+    public AddressInterval ReleaseContaining(ulong address)
     {
         Check(TryReleaseContaining(address, out var range));
         return range;
@@ -90,7 +90,7 @@ public sealed class AddressAllocator
 
     /// <summary>Adds a pool.</summary>
     /// <exception cref="GuestMemoryException">RegionOverlap; AllocSizeZero where it is empty.</exception>
-    public void InsertAt(AllocRange pool)
+    public void InsertAt(AddressInterval pool)
     {
         if (pool.IsEmpty) throw SizeZero();
         var other = _pools.FindIndex(pool.Overlaps);
@@ -100,15 +100,15 @@ public sealed class AddressAllocator
     }
 
     /// <summary>What a holder has, and what it was called; null where it has nothing.</summary>
-    public (AllocRange Range, string Tag)? Get(Alloc alloc) => _allocs.TryGetValue(alloc, out var entry) ? entry : null;
+    public (AddressInterval Range, string Tag)? Get(Alloc alloc) => _allocs.TryGetValue(alloc, out var entry) ? entry : null;
 
     /// <summary>The address at an offset into a PCI device's register.</summary>
     /// <exception cref="GuestMemoryException">InvalidAlloc: no register, or not known; OutOfBounds: the range, which may not be empty, does not lie in the register.</exception>
     public ulong AddressFromPciOffset(Alloc alloc, ulong offset, ulong size) => Start(TryAddressFromPciOffset(alloc, offset, size, out var range), range);
 
-    internal GuestMemoryException? TryAllocate(ulong size, Alloc alloc, string tag, ulong? alignment, bool reverse, out AllocRange range)
+    internal GuestMemoryException? TryAllocate(ulong size, Alloc alloc, string tag, ulong? alignment, bool reverse, out AddressInterval range)
     {
-        range = AllocRange.Empty;
+        range = AddressInterval.Empty;
         if (_allocs.ContainsKey(alloc)) return Existing(alloc);
         if (size == 0) return SizeZero();
         if (alignment is { } given && !ulong.IsPow2(given)) return BadAlignment(given);
@@ -120,7 +120,7 @@ public sealed class AddressAllocator
         return null;
     }
 
-    internal GuestMemoryException? TryAllocateAt(AllocRange range, Alloc alloc, string tag)
+    internal GuestMemoryException? TryAllocateAt(AddressInterval range, Alloc alloc, string tag)
     {
         if (_allocs.ContainsKey(alloc)) return Existing(alloc);
         if (range.IsEmpty) return SizeZero();
@@ -138,18 +138,18 @@ public sealed class AddressAllocator
         return null;
     }
 
-    internal GuestMemoryException? TryRelease(Alloc alloc, out AllocRange range)
+    internal GuestMemoryException? TryRelease(Alloc alloc, out AddressInterval range)
     {
-        range = AllocRange.Empty;
+        range = AddressInterval.Empty;
         if (!_allocs.Remove(alloc, out var entry)) return new GuestMemoryException(GuestMemoryError.BadAlloc, $"{alloc} has no addresses.");
         range = entry.Range;
         Free(range);
         return null;
     }
 
-    internal GuestMemoryException? TryReleaseContaining(ulong address, out AllocRange range)
+    internal GuestMemoryException? TryReleaseContaining(ulong address, out AddressInterval range)
     {
-        range = AllocRange.Empty;
+        range = AddressInterval.Empty;
         foreach (var (holder, entry) in _allocs)
         {
             if (entry.Range.Contains(address)) return TryRelease(holder, out range);
@@ -158,12 +158,12 @@ public sealed class AddressAllocator
         return OutOfSpace($"The address 0x{address:x} is not allocated.");
     }
 
-    internal GuestMemoryException? TryAddressFromPciOffset(Alloc alloc, ulong offset, ulong size, out AllocRange range)
+    internal GuestMemoryException? TryAddressFromPciOffset(Alloc alloc, ulong offset, ulong size, out AddressInterval range)
     {
-        range = AllocRange.Empty;
+        range = AddressInterval.Empty;
         if (alloc is not Alloc.PciBar || Get(alloc) is not { } entry)
             return new GuestMemoryException(GuestMemoryError.InvalidAlloc, $"{alloc} is not a PCI register with addresses.");
-        var found = offset <= ulong.MaxValue - entry.Range.Start ? AllocRange.FromStartAndSize(entry.Range.Start + offset, size) : null;
+        var found = offset <= ulong.MaxValue - entry.Range.Start ? AddressInterval.FromStartAndSize(entry.Range.Start + offset, size) : null;
         if (found is not { } inside || !entry.Range.Contains(inside))
             return new GuestMemoryException(GuestMemoryError.OutOfBounds, $"{size} bytes at offset {offset} do not lie in {alloc}, {entry.Range}.");
         range = inside;
@@ -177,27 +177,27 @@ public sealed class AddressAllocator
         if (error is not null) throw error;
     }
 
-    internal static ulong Start(GuestMemoryException? error, AllocRange range) => error is null ? range.Start : throw error;
+    internal static ulong Start(GuestMemoryException? error, AddressInterval range) => error is null ? range.Start : throw error;
 
-    private AllocRange? Find(ulong size, ulong alignment, bool reverse)
+    private AddressInterval? Find(ulong size, ulong alignment, bool reverse)
     {
         for (var i = 0; i < _free.Count; i++)
         {
             var free = reverse ? _free[^(i + 1)] : _free[i];
             var start = reverse ? HighestStart(free, size, alignment) : LowestStart(free, alignment);
-            if (start is { } at && AllocRange.FromStartAndSize(at, size) is { } range && free.Contains(range)) return range;
+            if (start is { } at && AddressInterval.FromStartAndSize(at, size) is { } range && free.Contains(range)) return range;
         }
 
         return null;
     }
 
-    private static ulong? LowestStart(AllocRange free, ulong alignment) =>
+    private static ulong? LowestStart(AddressInterval free, ulong alignment) =>
         free.Start <= ulong.MaxValue - (alignment - 1) ? free.Start + (alignment - 1) & ~(alignment - 1) : null;
 
-    private static ulong? HighestStart(AllocRange free, ulong size, ulong alignment) =>
+    private static ulong? HighestStart(AddressInterval free, ulong size, ulong alignment) =>
         free.End >= size - 1 ? free.End - (size - 1) & ~(alignment - 1) : null;
 
-    private void Take(AllocRange range, Alloc alloc, string tag)
+    private void Take(AddressInterval range, Alloc alloc, string tag)
     {
         var index = _free.FindIndex(free => free.Contains(range));
         var (before, after) = _free[index].NonOverlappingRanges(range);
@@ -208,18 +208,18 @@ public sealed class AddressAllocator
     }
 
     /// <summary>Puts a range among the free ones, joined with its neighbours.</summary>
-    private void Free(AllocRange range)
+    private void Free(AddressInterval range)
     {
         var index = ~_free.BinarySearch(range);
         if (index < _free.Count && range.End + 1 == _free[index].Start)
         {
-            range = new AllocRange(range.Start, _free[index].End);
+            range = new AddressInterval(range.Start, _free[index].End);
             _free.RemoveAt(index);
         }
 
         if (index > 0 && _free[index - 1].End + 1 == range.Start)
         {
-            _free[index - 1] = new AllocRange(_free[index - 1].Start, range.End);
+            _free[index - 1] = new AddressInterval(_free[index - 1].Start, range.End);
             return;
         }
 

@@ -1,7 +1,7 @@
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// Several allocators as one (crosvm's <c>AddressAllocatorSet</c>): each operation asks one after the other, and fails as the last
+/// Several allocators as one (crosvm's <c>AddressAllocatorSet</c>): each operation tries one after the other, and fails as the last
 /// one failed.
 /// </summary>
 public sealed class AddressAllocatorSet
@@ -15,7 +15,7 @@ public sealed class AddressAllocatorSet
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
     public ulong AllocateWithAlign(ulong size, Alloc alloc, string tag, ulong alignment)
     {
-        var range = AllocRange.Empty;
+        var range = AddressInterval.Empty;
         return AddressAllocator.Start(First(allocator => allocator.TryAllocate(size, alloc, tag, alignment, reverse: false, out range)), range);
     }
 
@@ -23,25 +23,25 @@ public sealed class AddressAllocatorSet
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
     public ulong Allocate(ulong size, Alloc alloc, string tag)
     {
-        var range = AllocRange.Empty;
+        var range = AddressInterval.Empty;
         return AddressAllocator.Start(First(allocator => allocator.TryAllocate(size, alloc, tag, null, reverse: false, out range)), range);
     }
 
     /// <summary>See <see cref="AddressAllocator.AllocateAt"/>.</summary>
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
-    public void AllocateAt(AllocRange range, Alloc alloc, string tag) => AddressAllocator.Check(First(allocator => allocator.TryAllocateAt(range, alloc, tag)));
+    public void AllocateAt(AddressInterval range, Alloc alloc, string tag) => AddressAllocator.Check(First(allocator => allocator.TryAllocateAt(range, alloc, tag)));
 
     /// <summary>See <see cref="AddressAllocator.Release"/>.</summary>
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
-    public AllocRange Release(Alloc alloc)
+    public AddressInterval Release(Alloc alloc)
     {
-        var range = AllocRange.Empty;
+        var range = AddressInterval.Empty;
         AddressAllocator.Check(First(allocator => allocator.TryRelease(alloc, out range)));
         return range;
     }
 
     /// <summary>See <see cref="AddressAllocator.Get"/>.</summary>
-    public (AllocRange Range, string Tag)? Get(Alloc alloc)
+    public (AddressInterval Range, string Tag)? Get(Alloc alloc)
     {
         foreach (var allocator in _allocators)
         {
@@ -55,9 +55,9 @@ public sealed class AddressAllocatorSet
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
     public ulong AddressFromPciOffset(Alloc alloc, ulong offset, ulong size) => AddressAllocator.Start(TryAddressFromPciOffset(alloc, offset, size, out var range), range);
 
-    internal GuestMemoryException? TryAddressFromPciOffset(Alloc alloc, ulong offset, ulong size, out AllocRange range)
+    internal GuestMemoryException? TryAddressFromPciOffset(Alloc alloc, ulong offset, ulong size, out AddressInterval range)
     {
-        var found = AllocRange.Empty;
+        var found = AddressInterval.Empty;
         var error = First(allocator => allocator.TryAddressFromPciOffset(alloc, offset, size, out found));
         range = found;
         return error;

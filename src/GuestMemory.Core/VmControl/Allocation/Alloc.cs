@@ -2,7 +2,7 @@ using System.Text.Json.Serialization;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>Who holds a range of addresses (crosvm's <c>resources::Alloc</c>). Equal by value.</summary>
+/// <summary>The holder of a range of addresses (crosvm's <c>resources::Alloc</c>). Equal by value.</summary>
 public abstract record Alloc
 {
     private Alloc()
@@ -19,7 +19,7 @@ public abstract record Alloc
     /// <summary>The text that <see cref="Parse"/> reads.</summary>
     public sealed override string ToString() => AllocText.Write(this);
 
-    /// <summary>Nobody in particular; see <see cref="SystemAllocator.NextAnonAlloc"/>.</summary>
+    /// <summary>A holder without a kind; see <see cref="SystemAllocator.NextAnonAlloc"/>.</summary>
     /// <param name="Id">A number of its own.</param>
     public sealed record Anon(ulong Id) : Alloc;
 

@@ -14,7 +14,7 @@ public sealed class SystemAllocator
     private const ulong FunctionsPerBus = 256;
 
     private readonly AddressAllocator _irqs;
-    private readonly AddressAllocator _gpes = new(new AllocRange(0, LastGpe), 1);
+    private readonly AddressAllocator _gpes = new(new AddressInterval(0, LastGpe), 1);
     private readonly SortedDictionary<byte, AddressAllocator> _buses = [];
     private readonly AddressAllocator? _io;
     private readonly AddressAllocator? _platform;
@@ -25,7 +25,7 @@ public sealed class SystemAllocator
     /// <param name="reserveRegionSize">Bytes cut off the start of the high MMIO for a purpose of the caller's, see <see cref="ReservedRegion"/>.</param>
     /// <param name="mmioAddressRanges">Where MMIO can be at all; every pool is cut down to that. Everywhere where null or empty.</param>
     /// <exception cref="GuestMemoryException">IOPortOutOfRange; OutOfSpace: the reserved region is larger than the high MMIO; OutOfBounds: the high MMIO is all of 2^64 addresses.</exception>
-    public SystemAllocator(SystemAllocatorConfig config, ulong? reserveRegionSize = null, IReadOnlyCollection<AllocRange>? mmioAddressRanges = null)
+    public SystemAllocator(SystemAllocatorConfig config, ulong? reserveRegionSize = null, IReadOnlyCollection<AddressInterval>? mmioAddressRanges = null)
     {
         ArgumentNullException.ThrowIfNull(config);
         var high = config.HighMmio;
@@ -35,9 +35,9 @@ public sealed class SystemAllocator
         HighMmio = Pools(high);
         if (config.PlatformMmio is { } platform) _platform = Pools(platform);
         Mmio = new AddressAllocatorSet(LowMmio, HighMmio);
-        _irqs = new AddressAllocator(new AllocRange(config.FirstIrq, LastIrq), 1);
+        _irqs = new AddressAllocator(new AddressInterval(config.FirstIrq, LastIrq), 1);
 
-        AddressAllocator Pools(AllocRange pool) =>
+        AddressAllocator Pools(AddressInterval pool) =>
             new(mmioAddressRanges is { Count: > 0 } ? mmioAddressRanges.Select(pool.Intersect) : [pool], HostPage.Size);
     }
 
@@ -53,9 +53,9 @@ public sealed class SystemAllocator
         var above = Math.Max(4 * GiB, HostPage.RoundUp(Math.Min(memory.LastAddress, ulong.MaxValue - 66 * GiB) + 1, GiB));
         var config = new SystemAllocatorConfig
         {
-            Io = new AllocRange(0xc000, LastPort),
-            LowMmio = new AllocRange(0xc000_0000, 0xfebf_ffff),
-            HighMmio = new AllocRange(above, above + 64 * GiB - 1),
+            Io = new AddressInterval(0xc000, LastPort),
+            LowMmio = new AddressInterval(0xc000_0000, 0xfebf_ffff),
+            HighMmio = new AddressInterval(above, above + 64 * GiB - 1),
             FirstIrq = 5,
         };
         return new SystemAllocator(config, mmioAddressRanges: Gaps(memory));
@@ -71,7 +71,7 @@ public sealed class SystemAllocator
     public AddressAllocatorSet Mmio { get; }
 
     /// <summary>What was cut off the high MMIO; null for nothing.</summary>
-    public AllocRange? ReservedRegion { get; }
+    public AddressInterval? ReservedRegion { get; }
 
     /// <summary>Ports.</summary>
     /// <exception cref="GuestMemoryException">NoIoAllocator: this machine has none.</exception>
@@ -83,9 +83,9 @@ public sealed class SystemAllocator
         ?? throw new GuestMemoryException(GuestMemoryError.MissingPlatformMmioAddresses, "This machine has no MMIO for platform devices; give SystemAllocatorConfig.PlatformMmio.");
 
     /// <summary>All MMIO pools, the low ones first.</summary>
-    public IReadOnlyList<AllocRange> MmioPools => [.. LowMmio.Pools, .. HighMmio.Pools];
+    public IReadOnlyList<AddressInterval> MmioPools => [.. LowMmio.Pools, .. HighMmio.Pools];
 
-    /// <summary>A holder that nobody had before: Anon(1), Anon(2) and so on (upstream: get_anon_alloc).</summary>
+    /// <summary>A new holder: Anon(1), Anon(2) and so on (upstream: get_anon_alloc).</summary>
     public Alloc NextAnonAlloc() => new Alloc.Anon(++_lastAnonId);
 
     /// <summary>
@@ -110,7 +110,7 @@ public sealed class SystemAllocator
 
     /// <summary>Keeps a range from being given out, as far as it lies in MMIO pools.</summary>
     /// <exception cref="GuestMemoryException">ExistingAlloc: some of it is given out; then nothing is reserved.</exception>
-    public void ReserveMmio(AllocRange range)
+    public void ReserveMmio(AddressInterval range)
     {
         var reserved = new List<(AddressAllocator Allocator, Alloc Alloc)>();
         foreach (var allocator in new[] { LowMmio, HighMmio })
@@ -133,7 +133,7 @@ public sealed class SystemAllocator
     public uint? AllocateIrq() => AllocateNumber(_irqs, "irq-auto");
 
     /// <summary>Takes an interrupt; false where it is taken or out of range.</summary>
-    public bool ReserveIrq(uint irq) => _irqs.TryAllocateAt(new AllocRange(irq, irq), NextAnonAlloc(), "irq-fixed") is null;
+    public bool ReserveIrq(uint irq) => _irqs.TryAllocateAt(new AddressInterval(irq, irq), NextAnonAlloc(), "irq-fixed") is null;
 
     /// <summary>Takes an interrupt back.</summary>
     /// <exception cref="GuestMemoryException">OutOfSpace: it was not given out.</exception>
@@ -148,7 +148,7 @@ public sealed class SystemAllocator
 
     /// <summary>Takes a place; false where it is taken, or not one that can be given out.</summary>
     public bool ReservePci(PciAddress address, string tag) =>
-        IsPlace(address) && Bus(address.Bus).TryAllocateAt(new AllocRange(Place(address), Place(address)), NextAnonAlloc(), tag) is null;
+        IsPlace(address) && Bus(address.Bus).TryAllocateAt(new AddressInterval(Place(address), Place(address)), NextAnonAlloc(), tag) is null;
 
     /// <summary>Takes a place back; false where it was not given out.</summary>
     public bool ReleasePci(PciAddress address) =>
@@ -157,18 +157,18 @@ public sealed class SystemAllocator
     /// <summary>Whether no place of a bus is taken.</summary>
     public bool IsPciBusEmpty(byte bus) => !_buses.TryGetValue(bus, out var allocator) || allocator.IsEmpty;
 
-    private static List<AllocRange> Gaps(GuestMemoryMmap memory)
+    private static List<AddressInterval> Gaps(GuestMemoryMmap memory)
     {
-        var gaps = new List<AllocRange>();
+        var gaps = new List<AddressInterval>();
         var next = 0UL;
         foreach (var region in memory.Regions)
         {
-            if (region.GuestAddress > next) gaps.Add(new AllocRange(next, region.GuestAddress - 1));
+            if (region.GuestAddress > next) gaps.Add(new AddressInterval(next, region.GuestAddress - 1));
             if (region.LastAddress == ulong.MaxValue) return gaps;
             next = region.LastAddress + 1;
         }
 
-        gaps.Add(new AllocRange(next, ulong.MaxValue));
+        gaps.Add(new AddressInterval(next, ulong.MaxValue));
         return gaps;
     }
 
@@ -184,22 +184,22 @@ public sealed class SystemAllocator
         if (!_buses.TryGetValue(bus, out var allocator))
         {
             // The first device of bus 0 is the bridge to the host.
-            allocator = new AddressAllocator(new AllocRange(bus == 0 ? FunctionsPerDevice : 0, FunctionsPerBus - 1), 1, FunctionsPerDevice);
+            allocator = new AddressAllocator(new AddressInterval(bus == 0 ? FunctionsPerDevice : 0, FunctionsPerBus - 1), 1, FunctionsPerDevice);
             _buses.Add(bus, allocator);
         }
 
         return allocator;
     }
 
-    private static AllocRange CheckedPorts(AllocRange io) => io.End <= LastPort
+    private static AddressInterval CheckedPorts(AddressInterval io) => io.End <= LastPort
         ? io
         : throw new GuestMemoryException(GuestMemoryError.IOPortOutOfRange, $"The ports {io} pass the last one, 0xffff.");
 
-    private static (AllocRange Reserved, AllocRange Left) Reserve(AllocRange high, ulong size)
+    private static (AddressInterval Reserved, AddressInterval Left) Reserve(AddressInterval high, ulong size)
     {
         var length = high.Length ?? throw new GuestMemoryException(GuestMemoryError.OutOfBounds, "High MMIO of all 2^64 addresses leaves no room for anything else.");
         if (size > length) throw AddressAllocator.OutOfSpace($"A reserved region of {size} bytes does not fit in the high MMIO, {high}.");
-        if (size == 0) return (AllocRange.Empty, high);
-        return size == length ? (high, AllocRange.Empty) : (new AllocRange(high.Start, high.Start + (size - 1)), new AllocRange(high.Start + size, high.End));
+        if (size == 0) return (AddressInterval.Empty, high);
+        return size == length ? (high, AddressInterval.Empty) : (new AddressInterval(high.Start, high.Start + (size - 1)), new AddressInterval(high.Start + size, high.End));
     }
 }

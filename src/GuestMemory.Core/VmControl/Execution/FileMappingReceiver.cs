@@ -4,8 +4,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// Takes the packets of file mappings that a request announced out of its tube: all of them, also where something is wrong with one, so
-/// that the next packet is a request again. Where they do not come in time, the tube is out of step and of no use any more.
+/// Receives the packets of file mappings that a request has announced: all of them, also where one is invalid, so that the next packet
+/// in the tube is a request again. Where they do not arrive in time, the tube is out of step and must be closed.
 /// </summary>
 internal sealed class FileMappingReceiver : IDisposable
 {
@@ -20,9 +20,9 @@ internal sealed class FileMappingReceiver : IDisposable
     private bool _ended;
     private ulong _read;
 
-    /// <param name="tube">Where they come from; null where there is none.</param>
-    /// <param name="count">How many were announced.</param>
-    /// <param name="limit">How long all of them together may take.</param>
+    /// <param name="tube">The tube to receive them from; null where there is none.</param>
+    /// <param name="count">The announced number of file mappings.</param>
+    /// <param name="limit">The time limit for all of them together.</param>
     public FileMappingReceiver(Tube? tube, ulong count, TimeSpan limit)
     {
         _tube = tube;
@@ -41,26 +41,26 @@ internal sealed class FileMappingReceiver : IDisposable
         else if (count > 0 && tube is null) Fail([$"{count} file mappings were announced, but there is no tube for them to come through"], ended: true);
     }
 
-    /// <summary>Whether nothing is waited for any more.</summary>
+    /// <summary>Whether every packet was received, or no more will be.</summary>
     public bool IsComplete => _ended || _read >= _count;
 
     public TimeSpan TimeLeft => _limit - Stopwatch.GetElapsedTime(_start) is { Ticks: > 0 } left ? left : TimeSpan.Zero;
 
-    /// <summary>The mappings, when nothing is waited for any more. The first packet that was wrong decides.</summary>
-    /// <exception cref="RequestFailure">Something was wrong.</exception>
+    /// <summary>The mappings, once <see cref="IsComplete"/>. The first invalid packet is the failure.</summary>
+    /// <exception cref="RequestFailure">A packet was invalid or missing.</exception>
     public IReadOnlyList<VmMemoryFileMapping> Received() => _failure is null ? _mappings : throw _failure;
 
-    /// <summary>Takes every packet, and waits for them.</summary>
-    public void TakeAll(CancellationToken cancellation)
+    /// <summary>Receives every packet, and waits for them.</summary>
+    public void ReceiveAll(CancellationToken cancellation)
     {
-        while (!IsComplete) TakeNext(cancellation);
+        while (!IsComplete) ReceiveNext(cancellation);
     }
 
-    /// <summary>Takes a packet; waits where it has not come yet, and gives up where the time is over.</summary>
-    public void TakeNext(CancellationToken cancellation)
+    /// <summary>Receives one packet; waits for it until the time limit.</summary>
+    public void ReceiveNext(CancellationToken cancellation)
     {
         var length = (int)Math.Min(_count - _read, Tube.MaxDescriptors);
-        if (TryNext(length, cancellation) is { } message) Take(message, length);
+        if (TryReceive(length, cancellation) is { } message) Parse(message, length);
         _read += (uint)length;
     }
 
@@ -70,7 +70,7 @@ internal sealed class FileMappingReceiver : IDisposable
         _openFiles?.Dispose();
     }
 
-    private TubeMessage? TryNext(int length, CancellationToken cancellation)
+    private TubeMessage? TryReceive(int length, CancellationToken cancellation)
     {
         var left = TimeLeft;
         if (left == TimeSpan.Zero)
@@ -85,13 +85,13 @@ internal sealed class FileMappingReceiver : IDisposable
         }
         catch (GuestMemoryException exception)
         {
-            // What was too large was taken all the same; anything else leaves the other packets to come, or not.
+            // A packet that was too large has left the tube; after any other error the position in the tube is unknown.
             Fail(RequestFailure.Chain(exception), exception.Error is not (GuestMemoryError.RecvTooManyFds or GuestMemoryError.PacketTooLarge));
             return null;
         }
     }
 
-    private void Take(TubeMessage message, int length)
+    private void Parse(TubeMessage message, int length)
     {
         if (_failure is not null)
         {
@@ -104,7 +104,7 @@ internal sealed class FileMappingReceiver : IDisposable
         try
         {
             var mappings = message.Read(VmControlJson.Default.VmMemoryFileMappingArray);
-            // Upstream does not look how many there are.
+            // Upstream does not check their number.
             if (mappings.Length != length || !Array.TrueForAll(mappings, static mapping => mapping is not null))
                 Fail([$"a packet has {mappings.Length} file mappings, where {length} were announced"], ended: false);
             else

@@ -2,7 +2,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>Lets this process open as many files as it may ever, until the last of those who asked for it is disposed.</summary>
+/// <summary>Raises the soft limit of open files to the hard limit until the last object of this kind is disposed.</summary>
 internal sealed class OpenFilesLimit : IDisposable
 {
     private static readonly Lock s_lock = new();

@@ -38,7 +38,7 @@ internal sealed class RequestFailure(IReadOnlyList<string> messages) : Exception
         }
     }
 
-    /// <summary>The messages of whatever was thrown.</summary>
+    /// <summary>The messages of an exception.</summary>
     public static IReadOnlyList<string> Chain(Exception exception) => exception switch
     {
         RequestFailure failure => failure.Messages,

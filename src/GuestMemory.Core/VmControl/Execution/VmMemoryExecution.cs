@@ -3,7 +3,7 @@ using GuestMemory.Core.Kvm;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>One execution of a request: on what, for whom, and the steps that several variants share.</summary>
+/// <summary>One execution of a request: its context, its peer, and the steps that several variants share.</summary>
 internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingReceiver? Files, bool RemotePeer, VmMemoryRequestIommuClient? Iommu)
 {
     public IVm Vm => Context.Vm;
@@ -14,8 +14,8 @@ internal sealed record VmMemoryExecution(VmMemoryContext Context, FileMappingRec
     public GuestAddress Allocate(VmMemoryDestination destination, ulong size, string context) =>
         new(RequestFailure.Within(context, () => destination.Allocate(Context.Allocator, size)));
 
-    /// <summary>Gives a mapping to the VM; where the VM does not take it, it is unmapped.</summary>
-    public uint Add(GuestAddress address, MappedRegion mapping, bool readOnly, MemCacheType cache)
+    /// <summary>Adds memory to the VM; where that fails, the memory is unmapped.</summary>
+    public uint Add(GuestAddress address, SlotMemory mapping, bool readOnly, MemCacheType cache)
     {
         try
         {

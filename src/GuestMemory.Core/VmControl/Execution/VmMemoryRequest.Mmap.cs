@@ -11,7 +11,7 @@ public abstract partial record VmMemoryRequest
         private protected override VmMemoryResponse Run(VmMemoryExecution on)
         {
             var arena = Map("failed to build MemoryMapping from shared memory", () =>
-                MemoryMappingArena.FromMapping(MemoryMapping.FromFile(SharedMemory.Descriptor, 0, SharedMemory.Size, MemoryProtection.ReadWrite)));
+                SlotArena.FromMapping(SlotMapping.FromFile(SharedMemory.Descriptor, 0, SharedMemory.Size, MemoryProtection.ReadWrite)));
             try
             {
                 foreach (var file in FileMappings ?? on.Files!.Received())
@@ -36,7 +36,7 @@ public abstract partial record VmMemoryRequest
         }
 
         // Here upstream keeps the mapping's error in the chain; elsewhere it makes an error number of it.
-        private static MemoryMappingArena Map(string context, Func<MemoryMappingArena> map) => RequestFailure.Within(context, () =>
+        private static SlotArena Map(string context, Func<SlotArena> map) => RequestFailure.Within(context, () =>
         {
             try
             {

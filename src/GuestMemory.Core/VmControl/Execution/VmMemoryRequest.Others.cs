@@ -8,8 +8,8 @@ public abstract partial record VmMemoryRequest
     public sealed partial record UnregisterMemory
     {
         /// <summary>
-        /// Upstream forgets the region before it asks the VM, so that what fails cannot be tried again; here it is forgotten when it is
-        /// gone. Where only the IOMMU fails, the region is gone, and trying again asks the IOMMU again.
+        /// Upstream removes the entry before it calls the VM, so that a failed request cannot be repeated; here the entry is removed when
+        /// the VM has removed the memory. Where only the IOMMU fails, a repeated request sends the IOMMU its command again.
         /// </summary>
         private protected override VmMemoryResponse Run(VmMemoryExecution on)
         {

@@ -52,15 +52,15 @@ public abstract partial record VmMemoryRequest
             return on.Registered(address, slot);
         }
 
-        private MemoryMapping Map() => Source switch
+        private SlotMapping Map() => Source switch
         {
             VmMemorySource.Descriptor source => MapFile(source.File, source.Offset, source.Size),
             VmMemorySource.SharedMemory source => MapFile(source.Memory.Descriptor, 0, source.Memory.Size),
-            VmMemorySource.ExternalMapping source => VmMemoryExecution.Map(() => MemoryMapping.External(unchecked((nint)source.Pointer), source.Size, source.Owner)),
+            VmMemorySource.ExternalMapping source => VmMemoryExecution.Map(() => SlotMapping.External(unchecked((nint)source.Pointer), source.Size, source.Owner)),
             _ => throw new RequestFailure("vulkan mapping is not supported without GPU feature"),
         };
 
-        private MemoryMapping MapFile(SafeHandle file, ulong offset, ulong size) => VmMemoryExecution.Map(() => MemoryMapping.FromFile(file, offset, size, Protection));
+        private SlotMapping MapFile(SafeHandle file, ulong offset, ulong size) => VmMemoryExecution.Map(() => SlotMapping.FromFile(file, offset, size, Protection));
 
         private static void MapInIommu(VmMemoryExecution on, VmMemoryRequestIommuClient iommu, GuestAddress address, VmMemorySource.Descriptor source, uint slot)
         {
@@ -72,7 +72,7 @@ public abstract partial record VmMemoryRequest
             }
             catch (SyscallException)
             {
-                // What the client has to hear is what the IOMMU said.
+                // The client gets the error of the IOMMU.
             }
 
             throw new RequestFailure($"Unexpected virtio-iommu message response when registering memory: Ok({response})");

@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What is asked of the virtio-iommu device (crosvm's <c>VirtioIOMMURequest</c>).</summary>
+/// <summary>A request to the virtio-iommu device (crosvm's <c>VirtioIOMMURequest</c>).</summary>
 public abstract record VirtioIommuRequest
 {
     private VirtioIommuRequest()

@@ -17,7 +17,7 @@ public abstract record VirtioIommuResponse
         public override string ToString() => "Ok";
     }
 
-    /// <summary>A system call failed, there or on the way.</summary>
+    /// <summary>A system call failed, in the device or while sending or receiving.</summary>
     /// <param name="ErrorCode">The error number.</param>
     public sealed record Err(int ErrorCode) : VirtioIommuResponse
     {
@@ -25,8 +25,8 @@ public abstract record VirtioIommuResponse
         public override string ToString() => $"Err(Error({ErrorCode}))";
     }
 
-    /// <summary>What became of a command about devices.</summary>
-    /// <param name="Result">What.</param>
+    /// <summary>The result of a command about devices.</summary>
+    /// <param name="Result">The result.</param>
     public sealed record VfioResponse(VirtioIommuVfioResult Result) : VirtioIommuResponse
     {
         /// <inheritdoc/>

@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What the virtio-iommu says about a command (crosvm's <c>VirtioIOMMUVfioResult</c>).</summary>
+/// <summary>The virtio-iommu's result of a command (crosvm's <c>VirtioIOMMUVfioResult</c>).</summary>
 public enum VirtioIommuVfioResult
 {
     /// <summary>It was done.</summary>
@@ -12,10 +12,10 @@ public enum VirtioIommuVfioResult
     /// <summary>No container can take the device.</summary>
     NoAvailableContainer,
 
-    /// <summary>The device is not known.</summary>
+    /// <summary>The device is unknown.</summary>
     NoSuchDevice,
 
-    /// <summary>The buffer is not known.</summary>
+    /// <summary>The buffer is unknown.</summary>
     NoSuchMappedDmabuf,
 
     /// <summary>An address is not page aligned.</summary>

@@ -4,10 +4,10 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// Tells the virtio-iommu about buffers that requests register (crosvm's <c>VmMemoryRequestIommuClient</c>), over a tube. Whatever
-/// goes wrong on the way is an answer too, with the error number.
+/// Sends the virtio-iommu the buffers that requests register (crosvm's <c>VmMemoryRequestIommuClient</c>), over a tube. A failure to
+/// send or receive is an answer, too, with the error number.
 /// </summary>
-/// <param name="tube">The tube to the device; it stays the caller's. Give it time limits, or a device that hangs holds up every request.</param>
+/// <param name="tube">The tube to the device; owned by the caller. Set time limits on it: otherwise a device that hangs delays every request.</param>
 public sealed class VmMemoryRequestIommuClient(Tube tube)
 {
     private readonly Tube _tube = tube ?? throw new ArgumentNullException(nameof(tube));
@@ -37,7 +37,7 @@ public sealed class VmMemoryRequestIommuClient(Tube tube)
     {
         try
         {
-            // An answer that came too late must not be taken for the answer to this command.
+            // A late answer to an earlier command must not be taken for the answer to this one.
             while (_unanswered > 0) _ = Answer();
             _tube.Send(new VirtioIommuRequest.VfioCommand(command), VmControlJson.Default.VirtioIommuRequest);
             _unanswered++;

@@ -5,21 +5,21 @@ using GuestMemory.Core.Kvm;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// Asks a service to do something about a VM's memory (crosvm's <c>VmMemoryClient</c>). One request at a time; what a request
-/// answers with an error is thrown.
+/// Sends requests about a VM's memory to a service (crosvm's <c>VmMemoryClient</c>), one at a time. An error answer is thrown. It owns
+/// its tube.
 /// </summary>
-/// <param name="tube">The tube to the service, which is taken over.</param>
+/// <param name="tube">The tube to the service; owned by the client from then on.</param>
 public sealed class VmMemoryClient(Tube tube) : IDisposable
 {
     private readonly Tube _tube = tube ?? throw new ArgumentNullException(nameof(tube));
 
     /// <summary>Connects to the service that listens at a path.</summary>
     /// <param name="path">The path.</param>
-    /// <param name="timeout">How long the service may keep it waiting, for each message; null for ever.</param>
-    /// <param name="cancellation">Ends the wait for a service that accepts nobody.</param>
+    /// <param name="timeout">The time limit for each message; null: none.</param>
+    /// <param name="cancellation">Cancels the wait for a service that does not accept.</param>
     /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, TubeTimeout.</exception>
     /// <exception cref="SyscallException">EINVAL: the time is zero or negative.</exception>
-    /// <exception cref="OperationCanceledException">The wait was ended.</exception>
+    /// <exception cref="OperationCanceledException">The wait was canceled.</exception>
     public static VmMemoryClient Connect(string path, TimeSpan? timeout = null, CancellationToken cancellation = default) => new(Tube.Connect(path, timeout, cancellation));
 
     /// <summary>Reserves a slot for a PCI register.</summary>
@@ -45,32 +45,32 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void DynamicallyFreeMemoryRanges(IReadOnlyList<VmMemoryRange> ranges) => Do(new VmMemoryRequest.DynamicallyFreeMemoryRanges(ranges));
 
-    /// <summary>Lets the guest use memory again that was freed.</summary>
+    /// <summary>Returns freed memory to the guest.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void DynamicallyReclaimMemoryRanges(IReadOnlyList<VmMemoryRange> ranges) => Do(new VmMemoryRequest.DynamicallyReclaimMemoryRanges(ranges));
 
-    /// <summary>Takes memory out of the guest.</summary>
+    /// <summary>Removes registered memory from the guest.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void UnregisterMemory(ulong regionId) => Do(new VmMemoryRequest.UnregisterMemory(regionId));
 
-    /// <summary>Has stores to a guest physical address signal an eventfd.</summary>
+    /// <summary>Makes stores to a guest physical address signal an eventfd.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void RegisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
         Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: true)));
 
-    /// <summary>Ends that.</summary>
+    /// <summary>Removes such a registration.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void UnregisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
         Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: false)));
 
-    /// <summary>Says that the balloon has the size that was asked for.</summary>
+    /// <summary>Reports that the balloon has its target size.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
     public void BalloonTargetReached(ulong size) => Do(new VmMemoryRequest.BalloonTargetReached(size));
 
     /// <summary>Sends any request, with the packets of file mappings that belong to it, and waits for the answer.</summary>
-    /// <returns>The answer, also where it is an error.</returns>
+    /// <returns>The answer; errors are answers, too.</returns>
     /// <exception cref="GuestMemoryException">Disconnected (also after one that was left unanswered), TubeTimeout, SendTooManyFds, BadJson; ValueNotSupported: the number of file mappings is not the one that the request announces.</exception>
-    /// <exception cref="OperationCanceledException">The wait was ended; the tube is of no use any more.</exception>
+    /// <exception cref="OperationCanceledException">The wait was canceled; the tube is out of step and must be closed.</exception>
     public VmMemoryResponse Send(VmMemoryRequest request, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(request);

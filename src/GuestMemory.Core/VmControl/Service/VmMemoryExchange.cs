@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>A request that came through a tube, its descriptors, and the file mappings that follow it.</summary>
+/// <summary>A received request, its descriptors, and the file mappings that follow it.</summary>
 internal sealed class VmMemoryExchange : IDisposable
 {
     private readonly TubeMessage _message;
@@ -14,11 +14,11 @@ internal sealed class VmMemoryExchange : IDisposable
 
     public VmMemoryRequest Request { get; }
 
-    /// <summary>Takes the file mappings; null where none are announced.</summary>
+    /// <summary>Receives the file mappings; null where none are announced.</summary>
     public FileMappingReceiver? Files { get; }
 
     /// <summary>Receives a request.</summary>
-    /// <exception cref="GuestMemoryException">What came is none, or the tube has failed.</exception>
+    /// <exception cref="GuestMemoryException">The message is not a request, or the tube has failed.</exception>
     public static VmMemoryExchange Receive(Tube tube, TimeSpan fileMappingTimeout)
     {
         var message = tube.Receive(Tube.DefaultMaxDescriptors, CancellationToken.None);

@@ -4,8 +4,8 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// The work of a service: waits on every tube there is and answers what comes, one request a tube in turn. All of it runs on one
-/// thread but for <see cref="Stop"/>, <see cref="Add"/> and the figures.
+/// The loop of a service: waits for all tubes and answers one request of each in turn. It runs on one thread, except
+/// <see cref="Stop"/>, <see cref="Add"/> and the figures.
 /// </summary>
 internal sealed class VmMemoryServer : IDisposable
 {
@@ -27,7 +27,7 @@ internal sealed class VmMemoryServer : IDisposable
     private long _requests;
     private long _errors;
 
-    /// <summary>Takes the listener over.</summary>
+    /// <summary>Takes ownership of the listener.</summary>
     public VmMemoryServer(VmMemoryContext context, UnixListener? listener, VmMemoryServiceOptions options)
     {
         _context = context;
@@ -59,7 +59,7 @@ internal sealed class VmMemoryServer : IDisposable
         }
         catch (OperationCanceledException) when (_stop.IsCancellationRequested)
         {
-            // A request waited for the VM; its tube is closed like the others.
+            // A request was waiting for the VM; its tube is closed with the others.
         }
     }
 
@@ -114,18 +114,18 @@ internal sealed class VmMemoryServer : IDisposable
                     Accept();
                     break;
                 case VmMemoryServer:
-                    TakeAdded();
+                    WatchAdded();
                     break;
             }
         }
 
-        if (_waiting.Count > 0) GiveUpWaiting();
+        if (_waiting.Count > 0) ServeExpired();
         if (_acceptPausedUntil == 0 || Stopwatch.GetTimestamp() < _acceptPausedUntil) return;
         _acceptPausedUntil = 0;
         _epoll.Add(_listener!.Socket, _listener);
     }
 
-    /// <summary>How many milliseconds may pass before somebody has waited too long; -1: any number.</summary>
+    /// <summary>The milliseconds until the next time limit of a tube; -1: none.</summary>
     private int Timeout()
     {
         var timeout = _acceptPausedUntil == 0 ? double.PositiveInfinity : AcceptPause;
@@ -133,12 +133,12 @@ internal sealed class VmMemoryServer : IDisposable
         return timeout > int.MaxValue ? -1 : (int)timeout;
     }
 
-    private void GiveUpWaiting()
+    private void ServeExpired()
     {
         foreach (var tube in _waiting.FindAll(static tube => tube.Exchange!.Files!.TimeLeft == TimeSpan.Zero)) Serve(tube);
     }
 
-    private void TakeAdded()
+    private void WatchAdded()
     {
         EventFd.Clear(_wake);
         lock (_lock)
@@ -147,7 +147,7 @@ internal sealed class VmMemoryServer : IDisposable
         }
     }
 
-    /// <summary>With the lock held.</summary>
+    /// <summary>The caller holds the lock.</summary>
     private void Watch(VmMemoryTube tube)
     {
         _tubes.Add(tube);
@@ -169,7 +169,7 @@ internal sealed class VmMemoryServer : IDisposable
         if (socket is null)
         {
             if (error is Errno.EAGAIN or Errno.EINTR or Errno.ECONNABORTED) return;
-            // Who waits to be accepted keeps the listener ready: leave it alone for a moment.
+            // The pending connection keeps the listener ready: do not watch it for a moment.
             _error = new SyscallException("accept4", error, "Accepting a connection", remedy: "Raise the limit of open files ('ulimit -n').").Message;
             _epoll.Remove(_listener.Socket);
             _acceptPausedUntil = Stopwatch.GetTimestamp() + Stopwatch.Frequency / 1000 * AcceptPause;
@@ -192,10 +192,10 @@ internal sealed class VmMemoryServer : IDisposable
         try
         {
             if (Answer(tube) is not { } response) return;
-            // Counted before it is known to the client, who may ask.
+            // Before the client gets the answer, since it may then read the count.
             Interlocked.Increment(ref _requests);
             if (response is VmMemoryResponse.Err) Interlocked.Increment(ref _errors);
-            // Nobody waits for a client that takes no answers.
+            // Without waiting: a client that does not read its answers loses its tube.
             tube.Tube.Send(response, VmControlJson.Default.VmMemoryResponse, Tube.DefaultMaxDescriptors, wait: false);
             if (tube.Tube.IsOutOfStep) Close(tube);
         }
@@ -207,15 +207,15 @@ internal sealed class VmMemoryServer : IDisposable
     }
 
     /// <summary>
-    /// Takes a message and answers it; null where a request still waits for its file mappings. Other tubes are served meanwhile: a peer
-    /// that takes its time holds up nobody but itself.
+    /// Receives a message and answers it; null where the request still waits for its file mappings. Other tubes are served meanwhile, so
+    /// that a slow peer delays only itself.
     /// </summary>
-    /// <exception cref="GuestMemoryException">The tube has ended, or is of no use any more.</exception>
+    /// <exception cref="GuestMemoryException">The tube was closed, or is out of step.</exception>
     private VmMemoryResponse? Answer(VmMemoryTube tube)
     {
         try
         {
-            if (tube.Exchange is { } begun) begun.Files!.TakeNext(_stop.Token);
+            if (tube.Exchange is { } begun) begun.Files!.ReceiveNext(_stop.Token);
             else tube.Exchange = VmMemoryExchange.Receive(tube.Tube, _options.FileMappingTimeout ?? _context.FileMappingTimeout);
             _waiting.Remove(tube);
             if (tube.Exchange.Files is not { IsComplete: false }) return Finish(tube);
@@ -224,7 +224,7 @@ internal sealed class VmMemoryServer : IDisposable
         }
         catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds)
         {
-            // Upstream says nothing, and the client waits for ever.
+            // Upstream sends no answer, and the client waits for ever.
             return new VmMemoryResponse.Err([exception.Message]);
         }
     }

@@ -5,8 +5,8 @@ namespace GuestMemory.Core.VmControl;
 
 /// <summary>
 /// Executes requests about a VM's memory that come through tubes (crosvm's vm_memory_handler thread): on one thread, for any number of
-/// tubes, and of connections to a socket. A request that is wrong gets an error as its answer; a peer that is gone, or takes no
-/// answers, loses its tube, and nobody else notices.
+/// tubes, and of connections to a socket. An invalid request gets an error as its answer. The tube of a peer that has
+/// closed, or does not read its answers, is closed; other peers are not affected.
 /// </summary>
 public sealed class VmMemoryService : IDisposable
 {
@@ -29,16 +29,16 @@ public sealed class VmMemoryService : IDisposable
         _thread.Start();
     }
 
-    /// <summary>A number that tells the services of this process apart.</summary>
+    /// <summary>A number that is unique in this process.</summary>
     public int Id { get; }
 
-    /// <summary>Where it listens; null where it serves only tubes that it is given.</summary>
+    /// <summary>The path of its socket; null where it serves only tubes that were added.</summary>
     public string? SocketPath { get; }
 
     /// <summary>The name of the VM that the requests are about; null for one that is not <see cref="KvmVm"/>.</summary>
     public string? VmName => (_context.Vm as KvmVm)?.Name;
 
-    /// <summary>What it does now.</summary>
+    /// <summary>The state.</summary>
     public VmMemoryServiceState State => _state;
 
     /// <summary>Tubes that are served now.</summary>
@@ -50,15 +50,15 @@ public sealed class VmMemoryService : IDisposable
     /// <summary>Requests that were answered with an error.</summary>
     public long ErrorCount => _server.ErrorCount;
 
-    /// <summary>What went wrong last that is not a request's answer: of the service, or of one of its tubes; null where nothing did.</summary>
+    /// <summary>The last error of the service or of one of its tubes, other than the answers to requests; null where there was none.</summary>
     public string? Error => _failure ?? _server.Error;
 
-    /// <summary>What the requests are executed on.</summary>
+    /// <summary>The context in which requests are executed.</summary>
     public VmMemoryContext GetContext() => _context;
 
     /// <summary>Starts serving. When it returns, clients can connect.</summary>
-    /// <param name="context">What requests are executed on; the VM stays the caller's, and must stay as long as the service runs.</param>
-    /// <param name="options">Where.</param>
+    /// <param name="context">The context in which requests are executed; the caller owns the VM, and keeps it as long as the service runs.</param>
+    /// <param name="options">The options.</param>
     /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound, InsecureDirectory, UserNotFound.</exception>
     public static VmMemoryService Start(VmMemoryContext context, VmMemoryServiceOptions options)
     {
@@ -68,17 +68,17 @@ public sealed class VmMemoryService : IDisposable
         return new VmMemoryService(options, context, new VmMemoryServer(context, listener, options));
     }
 
-    /// <summary>Serves a tube too, and takes it over. From any thread.</summary>
+    /// <summary>Serves another tube, which the service owns from then on. Thread-safe.</summary>
     /// <param name="tube">The tube.</param>
-    /// <param name="remotePeer">Whether another process is at its other end; such a one may not pass pointers.</param>
-    /// <param name="exposeWithViommu">Whether its device sits behind the virtio-iommu.</param>
+    /// <param name="remotePeer">Whether the peer is another process, which may not pass pointers.</param>
+    /// <param name="exposeWithViommu">Whether the peer's device is behind the virtio-iommu.</param>
     /// <exception cref="ObjectDisposedException">The service has ended.</exception>
     public void AddTube(Tube tube, bool remotePeer = true, bool exposeWithViommu = false) => _server.Add(new VmMemoryTube(tube, remotePeer, exposeWithViommu));
 
-    /// <summary>Waits until the service has ended; false when the time is over first.</summary>
+    /// <summary>Waits until the service has ended; false at the time limit.</summary>
     public bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);
 
-    /// <summary>Stops taking requests, takes the socket away and closes every tube. What is registered stays so.</summary>
+    /// <summary>Stops taking requests, removes the socket and closes every tube. Registered memory stays registered.</summary>
     public void Stop()
     {
         _server.Stop();

@@ -9,12 +9,12 @@ public sealed class VmMemoryServiceOptions
     /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
     public string? AllowUser { get; init; }
 
-    /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
+    /// <summary>Replaces a socket on which no process listens, and also listens in a directory where every user may replace the socket.</summary>
     public bool Force { get; init; }
 
     /// <summary>How long a client may take to send the file mappings that it announced, all of them together; unless given, as the context says.</summary>
     public TimeSpan? FileMappingTimeout { get; init; }
 
-    /// <summary>Whether the devices that connect sit behind the virtio-iommu.</summary>
+    /// <summary>Whether the devices that connect are behind the virtio-iommu.</summary>
     public bool ExposeWithViommu { get; init; }
 }

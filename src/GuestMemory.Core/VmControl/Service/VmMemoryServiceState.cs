@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What a service does.</summary>
+/// <summary>The state of a service.</summary>
 public enum VmMemoryServiceState
 {
     /// <summary>It takes requests.</summary>
@@ -9,6 +9,6 @@ public enum VmMemoryServiceState
     /// <summary>It was stopped.</summary>
     Stopped,
 
-    /// <summary>It ended on its own; its Error says why.</summary>
+    /// <summary>It ended by an error, see its Error.</summary>
     Failed,
 }

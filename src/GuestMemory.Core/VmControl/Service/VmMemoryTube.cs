@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>A tube that is served, and what its peer may do (crosvm's <c>VmMemoryTube</c>).</summary>
+/// <summary>A tube that is served, and the rights of its peer (crosvm's <c>VmMemoryTube</c>).</summary>
 internal sealed class VmMemoryTube(Tube tube, bool remotePeer, bool exposeWithViommu) : IDisposable
 {
     public Tube Tube { get; } = tube;

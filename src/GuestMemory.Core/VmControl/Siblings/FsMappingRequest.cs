@@ -13,7 +13,7 @@ public abstract record FsMappingRequest
     }
 
     /// <summary>Executes the request.</summary>
-    /// <returns>What became of it; whatever fails is an error number.</returns>
+    /// <returns>The response; a failure is an error number.</returns>
     public VmResponse Execute(VmMemoryContext context) => VmResponse.Of(context, () => Run(context));
 
     private protected abstract VmResponse Run(VmMemoryContext context);
@@ -26,7 +26,7 @@ public abstract record FsMappingRequest
         {
             if (Alloc is not Core.VmControl.Alloc.PciBar || context.Allocator.Mmio.Get(Alloc) is not var (range, _)) return new VmResponse.Err(Errno.EINVAL);
             if (range.Length is not (> 0 and <= long.MaxValue and var length)) return new VmResponse.Err(Errno.EOVERFLOW);
-            var arena = new MemoryMappingArena(length);
+            var arena = new SlotArena(length);
             try
             {
                 return new VmResponse.RegisterMemory(context.Vm.AddMemoryRegion(new GuestAddress(range.Start), arena, readOnly: false, logDirtyPages: false, MemCacheType.CacheCoherent));
@@ -44,7 +44,7 @@ public abstract record FsMappingRequest
     /// <param name="File">The file.</param>
     /// <param name="Size">The bytes.</param>
     /// <param name="FileOffset">Where in the file, in bytes.</param>
-    /// <param name="Protection">What may be done there.</param>
+    /// <param name="Protection">The protection of the mapping.</param>
     /// <param name="MemOffset">Where in the slot, in bytes; a multiple of the page size.</param>
     public sealed record CreateMemoryMapping(uint Slot, [property: JsonPropertyName("fd")] SafeHandle File, ulong Size, ulong FileOffset,
         [property: JsonPropertyName("prot")] MemoryProtection Protection, ulong MemOffset) : FsMappingRequest
@@ -56,7 +56,7 @@ public abstract record FsMappingRequest
         }
     }
 
-    /// <summary>Takes away what is mapped over a part of a slot.</summary>
+    /// <summary>Removes the mappings over a part of a slot.</summary>
     /// <param name="Slot">The slot.</param>
     /// <param name="Offset">Where in the slot, in bytes; a multiple of the page size.</param>
     /// <param name="Size">The bytes.</param>

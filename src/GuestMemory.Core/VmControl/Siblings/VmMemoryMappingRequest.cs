@@ -10,7 +10,7 @@ public abstract record VmMemoryMappingRequest
     }
 
     /// <summary>Executes the request.</summary>
-    /// <returns>What became of it; whatever fails is an error number: ENOENT for a slot that is not there, EFAULT outside of it, EINVAL where it is not aligned.</returns>
+    /// <returns>The response; a failure is an error number: ENOENT: no such slot; EFAULT: outside of it; EINVAL: not aligned.</returns>
     public VmResponse Execute(VmMemoryContext context) => VmResponse.Of(context, () =>
     {
         Run(context.Vm);
@@ -19,7 +19,7 @@ public abstract record VmMemoryMappingRequest
 
     private protected abstract void Run(IVm vm);
 
-    /// <summary>Writes changes back to the files behind the memory.</summary>
+    /// <summary>Writes changes back to the files of the memory.</summary>
     /// <param name="Slot">The slot.</param>
     /// <param name="Offset">Where in the slot, in bytes; a multiple of the page size.</param>
     /// <param name="Size">The bytes.</param>
@@ -28,7 +28,7 @@ public abstract record VmMemoryMappingRequest
         private protected override void Run(IVm vm) => vm.MsyncMemoryRegion(Slot, Offset, Size);
     }
 
-    /// <summary>Has the host reclaim memory; its content stays.</summary>
+    /// <summary>Pages memory out; its content stays.</summary>
     /// <param name="Slot">The slot.</param>
     /// <param name="Offset">Where in the slot, in bytes; a multiple of the page size.</param>
     /// <param name="Size">The bytes.</param>
@@ -37,7 +37,7 @@ public abstract record VmMemoryMappingRequest
         private protected override void Run(IVm vm) => vm.MadvisePageoutMemoryRegion(Slot, Offset, Size);
     }
 
-    /// <summary>Frees memory, and the file behind it; it reads as zero then.</summary>
+    /// <summary>Frees memory and the part of its file; it then reads as zero.</summary>
     /// <param name="Slot">The slot.</param>
     /// <param name="Offset">Where in the slot, in bytes; a multiple of the page size.</param>
     /// <param name="Size">The bytes.</param>

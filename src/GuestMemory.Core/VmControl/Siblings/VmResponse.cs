@@ -1,16 +1,16 @@
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>What became of a request that answers with error numbers (crosvm's <c>VmResponse</c>, as far as memory goes).</summary>
+/// <summary>The response to a request that answers with error numbers (the memory part of crosvm's <c>VmResponse</c>).</summary>
 public abstract record VmResponse
 {
     private VmResponse()
     {
     }
 
-    /// <summary>It was done.</summary>
+    /// <summary>Success.</summary>
     public sealed record Ok : VmResponse
     {
-        /// <summary>The one there is.</summary>
+        /// <summary>The only instance.</summary>
         public static Ok Instance { get; } = new();
     }
 
@@ -18,11 +18,11 @@ public abstract record VmResponse
     /// <param name="Slot">The VM's slot that it is in.</param>
     public sealed record RegisterMemory(uint Slot) : VmResponse;
 
-    /// <summary>It failed.</summary>
+    /// <summary>Failure.</summary>
     /// <param name="ErrorCode">The error number, see <see cref="Interop.Errno"/>.</param>
     public sealed record Err(int ErrorCode) : VmResponse;
 
-    /// <summary>Does something on a VM that nobody else works on meanwhile; what fails becomes its error number.</summary>
+    /// <summary>Executes an action while no other request is executed on the VM; a failure becomes its error number.</summary>
     internal static VmResponse Of(VmMemoryContext context, Func<VmResponse> action)
     {
         ArgumentNullException.ThrowIfNull(context);

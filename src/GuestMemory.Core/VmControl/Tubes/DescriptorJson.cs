@@ -10,8 +10,6 @@ namespace GuestMemory.Core.VmControl;
 /// </summary>
 public static class DescriptorJson
 {
-    private const int MaxShownText = 1000;
-
     [ThreadStatic]
     private static ICollection<SafeHandle>? t_written;
 
@@ -58,16 +56,13 @@ public static class DescriptorJson
         }
         catch (JsonException exception)
         {
-            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the expected JSON: {Shown(JsonErrorText.Of(exception))}", exception);
+            throw new GuestMemoryException(GuestMemoryError.BadJson, $"This is not the expected JSON: {JsonErrorText.Of(exception)}", exception);
         }
         finally
         {
             t_read = outer;
         }
     }
-
-    /// <summary>A message that quotes what came must fit an answer.</summary>
-    private static string Shown(string message) => message.Length <= MaxShownText ? message : $"{message[..MaxShownText]}...";
 
     internal static int Put(SafeHandle descriptor)
     {

@@ -44,11 +44,11 @@ public sealed class Tube : IDisposable
         return (new Tube(first), new Tube(second));
     }
 
-    /// <summary>Connects to who listens at a path.</summary>
+    /// <summary>Connects to the service that listens at a path.</summary>
     /// <param name="path">The path.</param>
     /// <param name="timeout">How long the other end may keep it waiting: to accept, to send and to receive; null for ever.</param>
     /// <param name="cancellation">Ends the wait to be accepted.</param>
-    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong; TubeTimeout: nobody accepts.</exception>
+    /// <exception cref="GuestMemoryException">SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong; TubeTimeout: the service does not accept.</exception>
     /// <exception cref="SyscallException">EINVAL: the time is zero or negative. The kernel refused for another reason.</exception>
     /// <exception cref="OperationCanceledException">The wait was ended.</exception>
     public static Tube Connect(string path, TimeSpan? timeout = null, CancellationToken cancellation = default)
@@ -138,7 +138,7 @@ public sealed class Tube : IDisposable
         if (sent < 0) throw Failure("sendmsg", (int)-sent, $"Sending a message of {json.Length} bytes");
     }
 
-    /// <summary>Waits for a message; whoever disposes it closes every descriptor that was not taken.</summary>
+    /// <summary>Waits for a message; its disposal closes every descriptor that was not taken.</summary>
     internal TubeMessage Receive(int maxDescriptors, CancellationToken cancellation, TimeSpan? limit = null)
     {
         if (maxDescriptors > MaxDescriptors) throw TooMany(GuestMemoryError.RecvTooManyFds, maxDescriptors, MaxDescriptors);

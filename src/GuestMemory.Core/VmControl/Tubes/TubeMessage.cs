@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.VmControl;
 
-/// <summary>A message that came through a tube: its bytes, in a rented buffer, and every descriptor that came along.</summary>
+/// <summary>A received message: its bytes, in a rented buffer, and every descriptor that came with it. It owns the descriptors.</summary>
 internal sealed class TubeMessage(byte[] buffer) : IDisposable
 {
     private bool _taken;
@@ -13,10 +13,10 @@ internal sealed class TubeMessage(byte[] buffer) : IDisposable
 
     public int Length { get; set; }
 
-    /// <summary>The message as a value whose descriptors stay this object's: they are closed with it.</summary>
+    /// <summary>The message as a value; this object keeps the descriptors and closes them.</summary>
     public T Read<T>(JsonTypeInfo<T> type) => DescriptorJson.Deserialize(buffer.AsSpan(0, Length), type, Descriptors, out _);
 
-    /// <summary>The message as a value whose descriptors belong to the caller; what it does not name stays here.</summary>
+    /// <summary>The message as a value; the caller owns the descriptors that it names, this object the others.</summary>
     public T Take<T>(JsonTypeInfo<T> type)
     {
         var value = DescriptorJson.Deserialize(buffer.AsSpan(0, Length), type, Descriptors, out var left);

@@ -5,7 +5,7 @@ using System.Text.Json.Serialization.Metadata;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>
-/// A choice as serde writes it: a variant without content is its name, any other <c>{"Name":content}</c>.
+/// An enum as serde writes it: a variant without content is its name, any other <c>{"Name":content}</c>.
 /// </summary>
 internal abstract class TaggedConverter<T> : JsonConverter<T>
     where T : notnull
@@ -29,7 +29,7 @@ internal abstract class TaggedConverter<T> : JsonConverter<T>
     /// <summary>A variant without content.</summary>
     protected void Unit(string name, T value) => _variants.Add(new UnitVariant(name, value));
 
-    /// <summary>A variant whose content are its members.</summary>
+    /// <summary>A variant whose members are the content.</summary>
     protected void Struct<TVariant>()
         where TVariant : class, T => _variants.Add(new ContentVariant<TVariant>(typeof(TVariant).Name, static value => value as TVariant, static content => content));
 

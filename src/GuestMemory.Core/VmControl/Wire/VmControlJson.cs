@@ -15,7 +15,7 @@ namespace GuestMemory.Core.VmControl;
     Converters =
     [
         typeof(VmMemoryRequestConverter), typeof(VmMemorySourceConverter), typeof(VmMemoryDestinationConverter), typeof(VmMemoryResponseConverter),
-        typeof(AllocConverter), typeof(AllocRangeConverter), typeof(MemCacheTypeConverter), typeof(DatamatchConverter), typeof(ProtectionConverter),
+        typeof(AllocConverter), typeof(AddressIntervalConverter), typeof(MemCacheTypeConverter), typeof(DatamatchConverter), typeof(ProtectionConverter),
         typeof(VmMemoryRangeConverter), typeof(DescriptorConverter), typeof(VirtioIommuRequestConverter), typeof(VirtioIommuVfioCommandConverter),
         typeof(VirtioIommuVfioResultConverter), typeof(VirtioIommuResponseConverter), typeof(VmMemoryMappingRequestConverter), typeof(FsMappingRequestConverter), typeof(VmResponseConverter),
     ])]
@@ -39,7 +39,7 @@ namespace GuestMemory.Core.VmControl;
 [JsonSerializable(typeof(Alloc.PciBar))]
 [JsonSerializable(typeof(Alloc.PciBridgeWindow))]
 [JsonSerializable(typeof(Alloc.PciBridgePrefetchWindow))]
-[JsonSerializable(typeof(AllocRange))]
+[JsonSerializable(typeof(AddressInterval))]
 [JsonSerializable(typeof(WireRange))]
 [JsonSerializable(typeof(WireProtection))]
 [JsonSerializable(typeof(Tube))]

@@ -18,6 +18,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
     [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
@@ -31,6 +32,7 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 
     /// <summary>Numbers of slots; unless given, all that are logged.</summary>
     [Parameter(ParameterSetName = VmSet)]
+    [ArgumentCompleter(typeof(LoggedSlotCompleter))]
     public uint[] Slot { get; set; } = [];
 
     /// <summary>The file that holds a log.</summary>

@@ -11,6 +11,7 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
 {
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Region")]
+    [ArgumentCompleter(typeof(PositionCompleter<RegionNameCompleter>))]
     [Alias("Memory")]
     [Memory(Except = [typeof(string)])]
     [ValidateNotNull]

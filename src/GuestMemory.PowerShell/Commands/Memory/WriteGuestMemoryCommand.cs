@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using System.Text;
 using GuestMemory.Core;
+using GuestMemory.Core.Images;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
@@ -75,7 +76,8 @@ public sealed class WriteGuestMemoryCommand : MemoryCmdlet
 
     private void WriteFile(GuestMemoryMmap memory, string path)
     {
-        if (Directory.Exists(path)) throw new GuestMemoryException(GuestMemoryError.NotAFile, $"{path} is a directory; a file is needed.");
+        // To open a pipe waits for its writer, and a device has no length.
+        RawImage.RequireFile(path);
         using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite, bufferSize: 0);
         var size = (ulong)file.Length;
         memory.RequireRange(new GuestAddress(Address), size, MemoryProtection.Write);

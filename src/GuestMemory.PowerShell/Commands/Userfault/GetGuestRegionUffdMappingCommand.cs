@@ -16,6 +16,7 @@ public sealed class GetGuestRegionUffdMappingCommand : MemoryCmdlet
 
     /// <summary>The regions, or whole address spaces.</summary>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = FromMemory)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
     [Memory]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];

@@ -15,7 +15,7 @@ internal static class HandlerLookup
         UffdHandler[] found = [.. all.Where(handler => handler.SocketPath == resolved)];
         if (found.Length > 0) return found;
         if (!WildcardPattern.ContainsWildcardCharacters(path))
-            throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"No handler of this user listens at {resolved}. 'Get-UffdHandler' lists them; a number is given with -Id.");
+            throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"No handler of this user listens at {resolved}. 'Get-UffdHandler' lists them; with -Id it finds one by its number.");
         // As it was typed, *.sock finds those of every directory; vm* is one of this directory.
         WildcardPattern[] patterns = [WildcardPattern.Get(path, WildcardOptions.None), WildcardPattern.Get(resolved, WildcardOptions.None)];
         return [.. all.Where(handler => Array.Exists(patterns, pattern => pattern.IsMatch(handler.SocketPath)))];

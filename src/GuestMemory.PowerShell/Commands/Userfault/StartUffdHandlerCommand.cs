@@ -28,6 +28,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>Regions of this shell, or a whole address space, in place of an image.</summary>
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
     [Memory]
     [ValidateNotNullOrEmpty]
     public IGuestMemorySource[] Memory { get; set; } = [];
@@ -91,6 +92,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]
+    [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 

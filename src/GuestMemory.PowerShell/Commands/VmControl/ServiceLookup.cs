@@ -15,7 +15,7 @@ internal static class ServiceLookup
         VmMemoryService[] found = [.. all.Where(service => service.SocketPath == resolved)];
         if (found.Length > 0) return found;
         if (!WildcardPattern.ContainsWildcardCharacters(path))
-            throw new GuestMemoryException(GuestMemoryError.ServiceNotFound, $"No service of this shell listens at {resolved}. 'Get-VmMemoryService' lists them; a number is given with -Id.");
+            throw new GuestMemoryException(GuestMemoryError.ServiceNotFound, $"No service of this shell listens at {resolved}. 'Get-VmMemoryService' lists them; with -Id it finds one by its number.");
         // As it was typed, *.sock finds those of every directory; vm* is one of this directory.
         WildcardPattern[] patterns = [WildcardPattern.Get(path, WildcardOptions.None), WildcardPattern.Get(resolved, WildcardOptions.None)];
         return [.. all.Where(service => service.SocketPath is { } socket && Array.Exists(patterns, pattern => pattern.IsMatch(socket)))];

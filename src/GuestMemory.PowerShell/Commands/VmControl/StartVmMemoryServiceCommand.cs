@@ -27,6 +27,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]
+    [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
     public string? AllowUser { get; set; }
 

@@ -5,15 +5,15 @@ using System.Text.Json.Serialization.Metadata;
 namespace GuestMemory.Core.VmControl;
 
 /// <summary>A range as <c>{"start":0,"end":4095}</c>; members that are not known are refused.</summary>
-internal sealed class AllocRangeConverter : JsonConverter<AllocRange>
+internal sealed class AddressIntervalConverter : JsonConverter<AddressInterval>
 {
-    public override AllocRange Read(ref Utf8JsonReader reader, Type typeToConvert, JsonSerializerOptions options)
+    public override AddressInterval Read(ref Utf8JsonReader reader, Type typeToConvert, JsonSerializerOptions options)
     {
         var wire = JsonSerializer.Deserialize(ref reader, WireType(options)) ?? throw new JsonException("a range has start and end");
-        return new AllocRange(wire.Start, wire.End);
+        return new AddressInterval(wire.Start, wire.End);
     }
 
-    public override void Write(Utf8JsonWriter writer, AllocRange value, JsonSerializerOptions options) =>
+    public override void Write(Utf8JsonWriter writer, AddressInterval value, JsonSerializerOptions options) =>
         JsonSerializer.Serialize(writer, new WireRange(value.Start, value.End), WireType(options));
 
     private static JsonTypeInfo<WireRange> WireType(JsonSerializerOptions options) => (JsonTypeInfo<WireRange>)options.GetTypeInfo(typeof(WireRange));

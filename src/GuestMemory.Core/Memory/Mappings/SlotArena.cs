@@ -7,28 +7,28 @@ namespace GuestMemory.Core;
 /// A range of addresses that files are mapped into, here and there (crosvm's MemoryMappingArena): one slot of a VM whose content comes
 /// and goes. Where nothing is mapped it reads as zero and cannot be written.
 /// </summary>
-public sealed class MemoryMappingArena : MappedRegion
+public sealed class SlotArena : SlotMemory
 {
     private const MapFlags Reserved = MapFlags.Anonymous | MapFlags.Shared | MapFlags.NoReserve;
 
     /// <summary>Reserves the range.</summary>
     /// <param name="size">The bytes.</param>
     /// <exception cref="SyscallException">EINVAL: the size is 0. ENOMEM.</exception>
-    public MemoryMappingArena(ulong size)
-        : base(MemoryMapping.Map(size, MemoryProtection.Read, Reserved, null, 0))
+    public SlotArena(ulong size)
+        : base(SlotMapping.Map(size, MemoryProtection.Read, Reserved, null, 0))
     {
     }
 
-    private MemoryMappingArena(MmapRegion memory)
+    private SlotArena(MmapRegion memory)
         : base(memory)
     {
     }
 
     /// <summary>Makes an arena of a mapping, whose content stays; the mapping is not to be used or disposed any more.</summary>
-    public static MemoryMappingArena FromMapping(MemoryMapping mapping)
+    public static SlotArena FromMapping(SlotMapping mapping)
     {
         ArgumentNullException.ThrowIfNull(mapping);
-        return new MemoryMappingArena(mapping.Memory);
+        return new SlotArena(mapping.Memory);
     }
 
     /// <inheritdoc/>
@@ -36,12 +36,12 @@ public sealed class MemoryMappingArena : MappedRegion
     {
         ArgumentNullException.ThrowIfNull(file);
         CheckRange(offset, size);
-        var from = MemoryMapping.CheckOffset(fileOffset);
+        var from = SlotMapping.CheckOffset(fileOffset);
         // The kernel maps whole huge pages, also past the end of the arena, over whatever lies there.
         if (FileStatus.HugetlbfsPageSize(file) is var huge and not 0 && size % (ulong)huge != 0)
             throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"Huge pages are mapped whole: 0x{size:x} bytes are not a multiple of {huge}.");
         using var lease = new DescriptorLease(file);
-        Replace(offset, size, protection, MemoryMapping.FlagsFor(file) | MapFlags.NoReserve, lease.Number, from);
+        Replace(offset, size, protection, SlotMapping.FlagsFor(file) | MapFlags.NoReserve, lease.Number, from);
     }
 
     /// <summary>Maps fresh memory over a part of the arena.</summary>

@@ -1,10 +1,10 @@
 namespace GuestMemory.Core.Tests;
 
 /// <summary>crosvm-vm-control.md 11.5.</summary>
-public sealed class AllocRangeTests
+public sealed class AddressIntervalTests
 {
     private const ulong Max = ulong.MaxValue;
-    private static readonly AllocRange s_empty = AllocRange.Empty;
+    private static readonly AddressInterval s_empty = AddressInterval.Empty;
 
     [Theory]
     [InlineData(1, 0)]
@@ -12,7 +12,7 @@ public sealed class AllocRangeTests
     [InlineData(Max, Max - 1)]
     public void V11_5_Empties(ulong start, ulong end)
     {
-        var range = new AllocRange(start, end);
+        var range = new AddressInterval(start, end);
         Assert.True(range.IsEmpty);
         Assert.Equal(s_empty, range);
         Assert.Equal(s_empty.GetHashCode(), range.GetHashCode());
@@ -25,7 +25,7 @@ public sealed class AllocRangeTests
     [InlineData(0, 0, 0, true)]
     [InlineData(0, Max, Max, true)]
     [InlineData(5, 0, 3, false)]
-    public void V11_5_Contains(ulong start, ulong end, ulong address, bool expected) => Assert.Equal(expected, new AllocRange(start, end).Contains(address));
+    public void V11_5_Contains(ulong start, ulong end, ulong address, bool expected) => Assert.Equal(expected, new AddressInterval(start, end).Contains(address));
 
     [Theory]
     [InlineData(0, 5, 0, 5, true)]
@@ -36,7 +36,7 @@ public sealed class AllocRangeTests
     [InlineData(1, 0, 0, 5, false)]
     [InlineData(1, 0, 1, 0, false)]
     public void V11_5_ContainsRange(ulong start, ulong end, ulong otherStart, ulong otherEnd, bool expected) =>
-        Assert.Equal(expected, new AllocRange(start, end).Contains(new AllocRange(otherStart, otherEnd)));
+        Assert.Equal(expected, new AddressInterval(start, end).Contains(new AddressInterval(otherStart, otherEnd)));
 
     [Theory]
     [InlineData(0, 5, 4, 9, 4, 5)]
@@ -46,7 +46,7 @@ public sealed class AllocRangeTests
     [InlineData(6, 9, 0, 5, 1, 0)]
     public void V11_5_Intersect(ulong start, ulong end, ulong otherStart, ulong otherEnd, ulong commonStart, ulong commonEnd)
     {
-        var (left, right, common) = (new AllocRange(start, end), new AllocRange(otherStart, otherEnd), new AllocRange(commonStart, commonEnd));
+        var (left, right, common) = (new AddressInterval(start, end), new AddressInterval(otherStart, otherEnd), new AddressInterval(commonStart, commonEnd));
         Assert.Equal(common, left.Intersect(right));
         Assert.Equal(common, right.Intersect(left));
         Assert.Equal(!common.IsEmpty, left.Overlaps(right));
@@ -64,7 +64,7 @@ public sealed class AllocRangeTests
     [InlineData(0, Max, 0, Max, "empty empty")]
     public void V11_5_NonOverlappingRanges(ulong start, ulong end, ulong otherStart, ulong otherEnd, string expected)
     {
-        var (before, after) = new AllocRange(start, end).NonOverlappingRanges(new AllocRange(otherStart, otherEnd));
+        var (before, after) = new AddressInterval(start, end).NonOverlappingRanges(new AddressInterval(otherStart, otherEnd));
         Assert.Equal(expected, $"{before} {after}");
     }
 
@@ -76,7 +76,7 @@ public sealed class AllocRangeTests
     [InlineData(9, "0xa..=0x14 empty")]
     public void V11_5_SplitAt(ulong address, string expected)
     {
-        var (below, from) = new AllocRange(10, 20).SplitAt(address);
+        var (below, from) = new AddressInterval(10, 20).SplitAt(address);
         Assert.Equal(expected, $"{below} {from}");
     }
 
@@ -92,18 +92,18 @@ public sealed class AllocRangeTests
     [InlineData(0x1234, 0x4445, "0x1234..=0x5678")]
     public void V11_5_FromStartAndSize(ulong start, ulong size, string? expected)
     {
-        var range = AllocRange.FromStartAndSize(start, size);
+        var range = AddressInterval.FromStartAndSize(start, size);
         Assert.Equal(expected, range?.ToString());
         if (range is { } some) Assert.Equal(size, some.Length);
     }
 
     [Fact]
-    public void V11_5_LengthOfEverything() => Assert.Null(new AllocRange(0, Max).Length);
+    public void V11_5_LengthOfEverything() => Assert.Null(new AddressInterval(0, Max).Length);
 
     [Fact]
     public void V11_5_Ordering()
     {
-        AllocRange[] sorted = [s_empty, new(0, 0), new(0, 5), new(0, Max), new(1, 1), new(Max, Max)];
+        AddressInterval[] sorted = [s_empty, new(0, 0), new(0, 5), new(0, Max), new(1, 1), new(Max, Max)];
         for (var i = 0; i < sorted.Length; i++)
         {
             for (var j = 0; j < sorted.Length; j++)

@@ -4,12 +4,12 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// Memory that can be put into a slot of a VM (crosvm's MappedRegion): a <see cref="MemoryMapping"/>, which is one mapping, or a
-/// <see cref="MemoryMappingArena"/>, which is made of many.
+/// Memory that can be put into a slot of a VM (crosvm's MappedRegion): a <see cref="SlotMapping"/>, which is one mapping, or a
+/// <see cref="SlotArena"/>, which is made of many.
 /// </summary>
-public abstract class MappedRegion : IDisposable
+public abstract class SlotMemory : IDisposable
 {
-    private protected MappedRegion(MmapRegion memory) => Memory = memory;
+    private protected SlotMemory(MmapRegion memory) => Memory = memory;
 
     /// <summary>The memory, to be read and written by the host; accesses are guarded.</summary>
     public MmapRegion Memory { get; }

@@ -7,11 +7,11 @@ namespace GuestMemory.Core;
 /// One mapping for a slot of a VM (crosvm's MemoryMapping): anonymous memory or a part of a file, always shared, except for a file
 /// that is sealed against writes. It is left out of core dumps and offered for merging (KSM).
 /// </summary>
-public sealed class MemoryMapping : MappedRegion
+public sealed class SlotMapping : SlotMemory
 {
     private MmapRegion? _owner;
 
-    private MemoryMapping(MmapRegion memory)
+    private SlotMapping(MmapRegion memory)
         : base(memory)
     {
     }
@@ -20,7 +20,7 @@ public sealed class MemoryMapping : MappedRegion
     /// <param name="size">The bytes.</param>
     /// <param name="protection">What may be done with it.</param>
     /// <exception cref="SyscallException">EINVAL: the size is 0. ENOMEM.</exception>
-    public static MemoryMapping Anonymous(ulong size, MemoryProtection protection = MemoryProtection.ReadWrite) =>
+    public static SlotMapping Anonymous(ulong size, MemoryProtection protection = MemoryProtection.ReadWrite) =>
         new(Map(size, protection, MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Shared, null, 0));
 
     /// <summary>Maps a part of a file. A mapping may pass the end of its file: what lies there cannot be accessed.</summary>
@@ -31,10 +31,10 @@ public sealed class MemoryMapping : MappedRegion
     /// <param name="populate">Brings every page in at once.</param>
     /// <exception cref="GuestMemoryException">InvalidOffset: past 2^63 - 1.</exception>
     /// <exception cref="SyscallException">EINVAL: the size is 0. EBADF; what mmap(2) says.</exception>
-    public static MemoryMapping FromFile(SafeHandle file, ulong fileOffset, ulong size, MemoryProtection protection = MemoryProtection.ReadWrite, bool populate = false)
+    public static SlotMapping FromFile(SafeHandle file, ulong fileOffset, ulong size, MemoryProtection protection = MemoryProtection.ReadWrite, bool populate = false)
     {
         ArgumentNullException.ThrowIfNull(file);
-        return new MemoryMapping(Map(size, protection, FlagsFor(file) | (populate ? MapFlags.Populate : MapFlags.None), file, fileOffset));
+        return new SlotMapping(Map(size, protection, FlagsFor(file) | (populate ? MapFlags.Populate : MapFlags.None), file, fileOffset));
     }
 
     /// <summary>Wraps memory that somebody else mapped, and will unmap; it must stay as long as this lives.</summary>
@@ -42,11 +42,11 @@ public sealed class MemoryMapping : MappedRegion
     /// <param name="size">The bytes.</param>
     /// <param name="owner">The region whose memory it is, which then stays mapped as long as this lives; null where nobody knows.</param>
     /// <exception cref="GuestMemoryException">InvalidPointer: it does not begin with a page. InvalidAddress: it leaves the owner's memory. RegionDisposed.</exception>
-    public static MemoryMapping External(nint pointer, ulong size, MmapRegion? owner = null)
+    public static SlotMapping External(nint pointer, ulong size, MmapRegion? owner = null)
     {
         if (owner is not null && ((ulong)pointer < owner.HostAddress || size > owner.Size || (ulong)pointer - owner.HostAddress > owner.Size - size))
             throw new GuestMemoryException(GuestMemoryError.InvalidAddress, $"0x{size:x} bytes at 0x{pointer:x} leave the region's memory.");
-        var mapping = new MemoryMapping(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
+        var mapping = new SlotMapping(new MmapRegionBuilder(size).WithRawPointer(pointer).Build());
         try
         {
             if (owner?.IsDisposed == true) throw VolatileMemory.RegionDisposed();

@@ -1,0 +1,23 @@
+using GuestMemory.Fuzz.Targets;
+
+namespace GuestMemory.Fuzz;
+
+/// <summary>Every parser of bytes that come from a socket, a file or another process.</summary>
+internal static class FuzzTargets
+{
+    public static IReadOnlyList<FuzzTarget> All { get; } =
+    [
+        new("mapping-list", "the JSON of a hand-over's mapping list", MappingListTarget.Run),
+        new("handover", "a hand-over stream: how it is cut, which descriptors come along, the bytes", HandoverTarget.Run, HandoverTarget.Missing),
+        new("tube-json", "what comes through tubes: which type, how many descriptors, its JSON; a session's packets are lines", TubeTarget.Run),
+        new("control-socket", "the handler's process: which end, then lines or a message", ControlTarget.Run),
+        new("shared-json", "JSON in memfds: figures, written pages, the list of a VM", SharedJsonTarget.Run),
+        new("chunked-image", "an image of chunks, whose checksums are put right where the first byte says so", ChunkedImageTarget.Run),
+        new("touch-record", "a record of touches", TouchRecordTarget.Run),
+        new("dirty-log", "a dirty log: a stretch of the guest (two numbers of 8 bytes), then the file", DirtyLogTarget.Run),
+        new("vm-state", "what a predecessor left of a VM: pieces (offset 2, length 1, bytes) of its state", VmStateTarget.Run, HandoverTarget.Missing),
+        new("service-manager", "what systemd passes: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, a line each", ServiceManagerTarget.Run),
+        new("metrics", "a request to the metrics endpoint", MetricsTarget.Run),
+        new("arguments", "the command line of the handler's process, an argument a line", ArgumentsTarget.Run),
+    ];
+}

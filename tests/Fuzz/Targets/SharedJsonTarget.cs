@@ -1,0 +1,60 @@
+using System.Text.Json;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+using GuestMemory.UffdHost;
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Fuzz.Targets;
+
+/// <summary>JSON in a memfd that another process gave. The first byte says what is expected: figures, written pages, the list of a VM.</summary>
+internal static class SharedJsonTarget
+{
+    public static void Run(byte[] input)
+    {
+        if (input.Length < 1) return;
+        JsonCoverage.Note(input.AsSpan(1));
+        Check.ClosesEverything(() =>
+        {
+            using var file = MakeFile(input.AsSpan(1));
+            switch (input[0])
+            {
+                case (byte)'f':
+                    if (Check.TryParse(() => UffdStatus.ReadFigures(file), out var figures, GuestMemoryError.ControlFailed)) ControlTarget.CheckFigures(figures);
+                    break;
+                case (byte)'w':
+                    if (Check.TryParse(() => WrittenPages.FromFile(file), out var bitmaps, GuestMemoryError.ControlFailed)) CheckWritten(bitmaps);
+                    break;
+                case (byte)'l':
+                    if (Check.TryParse(() => KeptVm.ReadList(file), out var list, GuestMemoryError.InvalidMapping)) CheckList(list);
+                    break;
+            }
+        });
+    }
+
+    /// <summary>A sealed memfd with a content.</summary>
+    public static SafeDescriptor MakeFile(ReadOnlySpan<byte> content, long length = 0)
+    {
+        var file = Memfd.CreateSealed("fuzz", Math.Max(length, content.Length), 0);
+        using var handle = new SafeFileHandle(file.Number, ownsHandle: false);
+        RandomAccess.Write(handle, content, 0);
+        return file;
+    }
+
+    private static void CheckWritten(DirtyBitmap[] bitmaps)
+    {
+        foreach (var bitmap in bitmaps) DirtyLogTarget.CheckBitmap(bitmap);
+        using var file = WrittenPages.ToFile(bitmaps);
+        var again = WrittenPages.FromFile(file);
+        Check.Same(bitmaps.Length, again.Length, "the number of bitmaps");
+        for (var i = 0; i < again.Length; i++) Check.SameItems(bitmaps[i].AsWords(), again[i].AsWords(), "the bits");
+    }
+
+    private static void CheckList(VmList list)
+    {
+        MappingListTarget.CheckRegions(list.Mappings, ulong.MaxValue);
+        using var file = JsonFile.Create("fuzz", list, HostJson.Default.VmList);
+        var again = KeptVm.ReadList(file);
+        Check.Same(JsonSerializer.Serialize(list, HostJson.Default.VmList), JsonSerializer.Serialize(again, HostJson.Default.VmList), "the list");
+    }
+}
