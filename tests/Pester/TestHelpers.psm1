@@ -114,7 +114,7 @@ function Get-OtherUserShell([string] $Folder) {
         Copy-Item -Recurse $PSHOME "$Folder/pwsh"
         $program, $library = @($program, $library).ForEach{ $_ -replace "^$([regex]::Escape($PSHOME))/", "$Folder/pwsh/" }
     }
-    $user[0..3] + 'env' + "HOME=$homeFolder" + $program + @($library).Where{ $_ } + '-NoProfile' + '-NonInteractive'
+    $user[0..3] + 'env' + '-u' + 'XDG_DATA_HOME' + '-u' + 'XDG_CONFIG_HOME' + '-u' + 'XDG_CACHE_HOME' + "HOME=$homeFolder" + $program + @($library).Where{ $_ } + '-NoProfile' + '-NonInteractive'
 }
 
 function Get-Completion([string] $Line) {

@@ -167,9 +167,9 @@ public sealed class TrackingTests : IDisposable
         peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
         for (var page = 0; page < Pages; page += 2) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
         Assert.Empty(Dirty(handler, clear: true));
-        foreach (var page in new ulong[] { 0, 1, 100 }) memory.Write(new GuestAddress(page * 4096), [2]);
+        foreach (var page in new ulong[] { 0, 1, 100 }) memory.Write(new GuestAddress(page * 4096), new byte[3]);
         Assert.Equal([0, 1, 100], Dirty(handler, clear: true));
-        memory.Write(new GuestAddress(100 * 4096), [3]);
+        memory.Write(new GuestAddress(100 * 4096), new byte[3]);
         Assert.Equal([100], Dirty(handler, clear: true));
         Assert.Null(handler.Error);
     }
