@@ -31,7 +31,7 @@ internal sealed unsafe class MemoryRows : RowSet
         _region = Region(Total);
         _memory = GuestMemoryMmap.FromRegions([_region]);
         var slice = _region.AsVolatileSlice();
-        for (ulong at = 0; at < Total; at += 8) slice.WriteObject(at * 0x9E3779B97F4A7C15, at);
+        for (ulong at = 0; at < Total; at += 8) slice.WriteObject(at, at * 0x9E3779B97F4A7C15);
         new Span<byte>(_buffer, 2 << 20).Fill(0x5a);
         _tracked = GuestMemoryMmap.FromRegions([Region(Total, tracked: true)]);
         _tracked.WriteObject(new GuestAddress(0), 0UL);
@@ -129,25 +129,25 @@ internal sealed unsafe class MemoryRows : RowSet
     private void ReadSlice(VolatileSlice slice)
     {
         var buffer = new Span<byte>(_buffer, 64);
-        for (ulong at = 0; at < Total; at += 64) slice.Read(buffer, at);
+        for (ulong at = 0; at < Total; at += 64) slice.Read(at, buffer);
     }
 
     private void WriteSlice(VolatileSlice slice)
     {
         var buffer = new ReadOnlySpan<byte>(_buffer, 64);
-        for (ulong at = 0; at < Total; at += 64) slice.Write(buffer, at);
+        for (ulong at = 0; at < Total; at += 64) slice.Write(at, buffer);
     }
 
     private void ReadRegion(GuestRegionMmap region)
     {
         var buffer = new Span<byte>(_buffer, 64);
-        for (ulong at = 0; at < Total; at += 64) region.Read(buffer, new MemoryRegionAddress(at));
+        for (ulong at = 0; at < Total; at += 64) region.Read(new MemoryRegionAddress(at), buffer);
     }
 
     private void WriteRegion(GuestRegionMmap region)
     {
         var buffer = new ReadOnlySpan<byte>(_buffer, 64);
-        for (ulong at = 0; at < Total; at += 64) region.Write(buffer, new MemoryRegionAddress(at));
+        for (ulong at = 0; at < Total; at += 64) region.Write(new MemoryRegionAddress(at), buffer);
     }
 
     private void ReadAll(int size)
@@ -171,7 +171,7 @@ internal sealed unsafe class MemoryRows : RowSet
 
     private static void Store(VolatileSlice slice, uint* offset, uint* end)
     {
-        for (; offset < end; offset++) slice.WriteObject((ulong)offset, *offset);
+        for (; offset < end; offset++) slice.WriteObject(*offset, (ulong)offset);
     }
 
     private static ulong LoadAt(GuestMemoryMmap memory, uint* offset, uint* end)
@@ -203,7 +203,7 @@ internal sealed unsafe class MemoryRows : RowSet
         ulong at = 0;
         for (var i = 0; i < rounds; i++)
         {
-            _guarded.Read(buffer, new MemoryRegionAddress(at));
+            _guarded.Read(new MemoryRegionAddress(at), buffer);
             at = at + (ulong)size & GuardedSize - 1;
         }
     }

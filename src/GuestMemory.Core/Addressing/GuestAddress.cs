@@ -10,6 +10,12 @@ namespace GuestMemory.Core;
 /// <param name="Value">The raw address.</param>
 public readonly record struct GuestAddress(ulong Value) : IComparable<GuestAddress>
 {
+    /// <summary>
+    /// A number that is a guest address already: objects that are shown, such as regions and ranges, have them so. No number becomes a
+    /// <see cref="MemoryRegionAddress"/> by itself.
+    /// </summary>
+    public static implicit operator GuestAddress(ulong value) => new(value);
+
     /// <summary>This address plus a number of bytes, or null past 2^64 - 1.</summary>
     public GuestAddress? CheckedAdd(ulong bytes) => Value <= ulong.MaxValue - bytes ? new GuestAddress(Value + bytes) : null;
 

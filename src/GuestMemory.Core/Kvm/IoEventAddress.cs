@@ -9,7 +9,7 @@ public readonly record struct IoEventAddress(bool IsPio, ulong Address)
     public static IoEventAddress Pio(ulong port) => new(IsPio: true, port);
 
     /// <summary>A guest physical address.</summary>
-    public static IoEventAddress Mmio(ulong address) => new(IsPio: false, address);
+    public static IoEventAddress Mmio(GuestAddress address) => new(IsPio: false, address.Value);
 
     /// <inheritdoc/>
     public override string ToString() => IsPio ? $"port 0x{Address:x}" : $"guest address 0x{Address:x}";

@@ -19,16 +19,16 @@ public sealed unsafe partial class KvmVcpu
     /// <summary>Has the guest begin in real mode.</summary>
     /// <param name="address">The guest physical address of the first instruction, below 1 MiB. It becomes offset 0 to 15 of a segment; the other segments begin at 0.</param>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress: above 1 MiB. VmDisposed.</exception>
-    public void SetRealMode(ulong address)
+    public void SetRealMode(GuestAddress address)
     {
-        if (address >= 1 << 20)
-            throw new GuestMemoryException(GuestMemoryError.InvalidGuestAddress, $"Real mode begins below 1 MiB, not at 0x{address:x}.") { Address = address };
+        if (address.Value >= 1 << 20)
+            throw new GuestMemoryException(GuestMemoryError.InvalidGuestAddress, $"Real mode begins below 1 MiB, not at {address}.") { Address = address.Value };
         lock (_lock)
         {
             ThrowIfStopped();
             var system = Get<KvmSregs>(KvmApi.KVM_GET_SREGS);
-            system.cs.@base = address & ~15UL;
-            system.cs.selector = (ushort)(address >> 4);
+            system.cs.@base = address.Mask(~15UL);
+            system.cs.selector = (ushort)(address.Value >> 4);
             foreach (ref var segment in new Span<KvmSegment>(&system.ds, 5))
             {
                 segment.@base = 0;
@@ -36,7 +36,7 @@ public sealed unsafe partial class KvmVcpu
             }
 
             Set(KvmApi.KVM_SET_SREGS, system);
-            Set(KvmApi.KVM_SET_REGS, new KvmRegs { rip = address & 15, rflags = 2 });
+            Set(KvmApi.KVM_SET_REGS, new KvmRegs { rip = address.Mask(15), rflags = 2 });
         }
     }
 
@@ -49,22 +49,22 @@ public sealed unsafe partial class KvmVcpu
     /// <param name="stack">The initial stack pointer.</param>
     /// <param name="mapped">The number of GiB to map, 1 to 512.</param>
     /// <exception cref="GuestMemoryException">NotPageAligned; InvalidGuestAddress, PartialBuffer: no base memory for the page tables. VmDisposed.</exception>
-    public void SetLongMode(ulong address, ulong pageTables, ulong stack = 0, int mapped = 4)
+    public void SetLongMode(ulong address, GuestAddress pageTables, ulong stack = 0, int mapped = 4)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(mapped, 1);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(mapped, 512);
-        if (!HostPage.IsAligned(pageTables, 4096))
-            throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Page tables begin with a page, not at 0x{pageTables:x}.") { Address = pageTables };
+        if (!HostPage.IsAligned(pageTables.Value, 4096))
+            throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"Page tables begin with a page, not at {pageTables}.") { Address = pageTables.Value };
         lock (_lock)
         {
             ThrowIfStopped();
-            var tables = BuildTables(pageTables, mapped);
-            _owner.Memory.WriteExact(new GuestAddress(pageTables), MemoryMarshal.AsBytes<ulong>(tables));
+            var tables = BuildTables(pageTables.Value, mapped);
+            _owner.Memory.WriteExact(pageTables, MemoryMarshal.AsBytes<ulong>(tables));
             var system = Get<KvmSregs>(KvmApi.KVM_GET_SREGS);
             system.cs = new KvmSegment { limit = uint.MaxValue, selector = 8, type = 11, present = 1, s = 1, l = 1, g = 1 };
             new Span<KvmSegment>(&system.ds, 5).Fill(new KvmSegment { limit = uint.MaxValue, selector = 16, type = 3, present = 1, db = 1, s = 1, g = 1 });
             system.cr0 = ProtectedAndPaged;
-            system.cr3 = pageTables;
+            system.cr3 = pageTables.Value;
             system.cr4 = PhysicalAddressExtension;
             system.efer = LongModeActive;
             Set(KvmApi.KVM_SET_SREGS, system);

@@ -16,11 +16,14 @@ public sealed partial class GuestMemoryMmap
     /// <exception cref="GuestMemoryException">As <see cref="Read(GuestAddress, Span{byte})"/>; HandlerGone: a page is missing and its handler has hung up.</exception>
     public ValueTask<int> ReadAsync(GuestAddress address, Memory<byte> destination, CancellationToken cancellation = default)
     {
-        if (cancellation.IsCancellationRequested) return ValueTask.FromCanceled<int>(cancellation);
-        if (MayWait(address, (ulong)destination.Length)) return new ValueTask<int>(WaitAsync(address, destination, cancellation));
         try
         {
-            return new ValueTask<int>(destination.Length <= Piece ? Read(address, destination.Span) : ReadPieces(address, destination, cancellation));
+            cancellation.ThrowIfCancellationRequested();
+            if (destination.Length <= Piece && !MayWait(address, (ulong)destination.Length)) return new ValueTask<int>(Read(address, destination.Span));
+            var done = Pieces(address, 0, destination.Length, Reader(destination), null, cancellation);
+            if (done == destination.Length) return new ValueTask<int>(done);
+            cancellation.ThrowIfCancellationRequested();
+            return MayWait(address, (ulong)destination.Length) ? new ValueTask<int>(WaitAsync(address, done, destination, cancellation)) : new ValueTask<int>(done);
         }
 #pragma warning disable CA1031 // Every failure is the task's.
         catch (Exception exception)
@@ -38,11 +41,14 @@ public sealed partial class GuestMemoryMmap
     /// <exception cref="GuestMemoryException">As <see cref="Write(GuestAddress, ReadOnlySpan{byte})"/>; HandlerGone: a page is missing and its handler has hung up.</exception>
     public ValueTask<int> WriteAsync(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation = default)
     {
-        if (cancellation.IsCancellationRequested) return ValueTask.FromCanceled<int>(cancellation);
-        if (MayWait(address, (ulong)source.Length)) return new ValueTask<int>(WaitAsync(address, source, cancellation));
         try
         {
-            return new ValueTask<int>(source.Length <= Piece ? Write(address, source.Span) : WritePieces(address, source, cancellation));
+            cancellation.ThrowIfCancellationRequested();
+            if (source.Length <= Piece && !MayWait(address, (ulong)source.Length)) return new ValueTask<int>(Write(address, source.Span));
+            var done = Pieces(address, 0, source.Length, Writer(source), null, cancellation);
+            if (done == source.Length) return new ValueTask<int>(done);
+            cancellation.ThrowIfCancellationRequested();
+            return MayWait(address, (ulong)source.Length) ? new ValueTask<int>(WaitAsync(address, done, source, cancellation)) : new ValueTask<int>(done);
         }
 #pragma warning disable CA1031 // Every failure is the task's.
         catch (Exception exception)
@@ -67,10 +73,10 @@ public sealed partial class GuestMemoryMmap
     private static ValueTask<int> Failed(Exception exception) =>
         exception is OperationCanceledException cancelled ? ValueTask.FromCanceled<int>(cancelled.CancellationToken) : ValueTask.FromException<int>(exception);
 
-    private async Task<int> WaitAsync(GuestAddress address, Memory<byte> destination, CancellationToken cancellation)
+    private async Task<int> WaitAsync(GuestAddress address, int done, Memory<byte> destination, CancellationToken cancellation)
     {
         var lent = new LentBuffer(destination.Length);
-        return await WaitAsync(lent, address, destination.Length, (at, from, count) =>
+        return await WaitAsync(lent, address, done, destination.Length, (at, from, count) =>
         {
             var came = Read(at, lent.Buffer.AsSpan(0, count));
             lent.IfHeld(() => lent.Buffer.AsSpan(0, came).CopyTo(destination.Span[from..]));
@@ -78,18 +84,18 @@ public sealed partial class GuestMemoryMmap
         }, cancellation).ConfigureAwait(false);
     }
 
-    private async Task<int> WaitAsync(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation)
+    private async Task<int> WaitAsync(GuestAddress address, int done, ReadOnlyMemory<byte> source, CancellationToken cancellation)
     {
         var lent = new LentBuffer(source.Length);
-        return await WaitAsync(lent, address, source.Length, (at, from, count) =>
+        return await WaitAsync(lent, address, done, source.Length, (at, from, count) =>
             lent.IfHeld(() => source.Span.Slice(from, count).CopyTo(lent.Buffer)) ? Write(at, lent.Buffer.AsSpan(0, count)) : 0, cancellation).ConfigureAwait(false);
     }
 
-    private async Task<int> WaitAsync(LentBuffer lent, GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
+    private async Task<int> WaitAsync(LentBuffer lent, GuestAddress address, int done, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
     {
         try
         {
-            var done = await BlockingAccess.RunAsync(progress => Pieces(address, 0, length, access, progress, cancellation), Orphaned, cancellation).ConfigureAwait(false);
+            done = await BlockingAccess.RunAsync(progress => Pieces(address, done, length, access, progress, cancellation), Orphaned, cancellation).ConfigureAwait(false);
             if (done < length) cancellation.ThrowIfCancellationRequested();
             lent.Return();
             return done;

@@ -67,7 +67,7 @@ public sealed unsafe partial class GuestMemoryMmap
     public void WriteObject<T>(GuestAddress address, T value)
         where T : unmanaged
     {
-        if (FindDirect(address, sizeof(T), out var offset) is { } mapping) mapping.AsVolatileSlice().WriteObject(value, offset);
+        if (FindDirect(address, sizeof(T), out var offset) is { } mapping) mapping.AsVolatileSlice().WriteObject(offset, value);
         else WriteExact(address, new ReadOnlySpan<byte>(&value, sizeof(T)));
     }
 
@@ -82,11 +82,11 @@ public sealed unsafe partial class GuestMemoryMmap
 
     /// <summary>Stores an integer atomically, then marks it; see <see cref="VolatileSlice.Store"/>.</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it lies in two regions, or is not aligned. PageNotAccessible.</exception>
-    public void Store<T>(T value, GuestAddress address, AtomicOrdering ordering)
+    public void Store<T>(GuestAddress address, T value, AtomicOrdering ordering)
         where T : unmanaged, IBinaryInteger<T>
     {
         var region = FindRegion(address) ?? throw Unmapped(address);
-        region.Store(value, new MemoryRegionAddress(address.Value - region.GuestAddress), ordering);
+        region.Store(new MemoryRegionAddress(address.Value - region.GuestAddress), value, ordering);
     }
 
     /// <summary>

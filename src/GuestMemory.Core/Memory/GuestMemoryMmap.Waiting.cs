@@ -5,6 +5,7 @@ namespace GuestMemory.Core;
 /// <content>Access that may have to wait for a page, and can be left.</content>
 public sealed partial class GuestMemoryMmap
 {
+    // So small that it is copied either directly or by the kernel, as a whole.
     private const int Piece = (int)VolatileCopy.Piece;
 
     /// <summary>Whether an access to a range may have to wait: a page-fault handler or another process lies behind a region of it.</summary>
@@ -27,12 +28,12 @@ public sealed partial class GuestMemoryMmap
     /// <exception cref="OperationCanceledException">The token was cancelled; the read may still be waiting for its page.</exception>
     /// <exception cref="GuestMemoryException">As without a token, and HandlerGone: a page is missing and its handler has hung up.</exception>
     public void ReadExact(GuestAddress address, Memory<byte> destination, CancellationToken cancellation) =>
-        ThrowIfPartial(address, (ulong)destination.Length, (ulong)ReadPieces(address, destination, cancellation), "read");
+        ThrowIfPartial(address, (ulong)destination.Length, (ulong)Stoppable(address, destination.Length, Reader(destination), cancellation), "read");
 
     /// <summary>Writes all the bytes; abandoned like <see cref="ReadExact(GuestAddress, Memory{byte}, CancellationToken)"/>.</summary>
     /// <exception cref="OperationCanceledException">The token was cancelled; the write may still be waiting for its page.</exception>
     public void WriteExact(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation) =>
-        ThrowIfPartial(address, (ulong)source.Length, (ulong)WritePieces(address, source, cancellation), "written");
+        ThrowIfPartial(address, (ulong)source.Length, (ulong)Stoppable(address, source.Length, Writer(source), cancellation), "written");
 
     /// <summary>
     /// Gives the pages of a range back to the host, as a balloon does (Firecracker's discard_range); it may span regions. Where a
@@ -71,11 +72,9 @@ public sealed partial class GuestMemoryMmap
         }, Orphaned, cancellation);
     }
 
-    private int ReadPieces(GuestAddress address, Memory<byte> destination, CancellationToken cancellation) =>
-        Stoppable(address, destination.Length, (at, from, length) => Read(at, destination.Span.Slice(from, length)), cancellation);
+    private Func<GuestAddress, int, int, int> Reader(Memory<byte> destination) => (at, from, length) => Read(at, destination.Span.Slice(from, length));
 
-    private int WritePieces(GuestAddress address, ReadOnlyMemory<byte> source, CancellationToken cancellation) =>
-        Stoppable(address, source.Length, (at, from, length) => Write(at, source.Span.Slice(from, length)), cancellation);
+    private Func<GuestAddress, int, int, int> Writer(ReadOnlyMemory<byte> source) => (at, from, length) => Write(at, source.Span.Slice(from, length));
 
     /// <summary>Runs an access piece by piece; where it may have to wait on a thread of its own, which the token abandons.</summary>
     private int Stoppable(GuestAddress address, int length, Func<GuestAddress, int, int, int> access, CancellationToken cancellation)
@@ -90,7 +89,6 @@ public sealed partial class GuestMemoryMmap
     /// <summary>Goes on from <paramref name="done"/>; without a place to tell how far it has come only as long as no access may have to wait.</summary>
     private int Pieces(GuestAddress address, int done, int length, Func<GuestAddress, int, int, int> access, StrongBox<long>? progress, CancellationToken cancellation)
     {
-        // A piece is so small that it is copied either directly or by the kernel, as a whole.
         while (done < length && !cancellation.IsCancellationRequested && (progress is not null || !MayWait(address, (ulong)length)))
         {
             var at = address.CheckedAdd((ulong)done) ?? throw Overflow(address, (ulong)length);

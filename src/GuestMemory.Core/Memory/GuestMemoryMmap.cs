@@ -178,6 +178,9 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         return region.Memory.GetHostAddress(address.Value - region.GuestAddress);
     }
 
+    /// <summary>The regions, for debuggers and messages.</summary>
+    public override string ToString() => _regions.Length == 0 ? "no memory" : Text();
+
     private static GuestMemoryException Inaccessible(GuestMemoryRegion region, GuestAddress at, MemoryProtection access, int error, SyscallException? cause) =>
         region.Memory.NotAccessibleAt($"guest address {at} in region '{region.Name}'", at.Value, access, error, cause);
 
@@ -190,7 +193,9 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
         $"Only {completed} of {expected} bytes at {address} could be {verb}: guest address {new GuestAddress(address.Value + completed)} is not mapped.");
 
     private GuestMemoryException Unmapped(GuestAddress address) =>
-        new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}.") { Address = address.Value };
+        new(GuestMemoryError.InvalidGuestAddress, $"Guest address {address} is not mapped. The memory holds {Text()}.") { Address = address.Value };
+
+    private string Text() => $"{string.Join(", ", _regions.Take(8).Select(region => region.ToString()))}{(_regions.Length > 8 ? ", ..." : "")}";
 
     private static GuestMemoryException Overflow(GuestAddress address, ulong size) =>
         new(GuestMemoryError.GuestAddressOverflow, $"The range of 0x{size:x} bytes at {address} passes the last address, 2^64 - 1.") { Address = address.Value };

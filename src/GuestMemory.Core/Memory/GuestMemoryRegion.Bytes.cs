@@ -9,7 +9,7 @@ public partial class GuestMemoryRegion
 
     /// <summary>Reads bytes from an offset on; returns how many there were.</summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed; HostAddressNotAvailable: such memory gives no access.</exception>
-    public int Read(Span<byte> destination, MemoryRegionAddress address)
+    public int Read(MemoryRegionAddress address, Span<byte> destination)
     {
         if (destination.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
@@ -20,7 +20,7 @@ public partial class GuestMemoryRegion
 
     /// <summary>Writes bytes from an offset on and marks them; returns how many there was room for.</summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress, PageNotAccessible, RegionDisposed; HostAddressNotAvailable: such memory gives no access.</exception>
-    public int Write(ReadOnlySpan<byte> source, MemoryRegionAddress address)
+    public int Write(MemoryRegionAddress address, ReadOnlySpan<byte> source)
     {
         if (source.IsEmpty) return 0;
         if (address.Value >= Size) throw Outside(address);
@@ -31,11 +31,11 @@ public partial class GuestMemoryRegion
 
     /// <summary>Fills the buffer (vm-memory's read_slice).</summary>
     /// <exception cref="GuestMemoryException">PartialBuffer, and as <see cref="Read"/>.</exception>
-    public void ReadExact(Span<byte> destination, MemoryRegionAddress address)
+    public void ReadExact(MemoryRegionAddress address, Span<byte> destination)
     {
         try
         {
-            _memory.AsVolatileSlice().ReadExact(destination, address.Value);
+            _memory.AsVolatileSlice().ReadExact(address.Value, destination);
         }
         catch (VolatileMemoryException exception)
         {
@@ -45,11 +45,11 @@ public partial class GuestMemoryRegion
 
     /// <summary>Writes the whole buffer (vm-memory's write_slice).</summary>
     /// <exception cref="GuestMemoryException">PartialBuffer, and as <see cref="Write"/>.</exception>
-    public void WriteExact(ReadOnlySpan<byte> source, MemoryRegionAddress address)
+    public void WriteExact(MemoryRegionAddress address, ReadOnlySpan<byte> source)
     {
         try
         {
-            _memory.AsVolatileSlice().WriteExact(source, address.Value);
+            _memory.AsVolatileSlice().WriteExact(address.Value, source);
         }
         catch (VolatileMemoryException exception)
         {
@@ -74,12 +74,12 @@ public partial class GuestMemoryRegion
 
     /// <summary>Writes a value and marks it (vm-memory's write_obj).</summary>
     /// <exception cref="GuestMemoryException">As <see cref="WriteExact"/>.</exception>
-    public void WriteObject<T>(T value, MemoryRegionAddress address)
+    public void WriteObject<T>(MemoryRegionAddress address, T value)
         where T : unmanaged
     {
         try
         {
-            _memory.AsVolatileSlice().WriteObject(value, address.Value);
+            _memory.AsVolatileSlice().WriteObject(address.Value, value);
         }
         catch (VolatileMemoryException exception)
         {
@@ -104,12 +104,12 @@ public partial class GuestMemoryRegion
 
     /// <summary>Stores an integer atomically, then marks it; see <see cref="VolatileSlice.Store"/>.</summary>
     /// <exception cref="GuestMemoryException">InvalidBackendAddress: it leaves the region or is not aligned. PageNotAccessible; RegionDisposed.</exception>
-    public void Store<T>(T value, MemoryRegionAddress address, AtomicOrdering ordering)
+    public void Store<T>(MemoryRegionAddress address, T value, AtomicOrdering ordering)
         where T : unmanaged, IBinaryInteger<T>
     {
         try
         {
-            _memory.AsVolatileSlice().Store(value, address.Value, ordering);
+            _memory.AsVolatileSlice().Store(address.Value, value, ordering);
         }
         catch (VolatileMemoryException exception)
         {

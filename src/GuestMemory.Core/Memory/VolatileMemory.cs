@@ -93,6 +93,18 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     public AtomicRef<T> GetAtomicRef<T>(ulong offset)
         where T : unmanaged, IBinaryInteger<T> => AsVolatileSlice().GetAtomicRef<T>(offset);
 
+    /// <summary>A value in place; see <see cref="VolatileSlice.AlignedAsRef"/>.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
+    public ReadOnlySpanLease<T> AlignedAsRef<T>(ulong offset)
+        where T : unmanaged => AsVolatileSlice().AlignedAsRef<T>(offset);
+
+    /// <summary>The same to write to; see <see cref="VolatileSlice.AlignedAsMut"/>.</summary>
+    /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
+    /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
+    public SpanLease<T> AlignedAsMut<T>(ulong offset)
+        where T : unmanaged => AsVolatileSlice().AlignedAsMut<T>(offset);
+
     /// <summary>
     /// Has writes marked in a tracker from now on, in the place of the one that was there; every slice of the memory follows at once.
     /// </summary>
@@ -232,6 +244,13 @@ public abstract unsafe partial class VolatileMemory : IDisposable
         return new GuestMemoryException(GuestMemoryError.PageNotAccessible, $"The page at {place} cannot be {(access == MemoryProtection.Read ? "read" : "written")}: {why}.",
             cause) { Address = address };
     }
+
+    /// <summary>The kind, the size, and the state, for debuggers and messages: "MmapRegion of 0x1000 bytes, ReadWrite, guarded".</summary>
+    public override string ToString() => $"{GetType().Name} of 0x{Size:x} bytes, {Protection}{StateText(State)}";
+
+    /// <summary>What is to be said of a state.</summary>
+    internal static string StateText(int state) => (state & Disposed) != 0 ? ", removed"
+        : $"{((state & Guarded) != 0 ? ", guarded" : "")}{((state & Tracked) != 0 ? ", tracked" : "")}";
 
     internal static GuestMemoryException RegionDisposed(Exception? inner = null) =>
         new(GuestMemoryError.RegionDisposed, "The region was removed; its memory is no longer mapped.", inner);

@@ -63,4 +63,21 @@ public sealed class AddressTests
         Assert.True(low < high && high > low && low <= high && high >= low && low.CompareTo(high) < 0);
         Assert.Equal(("0x80000000", default), (high.ToString(), new GuestAddress(0)));
     }
+
+    /// <summary>Objects show guest addresses as numbers; those are usable as they are.</summary>
+    [Fact]
+    public void ANumberIsAGuestAddress()
+    {
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(0x2000).Build(), 0x1000);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        memory.Write(region.GuestAddress, [1, 2, 3]);
+        memory.WriteObject(region.LastAddress, (byte)4);
+        var back = new byte[3];
+        memory.ReadExact(0x1000, back);
+        Assert.Equal([1, 2, 3], back);
+        Assert.Equal(4, memory.ReadObject<byte>(region.GuestAddress + (region.Size - 1)));
+        Assert.Equal((GuestAddress)0x2000, new GuestAddress(0x1000) + 0x1000);
+        Assert.Equal(0x1000UL, new GuestAddress(0x3000) - new GuestAddress(0x2000));
+        Assert.Equal(new GuestAddress(0x2000), new GuestAddress(0x3000) - 0x1000);
+    }
 }

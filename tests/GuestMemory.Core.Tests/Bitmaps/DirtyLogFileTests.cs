@@ -95,7 +95,7 @@ public sealed class DirtyLogFileTests : IDisposable
         var former = low.RequireTracker();
         log.Dispose();
         log.Dispose();
-        high.Write([1], new MemoryRegionAddress(0x7000));
+        high.Write(new MemoryRegionAddress(0x7000), [1]);
         Assert.Equal(1, DirtyBitmap.Load(log.Path).DirtyCount);
         low.GetMmapRegion().SetTracker(null);
         Assert.True(IsOpen(log));
@@ -136,7 +136,7 @@ public sealed class DirtyLogFileTests : IDisposable
         Stress.RunAll(
             () =>
             {
-                while (!Volatile.Read(ref over)) region.Write([1], new MemoryRegionAddress(0x3000));
+                while (!Volatile.Read(ref over)) region.Write(new MemoryRegionAddress(0x3000), [1]);
             },
             () =>
             {
@@ -156,7 +156,7 @@ public sealed class DirtyLogFileTests : IDisposable
                     Volatile.Write(ref over, true);
                 }
             });
-        region.Write([1], new MemoryRegionAddress(0x3000));
+        region.Write(new MemoryRegionAddress(0x3000), [1]);
         Assert.Equal([3L], Pages(region));
         region.GetMmapRegion().SetTracker(null);
         Assert.InRange(OpenLogs(), 0, logs);
@@ -184,7 +184,7 @@ public sealed class DirtyLogFileTests : IDisposable
     public void BitmapsAreReadWhileLogsAreReplaced()
     {
         using var region = Region(0, tracked: true);
-        region.Write([1], new MemoryRegionAddress(0x3000));
+        region.Write(new MemoryRegionAddress(0x3000), [1]);
         Stress.Repeat(Stress.Duration(3),
             () =>
             {

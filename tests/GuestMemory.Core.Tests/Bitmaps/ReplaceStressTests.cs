@@ -125,7 +125,7 @@ public sealed class ReplaceStressTests : IDisposable
                 default:
                     for (var page = first + random.Next(5); page < first + Block; page += random.Next(1, 5))
                     {
-                        _slice.WriteObject(_round, (ulong)page * Page);
+                        _slice.WriteObject((ulong)page * Page, _round);
                         _marked[marker][page] = true;
                     }
 

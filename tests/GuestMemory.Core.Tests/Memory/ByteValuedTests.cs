@@ -41,8 +41,8 @@ public sealed unsafe class ByteValuedTests
     public void V16_14_AMockOfTenBytesTakesAValueAtItsBeginningOnly()
     {
         var slice = VolatileSlice.FromArray(new byte[10]);
-        slice.WriteObject(1UL, 0);
-        Assert.Equal(GuestMemoryError.OutOfBounds, Assert.Throws<VolatileMemoryException>(() => slice.WriteObject(1UL, 10)).Error);
+        slice.WriteObject(0, 1UL);
+        Assert.Equal(GuestMemoryError.OutOfBounds, Assert.Throws<VolatileMemoryException>(() => slice.WriteObject(10, 1UL)).Error);
     }
 
     [Fact]
@@ -52,7 +52,7 @@ public sealed unsafe class ByteValuedTests
         Assert.Equal([1, 0, 0, 0, 2, 0, 0, 0], ByteValued.AsSlice(in value).ToArray());
         ByteValued.AsMutSlice(ref value)[4] = 7;
         Assert.Equal(7U, value.B);
-        ByteValued.AsBytes(&value).WriteObject(9U, 0);
+        ByteValued.AsBytes(&value).WriteObject(0, 9U);
         Assert.Equal(9U, value.A);
     }
 

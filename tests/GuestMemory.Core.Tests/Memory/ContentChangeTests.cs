@@ -18,7 +18,7 @@ public sealed class ContentChangeTests : IDisposable
     {
         var memory = _memory.Space(backing, (0, 8 * Page));
         var region = memory.Regions[0];
-        region.Write(Enumerable.Repeat((byte)7, (int)region.Size).ToArray(), default);
+        region.Write(default, Enumerable.Repeat((byte)7, (int)region.Size).ToArray());
         var image = _memory.Folder["image"];
         RawImage.WriteFull(memory, image, overwrite: true);
         region.RequireTracker().Reset();

@@ -51,17 +51,17 @@ public sealed class DirtyMarkingTests : IDisposable
         byte[] nine = [1, 2, 3, 4, 5, 6, 7, 8, 9];
         switch (way)
         {
-            case "write": Assert.Equal(9, slice.Write(nine, 0)); break;
-            case "write_slice": slice.WriteExact(nine, 0); break;
-            case "write_obj": slice.WriteObject(7u, 0); break;
-            case "write_obj across pages": slice.WriteObject(Guid.Empty, 0); break;
+            case "write": Assert.Equal(9, slice.Write(0, nine)); break;
+            case "write_slice": slice.WriteExact(0, nine); break;
+            case "write_obj": slice.WriteObject(0, 7u); break;
+            case "write_obj across pages": slice.WriteObject(0, Guid.Empty); break;
             case "copy_from u8": slice.CopyFrom<byte>(nine); break;
             case "copy_from u32": slice.CopyFrom<uint>([1, 2, 3]); break;
             case "array copy_from": region.GetMemory().AsVolatileSlice().GetArrayRef<ulong>(0x1ff8, 5).CopyFrom([1, 2, 3]); break;
             case "array of bytes copy_from": slice.GetArrayRef<byte>(0, 4).CopyFrom([1, 2, 3]); break;
             case "ref store": slice.GetRef<ulong>(0).Store(7); break;
             case "array store": region.AsVolatileSlice().GetArrayRef<ushort>(0x1f00, 0x100).Store(0xf8 / 2, 7); break;
-            case "atomic store": slice.Store(7UL, 0, AtomicOrdering.SeqCst); break;
+            case "atomic store": slice.Store(0, 7UL, AtomicOrdering.SeqCst); break;
             case "copy_to_volatile_slice": VolatileSlice.FromArray(new byte[100]).CopyToVolatileSlice(slice); break;
             case "read from a file":
             case "exact read from a file":
@@ -96,7 +96,7 @@ public sealed class DirtyMarkingTests : IDisposable
                 slice.ReadVolatileFrom(0, ref adapter, 16);
                 break;
             case "nothing written":
-                slice.Write([], 3);
+                slice.Write(3, []);
                 slice.CopyFrom<byte>([]);
                 slice.CopyFrom<UInt128>([]);
                 default(VolatileSlice).CopyToVolatileSlice(slice);
@@ -127,7 +127,7 @@ public sealed class DirtyMarkingTests : IDisposable
                 break;
             case "reads":
                 var buffer = new byte[16];
-                slice.ReadExact(buffer, 0);
+                slice.ReadExact(0, buffer);
                 slice.ReadObject<ulong>(0);
                 slice.Load<uint>(0, AtomicOrdering.SeqCst);
                 slice.CopyTo(buffer);
@@ -153,8 +153,8 @@ public sealed class DirtyMarkingTests : IDisposable
         Marks(region, 0x1000, () => Assert.Equal(1024, memory.Write(new GuestAddress(at + 0x1000), new byte[1024])));
         Marks(region, 0x2000, () => memory.WriteExact(new GuestAddress(at + 0x2000), new byte[1024]));
         Marks(region, 0x3000, () => memory.WriteObject(new GuestAddress(at + 0x3000), 7UL));
-        Marks(region, 0x4000, () => memory.Store(7UL, new GuestAddress(at + 0x4000), AtomicOrdering.Relaxed));
-        Marks(region, 0x5000, () => region.Write(new byte[1], new MemoryRegionAddress(0x5000)));
+        Marks(region, 0x4000, () => memory.Store(new GuestAddress(at + 0x4000), 7UL, AtomicOrdering.Relaxed));
+        Marks(region, 0x5000, () => region.Write(new MemoryRegionAddress(0x5000), new byte[1]));
         Marks(region, 0x6000, () => region.AsVolatileSlice().GetRef<ushort>(0x6000).Store(7));
         Marks(region, 0x7000, () => region.AsVolatileSlice().GetArrayRef<ushort>(0x7000, 4).Store(3, 7));
     }
@@ -188,17 +188,17 @@ public sealed class DirtyMarkingTests : IDisposable
     {
         using var mapping = new MmapRegionBuilder(Size).Build();
         var slice = mapping.GetSlice(0x3000, 0x2000);
-        slice.WriteObject(1, 0);
+        slice.WriteObject(0, 1);
         Assert.Null(mapping.Bitmap);
         var first = new AtomicBitmap(Size, Page);
         mapping.SetTracker(first);
-        slice.WriteObject(1, 0);
+        slice.WriteObject(0, 1);
         var second = Log(0);
         mapping.SetTracker(second, keepDirty: true);
-        slice.WriteObject(1, 0x1000);
+        slice.WriteObject(0x1000, 1);
         mapping.SetTracker(null);
-        slice.WriteObject(1, 0x1800);
-        mapping.GetSlice(0, 8).WriteObject(1, 0);
+        slice.WriteObject(0x1800, 1);
+        mapping.GetSlice(0, 8).WriteObject(0, 1);
         Assert.Equal((0b1000UL, 0b11000UL), (first.Snapshot()[0], second.Snapshot()[0]));
     }
 

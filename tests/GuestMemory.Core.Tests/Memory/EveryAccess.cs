@@ -18,16 +18,16 @@ internal static class EveryAccess
         var address = new GuestAddress(region.GuestAddress + 8);
         return
         [
-            Do(() => slice.Read(buffer, 0)),
-            Do(() => slice.Write(buffer, 0)),
-            Do(() => slice.ReadExact(buffer.AsSpan(0, 3), 1)),
-            Do(() => slice.WriteExact(buffer.AsSpan(0, 3), 1)),
+            Do(() => slice.Read(0, buffer)),
+            Do(() => slice.Write(0, buffer)),
+            Do(() => slice.ReadExact(1, buffer.AsSpan(0, 3))),
+            Do(() => slice.WriteExact(1, buffer.AsSpan(0, 3))),
             Do(() => slice.ReadObject<byte>(0)),
             Do(() => slice.ReadObject<ulong>(8)),
-            Do(() => slice.WriteObject(0UL, 8)),
-            Do(() => slice.WriteObject(default(Guid), 8)),
+            Do(() => slice.WriteObject(8, 0UL)),
+            Do(() => slice.WriteObject(8, default(Guid))),
             Do(() => slice.Load<uint>(4, AtomicOrdering.SeqCst)),
-            Do(() => slice.Store(0u, 4, AtomicOrdering.SeqCst)),
+            Do(() => slice.Store(4, 0u, AtomicOrdering.SeqCst)),
             Do(() => slice.CopyTo(buffer)),
             Do(() => slice.CopyTo(new uint[4])),
             Do(() => slice.CopyFrom<byte>(buffer)),
@@ -68,8 +68,8 @@ internal static class EveryAccess
                 var source = new DescriptorStream(zero);
                 slice.ReadVolatileFrom(0, ref source, 8);
             }),
-            Do(() => region.Read(buffer, default)),
-            Do(() => region.Write(buffer, default)),
+            Do(() => region.Read(default, buffer)),
+            Do(() => region.Write(default, buffer)),
             Do(() => region.ReadObject<ulong>(default)),
             Do(() => memory.Read(address, buffer)),
             Do(() => memory.Write(address, buffer)),

@@ -51,7 +51,7 @@ public sealed class FailingAccessTests
         Assert.Equal([1], Dirty(space.Regions[0]));
         Assert.Equal([0], Dirty(region));
         memories[1].FailAt = 1;
-        failure = Assert.Throws<GuestMemoryException>(() => region.Read(new byte[0x30], new MemoryRegionAddress(0x100)));
+        failure = Assert.Throws<GuestMemoryException>(() => region.Read(new MemoryRegionAddress(0x100), new byte[0x30]));
         Assert.Equal((GuestMemoryError.PageNotAccessible, 0x118UL), (failure.Error, failure.Address));
     }
 
@@ -103,7 +103,7 @@ public sealed class FailingAccessTests
                     space.ReadVolatileFrom(address, ref source, length);
                     break;
                 case 5: space.WriteObject(address, (byte)step.Content); break;
-                case 6: space.Store((byte)step.Content, address, AtomicOrdering.Release); break;
+                case 6: space.Store(address, (byte)step.Content, AtomicOrdering.Release); break;
                 case 7: space.Read(address, bytes); break;
                 case 8:
                     var sink = new CursorSink(bytes);

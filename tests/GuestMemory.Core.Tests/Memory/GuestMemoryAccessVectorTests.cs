@@ -76,7 +76,7 @@ public sealed class GuestMemoryAccessVectorTests : IDisposable
         memory.ReadExactVolatileFrom(address, ref source, 0);
         memory.WriteAllVolatileTo(address, ref sink, 0);
         Assert.Equal((3, 3), (source.Remaining.Length, sink.Remaining.Length));
-        Assert.Equal((0, 0), (memory.Regions[0].Write([], new MemoryRegionAddress(at)), memory.Regions[0].Read([], new MemoryRegionAddress(at))));
+        Assert.Equal((0, 0), (memory.Regions[0].Write(new MemoryRegionAddress(at), []), memory.Regions[0].Read(new MemoryRegionAddress(at), [])));
         Assert.Empty(memory.Regions[0].GetDirtyBitmap().GetRanges());
     }
 
@@ -88,19 +88,19 @@ public sealed class GuestMemoryAccessVectorTests : IDisposable
         var region = memory.Regions[0];
         var slice = region.AsVolatileSlice();
         Assert.Equal(0u, memory.Load<uint>(new GuestAddress(0x1000), AtomicOrdering.Relaxed));
-        memory.Store(100u, new GuestAddress(0x1000), AtomicOrdering.Relaxed);
+        memory.Store(new GuestAddress(0x1000), 100u, AtomicOrdering.Relaxed);
         Assert.Equal(100u, memory.Load<uint>(new GuestAddress(0x1000), AtomicOrdering.Acquire));
-        region.Store(101u, new MemoryRegionAddress(0), AtomicOrdering.Release);
+        region.Store(new MemoryRegionAddress(0), 101u, AtomicOrdering.Release);
         Assert.Equal(101u, region.Load<uint>(new MemoryRegionAddress(0), AtomicOrdering.SeqCst));
-        slice.Store(102u, 0, AtomicOrdering.SeqCst);
+        slice.Store(0, 102u, AtomicOrdering.SeqCst);
         Assert.Equal(102u, slice.Load<uint>(0, AtomicOrdering.Relaxed));
 
         Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure.Of(() => memory.Load<uint>(new GuestAddress(0x2000), AtomicOrdering.Relaxed)));
-        Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure.Of(() => memory.Store(1u, new GuestAddress(0x2000), AtomicOrdering.Relaxed)));
+        Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure.Of(() => memory.Store(new GuestAddress(0x2000), 1u, AtomicOrdering.Relaxed)));
         Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.Load<uint>(new MemoryRegionAddress(0x1000), AtomicOrdering.Relaxed)));
-        Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.Store(1u, new MemoryRegionAddress(0x1000), AtomicOrdering.Relaxed)));
+        Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => region.Store(new MemoryRegionAddress(0x1000), 1u, AtomicOrdering.Relaxed)));
         Assert.Equal((GuestMemoryError.OutOfBounds, 0x1004UL, 0UL), Failure.OfSlice(() => slice.Load<uint>(0x1000, AtomicOrdering.Relaxed)));
-        Assert.Equal((GuestMemoryError.OutOfBounds, 0x1004UL, 0UL), Failure.OfSlice(() => slice.Store(1u, 0x1000, AtomicOrdering.Relaxed)));
+        Assert.Equal((GuestMemoryError.OutOfBounds, 0x1004UL, 0UL), Failure.OfSlice(() => slice.Store(0x1000, 1u, AtomicOrdering.Relaxed)));
     }
 
     /// <summary>Section 6.3: an atomic access has one region.</summary>
@@ -110,10 +110,10 @@ public sealed class GuestMemoryAccessVectorTests : IDisposable
     {
         var memory = _memory.Space(backing, (0, 0x1000), (0x1000, 0x1000));
         Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => memory.Load<uint>(new GuestAddress(0xffe), AtomicOrdering.Relaxed)));
-        var misaligned = Assert.Throws<GuestMemoryException>(() => memory.Store(1u, new GuestAddress(0x1002), AtomicOrdering.Relaxed));
+        var misaligned = Assert.Throws<GuestMemoryException>(() => memory.Store(new GuestAddress(0x1002), 1u, AtomicOrdering.Relaxed));
         Assert.Equal((GuestMemoryError.InvalidBackendAddress, GuestMemoryError.Misaligned), (misaligned.Error, ((VolatileMemoryException)misaligned.InnerException!).Error));
         Assert.Throws<ArgumentOutOfRangeException>(() => memory.Load<uint>(new GuestAddress(0), AtomicOrdering.Release));
-        Assert.Throws<ArgumentOutOfRangeException>(() => memory.Store(1u, new GuestAddress(0), AtomicOrdering.Acquire));
+        Assert.Throws<ArgumentOutOfRangeException>(() => memory.Store(new GuestAddress(0), 1u, AtomicOrdering.Acquire));
         Assert.Throws<NotSupportedException>(() => memory.Load<UInt128>(new GuestAddress(0), AtomicOrdering.Relaxed));
         Assert.Empty(memory.Regions[1].GetDirtyBitmap().GetRanges());
     }

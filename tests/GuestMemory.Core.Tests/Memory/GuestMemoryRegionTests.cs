@@ -26,7 +26,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
         Assert.Equal(backing is "file" or "memfd", region.GetFileOffset() is not null);
         Assert.Equal((0x2000UL, 0x800UL), (region.AsVolatileSlice().Size, region.GetSlice(new MemoryRegionAddress(0x1800), 0x800).Size));
         Assert.Null(region.IsHugetlbfs);
-        region.WriteObject(7UL, new MemoryRegionAddress(0x1000));
+        region.WriteObject(new MemoryRegionAddress(0x1000), 7UL);
         Assert.Equal((true, false, 7UL), (region.GetBitmap().IsDirtyAt(0x1000), region.GetBitmap().IsDirtyAt(0), region.ReadObject<ulong>(new MemoryRegionAddress(0x1000))));
         // Guarded memory has no span.
         var guarded = TestMemory.IsGuarded(backing);
@@ -46,7 +46,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
         using var largest = new GuestRegionMmap(new MmapRegionBuilder((1UL << 31) - 1).Build(), new GuestAddress(0));
         using var lease = largest.AsMutSlice();
         Assert.Equal((0, int.MaxValue), (large.AsSlice().Span.Length, lease.Span.Length));
-        large.WriteObject(7, new MemoryRegionAddress((1UL << 31) - 4));
+        large.WriteObject(new MemoryRegionAddress((1UL << 31) - 4), 7);
         Assert.Equal(7, large.AsVolatileSlice().ReadObject<int>((1UL << 31) - 4));
     }
 
@@ -64,14 +64,14 @@ public sealed class GuestMemoryRegionTests : IDisposable
         [
             () => region.GetHostAddress(default),
             () => region.GetMmapRegion(),
-            () => region.Read(new byte[1], default),
-            () => region.Write([1], default),
-            () => region.ReadExact(new byte[1], default),
-            () => region.WriteExact([1], default),
+            () => region.Read(default, new byte[1]),
+            () => region.Write(default, [1]),
+            () => region.ReadExact(default, new byte[1]),
+            () => region.WriteExact(default, [1]),
             () => region.ReadObject<int>(default),
-            () => region.WriteObject(1, default),
+            () => region.WriteObject(default, 1),
             () => region.Load<int>(default, AtomicOrdering.Relaxed),
-            () => region.Store(1, default, AtomicOrdering.Relaxed),
+            () => region.Store(default, 1, AtomicOrdering.Relaxed),
             () => region.ReadVolatileFrom(default, ref source, 1),
             () => region.ReadExactVolatileFrom(default, ref source, 1),
             () => region.WriteVolatileTo(default, ref sink, 1),
@@ -84,7 +84,7 @@ public sealed class GuestMemoryRegionTests : IDisposable
             () => memory.Discard(new GuestAddress(0x1000), 0x400),
         ]) Assert.Equal(GuestMemoryError.HostAddressNotAvailable, Failure.Of(access));
         region.Dispose();
-        Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => region.Read(new byte[1], default)));
+        Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => region.Read(default, new byte[1])));
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => GuestMemoryMmap.FromRegions([region])));
     }
 
@@ -94,9 +94,9 @@ public sealed class GuestMemoryRegionTests : IDisposable
     public void TheCauseOfAnErrorIsInside(string backing)
     {
         var region = _memory.Region(backing, 0x1000, 0x400);
-        region.WriteObject(0x11223344u, new MemoryRegionAddress(0x1fe));
+        region.WriteObject(new MemoryRegionAddress(0x1fe), 0x11223344u);
         Assert.Equal(0x11223344u, region.ReadObject<uint>(new MemoryRegionAddress(0x1fe)));
-        region.Store((ushort)5, new MemoryRegionAddress(0x300), AtomicOrdering.SeqCst);
+        region.Store(new MemoryRegionAddress(0x300), (ushort)5, AtomicOrdering.SeqCst);
         Assert.Equal((5, 1L), (region.Load<ushort>(new MemoryRegionAddress(0x300), AtomicOrdering.SeqCst), region.GetDirtyBitmap().DirtyCount));
         var source = new CursorSource(new byte[] { 1, 2, 3 });
         region.ReadExactVolatileFrom(new MemoryRegionAddress(0x3fd), ref source, 3);
@@ -104,15 +104,15 @@ public sealed class GuestMemoryRegionTests : IDisposable
         var sink = new CursorSink(buffer);
         Assert.Equal(3UL, region.WriteVolatileTo(new MemoryRegionAddress(0x3fd), ref sink, 100));
         Assert.Equal([1, 2, 3, 0], buffer);
-        Assert.Equal(1, region.Read(buffer, new MemoryRegionAddress(0x3ff)));
+        Assert.Equal(1, region.Read(new MemoryRegionAddress(0x3ff), buffer));
         foreach (var access in (Action[])
         [
-            () => region.Read(buffer, new MemoryRegionAddress(0x400)),
-            () => region.Write(buffer, new MemoryRegionAddress(0x400)),
+            () => region.Read(new MemoryRegionAddress(0x400), buffer),
+            () => region.Write(new MemoryRegionAddress(0x400), buffer),
             () => region.ReadObject<int>(new MemoryRegionAddress(0x400)),
-            () => region.WriteObject(1, new MemoryRegionAddress(ulong.MaxValue)),
+            () => region.WriteObject(new MemoryRegionAddress(ulong.MaxValue), 1),
             () => region.Load<int>(new MemoryRegionAddress(0x3fd), AtomicOrdering.Relaxed),
-            () => region.Store(1, new MemoryRegionAddress(0x1), AtomicOrdering.Relaxed),
+            () => region.Store(new MemoryRegionAddress(0x1), 1, AtomicOrdering.Relaxed),
             () => region.ReadVolatileFrom(new MemoryRegionAddress(0x401), ref source, 1),
             () => region.WriteAllVolatileTo(new MemoryRegionAddress(0x3ff), ref sink, 2),
         ])
@@ -121,8 +121,8 @@ public sealed class GuestMemoryRegionTests : IDisposable
             Assert.Equal((GuestMemoryError.InvalidBackendAddress, true), (failure.Error, failure.InnerException is VolatileMemoryException));
         }
 
-        Assert.Throws<PartialBufferException>(() => region.ReadExact(buffer, new MemoryRegionAddress(0x3fe)));
-        Assert.Throws<PartialBufferException>(() => region.WriteExact(buffer, new MemoryRegionAddress(0x3fe)));
+        Assert.Throws<PartialBufferException>(() => region.ReadExact(new MemoryRegionAddress(0x3fe), buffer));
+        Assert.Throws<PartialBufferException>(() => region.WriteExact(new MemoryRegionAddress(0x3fe), buffer));
     }
 
     [Fact]
@@ -147,6 +147,64 @@ public sealed class GuestMemoryRegionTests : IDisposable
         {
             System.Runtime.InteropServices.NativeMemory.AlignedFree(page);
         }
+    }
+
+    /// <summary>section 1.3 and 1.4 of mmap-region-and-xen.md, and from_ranges.</summary>
+    [Fact]
+    public void FromRangesMapsAnonymousMemoryAndFiles()
+    {
+        var path = _memory.NewFile(0x3000);
+        using var file = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite);
+        var memory = GuestMemoryMmap.FromRanges([(0x1000, 0x1000UL, null, 0UL), (0x2000, 0x2000UL, file, 0x1000UL)]);
+        memory.WriteExact(0x1ffe, [1, 2, 3, 4]);
+        Assert.Equal([3, 4, 0], File.ReadAllBytes(path)[0x1000..0x1003]);
+        Assert.Equal((null, 0x1000UL), (memory.Regions[0].GetFileOffset(), memory.Regions[1].GetFileOffset()!.Start));
+        foreach (var region in memory.Regions) region.Dispose();
+        var two = GuestMemoryMmap.FromRanges([(0, 0x1000UL), (0x1000, 0x1000UL)]);
+        Assert.Equal((2, 0x2000UL), (two.Regions.Count, two.Size));
+        foreach (var region in two.Regions) region.Dispose();
+        // Where one fails none stays: its memory is not mapped any more.
+        var before = File.ReadAllLines("/proc/self/maps").Count(line => line.EndsWith(path, StringComparison.Ordinal));
+        Assert.Equal(GuestMemoryError.MemoryRegionOverlap, Failure.Of(() => GuestMemoryMmap.FromRanges([(0, 0x1000UL, file, 0UL), (0xfff, 0x1000UL, null, 0UL)])));
+        Assert.Equal(GuestMemoryError.MappingPastEof, Failure.Of(() => GuestMemoryMmap.FromRanges([(0, 0x1000UL, file, 0UL), (0x1000, 0x1000UL, file, 0x3000UL)])));
+        Assert.Equal(GuestMemoryError.InvalidGuestRegion, Failure.Of(() => GuestMemoryMmap.FromRanges([(ulong.MaxValue, 1UL)])));
+        Assert.Equal(GuestMemoryError.NoMemoryRegion, Failure.Of(() => GuestMemoryMmap.FromRanges(Array.Empty<(GuestAddress, ulong)>())));
+        Assert.Equal(before, File.ReadAllLines("/proc/self/maps").Count(line => line.EndsWith(path, StringComparison.Ordinal)));
+    }
+
+    /// <summary>vm-memory's VolatileMemory is the mapping's, too.</summary>
+    [Fact]
+    public void AMappingHasReferencesOfItsOwn()
+    {
+        using var mapping = new MmapRegionBuilder(0x1000).Build();
+        mapping.GetRef<uint>(1).Store(7);
+        mapping.GetArrayRef<ushort>(0x10, 4).Store(2, 8);
+        mapping.GetAtomicRef<ulong>(0x20).Store(9, AtomicOrdering.SeqCst);
+        Assert.Equal((7u, 8, 9UL), (mapping.GetSlice(1, 4).ReadObject<uint>(0), mapping.AsVolatileSlice().ReadObject<ushort>(0x14), mapping.AsVolatileSlice().ReadObject<ulong>(0x20)));
+        Assert.Equal(GuestMemoryError.OutOfBounds, Failure.Of(() => mapping.GetRef<uint>(0xffd)));
+        Assert.Equal(GuestMemoryError.Misaligned, Failure.Of(() => mapping.GetAtomicRef<uint>(2)));
+        using (var value = mapping.AlignedAsMut<ulong>(0x28)) value.Span[0] = 10;
+        using (var value = mapping.AlignedAsRef<ulong>(0x28)) Assert.Equal(10UL, value.Span[0]);
+        Assert.Equal(GuestMemoryError.Misaligned, Failure.Of(() => mapping.AlignedAsRef<ulong>(4)));
+        Assert.Null(mapping.IsHugetlbfs);
+        mapping.SetHugetlbfs(true);
+        Assert.True(mapping.IsHugetlbfs);
+        mapping.SetHugetlbfs(false);
+        Assert.False(mapping.IsHugetlbfs);
+    }
+
+    [Fact]
+    public void TextSaysWhatItIs()
+    {
+        var memory = _memory.Space([("anonymous", 0, 0x1000), ("pread", 0x2000, 0x1000)]);
+        Assert.Equal("anonymous [0x0-0xfff], pread [0x2000-0x2fff]", memory.ToString());
+        Assert.Equal(("no memory", "nothing"), (GuestMemoryMmap.Empty.ToString(), default(VolatileSlice).ToString()));
+        Assert.Equal(("MmapRegion of 0x1000 bytes, ReadWrite, tracked", "PreadMemory of 0x1000 bytes, ReadWrite, guarded, tracked"), (memory.Regions[0].GetMemory().ToString(), memory.Regions[1].GetMemory().ToString()));
+        var slice = memory.GetSlice(0x2010, 0x20);
+        Assert.Equal(("0x20 bytes at offset 0x10, guarded, tracked", "UInt32, 0x4 bytes at offset 0x14, guarded, tracked", "UInt16[3], 0x6 bytes at offset 0x10, guarded, tracked"),
+            (slice.ToString(), slice.GetRef<uint>(4).ToString(), slice.GetArrayRef<ushort>(0, 3).ToString()));
+        memory.Regions[1].Dispose();
+        Assert.Equal("0x20 bytes at offset 0x10, removed", slice.ToString());
     }
 
     private sealed class Bare() : VolatileMemory(0x400);

@@ -17,7 +17,7 @@ public sealed class GuestMemorySliceVectorTests : IDisposable
         var slice = memory.GetSlice(new GuestAddress(address), count);
         Assert.Equal(count, slice.Size);
         if (count == 0) return;
-        slice.WriteObject((byte)42, count - 1);
+        slice.WriteObject(count - 1, (byte)42);
         Assert.Equal(42, memory.ReadObject<byte>(new GuestAddress(address + count - 1)));
     }
 
@@ -137,7 +137,7 @@ public sealed class GuestMemorySliceVectorTests : IDisposable
         using var region = new GuestRegionMmap(new MmapRegionBuilder(5).WithFile(_memory.Folder["five"]).Build(), new GuestAddress(0x1000));
         var memory = GuestMemoryMmap.FromRegions([region]);
         var buffer = new byte[16];
-        Assert.Equal(5, region.Read(buffer, default));
+        Assert.Equal(5, region.Read(default, buffer));
         Assert.Equal(5, memory.Read(new GuestAddress(0x1000), buffer));
         Assert.Equal([1, 2, 3, 4, 5, 0], buffer[..6]);
     }

@@ -19,7 +19,7 @@ public sealed class MmapRegionBuilderTests : IDisposable
         using var region = new MmapRegionBuilder(pageSize).WithFlags(flags).Build();
         Assert.Equal((pageSize, true, true), (region.PageSize, region.IsHugetlbfs, region.IsGuarded));
         Assert.Equal((0, Errno.EFAULT), (region.TryWrite(0, new byte[8], out var error), error));
-        Assert.Equal(GuestMemoryError.PageNotAccessible, Failure.Of(() => region.AsVolatileSlice().Store(1UL, 0, AtomicOrdering.SeqCst)));
+        Assert.Equal(GuestMemoryError.PageNotAccessible, Failure.Of(() => region.AsVolatileSlice().Store(0, 1UL, AtomicOrdering.SeqCst)));
     }
 
     [HugePagesFact]

@@ -71,7 +71,7 @@ public sealed class MmapRegionTests : IDisposable
         Assert.False(view.IsDirtyAt(0));
         bitmap.MarkDirty(0x400, 0x100);
         for (ulong offset = 0; offset < 0x100; offset++) Assert.True(view.IsDirtyAt(offset) && bitmap.IsDirtyAt(0x400 + offset));
-        region.GetSlice(0x80000, 16).WriteObject(1UL, 8);
+        region.GetSlice(0x80000, 16).WriteObject(8, 1UL);
         Assert.Equal((true, false), (bitmap.IsDirtyAt(0x80008), bitmap.IsDirtyAt(0x81000)));
     }
 

@@ -136,19 +136,19 @@ public sealed class ModelTests
         var address = new GuestAddress(at);
         if (model.Find(at) is not { } region)
         {
-            Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure.Of(() => memory.Store(value, address, AtomicOrdering.SeqCst)));
+            Assert.Equal(GuestMemoryError.InvalidGuestAddress, Failure.Of(() => memory.Store(address, value, AtomicOrdering.SeqCst)));
             return;
         }
 
         // Regions begin at pages of the host.
         if (region.End - at < 4 || (at - region.Address) % 4 != 0)
         {
-            Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => memory.Store(value, address, AtomicOrdering.SeqCst)));
+            Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => memory.Store(address, value, AtomicOrdering.SeqCst)));
             Assert.Equal(GuestMemoryError.InvalidBackendAddress, Failure.Of(() => memory.Load<T>(address, AtomicOrdering.SeqCst)));
             return;
         }
 
-        memory.Store(value, address, AtomicOrdering.Release);
+        memory.Store(address, value, AtomicOrdering.Release);
         model.Write(at, bytes);
         Assert.Equal(value, memory.Load<T>(address, AtomicOrdering.Acquire));
     }
@@ -195,7 +195,7 @@ public sealed class ModelTests
         foreach (var (region, expected) in memory.Regions.Zip(model.Regions))
         {
             var bytes = new byte[expected.Bytes.Length];
-            region.ReadExact(bytes, default);
+            region.ReadExact(default, bytes);
             Assert.True(bytes.AsSpan().SequenceEqual(expected.Bytes), $"the bytes of {region}");
             CheckDirty(region.GetDirtyBitmap(), expected);
         }

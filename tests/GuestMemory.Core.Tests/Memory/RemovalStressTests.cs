@@ -125,13 +125,13 @@ public sealed class RemovalStressTests
                 Assert.Equal(Pattern, slice.ReadObject<ulong>(at));
                 break;
             case 1:
-                slice.WriteObject(Pattern, at);
+                slice.WriteObject(at, Pattern);
                 break;
             case 2:
                 Assert.Equal(Pattern, slice.Load<ulong>(at, AtomicOrdering.SeqCst));
                 break;
             case 3:
-                slice.Store(Pattern, at, AtomicOrdering.Release);
+                slice.Store(at, Pattern, AtomicOrdering.Release);
                 break;
             case 4:
                 Assert.Equal(Pattern, slice.GetAtomicRef<ulong>(at).CompareExchange(Pattern, Pattern));
@@ -140,16 +140,16 @@ public sealed class RemovalStressTests
                 Assert.Equal(Pattern, slice.GetAtomicRef<ulong>(at).FetchOr(0));
                 break;
             case 6:
-                slice.ReadExact(buffer, at);
+                slice.ReadExact(at, buffer);
                 Assert.True(buffer.AsSpan().IndexOfAnyExcept(PatternByte) < 0, "invented bytes");
                 break;
             case 7:
                 buffer.AsSpan().Fill(PatternByte);
-                slice.WriteExact(buffer, at);
+                slice.WriteExact(at, buffer);
                 break;
             case 8:
                 var count = random.Next(1, 64);
-                slice.ReadExact(buffer.AsSpan(0, count), at + 3);
+                slice.ReadExact(at + 3, buffer.AsSpan(0, count));
                 Assert.True(buffer.AsSpan(0, count).IndexOfAnyExcept(PatternByte) < 0, "invented bytes");
                 break;
             case 9:
@@ -174,7 +174,7 @@ public sealed class RemovalStressTests
     {
         var bytes = new byte[size];
         bytes.AsSpan().Fill(PatternByte);
-        region.AsVolatileSlice().WriteExact(bytes, 0);
+        region.AsVolatileSlice().WriteExact(0, bytes);
         return region;
     }
 

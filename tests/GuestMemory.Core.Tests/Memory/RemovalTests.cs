@@ -33,7 +33,7 @@ public sealed class RemovalTests : IDisposable
         Assert.Equal(GuestMemoryError.RegionDisposed, Failure.Of(() => region.GetDirtyBitmap()));
         // What needs no memory still answers.
         Assert.Equal((size - 8, size), (slice.Offset(8).Size, region.Size));
-        Assert.Equal((0, 0), (slice.Read([], 0), slice.Write([], 0)));
+        Assert.Equal((0, 0), (slice.Read(0, []), slice.Write(0, [])));
         region.Dispose();
     }
 
@@ -46,7 +46,7 @@ public sealed class RemovalTests : IDisposable
     {
         var region = _memory.Region(backing, 0, 0x2000);
         var slice = region.AsVolatileSlice();
-        slice.WriteObject(0x1122334455667788UL, 0x1000);
+        slice.WriteObject(0x1000, 0x1122334455667788UL);
         using (var guard = slice.Offset(0x1000).PtrGuard())
         {
             region.Dispose();

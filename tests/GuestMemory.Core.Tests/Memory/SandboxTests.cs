@@ -17,13 +17,13 @@ public sealed class SandboxTests : IDisposable
         var buffer = new byte[16];
         Sandbox.WithoutProcessVm(errno, () =>
         {
-            Denied("process_vm_readv", () => region.AsVolatileSlice().Read(buffer, 0));
-            Denied("process_vm_writev", () => region.AsVolatileSlice().Write(buffer, 0));
-            Denied("process_vm_readv", () => region.Read(buffer, default));
+            Denied("process_vm_readv", () => region.AsVolatileSlice().Read(0, buffer));
+            Denied("process_vm_writev", () => region.AsVolatileSlice().Write(0, buffer));
+            Denied("process_vm_readv", () => region.Read(default, buffer));
             Denied("process_vm_readv", () => memory.ReadExact(new GuestAddress(8), buffer));
             Denied("process_vm_writev", () => memory.WriteExact(new GuestAddress(8), buffer));
             // What needs no such call goes on.
-            region.AsVolatileSlice().Store(7UL, 8, AtomicOrdering.SeqCst);
+            region.AsVolatileSlice().Store(8, 7UL, AtomicOrdering.SeqCst);
         });
         Assert.Equal(7UL, region.ReadObject<ulong>(new MemoryRegionAddress(8)));
 
@@ -44,11 +44,11 @@ public sealed class SandboxTests : IDisposable
     {
         var region = _memory.Region(backing, 0, 0x2000);
         var slice = region.AsVolatileSlice();
-        slice.WriteObject(7UL, 8);
+        slice.WriteObject(8, 7UL);
         Sandbox.WithoutPopulate(() =>
         {
             Assert.Equal(7UL, slice.ReadObject<ulong>(8));
-            slice.WriteObject(9UL, 8);
+            slice.WriteObject(8, 9UL);
             var values = new ulong[2];
             Assert.Equal(2, slice.CopyTo(values));
             Assert.Equal([0UL, 9UL], values);
@@ -59,7 +59,7 @@ public sealed class SandboxTests : IDisposable
                 return;
             }
 
-            foreach (var access in (Action[])[() => slice.Load<ulong>(8, AtomicOrdering.SeqCst), () => slice.Store(1UL, 8, AtomicOrdering.SeqCst), () => slice.GetAtomicRef<uint>(8).Exchange(1)])
+            foreach (var access in (Action[])[() => slice.Load<ulong>(8, AtomicOrdering.SeqCst), () => slice.Store(8, 1UL, AtomicOrdering.SeqCst), () => slice.GetAtomicRef<uint>(8).Exchange(1)])
             {
                 var error = Assert.Throws<SyscallException>(access);
                 Assert.Equal((GuestMemoryError.SyscallFailed, "madvise", Errno.EINVAL), (error.Error, error.Function, error.ErrorCode));

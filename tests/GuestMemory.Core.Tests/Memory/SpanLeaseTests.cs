@@ -124,7 +124,7 @@ public sealed class SpanLeaseTests
     private static GuestRegionMmap Abandoned()
     {
         var region = new GuestRegionMmap(new MmapRegionBuilder(0x2000).WithMemfd().Build(), new GuestAddress(0));
-        region.WriteObject(3UL, new MemoryRegionAddress(0x1000));
+        region.WriteObject(new MemoryRegionAddress(0x1000), 3UL);
         return region;
     }
 

@@ -222,7 +222,7 @@ public sealed class StreamVectorTests : IDisposable
     private static byte[] Content(VolatileSlice slice)
     {
         var bytes = new byte[slice.Size];
-        slice.ReadExact(bytes, 0);
+        slice.ReadExact(0, bytes);
         return bytes;
     }
 

@@ -99,9 +99,9 @@ public sealed class TearingTests : IDisposable
             () =>
             {
                 bits = ~bits;
-                slice.Store((ulong)bits << 32 | bits, 8, AtomicOrdering.Relaxed);
-                slice.Store(bits, 16, AtomicOrdering.Relaxed);
-                slice.Store((ushort)bits, 20, AtomicOrdering.Relaxed);
+                slice.Store(8, (ulong)bits << 32 | bits, AtomicOrdering.Relaxed);
+                slice.Store(16, bits, AtomicOrdering.Relaxed);
+                slice.Store(20, (ushort)bits, AtomicOrdering.Relaxed);
             },
             () =>
             {
@@ -122,11 +122,11 @@ public sealed class TearingTests : IDisposable
                 for (var i = 0; i < 1000; i++)
                 {
                     bits = ~bits;
-                    slice.WriteObject(new Halves(bits, bits), 0x18);
+                    slice.WriteObject(0x18, new Halves(bits, bits));
                     slice.GetRef<Halves>(0x20).Store(new Halves(bits, bits));
-                    slice.Write(MemoryMarshal.AsBytes([new Halves(bits, bits)]), 0x28);
+                    slice.Write(0x28, MemoryMarshal.AsBytes([new Halves(bits, bits)]));
                     slice.Offset(0x30).CopyFrom<ulong>([(ulong)bits << 32 | bits]);
-                    slice.WriteObject(bits, 0x40);
+                    slice.WriteObject(0x40, bits);
                 }
             },
             () =>
@@ -138,7 +138,7 @@ public sealed class TearingTests : IDisposable
                 {
                     Whole(slice.ReadObject<Halves>(0x18));
                     Whole(slice.GetRef<Halves>(0x20).Load());
-                    slice.ReadExact(bytes, 0x28);
+                    slice.ReadExact(0x28, bytes);
                     Whole(MemoryMarshal.Read<Halves>(bytes));
                     slice.Offset(0x30).CopyTo(longs);
                     Assert.Equal((uint)longs[0], (uint)(longs[0] >> 32));

@@ -71,7 +71,7 @@ internal sealed class TestMemory : IDisposable
     public VolatileSlice Slice(string backing, params byte[] content)
     {
         var region = Region(backing, 0, HostPage.Size);
-        region.Write(content, default);
+        region.Write(default, content);
         region.RequireTracker().Reset();
         return region.GetSlice(default, (ulong)content.Length);
     }

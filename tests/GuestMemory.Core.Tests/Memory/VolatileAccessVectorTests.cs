@@ -12,17 +12,17 @@ public sealed class VolatileAccessVectorTests : IDisposable
     public void V16_10_Bytes(string backing)
     {
         var slice = _memory.Slice(backing, new byte[5]);
-        Assert.Equal(5, slice.Write([1, 2, 3, 4, 5, 6], 0));
+        Assert.Equal(5, slice.Write(0, [1, 2, 3, 4, 5, 6]));
         Assert.Equal([1, 2, 3, 4, 5], Content(slice));
-        Assert.Equal((GuestMemoryError.OutOfBounds, 5UL, 0UL), Failure.OfSlice(() => slice.Write([1], 5)));
-        Assert.Equal((GuestMemoryError.OutOfBounds, 5UL, 0UL), Failure.OfSlice(() => slice.Read(new byte[1], 5)));
-        Assert.Equal(0, slice.Write([], 100));
-        Assert.Equal(0, slice.Read([], 4));
+        Assert.Equal((GuestMemoryError.OutOfBounds, 5UL, 0UL), Failure.OfSlice(() => slice.Write(5, [1])));
+        Assert.Equal((GuestMemoryError.OutOfBounds, 5UL, 0UL), Failure.OfSlice(() => slice.Read(5, new byte[1])));
+        Assert.Equal(0, slice.Write(100, []));
+        Assert.Equal(0, slice.Read(4, []));
         var empty = slice.Subslice(5, 0);
-        Assert.Equal((0, 0, true), (empty.Write([], 1), empty.Read([], 1), empty.IsEmpty));
-        slice.WriteExact([8, 9], 2);
+        Assert.Equal((0, 0, true), (empty.Write(1, []), empty.Read(1, []), empty.IsEmpty));
+        slice.WriteExact(2, [8, 9]);
         Assert.Equal([1, 2, 8, 9, 5], Content(slice));
-        var partial = Assert.Throws<PartialBufferException>(() => slice.ReadExact(new byte[3], 3));
+        var partial = Assert.Throws<PartialBufferException>(() => slice.ReadExact(3, new byte[3]));
         Assert.Equal((3UL, 2UL), (partial.Expected, partial.Completed));
     }
 
@@ -30,7 +30,7 @@ public sealed class VolatileAccessVectorTests : IDisposable
     public void V16_10_TheSliceOfNothing()
     {
         VolatileSlice nothing = default;
-        Assert.Equal((0, 0, 0UL, true), (nothing.Read([], 0), nothing.Write([], 7), nothing.Size, nothing.IsEmpty));
+        Assert.Equal((0, 0, 0UL, true), (nothing.Read(0, []), nothing.Write(7, []), nothing.Size, nothing.IsEmpty));
         Assert.Equal(GuestMemoryError.OutOfBounds, Failure.Of(() => default(VolatileSlice).ReadObject<byte>(0)));
         Assert.Equal(GuestMemoryError.OutOfBounds, Failure.Of(() => default(VolatileSlice).GetAtomicRef<byte>(0)));
         nothing.CopyToVolatileSlice(VolatileSlice.FromArray(new byte[1]));
@@ -43,11 +43,11 @@ public sealed class VolatileAccessVectorTests : IDisposable
     public void V16_10_Objects(string backing)
     {
         var slice = _memory.Slice(backing, new byte[5]);
-        var partial = Assert.Throws<PartialBufferException>(() => slice.WriteObject((ushort)55, 4));
+        var partial = Assert.Throws<PartialBufferException>(() => slice.WriteObject(4, (ushort)55));
         Assert.Equal((2UL, 1UL), (partial.Expected, partial.Completed));
         Assert.Equal([0, 0, 0, 0, 55], Content(slice));
-        Assert.Equal((GuestMemoryError.OutOfBounds, ulong.MaxValue, 0UL), Failure.OfSlice(() => slice.WriteObject((ushort)55, ulong.MaxValue)));
-        slice.WriteObject((ushort)55, 2);
+        Assert.Equal((GuestMemoryError.OutOfBounds, ulong.MaxValue, 0UL), Failure.OfSlice(() => slice.WriteObject(ulong.MaxValue, (ushort)55)));
+        slice.WriteObject(2, (ushort)55);
         Assert.Equal(55, slice.ReadObject<ushort>(2));
         partial = Assert.Throws<PartialBufferException>(() => slice.ReadObject<ushort>(4));
         Assert.Equal((2UL, 1UL), (partial.Expected, partial.Completed));
@@ -122,10 +122,10 @@ public sealed class VolatileAccessVectorTests : IDisposable
         var slice = _memory.Region(backing, 0, 5 << 20).AsVolatileSlice();
         var content = new byte[length + by];
         new Random(1).NextBytes(content);
-        slice.WriteExact(content, 0);
+        slice.WriteExact(0, content);
         slice.Subslice(0, (ulong)length).CopyToVolatileSlice(slice.Subslice((ulong)by, (ulong)length));
         Assert.True(content.AsSpan(0, length).SequenceEqual(Content(slice.Subslice((ulong)by, (ulong)length))));
-        slice.WriteExact(content, 0);
+        slice.WriteExact(0, content);
         slice.Subslice((ulong)by, (ulong)length).CopyToVolatileSlice(slice.Subslice(0, (ulong)length));
         Assert.True(content.AsSpan(by, length).SequenceEqual(Content(slice.Subslice(0, (ulong)length))));
     }
@@ -156,7 +156,7 @@ public sealed class VolatileAccessVectorTests : IDisposable
     private static byte[] Content(VolatileSlice slice)
     {
         var bytes = new byte[slice.Size];
-        slice.ReadExact(bytes, 0);
+        slice.ReadExact(0, bytes);
         return bytes;
     }
 }

@@ -51,10 +51,10 @@ public sealed class VolatileSliceVectorTests : IDisposable
         var inner = slice.Subslice(34, 27).Subslice(20, 5);
         Assert.Equal(5UL, inner.Size);
         var bytes = new byte[5];
-        inner.ReadExact(bytes, 0);
+        inner.ReadExact(0, bytes);
         Assert.Equal([54, 55, 56, 57, 58], bytes);
-        inner.WriteExact([1], 4);
-        slice.ReadExact(bytes, 55);
+        inner.WriteExact(4, [1]);
+        slice.ReadExact(55, bytes);
         Assert.Equal([55, 56, 57, 1, 59], bytes);
     }
 

@@ -102,7 +102,7 @@ public sealed class HandoverStressTests : IDisposable
                 AssertPatternOrZero(slice.Load<ulong>(at, AtomicOrdering.SeqCst));
                 AssertPatternOrZero(slice.ReadObject<ulong>(at));
                 slice.GetAtomicRef<ulong>(at).CompareExchange(Pattern, 0);
-                slice.WriteObject(Pattern, at);
+                slice.WriteObject(at, Pattern);
                 Interlocked.Add(ref accesses, 4);
             }
         }
@@ -130,28 +130,28 @@ public sealed class HandoverStressTests : IDisposable
                 AssertPatternOrZero(slice.ReadObject<ulong>(at));
                 break;
             case 1:
-                slice.WriteObject(Pattern, at);
+                slice.WriteObject(at, Pattern);
                 break;
             case 2:
                 AssertPatternOrZero(slice.Load<ulong>(at, AtomicOrdering.SeqCst));
                 break;
             case 3:
-                slice.Store(Pattern, at, AtomicOrdering.Release);
+                slice.Store(at, Pattern, AtomicOrdering.Release);
                 break;
             case 4:
                 AssertPatternOrZero(slice.GetAtomicRef<ulong>(at).CompareExchange(Pattern, 0));
                 break;
             case 5:
-                slice.ReadExact(buffer, at);
+                slice.ReadExact(at, buffer);
                 Assert.True(buffer.AsSpan().IndexOfAnyExcept<byte>(0, PatternByte) < 0, "invented bytes");
                 break;
             case 6:
                 buffer.AsSpan().Fill(PatternByte);
-                slice.WriteExact(buffer, at);
+                slice.WriteExact(at, buffer);
                 break;
             case 7:
                 var count = random.Next(1, 2000);
-                slice.ReadExact(buffer.AsSpan(0, count), at + 3);
+                slice.ReadExact(at + 3, buffer.AsSpan(0, count));
                 Assert.True(buffer.AsSpan(0, count).IndexOfAnyExcept<byte>(0, PatternByte) < 0, "invented bytes");
                 break;
             case 8:

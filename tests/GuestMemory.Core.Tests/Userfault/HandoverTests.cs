@@ -34,8 +34,8 @@ public sealed class HandoverTests : IDisposable
             {
                 try
                 {
-                    if (way == "read") slice.ReadExact(buffer, 0);
-                    else if (way == "write") slice.WriteExact(buffer, 0);
+                    if (way == "read") slice.ReadExact(0, buffer);
+                    else if (way == "write") slice.WriteExact(0, buffer);
                     else if (way == "values") slice.CopyTo<ulong>(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, ulong>(buffer.AsSpan()));
                     else slice.CopyToVolatileSlice(other);
                 }

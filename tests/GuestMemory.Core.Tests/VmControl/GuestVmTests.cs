@@ -127,7 +127,7 @@ public sealed class GuestVmTests : IDisposable
         using var region = Region(0, 0x10000);
         using var vm = new GuestVm(new KvmVm(GuestMemoryMmap.FromRegions([region])));
         var lent = Region(0x100000, 0x10000);
-        lent.GetMmapRegion().AsVolatileSlice().Write([42], 0);
+        lent.GetMmapRegion().AsVolatileSlice().Write(0, [42]);
         var source = new VmMemorySource.ExternalMapping(lent.HostAddress, 0x10000) { Owner = lent.GetMmapRegion() };
         var request = new VmMemoryRequest.RegisterMemory(source, new VmMemoryDestination.GuestPhysicalAddress(0x100000), MemoryProtection.ReadWrite, MemCacheType.CacheCoherent);
         var answer = Assert.IsType<VmMemoryResponse.RegisterMemory>(vm.Execute(request));

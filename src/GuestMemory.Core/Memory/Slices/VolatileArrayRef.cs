@@ -35,7 +35,7 @@ public readonly unsafe struct VolatileArrayRef<T>
     /// <summary>Writes a value, then marks it.</summary>
     /// <exception cref="ArgumentOutOfRangeException">There are not so many.</exception>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public void Store(ulong index, T value) => _slice.WriteObject(value, At(index));
+    public void Store(ulong index, T value) => _slice.WriteObject(At(index), value);
 
     /// <summary>Copies values out, as many as both hold; returns how many. See <see cref="VolatileSlice.CopyTo"/>.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
@@ -48,6 +48,9 @@ public readonly unsafe struct VolatileArrayRef<T>
     /// <summary>Copies the bytes to a slice, as many as both have, and marks them there.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     public void CopyToVolatileSlice(VolatileSlice destination) => _slice.CopyToVolatileSlice(destination);
+
+    /// <summary>The type, the number of values and the bytes, for debuggers.</summary>
+    public override string ToString() => $"{typeof(T).Name}[{Count}], {_slice}";
 
     /// <summary>Its bytes.</summary>
     public VolatileSlice ToSlice() => _slice;

@@ -22,7 +22,10 @@ public readonly struct VolatileRef<T>
 
     /// <summary>Writes the value, then marks it.</summary>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public void Store(T value) => _slice.WriteObject(value, 0);
+    public void Store(T value) => _slice.WriteObject(0, value);
+
+    /// <summary>The type and the bytes, for debuggers.</summary>
+    public override string ToString() => $"{typeof(T).Name}, {_slice}";
 
     /// <summary>Its bytes.</summary>
     public VolatileSlice ToSlice() => _slice;

@@ -10,7 +10,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <exception cref="VolatileMemoryException">OutOfBounds: the offset lies past the last byte.</exception>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public int Read(Span<byte> destination, ulong offset)
+    public int Read(ulong offset, Span<byte> destination)
     {
         if (destination.IsEmpty) return 0;
         if (offset >= Size) ThrowOutside(offset, 0);
@@ -28,7 +28,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <exception cref="VolatileMemoryException">OutOfBounds: the offset lies past the last byte.</exception>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public int Write(ReadOnlySpan<byte> source, ulong offset)
+    public int Write(ulong offset, ReadOnlySpan<byte> source)
     {
         if (source.IsEmpty) return 0;
         if (offset >= Size) ThrowOutside(offset, 0);
@@ -46,9 +46,9 @@ public readonly unsafe partial struct VolatileSlice
     /// <exception cref="PartialBufferException">The slice ends before; what it has is in the buffer.</exception>
     /// <exception cref="GuestMemoryException">As <see cref="Read"/>.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public void ReadExact(Span<byte> destination, ulong offset)
+    public void ReadExact(ulong offset, Span<byte> destination)
     {
-        var done = Read(destination, offset);
+        var done = Read(offset, destination);
         if (done != destination.Length) ThrowPartial(destination.Length, done);
     }
 
@@ -56,9 +56,9 @@ public readonly unsafe partial struct VolatileSlice
     /// <exception cref="PartialBufferException">The slice ends before; what has room is written.</exception>
     /// <exception cref="GuestMemoryException">As <see cref="Write"/>.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public void WriteExact(ReadOnlySpan<byte> source, ulong offset)
+    public void WriteExact(ulong offset, ReadOnlySpan<byte> source)
     {
-        var done = Write(source, offset);
+        var done = Write(offset, source);
         if (done != source.Length) ThrowPartial(source.Length, done);
     }
 
@@ -81,7 +81,7 @@ public readonly unsafe partial struct VolatileSlice
     /// <summary>Writes a value and marks it (vm-memory's write_obj).</summary>
     /// <exception cref="GuestMemoryException">As <see cref="WriteExact"/>.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public void WriteObject<T>(T value, ulong offset)
+    public void WriteObject<T>(ulong offset, T value)
         where T : unmanaged
     {
         if (IsSingle<T>(offset))
@@ -103,12 +103,12 @@ public readonly unsafe partial struct VolatileSlice
         where T : unmanaged, IBinaryInteger<T> => GetAtomicRef<T>(offset).Load(ordering);
 
     /// <summary>Stores an integer atomically, then marks it.</summary>
-    /// <param name="value">The integer.</param>
     /// <param name="offset">Where; the address must be a multiple of the size.</param>
+    /// <param name="value">The integer.</param>
     /// <param name="ordering">Relaxed, Release or SeqCst.</param>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
     /// <exception cref="GuestMemoryException">PageNotAccessible; RegionDisposed.</exception>
-    public void Store<T>(T value, ulong offset, AtomicOrdering ordering)
+    public void Store<T>(ulong offset, T value, AtomicOrdering ordering)
         where T : unmanaged, IBinaryInteger<T>
     {
         GetAtomicRef<T>(offset).Store(value, ordering);
@@ -121,13 +121,13 @@ public readonly unsafe partial struct VolatileSlice
         where T : unmanaged
     {
         Unsafe.SkipInit(out T result);
-        new VolatileSlice(memory, address, size, 0).ReadExact(new Span<byte>(&result, sizeof(T)), offset);
+        new VolatileSlice(memory, address, size, 0).ReadExact(offset, new Span<byte>(&result, sizeof(T)));
         return result;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static void WriteObjectSlowly<T>(VolatileMemory memory, byte* address, ulong size, ulong origin, T value, ulong offset)
-        where T : unmanaged => new VolatileSlice(memory, address, size, origin).WriteExact(new ReadOnlySpan<byte>(&value, sizeof(T)), offset);
+        where T : unmanaged => new VolatileSlice(memory, address, size, origin).WriteExact(offset, new ReadOnlySpan<byte>(&value, sizeof(T)));
 
     /// <summary>Whether a value at an offset is there to be accessed at once: of a size that processors know, inside, and direct.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -68,8 +68,8 @@ public readonly unsafe partial struct VolatileSlice
                 if (!TryCopyDirect(destination, at, piece))
                 {
                     buffer ??= ArrayPool<byte>.Shared.Rent((int)piece);
-                    ReadExact(buffer.AsSpan(0, (int)piece), at);
-                    destination.WriteExact(buffer.AsSpan(0, (int)piece), at);
+                    ReadExact(at, buffer.AsSpan(0, (int)piece));
+                    destination.WriteExact(at, buffer.AsSpan(0, (int)piece));
                 }
 
                 done += piece;

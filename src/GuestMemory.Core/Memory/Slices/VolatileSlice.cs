@@ -164,6 +164,9 @@ public readonly unsafe partial struct VolatileSlice
     /// <summary>The memory as a span, or an empty one: guarded memory, more than 2 GiB, or removed.</summary>
     internal SpanLease<byte> AsSpan() => _memory is not null && Size <= int.MaxValue ? SpanLease<byte>.TryBegin(_memory, _address, (int)Size) : default;
 
+    /// <summary>The range and the state of the memory, for debuggers and messages: "0x10 bytes at offset 0x1000, guarded".</summary>
+    public override string ToString() => _memory is null ? "nothing" : $"0x{Size:x} bytes at offset 0x{_memory.OffsetOf(_address):x}{VolatileMemory.StateText(_memory.State)}";
+
     internal static int AlignmentOf<T>()
         where T : unmanaged => sizeof(AlignmentProbe<T>) - sizeof(T);
 

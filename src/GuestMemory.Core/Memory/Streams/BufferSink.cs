@@ -13,7 +13,7 @@ public sealed class BufferSink(IBufferWriter<byte> writer) : IWriteVolatile
     public ulong WriteVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = slice.Read(writer.GetSpan((int)Math.Min(slice.Size, Piece)), 0);
+        var count = slice.Read(0, writer.GetSpan((int)Math.Min(slice.Size, Piece)));
         writer.Advance(count);
         return (ulong)count;
     }

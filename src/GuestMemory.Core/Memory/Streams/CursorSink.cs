@@ -11,7 +11,7 @@ public sealed class CursorSink(Memory<byte> buffer) : IWriteVolatile
     public ulong WriteVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = (ulong)slice.Read(buffer.Span[(int)Math.Min(Position, (ulong)buffer.Length)..], 0);
+        var count = (ulong)slice.Read(0, buffer.Span[(int)Math.Min(Position, (ulong)buffer.Length)..]);
         Position += count;
         return count;
     }

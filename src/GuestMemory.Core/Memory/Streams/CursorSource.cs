@@ -11,7 +11,7 @@ public sealed class CursorSource(ReadOnlyMemory<byte> bytes) : IReadVolatile
     public ulong ReadVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = (ulong)slice.Write(Remaining, 0);
+        var count = (ulong)slice.Write(0, Remaining);
         Position += count;
         return count;
     }

@@ -64,7 +64,7 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
                 throw Failure("read", count, "Reading into guest memory");
             }
 
-            slice.WriteExact(buffer.AsSpan(0, (int)count), 0);
+            slice.WriteExact(0, buffer.AsSpan(0, (int)count));
             return (ulong)count;
         }
         finally
@@ -78,7 +78,7 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
         var buffer = ArrayPool<byte>.Shared.Rent((int)Math.Min(Piece, slice.Size));
         try
         {
-            var length = slice.Read(buffer, 0);
+            var length = slice.Read(0, buffer);
             nint count;
             fixed (byte* local = buffer) count = Descriptor.TryWrite(descriptor, local, (nuint)length);
             return count >= 0 ? (ulong)count : throw Failure("write", count, "Writing guest memory out");

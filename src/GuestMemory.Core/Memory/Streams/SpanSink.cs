@@ -11,7 +11,7 @@ public ref struct SpanSink(Span<byte> buffer) : IWriteVolatile
     public ulong WriteVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = slice.Read(Remaining, 0);
+        var count = slice.Read(0, Remaining);
         Remaining = Remaining[count..];
         return (ulong)count;
     }

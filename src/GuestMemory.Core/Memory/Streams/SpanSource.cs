@@ -11,7 +11,7 @@ public ref struct SpanSource(ReadOnlySpan<byte> bytes) : IReadVolatile
     public ulong ReadVolatile(VolatileSlice slice)
     {
         if (slice.IsEmpty) return 0;
-        var count = slice.Write(Remaining, 0);
+        var count = slice.Write(0, Remaining);
         Remaining = Remaining[count..];
         return (ulong)count;
     }

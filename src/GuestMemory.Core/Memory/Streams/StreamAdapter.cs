@@ -15,7 +15,7 @@ public sealed class StreamAdapter(Stream stream) : IReadVolatile, IWriteVolatile
         try
         {
             var count = stream.Read(buffer, 0, (int)Math.Min((ulong)buffer.Length, slice.Size));
-            slice.WriteExact(buffer.AsSpan(0, count), 0);
+            slice.WriteExact(0, buffer.AsSpan(0, count));
             return (ulong)count;
         }
         finally
@@ -38,7 +38,7 @@ public sealed class StreamAdapter(Stream stream) : IReadVolatile, IWriteVolatile
         var buffer = ArrayPool<byte>.Shared.Rent((int)Math.Min(Piece, slice.Size));
         try
         {
-            var count = slice.Read(buffer, 0);
+            var count = slice.Read(0, buffer);
             stream.Write(buffer, 0, count);
             return (ulong)count;
         }

@@ -35,10 +35,10 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
     /// <summary>Maps shared memory into the guest, read-only, with parts of files over parts of it.</summary>
     /// <returns>The slot.</returns>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
-    public uint MmapAndRegisterMemory(ulong address, SharedMemory sharedMemory, IReadOnlyList<VmMemoryFileMapping> mappings)
+    public uint MmapAndRegisterMemory(GuestAddress address, SharedMemory sharedMemory, IReadOnlyList<VmMemoryFileMapping> mappings)
     {
         ArgumentNullException.ThrowIfNull(mappings);
-        return Registered(new VmMemoryRequest.MmapAndRegisterMemory(sharedMemory, new VmMemoryDestination.GuestPhysicalAddress(address), (ulong)mappings.Count) { FileMappings = mappings }).Slot;
+        return Registered(new VmMemoryRequest.MmapAndRegisterMemory(sharedMemory, new VmMemoryDestination.GuestPhysicalAddress(address.Value), (ulong)mappings.Count) { FileMappings = mappings }).Slot;
     }
 
     /// <summary>Frees guest memory on the host.</summary>
@@ -55,13 +55,13 @@ public sealed class VmMemoryClient(Tube tube) : IDisposable
 
     /// <summary>Makes stores to a guest physical address signal an eventfd.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
-    public void RegisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
-        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: true)));
+    public void RegisterIoEvent(SafeHandle eventFd, GuestAddress address, Datamatch datamatch) =>
+        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address.Value, datamatch, Register: true)));
 
     /// <summary>Removes such a registration.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
-    public void UnregisterIoEvent(SafeHandle eventFd, ulong address, Datamatch datamatch) =>
-        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address, datamatch, Register: false)));
+    public void UnregisterIoEvent(SafeHandle eventFd, GuestAddress address, Datamatch datamatch) =>
+        Do(new VmMemoryRequest.IoEventRaw(new IoEventUpdateRequest(eventFd, address.Value, datamatch, Register: false)));
 
     /// <summary>Reports that the balloon has its target size.</summary>
     /// <exception cref="GuestMemoryException">RequestFailed, UnexpectedResponse, Disconnected.</exception>
