@@ -50,8 +50,11 @@ internal sealed unsafe partial class UffdVm
         for (var at = start; at < end;)
         {
             var error = Fill(region, at, end - at, mode, scratch, out var done, out var zero, out var ofSource);
+            var from = at;
             at += done;
             if (!zero) copied += done;
+            if (at == end) CountAnswer(copied, present);
+            Came(region.PageOf(from), done / HostPage.Size);
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
             // Where this process has no memory to make a page in, the source is not to blame.
             switch (ofSource && error != Errno.ENOMEM ? Errno.EIO : error)
@@ -71,12 +74,14 @@ internal sealed unsafe partial class UffdVm
                     // Somebody was faster; who waits may have gone to sleep all the same.
                     step = HostPage.Size;
                     _ = Userfaultfd.TryWake(_uffd, at, step);
-                    _state.Filled.Set(region.PageOf(at));
                     present = true;
+                    if (at + step == end) CountAnswer(copied, present);
+                    _state.Filled.Set(region.PageOf(at));
                     at += step;
                     break;
                 case Errno.EINVAL when step != region.PageSize:
                     // The page that was there is a huge one and fills the whole step.
+                    CountAnswer(copied, present);
                     _state.Filled.Set(region.PageOf(start), region.PageSize / HostPage.Size);
                     _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
                     at = end;
@@ -96,11 +101,17 @@ internal sealed unsafe partial class UffdVm
             }
         }
 
+        return true;
+    }
+
+    /// <summary>Counts a fault whose page is complete, before the page is noted as present: figures without a missing page have every fault.</summary>
+    private void CountAnswer(ulong copied, bool present)
+    {
+        if (UffdDebug.IsArmed) UffdDebug.BeforeCount();
         _counters->FaultBytes += (long)copied;
         if (copied > 0) _counters->Copied++;
         else if (present) _counters->Present++;
         else _counters->Zero++;
-        return true;
     }
 
     /// <summary>
@@ -185,7 +196,7 @@ internal sealed unsafe partial class UffdVm
 
     /// <summary>
     /// Fills missing pages from an address on with one ioctl: as many as are alike and lie together, at most <paramref name="length"/>
-    /// bytes. Of a large page it is all or, where small ones were there before, the rest.
+    /// bytes. Of a large page it is all or, where small ones were there before, the rest. The caller counts what came, and notes it (<see cref="Came"/>).
     /// </summary>
     /// <param name="region">Where they lie.</param>
     /// <param name="at">The first address.</param>
@@ -205,13 +216,13 @@ internal sealed unsafe partial class UffdVm
         error = zero ? Zero(at, run.Length, mode, scratch, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
         if (error == 0) done = run.Length;
         else if (copied > 0) done = (ulong)copied;
-        // Before any further event is read.
-        if (done > 0) Came(region.PageOf(at), done / HostPage.Size);
         return error;
     }
 
+    /// <summary>Notes pages that came, once they are counted and before any further event is read.</summary>
     private void Came(ulong page, ulong count)
     {
+        if (count == 0) return;
         _state.Filled.Set(page, count);
         if (_protection != 0) _state.Removing.Reset(page, count);
     }

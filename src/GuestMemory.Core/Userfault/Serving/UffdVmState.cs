@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -95,8 +96,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     }
 
     /// <summary>
-    /// Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them. None where
-    /// what another process wrote there are no pages of the VM.
+    /// Pages that are about to become writable, until <see cref="EndOpening"/>; see <see cref="TryAwaitOpened"/>. None where what another
+    /// process wrote there are no pages of the VM.
     /// </summary>
     public (ulong First, ulong Count) Opening
     {
@@ -111,13 +112,31 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Marks pages that are about to become writable.</summary>
     public void BeginOpening(ulong first, ulong count)
     {
-        // Before the marks are looked at: either whoever takes them sees this, or the marks are made anew.
+        // Before the marks are looked at: either the process that takes them sees this, or the marks are made anew.
         Volatile.Write(ref _sync->Opening, first << OpeningBits | count);
         Interlocked.MemoryBarrier();
         Written.Set(first, count);
     }
 
     public void EndOpening() => Volatile.Write(ref _sync->Opening, 0);
+
+    /// <summary>
+    /// For any process: when it returns true, the pages that were being opened are writable. False after a millisecond: the process that
+    /// opens them has no processor now, or has died.
+    /// </summary>
+    public bool TryAwaitOpened()
+    {
+        var opening = Opening;
+        var started = Stopwatch.GetTimestamp();
+        var wait = default(SpinWait);
+        while (opening.Count != 0 && Opening == opening)
+        {
+            if (Stopwatch.GetTimestamp() - started > EventReads.Patience) return false;
+            wait.SpinOnce(sleep1Threshold: -1);
+        }
+
+        return true;
+    }
 
     /// <summary>Puts what the kernel has found among the marks that were taken.</summary>
     public void KeepFound(IEnumerable<UffdVmRegion> regions)
@@ -138,7 +157,12 @@ internal sealed unsafe class UffdVmState : IDisposable
     public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
 
     /// <summary>What was done for the VM, up to now.</summary>
-    public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error) with { MissingPageCount = (long)Filled.PageCount - Filled.CountWith(Removed) };
+    public UffdFigures Figures(int processId, string? error)
+    {
+        // In this order: a page is noted as present after its fault is counted.
+        var missing = (long)Filled.PageCount - Filled.CountWith(Removed);
+        return UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error) with { MissingPageCount = missing };
+    }
 
     /// <summary>The bytes of a state: 12 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (5 * PageBits.SizeOf(pageCount)), HostPage.Size);
