@@ -131,7 +131,7 @@ function Get-OtherUserShell([string] $Folder) {
     chmod 1777 $homeFolder
     $program, $library = @(Get-PowerShellCommand)
     $user = Get-OtherUserCommand ($library ? $program : '/usr/bin/env')
-    & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll"
+    & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll" -a -x $program
     if ($LASTEXITCODE) {
         Copy-Item -Recurse $PSHOME "$Folder/pwsh"
         # A package may give the right to execute to its owner alone.
