@@ -91,12 +91,13 @@ public sealed class UffdRegistration : IRegionHolder
     void IRegionHolder.Release(MmapRegion region)
     {
         // Closing a userfaultfd while a thread waits on it would let that thread read zeros. Without access rights it gets an
-        // error instead; so those go first, then whoever waits is woken.
+        // error instead; so those go first, then waiting threads are woken.
         using (var lease = region.Lease())
         {
             _ = Mman.TryProtect(lease.Address, lease.Length, Mman.PROT_NONE);
             using var uffd = new DescriptorLease(_uffd);
-            _ = Userfaultfd.TryWake(uffd.Number, (ulong)lease.Address, lease.Length);
+            // It also wakes; and a handler that has a duplicate and sees the connection end finds nothing left to serve.
+            _ = Userfaultfd.TryUnregister(uffd.Number, (ulong)lease.Address, lease.Length);
         }
 
         if (Interlocked.Decrement(ref _remaining) > 0) return;

@@ -7,11 +7,10 @@ internal sealed partial class UffdServer
 {
     private bool Accept(UffdEntrance entrance)
     {
-        while (entrance.TryAccept(_connections.Count, out var socket, out var peer))
+        while (entrance.TryAccept(_connections.Count, out var connection))
         {
-            var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
             lock (_lock) _connections.Add(connection);
-            _epoll.Add(socket, connection);
+            connection.Watch(_epoll, connection);
         }
 
         // What is due has changed in any case.
@@ -21,12 +20,6 @@ internal sealed partial class UffdServer
     /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>
     private bool Receive(UffdConnection connection)
     {
-        if (connection.IsAdopted)
-        {
-            connection.IsEnded = true;
-            return true;
-        }
-
         try
         {
             var changed = false;
@@ -34,7 +27,7 @@ internal sealed partial class UffdServer
             while (connection.TryReceive(out var handover))
             {
                 var vm = Create(handover);
-                lock (_lock) connection.Vms.Add(vm);
+                lock (_lock) connection.Add(vm);
                 Begin(vm);
                 changed = true;
             }
@@ -44,7 +37,7 @@ internal sealed partial class UffdServer
         catch (GuestMemoryException exception)
         {
             _error = $"Process {connection.Peer.pid} of user {connection.Peer.uid}: {exception.Message}";
-            connection.IsEnded = true;
+            connection.Refuse();
             return true;
         }
     }
@@ -78,7 +71,7 @@ internal sealed partial class UffdServer
         while (_adopted.TryDequeue(out var connection))
         {
             lock (_lock) _connections.Add(connection);
-            _epoll.AddEnd(connection.Socket, connection);
+            connection.Watch(_epoll, connection);
             foreach (var vm in connection.Vms)
             {
                 vm.RecordWhatCame();
@@ -86,8 +79,6 @@ internal sealed partial class UffdServer
             }
         }
     }
-
-    private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
 
     private void Close(UffdConnection connection)
     {
@@ -103,7 +94,7 @@ internal sealed partial class UffdServer
         }
 
         if (_policy.Recorder?.TrySave() is { } error) _error = error;
-        _epoll.Remove(connection.Socket);
+        connection.Unwatch();
         _connections.Remove(connection);
         connection.Dispose();
     }

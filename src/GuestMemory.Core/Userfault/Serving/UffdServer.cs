@@ -12,7 +12,6 @@ internal sealed partial class UffdServer : IDisposable
     private const int DeferredPause = 10;
     private const int LastRounds = 16;
 
-    private readonly TimeSpan _handoverTimeout;
     private readonly UffdEntrance? _entrance;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
@@ -35,11 +34,10 @@ internal sealed partial class UffdServer : IDisposable
     /// </summary>
     public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
-        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.AcceptTimeout, error => _error = error);
+        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
         _source = source;
         _policy = policy;
         if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
-        _handoverTimeout = options.HandoverTimeout;
     }
 
     /// <summary>Called on the serving thread with what went wrong with a VM that goes on.</summary>
@@ -154,9 +152,9 @@ internal sealed partial class UffdServer : IDisposable
     }
 
     /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread.</summary>
-    public void Adopt(SafeDescriptor socket, UCred peer, UffdVm vm)
+    public void Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, IReadOnlyList<GuestRegionUffdMapping> mappings)
     {
-        _adopted.Enqueue(new UffdConnection(socket, peer, ProcessOf(socket, peer), vm));
+        _adopted.Enqueue(new UffdConnection(socket, process, peer, vm, new UffdHandover(mappings, vm.Descriptor)));
         Wake();
     }
 
@@ -212,23 +210,8 @@ internal sealed partial class UffdServer : IDisposable
         vm.Serve(_scratch);
         if (vm.TakeError() is { } error) Failed?.Invoke(vm, error);
         _timed |= vm.HasDeferred;
-        return vm.IsGone || vm.Verdict is not null;
-    }
-
-    /// <summary>Does what was ordered for a VM whose pages cannot be had.</summary>
-    private void Carry(UffdVm vm, UffdConnection connection)
-    {
-        switch (vm.Verdict)
-        {
-            case UffdOnError.Kill:
-                var failure = connection.Kill();
-                if (failure is not null) Failed?.Invoke(vm, failure);
-                _error = failure ?? vm.Error;
-                connection.IsEnded = true;
-                break;
-            case UffdOnError.Stop:
-                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, vm.Error!);
-        }
+        if (vm.MustStop) throw new GuestMemoryException(GuestMemoryError.HandlerFailed, vm.Error!);
+        return vm.IsGone;
     }
 
     /// <summary>Does what is due: deferred faults, hand-overs that took too long, connections that had to wait.</summary>
@@ -259,7 +242,6 @@ internal sealed partial class UffdServer : IDisposable
             for (var i = _connections.Count - 1; i >= 0; i--)
             {
                 var connection = _connections[i];
-                foreach (var vm in connection.Vms) Carry(vm, connection);
                 if (connection.IsEnded || connection.Vms.Exists(static vm => vm.IsGone)) Close(connection);
             }
         }

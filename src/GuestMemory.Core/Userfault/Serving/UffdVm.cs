@@ -72,8 +72,11 @@ internal sealed unsafe partial class UffdVm : IDisposable
         return error;
     }
 
-    /// <summary>What is to be done beyond this VM's memory, where a page cannot be had.</summary>
-    public UffdOnError? Verdict { get; private set; }
+    /// <summary>Kills the VMM; says why not where it cannot.</summary>
+    public Func<string?>? Kill { get; set; }
+
+    /// <summary>Whether the handler must stop, since a page cannot be had.</summary>
+    public bool MustStop { get; private set; }
 
     /// <summary>The VMM's memory is gone: nothing is left to serve.</summary>
     public bool IsGone => _gone;
