@@ -35,6 +35,9 @@ internal static unsafe partial class Sandbox
     /// <summary>The same for UFFDIO_POISON, as before Linux 6.6.</summary>
     public static void WithoutPoison(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u /* ioctl */, 24 /* the second argument */, Userfaultfd.UFFDIO_POISON, Errno.EINVAL));
 
+    /// <summary>The same for SIOCUNIXFILE, as without CAP_NET_ADMIN.</summary>
+    public static void WithoutSocketFiles(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u, 24, UnixSocket.SIOCUNIXFILE, Errno.EPERM));
+
     /// <summary>The same where no process may be signalled by its descriptor, as one of another user may not.</summary>
     public static void WithoutSignals(Action action) => Run(action, [Load(0), JumpIf(Pidfd.SYS_pidfd_send_signal, 0, 1), Fail(Errno.EPERM), Allow]);
 
