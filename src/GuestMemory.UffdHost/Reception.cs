@@ -116,10 +116,12 @@ internal sealed class Reception : IWatched, IDisposable
         {
             UffdMappingList.Validate(handover.Mappings, _imageLength());
             vm = KeptVm.Create(_vms.NextId(), connection.Connection, handover);
+            // It is filled by its userfaultfd like any other.
+            handover.Memory?.Dispose();
         }
         catch
         {
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             throw;
         }
 

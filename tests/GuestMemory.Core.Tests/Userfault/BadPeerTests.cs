@@ -27,9 +27,9 @@ public sealed class BadPeerTests : IDisposable
     private static (string Error, string Text, int Descriptors)[] Messages =>
     [
         ("without a descriptor", Good, 0),
-        ("exactly one", Good, 2),
-        ("exactly one", Good, 16),
-        ("exactly one", Good, 200),
+        ("at most a memfd", Good, 2),
+        ("at most a memfd", Good, 16),
+        ("at most a memfd", Good, 200),
         ("JSON", "[{]", 1),
         ("JSON", "hello", 1),
         ("empty", "[]]", 1),

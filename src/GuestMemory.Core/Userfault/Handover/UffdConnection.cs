@@ -159,7 +159,7 @@ internal sealed class UffdConnection : IDisposable
     {
         if (TryProbe(handover, handover.Mappings.Count > 0 ? handover.Mappings[0].BaseHostVirtAddr : 0) == Errno.ESRCH)
         {
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             throw new GuestMemoryException(GuestMemoryError.PeerClosed, "The VMM ended during the hand-over.");
         }
 

@@ -49,12 +49,15 @@ internal sealed partial class UffdServer
         {
             UffdMappingList.Validate(handover.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
-            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+            var vm = new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+            // It is filled by its userfaultfd like any other.
+            handover.Memory?.Dispose();
+            return vm;
         }
         catch
         {
             state?.Dispose();
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             throw;
         }
     }

@@ -36,6 +36,13 @@ internal sealed unsafe partial class UffdVm
         _state.IsTracked = true;
     }
 
+    /// <summary>
+    /// Whether the VMM has the kernel note what the VM writes (WP_ASYNC, as e2b's fork of Firecracker does). Pages come write-protected
+    /// then, since the kernel takes every other page for a written one. With synchronous protection the VMM protects pages itself.
+    /// </summary>
+    private bool IsTrackedByVmm() => (Userfaultfd.FeaturesOf(_uffd) & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0
+        && Array.TrueForAll(_byPage, region => Userfaultfd.TryProbeRange(_uffd, region.Base, region.PageSize, Userfaultfd.UFFDIO_COPY_MODE_WP) != Errno.EINVAL);
+
     /// <summary>How a page comes that is touched: who wants to write need not fault twice.</summary>
     private ulong ModeFor(UffdVmRegion region, ulong start, ulong flags)
     {

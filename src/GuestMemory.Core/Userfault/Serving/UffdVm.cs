@@ -49,6 +49,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _byPage = UffdVmRegion.Of(mappings);
         _regions = [.. _byPage.OrderBy(static region => region.Base)];
         if (policy.TrackDirty) Protect();
+        else if (IsTrackedByVmm()) _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         _replaying = policy.Replay is not null && _counters->FillDone == 0;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
