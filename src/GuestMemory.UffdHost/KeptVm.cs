@@ -24,7 +24,7 @@ internal sealed class KeptVm : IDisposable
         List = list;
         State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile);
         State.Lock();
-        Writes = new WriteTracker(State, UffdVmRegion.Of(list.Mappings), userfaultfd, list.ProcessId);
+        Writes = new WriteTracker(State, list.Mappings, userfaultfd, list.ProcessId);
     }
 
     public int Id { get; }

@@ -18,6 +18,7 @@ internal sealed unsafe partial class UffdVm
     {
         if (Find(fault.Address) is not { } region)
         {
+            if (HasMovedFrom(fault.Address)) return true;
             Fail($"The address 0x{fault.Address:x} of a page fault is not in any of the VM's {_regions.Length} mappings.");
             _ = Userfaultfd.TryPoison(_uffd, fault.Address & ~(HostPage.Size - 1), HostPage.Size);
             _counters->Poisoned++;
@@ -59,7 +60,8 @@ internal sealed unsafe partial class UffdVm
                 case Errno.EAGAIN:
                     // A removal waits to be read, or whoever removed has not run since: read it, give way, look again.
                     ReadEvents(scratch);
-                    if (_gone) return true;
+                    // Where it was moved its threads were woken.
+                    if (_gone || Find(at) != region) return true;
                     if (--patience == 0) return false;
                     Thread.Yield();
                     break;

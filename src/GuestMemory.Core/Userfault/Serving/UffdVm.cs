@@ -15,8 +15,9 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly SafeDescriptor _descriptor;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
-    private readonly UffdVmRegion[] _regions;
-    private readonly UffdVmRegion[] _byPage;
+    private volatile UffdVmRegion[] _regions = [];
+    private volatile UffdVmRegion[] _byPage = [];
+    private readonly IReadOnlyList<GuestRegionUffdMapping> _mappings;
     private readonly UffdVmState _state;
     private readonly UffdMsg* _message;
     private readonly UffdCounters* _counters;
@@ -46,8 +47,8 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _gate = new FillGate(state.Reads);
         _message = state.Messages;
         _counters = state.Counters;
-        _byPage = UffdVmRegion.Of(mappings);
-        _regions = [.. _byPage.OrderBy(static region => region.Base)];
+        _mappings = mappings;
+        SetRegions(UffdVmRegion.Of(mappings, state.Moves));
         if (policy.TrackDirty) Protect();
         else if (IsTrackedByVmm()) _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         _replaying = policy.Replay is not null && _counters->FillDone == 0;
@@ -88,6 +89,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     public void Dispose()
     {
         _descriptor.Dispose();
+        foreach (var child in _children) child.Dispose();
         _state.Dispose();
     }
 
@@ -99,7 +101,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
     {
         for (var i = 0; i < UffdVmState.Batch; i++)
         {
-            if (_message[i].@event == Userfaultfd.UFFD_EVENT_REMOVE) MarkRemoved(_message[i].remove_start, _message[i].remove_end);
+            var message = _message[i];
+            if (message.@event is Userfaultfd.UFFD_EVENT_REMOVE or Userfaultfd.UFFD_EVENT_UNMAP) MarkRemoved(message.remove_start, message.remove_end);
+            else if (message.@event == Userfaultfd.UFFD_EVENT_REMAP) Move(message.remap_from, message.remap_to, message.remap_len);
+            _message[i].@event = 0;
         }
 
         RecoverMarks();
@@ -211,16 +216,26 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 _counters->Removes++;
                 break;
             case Userfaultfd.UFFD_EVENT_UNMAP:
-                // No fault can come from there any more.
+                // What is mapped there later is not the image's.
+                MarkRemoved(message.remove_start, message.remove_end);
+                break;
+            case Userfaultfd.UFFD_EVENT_REMAP:
+                Move(message.remap_from, message.remap_to, message.remap_len);
                 break;
             case Userfaultfd.UFFD_EVENT_FORK:
-                new SafeDescriptor((int)message.fork_ufd).Dispose();
-                Fail("The VMM forked; its child's memory is not served.");
+                RefuseChild((int)message.fork_ufd);
                 break;
             default:
                 Fail($"The userfaultfd sent event 0x{message.@event:x} (flags 0x{message.pagefault_flags:x}), which this handler cannot answer: the VMM registered its memory for more than missing pages.");
                 break;
         }
+    }
+
+    private void SetRegions(UffdVmRegion[] regions)
+    {
+        _byPage = regions;
+        _regions = [.. regions.Where(static region => !region.IsLost).OrderBy(static region => region.Base)];
+        _last = 0;
     }
 
     private void MarkRemoved(ulong start, ulong end)
@@ -237,13 +252,15 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     private UffdVmRegion? Find(ulong address)
     {
-        var last = _regions[_last];
+        var regions = _regions;
+        if (regions.Length == 0) return null;
+        var last = regions[_last];
         if (address - last.Base < last.Size) return last;
-        int low = 0, high = _regions.Length - 1;
+        int low = 0, high = regions.Length - 1;
         while (low <= high)
         {
             var middle = (low + high) >> 1;
-            var region = _regions[middle];
+            var region = regions[middle];
             if (address < region.Base) high = middle - 1;
             else if (address >= region.End) low = middle + 1;
             else
