@@ -94,9 +94,17 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         _folder.WriteImage("image", Pages);
         using var handler = Start(process: false);
         using var vmm = Process.Start(new ProcessStartInfo(Client(), [handler.SocketPath, "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
-        Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
-        Assert.Equal((1, Pages), (handler.ConnectionCount, (int)handler.FaultCount));
-        vmm.Kill();
+        try
+        {
+            Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
+            Host.Until(() => handler.FaultCount == Pages);
+            Assert.Equal(1, handler.ConnectionCount);
+        }
+        finally
+        {
+            vmm.Kill();
+        }
+
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.Null(handler.Error);
     }

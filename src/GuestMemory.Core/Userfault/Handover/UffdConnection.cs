@@ -5,9 +5,9 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// One VMM's connection to a handler, and the VMs it handed over. A VM ends with the VMM's process, which a pidfd tells. The end of
-/// the stream is the end only before a hand-over: Firecracker before its PR #5122 closes its socket right after it. Where the stream
-/// of a VMM that lives on ends, the kernel is asked whether the memory is still registered; a VMM of this library gives it back first.
+/// One VMM's connection to a handler. A VM ends with the VMM's process, which a pidfd tells. The end of the stream is the end only
+/// before a hand-over: Firecracker before its PR #5122 closes its socket right after it. Where the stream of a VMM that lives on ends,
+/// the kernel is asked whether the memory is still registered; a VMM of this library gives it back first. For one thread.
 /// </summary>
 internal sealed class UffdConnection : IDisposable
 {
@@ -36,12 +36,8 @@ internal sealed class UffdConnection : IDisposable
     }
 
     /// <summary>The connection of a VM that another process received, which receives the further hand-overs too.</summary>
-    public UffdConnection(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, UffdHandover known)
-        : this(socket, process, peer, TimeSpan.Zero, known)
-    {
-        Add(vm);
-        _stream = StreamState.Watched;
-    }
+    public static UffdConnection Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdHandover known) =>
+        new(socket, process, peer, TimeSpan.Zero, known) { _stream = StreamState.Watched, IsAdopted = true };
 
     private enum StreamState
     {
@@ -60,22 +56,16 @@ internal sealed class UffdConnection : IDisposable
 
     public UCred Peer { get; }
 
-    public List<UffdVm> Vms { get; } = [];
-
     public bool IsEnded { get; set; }
+
+    /// <summary>Whether another process has it too, and receives from it.</summary>
+    public bool IsAdopted { get; private init; }
 
     public bool IsOverdue => _deadline != 0 && Stopwatch.GetTimestamp() >= _deadline;
 
     /// <summary>How long the hand-over may still take, rounded up; null where none is awaited.</summary>
     public int? MillisecondsLeft => _deadline == 0 ? null
         : (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds));
-
-    /// <summary>Adds a VM that was handed over.</summary>
-    public void Add(UffdVm vm)
-    {
-        vm.Kill = Kill;
-        Vms.Add(vm);
-    }
 
     /// <summary>Has a loop tell the owner when there is something to receive, or the process has ended.</summary>
     public void Watch(Epoll epoll, object owner)
@@ -142,13 +132,12 @@ internal sealed class UffdConnection : IDisposable
         _epoll?.AddEnd(Socket, _owner!);
     }
 
-    /// <summary>Kills the VMM; says why not where it cannot.</summary>
+    /// <summary>Kills the VMM; says why not where it cannot. For any thread.</summary>
     public string? Kill() => Pidfd.TryKill(Process) is var error and not (0 or Errno.ESRCH)
         ? $"Process {Peer.pid} of user {Peer.uid} could not be killed ({Errno.Name(error)}): the handler must run as that user, or as root." : null;
 
     public void Dispose()
     {
-        foreach (var vm in Vms) vm.Dispose();
         _receiver.Dispose();
         Socket.Dispose();
         Process.Dispose();

@@ -73,8 +73,9 @@ internal sealed unsafe partial class UffdVm
     private bool IsOrderedToStop(string what)
     {
         if (_policy.OnError == UffdOnError.Kill && TryKill(ref what, "as OnError says")) return true;
-        MustStop |= _policy.OnError == UffdOnError.Stop;
-        Fail(MustStop ? $"{what} The handler stops, as OnError says." : what);
-        return MustStop;
+        var stops = _policy.OnError == UffdOnError.Stop;
+        Fail(stops ? $"{what} The handler stops, as OnError says." : what);
+        if (stops) Verdict = UffdOnError.Stop;
+        return stops;
     }
 }

@@ -76,6 +76,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
         using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+        _processes.Add(vmm.Id);
         Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
         Assert.True(manager.Hear(_ => manager.Kept.Count == 6));
         for (var round = 0; round < 2; round++)
