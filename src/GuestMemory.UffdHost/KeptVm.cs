@@ -102,10 +102,9 @@ internal sealed class KeptVm : IDisposable
     /// <summary>What it wrote or gave back.</summary>
     public WriteTracker Writes { get; }
 
-    /// <summary>Lets go of everything but the connection and the process.</summary>
+    /// <summary>Closes everything but the connection, the process, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
     public void Dispose()
     {
-        State.Dispose();
         Userfaultfd.Dispose();
         StateFile.Dispose();
         ListFile.Dispose();
