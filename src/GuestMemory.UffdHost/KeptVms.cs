@@ -81,9 +81,9 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
             var parts = group.GroupBy(item => Parse(item.Name)!.Value.Kind, StringComparer.Ordinal).ToDictionary(kind => kind.Key, kind => kind.First(), StringComparer.Ordinal);
             try
             {
-                if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
+                if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
-                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
+                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
             catch (GuestMemoryException exception)
@@ -142,13 +142,13 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     IEnumerator IEnumerable.GetEnumerator() => GetEnumerator();
 
     private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm) =>
-        [("socket", vm.Socket), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
+        [("socket", vm.Socket), ("process", vm.Process), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
 
     internal static string Name(int id, string kind) => $"vm-{id}-{kind}";
 
     /// <summary>Which part of which VM has a name, exactly as it is given here; null for any other name.</summary>
     internal static (int Id, string Kind)? Parse(string name) =>
-        name.Split('-') is ["vm", var number, ("socket" or "uffd" or "state" or "list") and var kind]
+        name.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list") and var kind]
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
         && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
 
