@@ -11,7 +11,7 @@ internal sealed unsafe partial class UffdVm
     private const ulong SmallPiece = 32 << 10;
     private const ulong FaultPiece = 96 << 10;
     private const ulong LargePiece = 512 << 10;
-    private const ulong FullPiece = 2 << 20;
+    public const ulong FullPiece = 2 << 20;
 
     // What the handler's thread fills at once while it waits for the filler, and how far ahead of it.
     private const ulong HelpPiece = 16 << 10;
@@ -35,23 +35,58 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>Whether every page has come, was removed, or cannot be had without a fault.</summary>
-    public bool IsFilled => _counters->FillDone != 0;
+    public bool IsFilled => _counters->FillDone == UffdCounters.FillComplete;
+
+    /// <summary>The bytes out of the source that the last piece brought. For the filler.</summary>
+    public ulong Brought { get; private set; }
+
+    /// <summary>The bytes of its largest page.</summary>
+    public ulong LargestUnit
+    {
+        get
+        {
+            ulong largest = 0;
+            foreach (var region in _byPage) largest = Math.Max(largest, region.Unit);
+            return largest;
+        }
+    }
 
     /// <summary>
     /// Fills the next missing pages. For one thread, which need not be the handler's. A page that cannot be had is left to its fault.
     /// </summary>
     /// <param name="background">Whether faults come first.</param>
+    /// <param name="most">How many bytes at most; of a page all come.</param>
+    /// <param name="room">How many bytes at most; of a page that is larger none come.</param>
     /// <param name="scratch">The calling thread's.</param>
-    public FillOutcome FillAhead(bool background, PageScratch scratch)
+    public FillOutcome FillAhead(bool background, ulong most, ulong room, PageScratch scratch)
     {
+        Brought = 0;
         if (_gone) return FillOutcome.Gone;
-        if (_replaying) return ReplayAhead(scratch);
-        var limit = background ? Pace() : FullPiece;
-        if (!_policy.FillsAll || NextMissing(_state.Filled.PageCount) is not { } region)
-        {
-            _counters->FillDone = 1;
-            return FillOutcome.Complete;
-        }
+        var limit = Math.Min(background ? Pace() : FullPiece, Math.Min(most, room));
+        var outcome = _replaying ? ReplayAhead(limit, room, scratch) : FillNext(limit, room, scratch);
+        if (outcome == FillOutcome.NoRoom) _counters->FillDone = UffdCounters.FillLimited;
+        else if (outcome == FillOutcome.Filled && _counters->FillDone == UffdCounters.FillLimited) _counters->FillDone = 0;
+        return outcome;
+    }
+
+    /// <summary>Leaves all that is missing to faults.</summary>
+    public FillOutcome GiveUpFilling()
+    {
+        _counters->FillErrors++;
+        _replaying = false;
+        return EndFilling();
+    }
+
+    private FillOutcome EndFilling()
+    {
+        _counters->FillDone = UffdCounters.FillComplete;
+        return FillOutcome.Complete;
+    }
+
+    private FillOutcome FillNext(ulong limit, ulong room, PageScratch scratch)
+    {
+        if (!_policy.FillsAll || NextMissing(_state.Filled.PageCount) is not { } region) return EndFilling();
+        if (region.Unit > room) return FillOutcome.NoRoom;
 
         var at = region.AddressOf(_cursor);
         var length = Math.Max(limit, region.Unit) & ~(region.Unit - 1);
@@ -63,15 +98,6 @@ internal sealed unsafe partial class UffdVm
         _cursor += done / HostPage.Size;
         if (outcome == FillOutcome.Filled && done == 0) _cursor += region.Unit / HostPage.Size;
         return outcome;
-    }
-
-    /// <summary>Leaves all that is missing to faults; nobody waits for a replay any more.</summary>
-    public FillOutcome GiveUpFilling()
-    {
-        _counters->FillErrors++;
-        _counters->FillDone = 1;
-        if (_replaying) EndReplay();
-        return FillOutcome.Complete;
     }
 
     /// <summary>Fills ahead while no events are read. What comes in nothing but was passed over counts as filled.</summary>
@@ -105,6 +131,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         CountAhead(done, zero);
+        if (!zero) Brought += done;
         if (error == 0 || done > 0) return FillOutcome.Filled;
         switch (error)
         {
@@ -140,7 +167,7 @@ internal sealed unsafe partial class UffdVm
     /// </summary>
     private bool FillWhileWaiting(PageScratch scratch)
     {
-        if (_replaying || IsFilled) return false;
+        if (_replaying || _counters->FillDone != 0 || _policy.FillRate != 0 || _policy.MemoryLimit != 0) return false;
         _ahead = _state.Filled.Next(Math.Max(_ahead, Volatile.Read(ref _cursor) + (HelpDistance / HostPage.Size)), _state.Filled.PageCount, set: false);
         if (_ahead >= _state.Filled.PageCount || _state.Removed.IsSet(_ahead)) return false;
         var region = RegionOf(_ahead);

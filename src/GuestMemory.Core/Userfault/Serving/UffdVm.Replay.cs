@@ -6,7 +6,6 @@ namespace GuestMemory.Core.Userfault;
 /// <content>Bringing a recorded working set in.</content>
 internal sealed unsafe partial class UffdVm
 {
-    private const ulong ReplayPiece = 512 << 10;
     private const int HoldMilliseconds = 2;
 
     private volatile bool _replaying;
@@ -36,7 +35,7 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>Fills the next piece of the set.</summary>
-    private FillOutcome ReplayAhead(PageScratch scratch)
+    private FillOutcome ReplayAhead(ulong limit, ulong room, PageScratch scratch)
     {
         var plan = _policy.Replay!;
         if (_replaySlice == plan.SliceEnds.Length) return EndReplay();
@@ -52,7 +51,8 @@ internal sealed unsafe partial class UffdVm
         var done = length;
         if (RegionOf(ref offset, ref length) is { } region)
         {
-            var outcome = ReplayPart(region, offset, Math.Min(length, ReplayPiece), scratch, out done);
+            if (region.Unit > room) return FillOutcome.NoRoom;
+            var outcome = ReplayPart(region, offset, Math.Min(length, limit), scratch, out done);
             if (outcome == FillOutcome.NoMemory) EndReplay();
             if (outcome != FillOutcome.Filled) return outcome;
             done += offset - (((ulong)run.First * HostPage.Size) + _replayDone);

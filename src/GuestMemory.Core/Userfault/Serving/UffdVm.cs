@@ -62,7 +62,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _byPage = UffdVmRegion.Of(mappings);
         _regions = [.. _byPage.OrderBy(static region => region.Base)];
         if (policy.TrackDirty) Protect();
-        _replaying = policy.Replay is not null && _counters->FillDone == 0;
+        _replaying = policy.Replay is not null && !IsFilled;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
 
