@@ -9,7 +9,7 @@ internal enum ChannelMessageType
 {
     /// <summary>To the worker: what to serve, and how.</summary>
     Start,
-    /// <summary>To the worker: a VM, with its connection, userfaultfd, state and mapping list.</summary>
+    /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
     /// <summary>To the worker: end.</summary>
     Stop,
@@ -21,8 +21,10 @@ internal enum ChannelMessageType
     Taken,
     /// <summary>From the worker: something went wrong with the VM, which goes on.</summary>
     Error,
-    /// <summary>From the worker: the VM has ended, or cannot be served.</summary>
+    /// <summary>From the worker: the VM has ended, or cannot be served. Its figures are final.</summary>
     Gone,
+    /// <summary>From the worker: it does not serve the VM any more, whether the VM has ended or not. Its figures are final.</summary>
+    Closed,
 }
 
 /// <summary>One message between supervisor and worker.</summary>

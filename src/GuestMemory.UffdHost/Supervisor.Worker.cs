@@ -82,7 +82,11 @@ internal sealed partial class Supervisor
                 }
 
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
+                _vms.Close(message.Vm);
                 OfferMore();
+                break;
+            case ChannelMessageType.Closed:
+                _vms.Close(message.Vm);
                 break;
         }
     }
@@ -104,7 +108,7 @@ internal sealed partial class Supervisor
 
     /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
     public static bool TryOffer(Channel channel, KeptVm vm) =>
-        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Userfaultfd, vm.StateFile, vm.ListFile);
+        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
     {
@@ -123,6 +127,7 @@ internal sealed partial class Supervisor
         if (worker.IsOlderThan(Steady)) _restless = 0;
         worker.Dispose();
         _worker = null;
+        _vms.CloseAll();
         if (_stopping || _failure is not null) return;
         if (!wasReady) _failedStarts++;
         Retry($"worker {worker.ProcessId} ended ({how})");

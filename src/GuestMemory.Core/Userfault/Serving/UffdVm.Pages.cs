@@ -21,6 +21,7 @@ internal sealed unsafe partial class UffdVm
     {
         if (Find(fault.Address) is not { } region)
         {
+            if (HasMovedFrom(fault.Address)) return true;
             Fail($"The address 0x{fault.Address:x} of a page fault is not in any of the VM's {_regions.Length} mappings.");
             _ = Userfaultfd.TryPoison(_uffd, fault.Address & ~(HostPage.Size - 1), HostPage.Size);
             _counters->Poisoned++;
@@ -86,15 +87,19 @@ internal sealed unsafe partial class UffdVm
         for (var at = start; at < end;)
         {
             var error = Fill(region, at, end - at, mode, scratch, out var done, out var zero, out var ofSource);
+            var from = at;
             at += done;
             if (!zero) copied += done;
+            if (at == end) CountAnswer(copied, present);
+            NoteFilled(region.PageOf(from), done / HostPage.Size);
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
             // Where this process has no memory to make a page in, the source is not to blame.
             switch (ofSource && error != Errno.ENOMEM ? Errno.EIO : error)
             {
                 case Errno.EAGAIN:
                     if (!TryAgain(ref fault, ref tries, scratch)) return false;
-                    if (_gone) return true;
+                    // Where it was moved its threads were woken.
+                    if (_gone || Find(at) != region) return true;
                     break;
                 case Errno.EINVAL when region.TryWiden() || end - start != region.Unit:
                     // The pages are as large as the VMM says; now the whole one is tried.
@@ -106,12 +111,14 @@ internal sealed unsafe partial class UffdVm
                     // Somebody was faster; who waits may have gone to sleep all the same.
                     step = HostPage.Size;
                     _ = Userfaultfd.TryWake(_uffd, at, step);
-                    _state.Filled.Set(region.PageOf(at));
                     present = true;
+                    if (at + step == end) CountAnswer(copied, present);
+                    _state.Filled.Set(region.PageOf(at));
                     at += step;
                     break;
                 case Errno.EINVAL when step != region.Unit:
                     // The page that was there is a huge one and fills the whole step.
+                    CountAnswer(copied, present);
                     _state.Filled.Set(region.PageOf(start), region.Unit / HostPage.Size);
                     _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
                     at = end;
@@ -131,11 +138,17 @@ internal sealed unsafe partial class UffdVm
             }
         }
 
+        return true;
+    }
+
+    /// <summary>Counts a fault whose page is complete, before the page is noted as present: figures without a missing page have every fault.</summary>
+    private void CountAnswer(ulong copied, bool present)
+    {
+        if (UffdDebug.IsArmed) UffdDebug.BeforeCount();
         _counters->FaultBytes += (long)copied;
         if (copied > 0) _counters->Copied++;
         else if (present) _counters->Present++;
         else _counters->Zero++;
-        return true;
     }
 
     /// <summary>
@@ -178,20 +191,44 @@ internal sealed unsafe partial class UffdVm
         var what = ofSource
             ? $"{_source.Name} cannot be read at offset 0x{region.Offset + (at - region.Base):x}{(error == Errno.EFAULT ? "; was it truncated?" : $" ({Errno.Name(error)}).")}"
             : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}.";
-        if (_policy.OnError != UffdOnError.Poison)
+        if (_policy.OnError == UffdOnError.Stop)
         {
-            Fail($"{what} {(_policy.OnError == UffdOnError.Kill ? "The VMM is killed, as OnError says." : "The handler stops, as OnError says.")}");
-            Verdict = _policy.OnError;
+            Fail($"{what} The handler stops, as OnError says.");
+            Verdict = UffdOnError.Stop;
             _counters->Failed++;
-            return false;
+        }
+        else if (_policy.OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
+        {
+            Poison(what, at, length, mayKill: ofSource && _policy.OnError == UffdOnError.Poison);
         }
 
-        var poison = Userfaultfd.TryPoison(_uffd, at, length);
-        Fail(poison is 0 or Errno.EEXIST
-            ? $"{what} The page 0x{at:x} of the VM is poisoned: a thread that touches it gets SIGBUS."
-            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(poison)}): a thread that touches it waits until the VM ends.");
-        _counters->Poisoned++;
         return false;
+    }
+
+    /// <summary>Kills the VMM and says so; where it cannot, adds why to what is to be said.</summary>
+    private bool TryKill(ref string what, string why)
+    {
+        var failure = Kill is null ? "The VMM is not known." : Kill();
+        if (failure is null)
+        {
+            Fail($"{what} The VMM is killed, {why}.");
+            _counters->Failed++;
+            return true;
+        }
+
+        what = $"{what} {failure}";
+        return false;
+    }
+
+    /// <summary>Has a thread that touches a page get an error. A kernel before 6.6 cannot: there the VMM is killed, since it would wait for ever.</summary>
+    private void Poison(string what, ulong at, ulong length, bool mayKill)
+    {
+        var error = Userfaultfd.TryPoison(_uffd, at, length);
+        if (error == Errno.EINVAL && mayKill && TryKill(ref what, "since this kernel cannot poison a page (Linux 6.6 and later can)")) return;
+        Fail(error is 0 or Errno.EEXIST
+            ? $"{what} The page 0x{at:x} of the VM is poisoned: a thread that touches it gets SIGBUS."
+            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(error)}): a thread that touches it waits until the VM ends.");
+        _counters->Poisoned++;
     }
 
     /// <summary>The page is in the page cache and only not mapped yet: maps it.</summary>

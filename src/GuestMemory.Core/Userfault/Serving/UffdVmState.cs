@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -18,7 +19,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     private const ulong FoundOffset = 2560;
     private const int FoundCapacity = 64;
     internal const int HistogramOffset = 4096;
-    private const ulong BitsOffset = 12288;
+    internal const int MovesOffset = 12288;
+    private const ulong BitsOffset = 16384;
 
     // What is counted, or left out, at once.
     private const long BytesOfBlock = 4096;
@@ -55,6 +57,7 @@ internal sealed unsafe class UffdVmState : IDisposable
         _sync = (UffdVmSync*)(start + SyncOffset);
         _found = (PageRegion*)(start + FoundOffset);
         Reads = new EventReads(&_sync->Reads);
+        Moves = new UffdMoves((ulong*)(start + MovesOffset));
         Latency = new LatencyHistogram((long*)(start + HistogramOffset));
         Removed = new PageBits((ulong*)(start + BitsOffset), pageCount);
         Filled = new PageBits((ulong*)(start + BitsOffset + PageBits.SizeOf(pageCount)), pageCount);
@@ -69,6 +72,9 @@ internal sealed unsafe class UffdVmState : IDisposable
     public UffdCounters* Counters { get; }
 
     public LatencyHistogram Latency { get; }
+
+    /// <summary>Where the VMM moved its memory to after the hand-over.</summary>
+    public UffdMoves Moves { get; }
 
     /// <summary>Pages that were ever removed: zero from then on. The first region's pages come first, and so on.</summary>
     public PageBits Removed { get; }
@@ -102,8 +108,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     }
 
     /// <summary>
-    /// Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them. None where
-    /// what another process wrote there are no pages of the VM.
+    /// Pages that are about to become writable, until <see cref="EndOpening"/>; see <see cref="TryAwaitOpened"/>. None where what another
+    /// process wrote there are no pages of the VM.
     /// </summary>
     public (ulong First, ulong Count) Opening
     {
@@ -118,13 +124,31 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Marks pages that are about to become writable.</summary>
     public void BeginOpening(ulong first, ulong count)
     {
-        // Before the marks are looked at: either whoever takes them sees this, or the marks are made anew.
+        // Before the marks are looked at: either the process that takes them sees this, or the marks are made anew.
         Volatile.Write(ref _sync->Opening, first << OpeningBits | count);
         Interlocked.MemoryBarrier();
         Written.Set(first, count);
     }
 
     public void EndOpening() => Volatile.Write(ref _sync->Opening, 0);
+
+    /// <summary>
+    /// For any process: when it returns true, the pages that were being opened are writable. False after a millisecond: the process that
+    /// opens them has no processor now, or has died.
+    /// </summary>
+    public bool TryAwaitOpened()
+    {
+        var opening = Opening;
+        var started = Stopwatch.GetTimestamp();
+        var wait = default(SpinWait);
+        while (opening.Count != 0 && Opening == opening)
+        {
+            if (Stopwatch.GetTimestamp() - started > EventReads.Patience) return false;
+            wait.SpinOnce(sleep1Threshold: -1);
+        }
+
+        return true;
+    }
 
     /// <summary>Puts what the kernel has found among the marks that were taken.</summary>
     public void KeepFound(IEnumerable<UffdVmRegion> regions)
@@ -155,6 +179,7 @@ internal sealed unsafe class UffdVmState : IDisposable
             known += Filled.CountWith(Removed, first, end);
         }
 
+        // The counters are read last: a page is noted as present after its fault is counted.
         return UffdFigures.Of(processId, ref *Counters, Latency, ((long)Filled.PageCount, present, removed), error) with { MissingPageCount = (long)Filled.PageCount - known };
     }
 
@@ -189,7 +214,7 @@ internal sealed unsafe class UffdVmState : IDisposable
         }
     }
 
-    /// <summary>The bytes of a state: 12 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
+    /// <summary>The bytes of a state: 16 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (5 * PageBits.SizeOf(pageCount)), HostPage.Size);
 
     /// <summary>The pages of a mapping list.</summary>

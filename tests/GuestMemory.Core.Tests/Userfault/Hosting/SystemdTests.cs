@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Net.Sockets;
 
 namespace GuestMemory.Core.Tests;
@@ -33,7 +34,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         AssertPages(memory, 0, 16);
         memory.Regions[0].GetMmapRegion().Discard(0, 4096);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.Equal("listener vm-1-list vm-1-socket vm-1-state vm-1-uffd", string.Join(' ', manager.Kept.Select(item => item.Name).Order(StringComparer.Ordinal)));
+        Assert.Equal("listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", string.Join(' ', manager.Kept.Select(item => item.Name).Order(StringComparer.Ordinal)));
 
         // As systemd ends a service whose main process has died: all of it.
         var handler = Assert.Single(UffdHandler.FindAll());
@@ -65,6 +66,38 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.False(File.Exists(_folder["h.sock"]));
     }
 
+    /// <summary>Of a VMM that closed its socket the descriptor of its process alone tells the end, also to a supervisor that comes later.</summary>
+    [CompilerFact]
+    public void AVmmWithoutASocketIsKeptUntilItsProcessEnds()
+    {
+        _folder.WriteImage("image", 256);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
+        using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+        _processes.Add(vmm.Id);
+        Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 6));
+        for (var round = 0; round < 2; round++)
+        {
+            var handler = Assert.Single(UffdHandler.FindAll());
+            Assert.Equal(1, handler.ConnectionCount);
+            var worker = handler.WorkerProcessId;
+            End(first, 9);
+            End(worker, 9);
+            Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+            if (round == 1) vmm.Kill();
+            manager.Told.Clear();
+            first = Start(manager);
+            Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        }
+
+        var last = Assert.Single(UffdHandler.FindAll());
+        Host.Until(() => last.ConnectionCount == 0);
+        last.Stop();
+    }
+
     /// <summary>Who is started with -TrackDirty for VMs that came before does not know what they wrote until then, and says everything.</summary>
     [UffdTheory]
     [InlineData(false)]
@@ -81,7 +114,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         memory.Write(new GuestAddress(2 * 4096), [1]);
         memory.Write(new GuestAddress(9 * 4096), [1]);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 5));
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 6));
         var handler = Assert.Single(UffdHandler.FindAll());
         if (trackedBefore)
         {
