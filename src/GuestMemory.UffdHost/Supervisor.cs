@@ -62,6 +62,8 @@ internal sealed partial class Supervisor : IDisposable
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
+        // What the figures of the first VM use: an assembly cannot be loaded later where no descriptor is left.
+        _ = BitScan.Count([0UL]);
         while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
         if (_failure is not null) throw _failure;
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
