@@ -211,7 +211,7 @@ internal sealed partial class Supervisor : IDisposable
             SocketPath = _reception?.Path ?? _options.SocketPath,
             MemoryPath = _options.MemoryPath,
             Strategy = _options.Strategy,
-            State = _vms.Count > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening,
+            State = _vms.Count == 0 ? UffdHandlerState.Listening : _vms.Any(static vm => vm.State.IsLimited) ? UffdHandlerState.Limited : UffdHandlerState.Serving,
             ConnectionCount = _vms.Count,
             TotalConnectionCount = _vms.Total,
             AbandonedCount = _abandoned,

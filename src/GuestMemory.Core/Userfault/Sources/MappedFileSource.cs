@@ -12,14 +12,17 @@ namespace GuestMemory.Core.Userfault;
 internal sealed unsafe class MappedFileSource : PageSource
 {
     private const ulong PopulateChunk = 16 << 20;
+    private const int Nice = 10;
 
     private readonly SafeFileHandle _file;
     private readonly SafeMapping _mapping;
-    private readonly Thread _populate;
     private readonly ulong[] _words;
     private readonly PageBits _data;
     private readonly bool _isSparse;
     private volatile bool _disposed;
+
+    // Of the thread that has the source.
+    private Thread? _populate;
 
     private MappedFileSource(SafeFileHandle file, SafeMapping mapping, string path, ulong length)
     {
@@ -31,8 +34,6 @@ internal sealed unsafe class MappedFileSource : PageSource
         _words = GC.AllocateArray<ulong>(checked((int)((pages + 63) / 64)), pinned: true);
         _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), pages);
         _isSparse = FindData();
-        _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead", Priority = ThreadPriority.BelowNormal };
-        _populate.Start();
     }
 
     public override string Name { get; }
@@ -90,10 +91,16 @@ internal sealed unsafe class MappedFileSource : PageSource
         return true;
     }
 
+    public override void StartReadAhead()
+    {
+        _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead" };
+        _populate.Start();
+    }
+
     public override void Dispose()
     {
         _disposed = true;
-        _populate.Join();
+        _populate?.Join();
         _mapping.Dispose();
         _file.Dispose();
         GC.KeepAlive(_words);
@@ -117,6 +124,8 @@ internal sealed unsafe class MappedFileSource : PageSource
     /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>
     private void Populate()
     {
+        Scheduling.LowerThread(Nice);
+        Scheduling.LowerDisk();
         for (ulong at = 0; at < Length && !_disposed; at += PopulateChunk) PopulateData(at, Math.Min(PopulateChunk, Length - at));
     }
 
