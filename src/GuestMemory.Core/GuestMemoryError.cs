@@ -137,6 +137,8 @@ public enum GuestMemoryError
     ImageNotFound,
     /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
+    /// <summary>The memory image, or a layer, is no longer what VMs were given: overwritten, or another file, or read in another way.</summary>
+    ImageChanged,
     /// <summary>There is no record of touches to replay.</summary>
     RecordNotFound,
     /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>

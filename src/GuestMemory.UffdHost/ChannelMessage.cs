@@ -7,6 +7,8 @@ namespace GuestMemory.UffdHost;
 /// <summary>What a message between supervisor and worker is about.</summary>
 internal enum ChannelMessageType
 {
+    /// <summary>To the worker: the image, then each layer, with the open file; <see cref="ChannelMessage.Message"/> is its path.</summary>
+    Image,
     /// <summary>To the worker: what to serve, and how.</summary>
     Start,
     /// <summary>To the worker: a VM, with its connection, userfaultfd, state and mapping list.</summary>
@@ -42,8 +44,8 @@ internal sealed record ChannelMessage
     /// <summary>The bytes of the image.</summary>
     public ulong ImageLength { get; init; }
 
-    /// <summary>Which files the image and its layers are.</summary>
-    public string? Images { get; init; }
+    /// <summary>How the bytes lie in the image and its layers.</summary>
+    public string? Layout { get; init; }
 
     public string? ErrorId { get; init; }
 
@@ -66,10 +68,12 @@ internal sealed record VmList
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
     Converters =
     [
-        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>),
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>),
     ])]
 [JsonSerializable(typeof(string[]))]
 [JsonSerializable(typeof(GuestRegionUffdMapping[]))]
 [JsonSerializable(typeof(ChannelMessage))]
 [JsonSerializable(typeof(VmList))]
+[JsonSerializable(typeof(ImageIdentity[]))]
+[JsonSerializable(typeof(ImageRecord))]
 internal sealed partial class HostJson : JsonSerializerContext;

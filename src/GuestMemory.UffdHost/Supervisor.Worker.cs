@@ -12,7 +12,13 @@ internal sealed partial class Supervisor
         _startAt = 0;
         try
         {
+            _images!.Check();
             _worker = WorkerProcess.Start();
+        }
+        catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
+        {
+            _failure = exception;
+            return;
         }
         catch (Exception exception) when (exception is GuestMemoryException or IOException)
         {
@@ -23,6 +29,7 @@ internal sealed partial class Supervisor
         _workers++;
         _epoll.Add(_worker.End, _worker);
         _epoll.Add(_worker.Channel.Socket, _worker.Channel);
+        _ = _images.TrySend(_worker.Channel);
         _ = _worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = _workers > 1 });
         foreach (var vm in _vms) vm.IsOffered = false;
         Log.Write($"worker {_worker.ProcessId} started");
@@ -33,6 +40,10 @@ internal sealed partial class Supervisor
         try
         {
             while (channel.TryReceive(_unwanted) is { } message) Take(message);
+        }
+        catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
+        {
+            _failure = exception;
         }
         catch (GuestMemoryException exception)
         {
@@ -51,12 +62,7 @@ internal sealed partial class Supervisor
         switch (message.Type)
         {
             case ChannelMessageType.Ready:
-                if ((_images ??= message.Images) != message.Images)
-                {
-                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old file open has ended: the pages of the new file would be of another memory.");
-                    break;
-                }
-
+                _images!.CheckLayout(message.Layout ?? "");
                 _worker!.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;

@@ -37,7 +37,7 @@ internal sealed partial class Supervisor : IDisposable
     private GuestMemoryException? _failure;
     private string? _error;
     private ulong _imageLength;
-    private string? _images;
+    private KeptImages? _images;
     private long _startAt;
     private int _workers;
     private int _restless;
@@ -59,13 +59,16 @@ internal sealed partial class Supervisor : IDisposable
     /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
     public void Start(string controlPath)
     {
+        _images = KeptImages.Open(_options, _systemd);
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
         while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
         if (_failure is not null) throw _failure;
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
-        _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
+        // Before any VM, which would be worth nothing without them.
+        _images.Store(_systemd);
+        _reception = Reception.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
         _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, Stop));
         foreach (var vm in _vms) Offer(vm);
@@ -76,6 +79,11 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _systemd.Descriptors.Clear();
+        if (_images.IsStored)
+        {
+            foreach (var path in _images.ReplacedPaths()) Fail($"another file lies at {path} than VMs were given; all VMs of this handler, new ones too, have the pages of the one that they were given");
+        }
+
         _systemd.Notify("READY=1");
         Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {controlPath}");
     }
@@ -94,7 +102,12 @@ internal sealed partial class Supervisor : IDisposable
         var last = Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 };
         Log.Write(_failure is null ? $"stopped; {_abandoned} VMs were still served" : $"failed: {_failure.Message}");
         _reception?.Dispose();
-        if (_failure is null) _vms.Forget();
+        if (_failure is null)
+        {
+            _vms.Forget();
+            _images?.Forget(_systemd);
+        }
+
         EndWorker();
         _control?.End(last);
         return _failure is null ? 0 : 1;
@@ -114,6 +127,7 @@ internal sealed partial class Supervisor : IDisposable
         _control?.Dispose();
         _metrics?.Dispose();
         _vms.Dispose();
+        _images?.Dispose();
         _epoll.Dispose();
         _wake.Dispose();
     }

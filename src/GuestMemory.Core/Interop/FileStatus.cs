@@ -13,8 +13,20 @@ internal struct Statx
     [FieldOffset(32)] public ulong stx_ino;
     [FieldOffset(40)] public ulong stx_size;
     [FieldOffset(48)] public ulong stx_blocks;
+    [FieldOffset(112)] public StatxTimestamp stx_mtime;
     [FieldOffset(136)] public uint stx_dev_major;
     [FieldOffset(140)] public uint stx_dev_minor;
+}
+
+/// <summary>A time of <see cref="Statx"/>, since 1970.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct StatxTimestamp
+{
+    public long tv_sec;
+    public uint tv_nsec;
+
+    /// <summary>Nanoseconds since 1970, of times up to the year 2262.</summary>
+    public readonly long Nanoseconds => unchecked(tv_sec * 1_000_000_000 + tv_nsec);
 }
 
 /// <summary><c>statx(2)</c>, <c>fstatfs(2)</c> and the rights on a path.</summary>

@@ -30,6 +30,8 @@ internal sealed class LayeredSource : PageSource
 
     public override ulong Length => _base.Length;
 
+    public override string Layout => string.Join("; ", _layers.Reverse().Select(static layer => layer.LayerLayout).Prepend(_base.Layout));
+
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
         foreach (var layer in _layers)

@@ -1,19 +1,20 @@
+using System.Globalization;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// A memory image, mapped for the handler. The kernel copies out of the mapping, so that a page that cannot be read is an error of
-/// that copy and not a signal to this process. The holes of a sparse file are zeros that nobody reads. The file is locked against
-/// writers that ask (flock, shared) while it is served.
+/// that copy and not a signal to this process. The holes of a sparse file are zeros that nobody reads.
 /// </summary>
 internal sealed unsafe class MappedFileSource : PageSource
 {
     private const ulong PopulateChunk = 16 << 20;
 
-    private readonly SafeFileHandle _file;
+    private readonly ImageFile _file;
     private readonly SafeMapping _mapping;
     private readonly Thread _populate;
     private readonly ulong[] _words;
@@ -22,13 +23,15 @@ internal sealed unsafe class MappedFileSource : PageSource
     private long _populated;
     private volatile bool _disposed;
 
-    private MappedFileSource(SafeFileHandle file, SafeMapping mapping, string path, ulong length)
+    /// <summary>Takes the file over where it succeeds.</summary>
+    /// <exception cref="GuestMemoryException">The file cannot be mapped.</exception>
+    public MappedFileSource(ImageFile file)
     {
+        Length = file.Length;
+        using (var lease = new DescriptorLease(file.Descriptor))
+            _mapping = Mman.Map((nuint)Length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {file.Path}");
         _file = file;
-        _mapping = mapping;
-        Name = path;
-        Length = length;
-        var pages = (length + HostPage.Size - 1) / HostPage.Size;
+        var pages = (Length + HostPage.Size - 1) / HostPage.Size;
         _words = GC.AllocateArray<ulong>(checked((int)((pages + 63) / 64)), pinned: true);
         _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), pages);
         _isSparse = FindData();
@@ -36,30 +39,15 @@ internal sealed unsafe class MappedFileSource : PageSource
         _populate.Start();
     }
 
-    public override string Name { get; }
+    public override string Name => _file.Path;
 
     public override ulong Length { get; }
 
-    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static MappedFileSource Open(string path)
-    {
-        SafeFileHandle? file = null;
-        SafeMapping? mapping = null;
-        try
-        {
-            file = ImageFile.Open(path);
-            var length = RandomAccess.GetLength(file);
-            using (var lease = new DescriptorLease(file))
-                mapping = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {path}");
-            return new MappedFileSource(file, mapping, path, (ulong)length);
-        }
-        catch
-        {
-            mapping?.Dispose();
-            file?.Dispose();
-            throw;
-        }
-    }
+    // Whether a page of zeros is a hole makes no difference to an image.
+    public override string Layout => string.Create(CultureInfo.InvariantCulture, $"{Length} bytes");
+
+    /// <summary>The same for a layer, where it makes all the difference.</summary>
+    public string LayerLayout => string.Create(CultureInfo.InvariantCulture, $"{_data.Count()} pages, map {ChunkedImage.Crc(MemoryMarshal.AsBytes<ulong>(_words)):x8}");
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
@@ -92,9 +80,9 @@ internal sealed unsafe class MappedFileSource : PageSource
     private bool FindData()
     {
         var length = (long)Length;
-        for (long at = 0; (at = Extents.NextData(_file, at, length)) < length;)
+        for (long at = 0; (at = Extents.NextData(_file.Descriptor, at, length)) < length;)
         {
-            var end = Extents.NextHole(_file, at, length);
+            var end = Extents.NextHole(_file.Descriptor, at, length);
             if (end <= at) end = length;
             var first = (ulong)at / HostPage.Size;
             _data.Set(first, (((ulong)end + HostPage.Size - 1) / HostPage.Size) - first);

@@ -25,6 +25,9 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>What is kept, by name.</summary>
     public List<(string Name, SafeDescriptor Descriptor)> Kept { get; } = [];
 
+    /// <summary>The names of what is kept, in the order of the alphabet.</summary>
+    public string KeptNames => string.Join(' ', Kept.Select(item => item.Name).Order(StringComparer.Ordinal));
+
     /// <summary>Starts the handler's program with the descriptors that are kept, in the way sd_listen_fds(3) describes.</summary>
     public int Start(string runtimeFolder, params string[] arguments)
     {
@@ -45,14 +48,13 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
     public bool Hear(Func<string, bool> what, int seconds = 20)
     {
-        for (var i = 0; i < seconds * 100; i++)
+        for (var i = 0; ; i++)
         {
             Listen();
             if (Told.Exists(text => what(text))) return true;
+            if (i >= seconds * 100) return false;
             Thread.Sleep(10);
         }
-
-        return false;
     }
 
     public void Dispose()
