@@ -139,6 +139,8 @@ public enum GuestMemoryError
     ImageUnreadable,
     /// <summary>The memory image, or a layer, is no longer what VMs were given: overwritten, or another file, or read in another way.</summary>
     ImageChanged,
+    /// <summary>The state of a VM that another process served has a layout that this program does not know.</summary>
+    StateMismatch,
     /// <summary>There is no record of touches to replay.</summary>
     RecordNotFound,
     /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>

@@ -13,7 +13,7 @@ internal sealed class KeptVm : IDisposable
 {
     private const int MaxListBytes = 4 << 20;
 
-    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list)
+    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
     {
         Id = id;
         Socket = socket;
@@ -21,7 +21,7 @@ internal sealed class KeptVm : IDisposable
         StateFile = stateFile;
         ListFile = listFile;
         List = list;
-        State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile);
+        State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile, isNew);
         State.Lock();
         Writes = new WriteTracker(State, UffdVmRegion.Of(list.Mappings), userfaultfd, list.ProcessId);
     }
@@ -59,7 +59,7 @@ internal sealed class KeptVm : IDisposable
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
             file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList);
-            return new KeptVm(id, socket, handover.Userfaultfd, state, file, list);
+            return new KeptVm(id, socket, handover.Userfaultfd, state, file, list, isNew: true);
         }
         catch
         {
@@ -74,7 +74,7 @@ internal sealed class KeptVm : IDisposable
     public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
     {
         if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
-        return new KeptVm(id, socket, userfaultfd, stateFile, listFile, ReadList(listFile)) { IsUsed = true };
+        return new KeptVm(id, socket, userfaultfd, stateFile, listFile, ReadList(listFile), isNew: false) { IsUsed = true };
     }
 
     /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>

@@ -115,6 +115,26 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
     }
 
+    /// <summary>A state that another version of the program wrote is not read as if it were this one's.</summary>
+    [UffdFact]
+    public void AVmWhoseStateHasAnotherLayoutIsRefusedAndKept()
+    {
+        using var manager = new ServiceManager(_folder["notify"]);
+        StartAndDie(manager);
+        using (var state = new Microsoft.Win32.SafeHandles.SafeFileHandle(manager.Kept.Find(item => item.Name == "vm-1-state").Descriptor.Number, ownsHandle: false))
+            RandomAccess.Write(state, BitConverter.GetBytes(UffdVmState.Version + 8), UffdVmState.HeaderOffset + 8);
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var handler = Assert.Single(UffdHandler.FindAll());
+        Assert.Equal(0, handler.ConnectionCount);
+        Assert.Contains($"VM 1 cannot be taken over: The state of the VM has layout {UffdVmState.Version + 8}", handler.Error, StringComparison.Ordinal);
+        // A new VM takes nothing of its place.
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 64);
+        Assert.True(manager.Hear(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
+    }
+
     /// <summary>Who is started with -TrackDirty for VMs that came before does not know what they wrote until then, and says everything.</summary>
     [UffdTheory]
     [InlineData(false)]
