@@ -91,7 +91,7 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
         var services = Session.Services.Where(service => service.State == VmMemoryServiceState.Running).ToArray();
         if (services.Length > 0)
             Warn($"GuestMemory: {services.Length} service(s) for VMs of this shell are stopped with the module: {string.Join(", ", services.Select(service => service.SocketPath))}.");
-        var live = Session.OwnHandlers.Where(handler => handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening).ToArray();
+        var live = Session.OwnHandlers.Where(handler => handler.State is not (UffdHandlerState.Stopped or UffdHandlerState.Failed)).ToArray();
         if (live.Length > 0)
             Warn($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.SocketPath))}. A VM that one served stops at its next missing page, and must be killed.");
         Session.Clear();

@@ -15,6 +15,8 @@ internal enum ChannelMessageType
     Vm,
     /// <summary>To the worker: end.</summary>
     Stop,
+    /// <summary>To the worker, and back: a sign of life.</summary>
+    Beat,
     /// <summary>From the worker: it can take VMs.</summary>
     Ready,
     /// <summary>From the worker: it cannot go on, and neither could another.</summary>
@@ -38,6 +40,9 @@ internal sealed record ChannelMessage
 
     /// <summary>Whether another worker had the VM before; with <see cref="ChannelMessageType.Start"/>, whether there was another.</summary>
     public bool IsUsed { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.Start"/>: whether another worker has the VMs, so that none of them waits.</summary>
+    public bool IsSpare { get; init; }
 
     public UffdHandlerOptions? Options { get; init; }
 

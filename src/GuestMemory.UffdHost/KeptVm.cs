@@ -13,6 +13,9 @@ internal sealed class KeptVm : IDisposable
 {
     private const int MaxListBytes = 4 << 20;
 
+    private int _reads = -1;
+    private int _stalledLooks;
+
     private KeptVm(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
     {
         Id = id;
@@ -95,6 +98,20 @@ internal sealed class KeptVm : IDisposable
 
     /// <summary>What it wrote or gave back.</summary>
     public WriteTracker Writes { get; }
+
+    /// <summary>How often in a row faults or events waited and none had been read since the last look, this one included.</summary>
+    public int CountStalledLooks()
+    {
+        var reads = State.Reads.Count;
+        Span<PollFd> entry = [new PollFd { fd = Userfaultfd.Number, events = Poll.POLLIN }];
+        var isWaiting = Poll.Wait(entry, 0) > 0 && (entry[0].revents & Poll.POLLIN) != 0;
+        _stalledLooks = isWaiting && reads == _reads ? _stalledLooks + 1 : 0;
+        _reads = reads;
+        return _stalledLooks;
+    }
+
+    /// <summary>Another worker has it from now on.</summary>
+    public void ForgetLooks() => _stalledLooks = 0;
 
     /// <summary>Lets go of everything but the connection.</summary>
     public void Dispose()

@@ -36,8 +36,8 @@ internal sealed class Worker : IDisposable
             var files = new List<ImageFile>();
             if (TakeStart(channel, files) is not { Options: { } options } message) return 0;
             using var worker = Open(channel, options, files, message.IsUsed);
-            // Of a successor's start the VMs wait for every millisecond.
-            if (!message.IsUsed) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
+            // For a successor that was not started before, VMs wait every millisecond.
+            if (!message.IsUsed || message.IsSpare) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
             worker.Serve(static exception =>
             {
                 // Whatever it is, a successor may do better.
@@ -91,7 +91,7 @@ internal sealed class Worker : IDisposable
         var source = ImageFile.OpenSource(files);
         try
         {
-            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor));
+            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Write));
         }
         catch
         {
@@ -125,7 +125,8 @@ internal sealed class Worker : IDisposable
                     return;
                 }
 
-                if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
+                if (message.Type == ChannelMessageType.Beat) _ = _channel.TrySend(message);
+                else if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
                 foreach (var descriptor in descriptors) descriptor.Dispose();
                 descriptors.Clear();
             }

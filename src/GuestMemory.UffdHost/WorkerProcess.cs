@@ -30,6 +30,12 @@ internal sealed class WorkerProcess : IDisposable
     /// <summary>When it said that it can take VMs; 0 before.</summary>
     public long ReadyAt { get; set; }
 
+    /// <summary>When it was given the VMs; 0 for a spare one.</summary>
+    public long EmployedAt { get; set; }
+
+    /// <summary>How often in a row it was looked after without a message from it since.</summary>
+    public int MissedBeats { get; set; }
+
     /// <summary>VMs that were sent and not yet taken.</summary>
     public int Untaken { get; set; }
 
@@ -61,7 +67,8 @@ internal sealed class WorkerProcess : IDisposable
         }
     }
 
-    public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(ReadyAt) > age;
+    /// <summary>Whether it has been ready, and had the VMs where it is no spare one, for so long.</summary>
+    public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(Math.Max(ReadyAt, EmployedAt)) > age;
 
     public void Kill() => _ = Pidfd.TrySignal(End, Pidfd.SIGKILL);
 

@@ -10,12 +10,13 @@ internal sealed unsafe class UffdRecorder : IDisposable
     private readonly PageBits _seen;
     private readonly string _path;
     private readonly ulong _imageLength;
+    private bool _goesOn;
     private int _count;
     private int _saved;
 
     /// <param name="path">The file.</param>
     /// <param name="imageLength">The bytes of the image.</param>
-    /// <param name="goesOn">Whether what stands in the file is the beginning, which a process that is gone has written.</param>
+    /// <param name="goesOn">Whether what stands in the file at the first touch is the beginning, which another process has written.</param>
     /// <exception cref="GuestMemoryException">InvalidRecord: the place cannot be written to.</exception>
     public UffdRecorder(string path, ulong imageLength, bool goesOn = false)
     {
@@ -28,14 +29,16 @@ internal sealed unsafe class UffdRecorder : IDisposable
         _memory = Mman.Map((nuint)(list + PageBits.SizeOf(count)), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a record of touches");
         _pages = (uint*)_memory.Address;
         _seen = new PageBits((ulong*)(_memory.Address + (nint)list), count);
-        if (goesOn) TakeOver();
-        if (TrySave(always: true) is not { } error) return;
+        _goesOn = goesOn;
+        // What another process still writes is left alone.
+        if (goesOn || TrySave(always: true) is not { } error) return;
         _memory.Dispose();
         throw new GuestMemoryException(GuestMemoryError.InvalidRecord, error);
     }
 
     public void Touch(ulong offset, ulong length)
     {
+        if (_goesOn) TakeOver();
         for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++)
         {
             if (_seen.IsSet(page)) continue;
@@ -64,13 +67,14 @@ internal sealed unsafe class UffdRecorder : IDisposable
 
     private void TakeOver()
     {
+        _goesOn = false;
         try
         {
             foreach (var page in TouchRecord.Load(_path, _imageLength)) Touch(page * HostPage.Size, HostPage.Size);
         }
         catch (GuestMemoryException)
         {
-            // Somebody took it away: then it begins here.
+            // It was taken away: then it begins here.
         }
     }
 }

@@ -10,6 +10,9 @@ internal readonly unsafe struct EventReads(int* count)
 {
     private static readonly long s_patience = Stopwatch.Frequency / 1000;
 
+    /// <summary>The number.</summary>
+    public int Count => Volatile.Read(ref *count);
+
     public bool IsUnderWay => IsOdd(Volatile.Read(ref *count));
 
     public void Begin() => Interlocked.Increment(ref *count);

@@ -43,7 +43,7 @@ public sealed class StopUffdHandlerCommand : GuestMemoryCmdlet
     private void Stop(UffdHandler handler)
     {
         if (!ShouldProcess(handler.SocketPath, "Stop the page-fault handler")) return;
-        var live = handler.State is UffdHandlerState.Serving or UffdHandlerState.Listening;
+        var live = handler.State is not (UffdHandlerState.Stopped or UffdHandlerState.Failed);
         handler.Stop();
         Session.Remove(handler);
         if (live && handler.AbandonedCount > 0)

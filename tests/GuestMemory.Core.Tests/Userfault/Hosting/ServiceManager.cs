@@ -16,6 +16,9 @@ internal sealed class ServiceManager : IDisposable
         _socket.Bind(new UnixDomainSocketEndPoint(path));
     }
 
+    /// <summary>How long the service may be silent; null for ever.</summary>
+    public TimeSpan? Watchdog { get; init; }
+
     /// <summary>What was told so far.</summary>
     public List<string> Told { get; } = [];
 
@@ -40,6 +43,7 @@ internal sealed class ServiceManager : IDisposable
         [
             .. Environment.GetEnvironmentVariables().Cast<System.Collections.DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}"),
             $"NOTIFY_SOCKET={_path}", $"{UffdRuntimeFolder.Variable}={runtimeFolder}", "DOTNET_EnableDiagnostics_IPC=0",
+            .. Watchdog is { } limit ? [$"WATCHDOG_USEC={(long)limit.TotalMicroseconds}"] : Array.Empty<string>(),
             .. Kept.Count == 0 ? Array.Empty<string>() : ["LISTEN_FDS=" + Kept.Count.ToString(CultureInfo.InvariantCulture), "LISTEN_FDNAMES=" + string.Join(':', Kept.Select(item => item.Name))],
         ];
         return Spawn.Start("/bin/sh", command, environment, [none, errors, errors, .. Kept.Select(item => item.Descriptor.Number)]);

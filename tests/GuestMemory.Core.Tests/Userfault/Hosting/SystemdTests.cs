@@ -174,6 +174,29 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         handler.Stop();
     }
 
+    [Fact]
+    public void AWatchdogHearsThatTheSupervisorRuns()
+    {
+        _folder.WriteImage("image", 8);
+        using var manager = new ServiceManager(_folder["notify"]) { Watchdog = TimeSpan.FromMilliseconds(200) };
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        manager.Told.Clear();
+        Assert.True(manager.Hear(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 3));
+        Assert.Single(UffdHandler.FindAll()).Stop();
+    }
+
+    [Theory]
+    [InlineData("30000000", null, 15000)]
+    [InlineData("30000000", "42", 15000)]
+    [InlineData("30000000", "43", null)]
+    [InlineData(null, null, null)]
+    [InlineData("0", "42", null)]
+    [InlineData("-5", null, null)]
+    [InlineData("no number", null, null)]
+    public void AWatchdogIsForTheProcessThatItNames(string? microseconds, string? process, int? milliseconds) =>
+        Assert.Equal(milliseconds, (int?)UffdHost.Systemd.WatchdogOf(microseconds, process, 42)?.TotalMilliseconds);
+
     [UffdFact]
     public void AListeningSocketIsTakenFromTheManager()
     {
