@@ -139,6 +139,8 @@ public enum GuestMemoryError
     ImageUnreadable,
     /// <summary>The memory image, or a layer, is no longer what VMs were given: overwritten, or another file, or read in another way.</summary>
     ImageChanged,
+    /// <summary>A layer of changes whose pages cannot be told from its holes, and that no bits beside it tell of.</summary>
+    LayerUntrusted,
     /// <summary>The state of a VM that another process served has a layout that this program does not know.</summary>
     StateMismatch,
     /// <summary>There is no record of touches to replay.</summary>

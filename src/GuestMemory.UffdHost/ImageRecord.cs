@@ -1,13 +1,14 @@
 using System.Globalization;
 using System.Text.Json.Serialization;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
 /// <summary>What a supervisor knows of the image and its layers, and a service manager keeps for the next one.</summary>
 internal sealed record ImageRecord
 {
-    /// <summary>The image, then the layers, the oldest first.</summary>
+    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
     [JsonRequired]
     public IReadOnlyList<ImageIdentity> Files { get; init; } = [];
 
@@ -31,19 +32,23 @@ internal sealed record ImageIdentity
 
     public long Written { get; init; }
 
-    public static ImageIdentity Of(string path, SafeDescriptor descriptor) => Of(path, FileStatus.Get(descriptor));
+    /// <summary>See <see cref="ImageFile.IsMap"/>.</summary>
+    public bool IsMap { get; init; }
 
-    public static ImageIdentity Of(string path, in Statx status) => new()
+    public static ImageIdentity Of(ImageFile file)
     {
-        Path = path,
-        DeviceMajor = status.stx_dev_major,
-        DeviceMinor = status.stx_dev_minor,
-        Inode = status.stx_ino,
-        Size = status.stx_size,
-        Written = status.stx_mtime.Nanoseconds,
-    };
-
-    public bool IsSameFile(ImageIdentity other) => (DeviceMajor, DeviceMinor, Inode) == (other.DeviceMajor, other.DeviceMinor, other.Inode);
+        var status = FileStatus.Get(file.Descriptor);
+        return new ImageIdentity
+        {
+            Path = file.Path,
+            DeviceMajor = status.stx_dev_major,
+            DeviceMinor = status.stx_dev_minor,
+            Inode = status.stx_ino,
+            Size = status.stx_size,
+            Written = status.stx_mtime.Nanoseconds,
+            IsMap = file.IsMap,
+        };
+    }
 
     /// <summary>For people.</summary>
     public override string ToString() => string.Create(CultureInfo.InvariantCulture,

@@ -24,7 +24,7 @@ internal sealed class KeptImages : IDisposable
     {
         _files = files;
         _isStored = stored is not null;
-        _record = stored ?? new ImageRecord { Files = [.. files.Select(static file => ImageIdentity.Of(file.Path, file.Descriptor))] };
+        _record = stored ?? new ImageRecord { Files = [.. files.Select(static file => ImageIdentity.Of(file))] };
     }
 
     /// <summary>Whether these are the files that a supervisor before this one has opened.</summary>
@@ -56,7 +56,7 @@ internal sealed class KeptImages : IDisposable
     /// <exception cref="GuestMemoryException">ImageChanged.</exception>
     public void Check()
     {
-        for (var i = 0; i < _files.Count; i++) Compare(_record.Files[i], ImageIdentity.Of(_files[i].Path, _files[i].Descriptor));
+        for (var i = 0; i < _files.Count; i++) Compare(_record.Files[i], ImageIdentity.Of(_files[i]));
     }
 
     /// <summary>What a worker says of how the bytes lie in the files; it must be the same for all workers.</summary>
@@ -73,7 +73,7 @@ internal sealed class KeptImages : IDisposable
     {
         foreach (var file in _files)
         {
-            if (!channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path }, file.Descriptor)) return false;
+            if (!channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
         }
 
         return true;
@@ -104,7 +104,7 @@ internal sealed class KeptImages : IDisposable
 
     /// <summary>Paths at which another file lies by now; VMs go on with the one that they were given.</summary>
     public IEnumerable<string> ReplacedPaths() => _files.Select(static file => file.Path).Where((path, i) =>
-        FileStatus.TryGet(path, out var status, follow: true) != 0 || !ImageIdentity.Of(path, status).IsSameFile(_record.Files[i]));
+        FileStatus.TryGet(path, out var status, follow: true) != 0 || (status.stx_dev_major, status.stx_dev_minor, status.stx_ino) != (_record.Files[i].DeviceMajor, _record.Files[i].DeviceMinor, _record.Files[i].Inode));
 
     public void Dispose()
     {
@@ -130,20 +130,20 @@ internal sealed class KeptImages : IDisposable
 
     private static KeptImages Restore(UffdHandlerOptions options, ImageRecord record, List<(string Name, SafeDescriptor Descriptor)> kept)
     {
-        var given = record.Files.Select(static file => file.Path).ToArray();
+        var given = record.Files.Where(static file => !file.IsMap).Select(static file => file.Path).ToArray();
         string[] asked = [options.MemoryPath, .. options.LayerPaths];
         if (!given.SequenceEqual(asked, StringComparer.Ordinal))
             throw Changed($"VMs were given {string.Join(" with ", given)}, and this handler is to serve {string.Join(" with ", asked)}.");
-        var files = new List<ImageFile>(given.Length);
+        var files = new List<ImageFile>(record.Files.Count);
         try
         {
-            for (var i = 0; i < given.Length; i++)
+            for (var i = 0; i < record.Files.Count; i++)
             {
                 var at = kept.FindIndex(item => item.Name == Name(i));
-                if (at < 0) throw Changed($"The service manager did not keep {given[i]}, which VMs were given; it keeps too few descriptors (FileDescriptorStoreMax).");
-                files.Add(ImageFile.Adopt(given[i], kept[at].Descriptor));
+                if (at < 0) throw Changed($"The service manager did not keep {record.Files[i].Path}, which VMs were given; it keeps too few descriptors (FileDescriptorStoreMax).");
+                files.Add(ImageFile.Adopt(record.Files[i].Path, kept[at].Descriptor, record.Files[i].IsMap));
                 kept.RemoveAt(at);
-                Compare(record.Files[i], ImageIdentity.Of(given[i], files[i].Descriptor));
+                Compare(record.Files[i], ImageIdentity.Of(files[i]));
             }
 
             return new KeptImages(files, record);

@@ -79,7 +79,7 @@ internal sealed class Worker : IDisposable
         {
             if (message.Type == ChannelMessageType.Start) return files.Count > 0 ? message : null;
             if (message.Type != ChannelMessageType.Image || descriptors.Count != 1) return null;
-            files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0]));
+            files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
             descriptors.Clear();
         }
 

@@ -7,6 +7,7 @@ namespace GuestMemory.Core.Interop;
 internal struct Statx
 {
     [FieldOffset(0)] public uint stx_mask;
+    [FieldOffset(4)] public uint stx_blksize;
     [FieldOffset(20)] public uint stx_uid;
     [FieldOffset(24)] public uint stx_gid;
     [FieldOffset(28)] public ushort stx_mode;

@@ -13,15 +13,19 @@ internal sealed class ImageFile : IDisposable
     // A worker is given each by a message of its own, which must all find room in the channel.
     private const int MaxLayers = 64;
 
-    private ImageFile(string path, SafeDescriptor descriptor)
+    private ImageFile(string path, SafeDescriptor descriptor, bool isMap = false)
     {
         Path = path;
+        IsMap = isMap;
         Descriptor = descriptor;
         Handle = new SafeFileHandle(descriptor.Number, ownsHandle: false);
     }
 
     /// <summary>The path by which it was opened.</summary>
     public string Path { get; }
+
+    /// <summary>Whether it tells which pages the layer before it has (<see cref="DirtySidecar"/>).</summary>
+    public bool IsMap { get; }
 
     public SafeDescriptor Descriptor { get; }
 
@@ -32,7 +36,9 @@ internal sealed class ImageFile : IDisposable
 
     /// <summary>Opens a file of at least one byte for reading.</summary>
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static ImageFile Open(string path)
+    public static ImageFile Open(string path) => Open(path, isMap: false);
+
+    private static ImageFile Open(string path, bool isMap)
     {
         // Opening a pipe would wait for a writer.
         if (FileStatus.IsSpecial(path))
@@ -44,7 +50,7 @@ internal sealed class ImageFile : IDisposable
             var descriptor = new SafeDescriptor((int)opened.DangerousGetHandle());
             // A handle of .NET's would release the lock for all duplicates when it is closed.
             opened.SetHandleAsInvalid();
-            return new ImageFile(path, descriptor);
+            return new ImageFile(path, descriptor, isMap);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
@@ -59,9 +65,10 @@ internal sealed class ImageFile : IDisposable
     /// <summary>A file that another process has opened. The descriptor is taken over.</summary>
     /// <param name="path">The path by which that process opened it.</param>
     /// <param name="descriptor">The descriptor.</param>
-    public static ImageFile Adopt(string path, SafeDescriptor descriptor) => new(path, descriptor);
+    /// <param name="isMap">See <see cref="IsMap"/>.</param>
+    public static ImageFile Adopt(string path, SafeDescriptor descriptor, bool isMap) => new(path, descriptor, isMap);
 
-    /// <summary>Opens an image and its layers.</summary>
+    /// <summary>Opens an image and its layers, and behind each layer the file of its bits, where one lies beside it.</summary>
     /// <param name="path">The image.</param>
     /// <param name="layerPaths">The layers, the oldest first.</param>
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable; ValueNotSupported: more than 64 layers.</exception>
@@ -72,7 +79,13 @@ internal sealed class ImageFile : IDisposable
         var files = new List<ImageFile>(layerPaths.Count + 1);
         try
         {
-            foreach (var file in layerPaths.Prepend(path)) files.Add(Open(file));
+            files.Add(Open(path));
+            foreach (var layer in layerPaths)
+            {
+                files.Add(Open(layer));
+                if (System.IO.Path.Exists(DirtySidecar.PathOf(layer))) files.Add(Open(DirtySidecar.PathOf(layer), isMap: true));
+            }
+
             return files;
         }
         catch
@@ -83,8 +96,8 @@ internal sealed class ImageFile : IDisposable
     }
 
     /// <summary>The source that files are: an image of chunks, or a raw one, with layers of changes above it. They are taken over.</summary>
-    /// <param name="files">The image and its layers, the oldest first.</param>
-    /// <exception cref="GuestMemoryException">ImageUnreadable, InvalidImage, BaseSizeMismatch.</exception>
+    /// <param name="files">The image and its layers, the oldest first, each with the file of its bits behind it.</param>
+    /// <exception cref="GuestMemoryException">ImageUnreadable, InvalidImage, BaseSizeMismatch, LayerUntrusted.</exception>
     public static PageSource OpenSource(IReadOnlyList<ImageFile> files)
     {
         var opened = new List<PageSource>(files.Count);
@@ -92,7 +105,13 @@ internal sealed class ImageFile : IDisposable
         {
             opened.Add(ChunkedImage.IsOne(files[0].Handle) ? new ChunkedSource(files[0]) : new MappedFileSource(files[0]));
             if (files.Count == 1) return opened[0];
-            foreach (var layer in files.Skip(1)) opened.Add(new MappedFileSource(layer));
+            for (var i = 1; i < files.Count; i++)
+            {
+                if (files[i].IsMap) continue;
+                var map = i + 1 < files.Count && files[i + 1].IsMap ? files[i + 1] : null;
+                opened.Add(MappedFileSource.OpenLayer(files[i], map, opened[0]));
+            }
+
             return new LayeredSource(opened[0], [.. opened.Skip(1).Cast<MappedFileSource>()]);
         }
         catch

@@ -24,17 +24,20 @@ internal sealed unsafe class MappedFileSource : PageSource
     private volatile bool _disposed;
 
     /// <summary>Takes the file over where it succeeds.</summary>
+    /// <param name="file">The file.</param>
+    /// <param name="pages">Which pages it has; null where its holes tell that.</param>
     /// <exception cref="GuestMemoryException">The file cannot be mapped.</exception>
-    public MappedFileSource(ImageFile file)
+    public MappedFileSource(ImageFile file, ulong[]? pages = null)
     {
         Length = file.Length;
         using (var lease = new DescriptorLease(file.Descriptor))
             _mapping = Mman.Map((nuint)Length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {file.Path}");
         _file = file;
-        var pages = (Length + HostPage.Size - 1) / HostPage.Size;
-        _words = GC.AllocateArray<ulong>(checked((int)((pages + 63) / 64)), pinned: true);
-        _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), pages);
-        _isSparse = FindData();
+        _words = GC.AllocateArray<ulong>(DirtySidecar.WordCount(Length), pinned: true);
+        _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), (Length + HostPage.Size - 1) / HostPage.Size);
+        if (pages is null) FindData();
+        else pages.CopyTo(_words, 0);
+        _isSparse = _data.Next(0, _data.PageCount, set: false) < _data.PageCount;
         _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead", Priority = ThreadPriority.BelowNormal };
         _populate.Start();
     }
@@ -48,6 +51,33 @@ internal sealed unsafe class MappedFileSource : PageSource
 
     /// <summary>The same for a layer, where it makes all the difference.</summary>
     public string LayerLayout => string.Create(CultureInfo.InvariantCulture, $"{_data.Count()} pages, map {ChunkedImage.Crc(MemoryMarshal.AsBytes<ulong>(_words)):x8}");
+
+    /// <summary>Opens a layer, which is of no use unless it is known which pages it has. The file is taken over where that succeeds.</summary>
+    /// <param name="file">The layer.</param>
+    /// <param name="map">The file of its bits; null where there is none.</param>
+    /// <param name="image">What it is a layer of.</param>
+    /// <exception cref="GuestMemoryException">BaseSizeMismatch, InvalidImage, LayerUntrusted.</exception>
+    public static MappedFileSource OpenLayer(ImageFile file, ImageFile? map, PageSource image)
+    {
+        if (file.Length != image.Length)
+            throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"The layer {file.Path} is {file.Length} bytes long and the image {image.Name} {image.Length}: it is not of this memory.");
+        var status = FileStatus.Get(file.Descriptor);
+        if (map is not null)
+        {
+            if (status.stx_mtime.Nanoseconds > FileStatus.Get(map.Descriptor).stx_mtime.Nanoseconds)
+                throw Untrusted($"{file.Path} was written after {map.Path}, which tells of the pages of another diff, then. If nothing but the time has changed, 'touch' the latter");
+            return new MappedFileSource(file, DirtySidecar.Read(map.Handle, map.Path, file.Length));
+        }
+
+        if (status.stx_blksize > HostPage.Size)
+            throw Untrusted($"{file.Path} lies on a file system that keeps its holes in pieces of {status.stx_blksize} bytes, in which pages that were not written hide those of the image");
+        var layer = new MappedFileSource(file);
+        if (layer._isSparse) return layer;
+        layer.Dispose();
+        throw Untrusted($"{file.Path} has no hole: a file that was copied without its holes looks like that, and hides the whole image");
+
+        GuestMemoryException Untrusted(string why) => new(GuestMemoryError.LayerUntrusted, $"{why}. Which pages a layer has {DirtySidecar.PathOf(file.Path)} would tell, which is written with a diff.");
+    }
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
@@ -77,7 +107,7 @@ internal sealed unsafe class MappedFileSource : PageSource
         GC.KeepAlive(_words);
     }
 
-    private bool FindData()
+    private void FindData()
     {
         var length = (long)Length;
         for (long at = 0; (at = Extents.NextData(_file.Descriptor, at, length)) < length;)
@@ -88,8 +118,6 @@ internal sealed unsafe class MappedFileSource : PageSource
             _data.Set(first, (((ulong)end + HostPage.Size - 1) / HostPage.Size) - first);
             at = end;
         }
-
-        return _data.Next(0, _data.PageCount, set: false) < _data.PageCount;
     }
 
     /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>
