@@ -98,7 +98,7 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
                 counters.Add(ref *vm.State.Counters);
             }
 
-            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error)).ToArray();
+            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error, vm.StateFile)).ToArray();
             return UffdFigures.Of(0, ref counters, latency, (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), error) with
             {
                 MissingPageCount = vms.Sum(vm => vm.MissingPageCount),

@@ -107,7 +107,7 @@ internal sealed class Reception : IWatched, IDisposable
         try
         {
             // What was read may hold more than one.
-            while (connection.Connection.TryReceive(out var handover)) Keep(connection, handover);
+            while (!connection.Connection.IsEnded && connection.Connection.TryReceive(out var handover)) Keep(connection, handover);
         }
         catch (GuestMemoryException exception)
         {
@@ -120,6 +120,15 @@ internal sealed class Reception : IWatched, IDisposable
 
     private void Keep(KeptConnection connection, UffdHandover handover)
     {
+        if (_entrance.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
+        {
+            handover.Userfaultfd.Dispose();
+            _failed(why);
+            // The VMs that came before go on.
+            if (connection.Vms.Count == 0) connection.Connection.IsEnded = true;
+            return;
+        }
+
         KeptVm vm;
         try
         {

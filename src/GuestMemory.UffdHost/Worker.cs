@@ -159,7 +159,7 @@ internal sealed class Worker : IDisposable
             descriptors.RemoveRange(0, 2);
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Taken, Vm = message.Vm });
         }
-        catch (GuestMemoryException exception)
+        catch (GuestMemoryException exception) when (exception is not SyscallException { ErrorCode: Errno.EMFILE or Errno.ENFILE })
         {
             state?.Dispose();
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = message.Vm, Message = exception.Message });
@@ -173,7 +173,7 @@ internal sealed class Worker : IDisposable
 
     private void Ended(UffdVm vm)
     {
-        if (_ids.TryRemove(vm, out var id) && vm.IsGone) _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = id });
+        if (_ids.TryRemove(vm, out var id) && vm.IsOver) _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = id });
         if (_isAlone && _ids.IsEmpty) _server.Stop();
     }
 }

@@ -29,6 +29,15 @@ internal static unsafe partial class Sandbox
         Allow,
     ]);
 
+    /// <summary>Runs an action on a thread for which, and for all that it starts, preadv2(2) knows no flags, as a userfaultfd before Linux 6.10.</summary>
+    public static void WithoutNoWait(Action action) => Run(action,
+    [
+        Load(0),
+        JumpIf(s_x64 ? 327u : 286u, 0, 1),
+        Fail(Errno.EOPNOTSUPP),
+        Allow,
+    ]);
+
     private static SockFilter Allow => new() { code = 0x06 /* BPF_RET */, k = 0x7fff0000 };
 
     private static SockFilter Fail(int error) => new() { code = 0x06, k = 0x00050000 | (uint)error };

@@ -76,19 +76,21 @@ internal readonly unsafe struct PageBits(ulong* words, ulong pageCount)
     /// <summary>The next page that is set, or is not; <paramref name="end"/> where there is none before.</summary>
     public ulong Next(ulong first, ulong end, bool set) => BitScan.Next(words, first, end, set);
 
-    // What another process wrote behind the last page is not counted.
-    public long Count() => BitScan.Count(new ReadOnlySpan<ulong>(words, checked((int)(PageCount >> 6)))) + (LastMask == 0 ? 0 : BitOperations.PopCount(words[PageCount >> 6] & LastMask));
+    public long Count() => Count(0, PageCount);
 
-    /// <summary>How many are set in this one, in the other, or in both.</summary>
-    public long CountWith(PageBits other)
+    /// <summary>How many of some pages are set. The first is a multiple of 64, and so is the end, unless all pages end there: what another process wrote behind the last one is not counted.</summary>
+    public long Count(ulong first, ulong end) =>
+        BitScan.Count(new ReadOnlySpan<ulong>(words + (first >> 6), checked((int)((end >> 6) - (first >> 6))))) + ((end & 63) == 0 ? 0 : BitOperations.PopCount(words[end >> 6] & MaskOf(end)));
+
+    /// <summary>How many of the same are set in this one, in the other, or in both.</summary>
+    public long CountWith(PageBits other, ulong first, ulong end)
     {
         long count = 0;
-        for (ulong i = 0; i < PageCount >> 6; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
-        return LastMask == 0 ? count : count + BitOperations.PopCount((words[PageCount >> 6] | other.WordAt(PageCount >> 6)) & LastMask);
+        for (var i = first >> 6; i < end >> 6; i++) count += BitOperations.PopCount(Volatile.Read(ref words[i]) | Volatile.Read(ref other.WordAt(i)));
+        return (end & 63) == 0 ? count : count + BitOperations.PopCount((words[end >> 6] | other.WordAt(end >> 6)) & MaskOf(end));
     }
 
-    /// <summary>The bits of a last word that is not full; 0 where it is.</summary>
-    private ulong LastMask => (1UL << (int)(PageCount & 63)) - 1;
+    private static ulong MaskOf(ulong end) => (1UL << (int)(end & 63)) - 1;
 
     /// <summary>The word that a page is in, the bits of it that lie before the end, and the page to go on with.</summary>
     private ref ulong Part(ref ulong first, ulong end, out ulong mask)

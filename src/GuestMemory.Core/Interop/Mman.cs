@@ -59,6 +59,28 @@ internal static unsafe partial class Mman
         return 0;
     }
 
+    /// <summary>
+    /// Whether every page of a range is in memory, mapped or not (<c>mincore(2)</c>); true also where the kernel does not tell, which it
+    /// does for files that this process owns or may write.
+    /// </summary>
+    public static bool IsResident(nint address, nuint length)
+    {
+        const nuint step = 512;
+        var pages = stackalloc byte[(int)step];
+        var count = (length + (nuint)HostPage.Size - 1) / (nuint)HostPage.Size;
+        for (nuint done = 0; done < count; done += step)
+        {
+            var part = Math.Min(step, count - done);
+            if (mincore(address + (nint)(done * (nuint)HostPage.Size), part * (nuint)HostPage.Size, pages) != 0) return true;
+            for (nuint i = 0; i < part; i++)
+            {
+                if ((pages[i] & 1) == 0) return false;
+            }
+        }
+
+        return true;
+    }
+
     /// <summary>Changes the protection of a range; returns 0 or the error number.</summary>
     public static int TryProtect(nint address, nuint length, int protection) =>
         mprotect(address, length, protection) == 0 ? 0 : Marshal.GetLastPInvokeError();
@@ -112,6 +134,9 @@ internal static unsafe partial class Mman
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint mremap(nint old_address, nuint old_size, nuint new_size, int flags, nint new_address);
+
+    [LibraryImport("libc")]
+    private static partial int mincore(nint addr, nuint length, byte* vec);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int mlock(nint addr, nuint len);

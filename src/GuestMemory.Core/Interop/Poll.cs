@@ -15,6 +15,7 @@ internal struct PollFd
 internal static unsafe partial class Poll
 {
     public const short POLLIN = 0x001;
+    public const short POLLERR = 0x008;
     public const short POLLRDHUP = 0x2000;
 
     /// <summary>Waits for one of the descriptors, at most <paramref name="timeoutMilliseconds"/> (-1: for ever); returns how many are ready. EINTR counts as none.</summary>

@@ -18,6 +18,9 @@ internal static partial class Signals
         return gettid();
     }
 
+    /// <summary>The number of this thread.</summary>
+    public static int CurrentThread() => gettid();
+
     /// <summary>Interrupts the system call that a thread of this process is in; no effect where it is in none, or has ended.</summary>
     public static void Wake(int thread) => _ = tgkill(Environment.ProcessId, thread, SIGURG);
 

@@ -64,9 +64,6 @@ internal static unsafe partial class Userfaultfd
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
     public const string DevicePath = "/dev/userfaultfd";
 
-    // Kernels before 6.10 do not know RWF_NOWAIT here.
-    private static volatile bool s_knowsNoWait = true;
-
     private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
     {
         Architecture.X64 => 323,
@@ -180,24 +177,31 @@ internal static unsafe partial class Userfaultfd
     }
 
     /// <summary>Poisons a missing range: an access raises SIGBUS (EFAULT in the kernel's own accesses) instead of waiting.</summary>
-    public static int TryPoison(int uffd, ulong start, ulong length) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out _);
+    public static int TryPoison(int uffd, ulong start, ulong length) => TryPoison(uffd, start, length, out _);
+
+    /// <summary>The same. <paramref name="done"/>: as with <see cref="TryCopy"/>.</summary>
+    public static int TryPoison(int uffd, ulong start, ulong length, out long done) => FillWithout(uffd, UFFDIO_POISON, start, length, 0, out done);
 
     /// <summary>
-    /// Reads events without waiting, also where another process made the descriptor blocking again; returns their number, or the negated
-    /// error number.
+    /// Reads events without waiting; returns their number, or the negated error number. Before Linux 6.10 it waits all the same where
+    /// another process made the descriptor blocking.
     /// </summary>
-    public static int TryRead(int uffd, UffdMsg* messages, int capacity)
+    /// <param name="uffd">The userfaultfd.</param>
+    /// <param name="messages">Where they are read to.</param>
+    /// <param name="capacity">How many at most.</param>
+    /// <param name="knowsNoWait">Whether the kernel knows RWF_NOWAIT here, which a first read with true finds out.</param>
+    public static int TryRead(int uffd, UffdMsg* messages, int capacity, ref bool knowsNoWait)
     {
         var length = (nuint)(capacity * sizeof(UffdMsg));
         nint bytes = -1;
-        if (s_knowsNoWait)
+        if (knowsNoWait)
         {
             var vector = new IoVec { iov_base = messages, iov_len = length };
             bytes = preadv2(uffd, &vector, 1, -1, RWF_NOWAIT);
-            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS or Errno.EPERM) s_knowsNoWait = false;
+            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS or Errno.EPERM) knowsNoWait = false;
         }
 
-        if (!s_knowsNoWait) bytes = read(uffd, messages, length);
+        if (!knowsNoWait) bytes = read(uffd, messages, length);
         return bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : -Marshal.GetLastPInvokeError();
     }
 

@@ -42,7 +42,7 @@ public sealed class UffdHandlerOptions
     /// </summary>
     public bool TrackDirty { get; init; }
 
-    /// <summary>How many VMMs may be connected at once; who comes then is turned away.</summary>
+    /// <summary>How many VMMs may be connected, and how many VMs served, at once; a further one is turned away. A connection brings at most 64 VMs.</summary>
     public int MaxConnections { get; init; } = int.MaxValue;
 
     /// <summary>Serves metrics (OpenMetrics text at /metrics) at this port of 127.0.0.1; 0 for any that is free.</summary>

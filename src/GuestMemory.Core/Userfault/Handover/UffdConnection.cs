@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>One VMM's connection to a handler, and the VMs it handed over. The end of the stream is the end of the VMM.</summary>
+/// <summary>One VMM's connection to a handler. The end of the stream is the end of the VMM. For one thread.</summary>
 internal sealed class UffdConnection : IDisposable
 {
     private readonly UffdHandoverReceiver _receiver;
@@ -28,18 +28,12 @@ internal sealed class UffdConnection : IDisposable
     }
 
     /// <summary>The connection of a VM that somebody else received, and whose further hand-overs that one receives too.</summary>
-    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process, UffdVm vm)
-        : this(socket, peer, process, TimeSpan.Zero, isAwaited: false)
-    {
-        Vms.Add(vm);
-        IsAdopted = true;
-    }
+    public UffdConnection(SafeDescriptor socket, UCred peer, SafeDescriptor? process)
+        : this(socket, peer, process, TimeSpan.Zero, isAwaited: false) => IsAdopted = true;
 
     public SafeDescriptor Socket { get; }
 
     public UCred Peer { get; }
-
-    public List<UffdVm> Vms { get; } = [];
 
     public bool IsEnded { get; set; }
 
@@ -81,7 +75,6 @@ internal sealed class UffdConnection : IDisposable
     public void Dispose()
     {
         _process?.Dispose();
-        foreach (var vm in Vms) vm.Dispose();
         _receiver.Dispose();
         Socket.Dispose();
     }

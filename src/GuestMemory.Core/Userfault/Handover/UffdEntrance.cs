@@ -13,6 +13,9 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
 {
     private const int AcceptPause = 100;
 
+    // A VMM hands over one VM, some a few.
+    private const int MaxVmsOfConnection = 64;
+
     private Epoll? _epoll;
     private object? _owner;
     private long _pausedUntil;
@@ -71,6 +74,17 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
 
             socket.Dispose();
         }
+    }
+
+    /// <summary>Why one more VM is refused; null where it is not. The limit of connections is one of VMs, too: a connection may bring many.</summary>
+    /// <param name="peer">Who hands it over.</param>
+    /// <param name="vms">How many are served.</param>
+    /// <param name="vmsOfConnection">How many of them came over this connection.</param>
+    public string? WhyRefused(UCred peer, int vms, int vmsOfConnection)
+    {
+        if (vms >= maxConnections) return $"A VM of process {peer.pid} of user {peer.uid} was refused: {vms} VMs are served, which is the limit (MaxConnections).";
+        return vmsOfConnection < MaxVmsOfConnection ? null
+            : $"A VM of process {peer.pid} of user {peer.uid} was refused: {vmsOfConnection} came over its connection, which is the limit.";
     }
 
     /// <summary>Does what is due; an error where nobody has come in time.</summary>

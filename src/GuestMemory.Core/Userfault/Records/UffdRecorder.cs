@@ -2,7 +2,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>Notes which pages of an image are touched, each once, in the order of the first touches. For the handler's thread.</summary>
+/// <summary>Notes which pages of an image are touched, each once, in the order of the first touches. Any thread notes; the handler's saves.</summary>
 internal sealed unsafe class UffdRecorder : IDisposable
 {
     private readonly SafeMapping _memory;
@@ -10,8 +10,13 @@ internal sealed unsafe class UffdRecorder : IDisposable
     private readonly PageBits _seen;
     private readonly string _path;
     private readonly ulong _imageLength;
-    private bool _goesOn;
+    private readonly Lock _lock = new();
+
+    // These are written under the lock.
+    private volatile bool _goesOn;
     private int _count;
+
+    // Of the handler's thread.
     private int _saved;
 
     /// <param name="path">The file.</param>
@@ -39,22 +44,18 @@ internal sealed unsafe class UffdRecorder : IDisposable
     public void Touch(ulong offset, ulong length)
     {
         if (_goesOn) TakeOver();
-        for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++)
-        {
-            if (_seen.IsSet(page)) continue;
-            _seen.Set(page);
-            _pages[_count++] = (uint)page;
-        }
+        for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++) Note(page);
     }
 
     /// <summary>Writes the file where something has come since; what went wrong, or null.</summary>
     public string? TrySave(bool always = false)
     {
-        if (!always && _saved == _count) return null;
+        var count = Volatile.Read(ref _count);
+        if (!always && _saved == count) return null;
         try
         {
-            TouchRecord.Save(_path, _imageLength, new ReadOnlySpan<uint>(_pages, _count));
-            _saved = _count;
+            TouchRecord.Save(_path, _imageLength, new ReadOnlySpan<uint>(_pages, count));
+            _saved = count;
             return null;
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or GuestMemoryException)
@@ -65,16 +66,35 @@ internal sealed unsafe class UffdRecorder : IDisposable
 
     public void Dispose() => _memory.Dispose();
 
+    private void Note(ulong page)
+    {
+        if (_seen.IsSet(page)) return;
+        lock (_lock)
+        {
+            if (_seen.IsSet(page)) return;
+            _seen.Set(page);
+            _pages[_count] = (uint)page;
+            // Who saves the list reads it without the lock, up to here.
+            Volatile.Write(ref _count, _count + 1);
+        }
+    }
+
+    /// <summary>Begins with what another process has written; no other thread notes anything before.</summary>
     private void TakeOver()
     {
-        _goesOn = false;
-        try
+        lock (_lock)
         {
-            foreach (var page in TouchRecord.Load(_path, _imageLength)) Touch(page * HostPage.Size, HostPage.Size);
-        }
-        catch (GuestMemoryException)
-        {
-            // It was taken away: then it begins here.
+            if (!_goesOn) return;
+            try
+            {
+                foreach (var page in TouchRecord.Load(_path, _imageLength)) Note(page);
+            }
+            catch (GuestMemoryException)
+            {
+                // It was taken away: then it begins here.
+            }
+
+            _goesOn = false;
         }
     }
 }

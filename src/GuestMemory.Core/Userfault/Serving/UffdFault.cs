@@ -13,6 +13,18 @@ internal struct UffdFault
     /// <summary>How often its source has failed.</summary>
     public int Attempts;
 
+    /// <summary>How often a removal was under way when it was tried.</summary>
+    public int Removals;
+
+    /// <summary>The part of the image that it waits for; null for none.</summary>
+    public UffdFetch? Fetch;
+
+    /// <summary>Whether that part has been fetched since it was last found to be missing.</summary>
+    public bool IsFetched;
+
+    /// <summary>Whether it was said that the host has no memory for it.</summary>
+    public bool IsShort;
+
     public bool IsDeferred;
 
     /// <summary>Whether it is left to the end of a slice of a replay.</summary>

@@ -4,98 +4,109 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// Brings in what nobody has touched yet: one thread for all VMs of a handler, a piece of each in turn. In the background it has a
-/// lower priority and gives its processor away again and again.
+/// Brings in what nobody has touched yet, for all VMs of a handler: a few threads, a piece of each VM in turn, and never two of one VM at
+/// once. A VM that cannot be filled now (no memory, its events are being read) is passed over until later, and one that waits for a disk
+/// keeps one thread. In the background the threads have a lower priority and give their processor away again and again.
 /// </summary>
 internal sealed class UffdFiller : IDisposable
 {
     // Less than everybody else gets, and not so little that a busy host starves it: what has not come must come by faults.
     private const int Nice = 5;
     private const int BusyYields = 200;
-    private const int MemoryPause = 100;
+    private const int MinThreads = 2;
+    private const int MaxThreads = 4;
+
+    private static readonly long s_busyPause = Stopwatch.Frequency / 1000;
+    private static readonly long s_memoryPause = Stopwatch.Frequency / 10;
 
     // So long it may keep a processor that a fault's thread waits for.
     private static readonly long s_turn = Stopwatch.Frequency / 10_000;
 
-    private readonly Lock _lock = new();
     private readonly AutoResetEvent _work = new(false);
-    private readonly List<UffdVm> _vms = [];
-    private readonly PageScratch _scratch = new();
-    private readonly Thread _thread;
+    private readonly Thread[] _threads;
     private readonly bool _background;
-    private volatile UffdVm? _current;
     private volatile bool _stopping;
-    private int _next;
 
-    /// <param name="background">Whether faults and all else on the host come first.</param>
-    public UffdFiller(bool background)
+    // Both under the lock.
+    private readonly Lock _lock = new();
+    private readonly Queue<UffdFill> _queue = [];
+    private int _idle;
+
+    public UffdFiller(UffdPolicy policy)
     {
-        _background = background;
-        _thread = new Thread(Run) { IsBackground = true, Name = "uffd-filler" };
-        _thread.Start();
+        // In the background faults and all else on the host come first.
+        _background = policy.Strategy == UffdStrategy.Background;
+        _threads = new Thread[Math.Clamp(Environment.ProcessorCount, MinThreads, MaxThreads)];
+        for (var i = 0; i < _threads.Length; i++)
+        {
+            _threads[i] = new Thread(Run) { IsBackground = true, Name = "uffd-filler" };
+            _threads[i].Start();
+        }
     }
 
-    public void Add(UffdVm vm)
+    /// <summary>Fills a VM from now on; null where nothing is to be filled.</summary>
+    public UffdFill? Add(UffdVm vm)
     {
-        if (vm.IsFilled) return;
-        lock (_lock) _vms.Add(vm);
+        if (vm.IsFilled) return null;
+        var fill = new UffdFill(vm);
+        lock (_lock) _queue.Enqueue(fill);
         _work.Set();
+        return fill;
     }
 
-    /// <summary>When it returns, the filler has nothing to do with the VM any more.</summary>
-    public void Remove(UffdVm vm)
+    /// <summary>When it returns, the filler has nothing to do with the VM any more. Waits for a piece that is under way.</summary>
+    public void Remove(UffdFill fill)
     {
-        lock (_lock) _vms.Remove(vm);
-        // A piece takes well under a millisecond.
+        lock (_lock) fill.IsRemoved = true;
         var wait = default(SpinWait);
-        while (_current == vm) wait.SpinOnce();
+        while (fill.IsUnderWay) wait.SpinOnce();
     }
 
     public void Dispose()
     {
         _stopping = true;
-        _work.Set();
-        _thread.Join();
-        _scratch.Dispose();
+        foreach (var thread in _threads)
+        {
+            while (!thread.Join(1)) _work.Set();
+        }
+
         _work.Dispose();
     }
 
     private void Run()
     {
         if (_background) Scheduling.LowerThread(Nice);
-        var busy = 0;
+        using var scratch = new PageScratch();
         var turn = 0L;
         while (!_stopping)
         {
-            if (Take() is not { } vm)
+            if (Next(out var pause) is not { } fill)
             {
-                _work.WaitOne();
+                _ = _work.WaitOne(pause);
+                lock (_lock) _idle--;
                 continue;
             }
 
-            FillOutcome outcome;
-            try
-            {
-                outcome = vm.FillAhead(_background, _scratch);
-            }
-#pragma warning disable CA1031 // A background thread must not end the process.
-            catch (Exception)
-            {
-                // Faults bring in what is missing.
-                outcome = vm.GiveUpFilling();
-            }
-#pragma warning restore CA1031
-            finally
-            {
-                _current = null;
-            }
-
+            var outcome = Fill(fill, scratch);
+            scratch.Trim();
             if (_background) turn = EndTurn(turn);
-            busy = outcome == FillOutcome.Busy ? busy + 1 : 0;
-            if (busy > 0) GiveWay(busy);
-            else if (outcome == FillOutcome.NoMemory) _work.WaitOne(MemoryPause);
-            else if (outcome is FillOutcome.Complete or FillOutcome.Gone) Drop(vm);
+            Requeue(fill, outcome);
         }
+    }
+
+    private FillOutcome Fill(UffdFill fill, PageScratch scratch)
+    {
+        try
+        {
+            return fill.Vm.FillAhead(_background, scratch);
+        }
+#pragma warning disable CA1031 // A background thread must not end the process.
+        catch (Exception)
+        {
+            // Faults bring in what is missing.
+            return fill.Vm.GiveUpFilling();
+        }
+#pragma warning restore CA1031
     }
 
     /// <summary>A fault's thread that waits for this processor gets it now, and not only when a slice of time is over.</summary>
@@ -106,24 +117,45 @@ internal sealed class UffdFiller : IDisposable
         return Stopwatch.GetTimestamp();
     }
 
-    private UffdVm? Take()
+    /// <summary>The VM whose turn it is; null where none can be filled now, with the milliseconds until one can (-1: for ever).</summary>
+    private UffdFill? Next(out int pause)
     {
         lock (_lock)
         {
-            if (_vms.Count == 0) return null;
-            if (_next >= _vms.Count) _next = 0;
-            return _current = _vms[_next++];
+            var now = Stopwatch.GetTimestamp();
+            var due = long.MaxValue;
+            pause = -1;
+            for (var i = _queue.Count; i > 0; i--)
+            {
+                var fill = _queue.Dequeue();
+                if (fill.IsRemoved) continue;
+                if (fill.Due <= now)
+                {
+                    fill.IsUnderWay = true;
+                    if (_idle > 0 && _queue.Count > 0) _work.Set();
+                    return fill;
+                }
+
+                due = Math.Min(due, fill.Due);
+                _queue.Enqueue(fill);
+            }
+
+            if (due != long.MaxValue) pause = (int)((due - now) / (Stopwatch.Frequency / 1000)) + 1;
+            _idle++;
+            return null;
         }
     }
 
-    private void Drop(UffdVm vm)
+    private void Requeue(UffdFill fill, FillOutcome outcome)
     {
-        lock (_lock) _vms.Remove(vm);
-    }
-
-    private static void GiveWay(int busy)
-    {
-        if (busy < BusyYields) Thread.Yield();
-        else Thread.Sleep(1);
+        fill.Busy = outcome == FillOutcome.Busy ? fill.Busy + 1 : 0;
+        if (fill.Busy is > 0 and < BusyYields) Thread.Yield();
+        var pause = outcome == FillOutcome.NoMemory ? s_memoryPause : fill.Busy >= BusyYields ? s_busyPause : 0;
+        lock (_lock)
+        {
+            fill.Due = pause == 0 ? 0 : Stopwatch.GetTimestamp() + pause;
+            if (outcome is not (FillOutcome.Complete or FillOutcome.Gone) && !fill.IsRemoved) _queue.Enqueue(fill);
+            fill.IsUnderWay = false;
+        }
     }
 }

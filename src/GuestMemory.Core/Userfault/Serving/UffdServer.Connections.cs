@@ -2,50 +2,71 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <content>VMMs that come and go, and the VMs that they hand over.</content>
+/// <content>VMMs that come and go, and the VMs that they hand over. All of it is the handler's thread's.</content>
 internal sealed partial class UffdServer
 {
-    private bool Accept(UffdEntrance entrance)
+    private void Accept(UffdEntrance entrance)
     {
         while (entrance.TryAccept(_connections.Count, out var socket, out var peer))
         {
             var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
-            lock (_lock) _connections.Add(connection);
-            _epoll.Add(socket, connection);
-        }
-
-        // What is due has changed in any case.
-        return true;
-    }
-
-    /// <summary>Takes hand-overs from a connection; true when something is to be settled.</summary>
-    private bool Receive(UffdConnection connection)
-    {
-        if (connection.IsAdopted)
-        {
-            connection.IsEnded = true;
-            return true;
-        }
-
-        try
-        {
-            var changed = false;
-            // What was read may hold more than one.
-            while (connection.TryReceive(out var handover))
+            try
             {
-                var vm = Create(handover);
-                lock (_lock) connection.Vms.Add(vm);
-                Begin(vm);
-                changed = true;
+                _epoll.Add(socket, connection);
+            }
+            catch (SyscallException exception)
+            {
+                _error = exception.Message;
+                connection.Dispose();
+                continue;
             }
 
-            return changed || connection.IsEnded;
+            lock (_lock) _connections.Add(connection);
         }
-        catch (GuestMemoryException exception)
+    }
+
+    /// <summary>Takes hand-overs from a connection, or its end.</summary>
+    private void Receive(UffdConnection connection)
+    {
+        if (connection.IsAdopted) connection.IsEnded = true;
+        try
+        {
+            // What was read may hold more than one.
+            while (!connection.IsEnded && connection.TryReceive(out var handover)) Take(connection, handover);
+        }
+#pragma warning disable CA1031 // Whatever a VMM sends ends its connection and no other.
+        catch (Exception exception)
         {
             _error = $"Process {connection.Peer.pid} of user {connection.Peer.uid}: {exception.Message}";
             connection.IsEnded = true;
-            return true;
+        }
+#pragma warning restore CA1031
+
+        if (connection.IsEnded) End(connection);
+    }
+
+    /// <summary>Serves a VM that was handed over, unless there are too many.</summary>
+    private void Take(UffdConnection connection, UffdHandover handover)
+    {
+        var own = _services.Count(service => service.Connection == connection);
+        if (_entrance!.WhyRefused(connection.Peer, _services.Count, own) is { } why)
+        {
+            handover.Userfaultfd.Dispose();
+            _error = why;
+            // The VMs that came before go on.
+            if (own == 0) connection.IsEnded = true;
+            return;
+        }
+
+        var vm = Create(handover);
+        try
+        {
+            Start(new UffdVmService(vm, connection, _helpers, Failed, Finish));
+        }
+        catch
+        {
+            vm.Dispose();
+            throw;
         }
     }
 
@@ -66,45 +87,97 @@ internal sealed partial class UffdServer
         }
     }
 
-    private void Begin(UffdVm vm)
+    private void Start(UffdVmService service)
     {
-        _epoll.Add(vm.Descriptor, vm);
-        _filler?.Add(vm);
+        lock (_lock) _services.Add(service);
         Interlocked.Increment(ref _accepted);
+        service.Start();
     }
 
-    private void TakeAdopted()
+    private void StartAdopted()
     {
-        while (_adopted.TryDequeue(out var connection))
+        while (_adopted.TryDequeue(out var service))
         {
-            lock (_lock) _connections.Add(connection);
-            _epoll.AddEnd(connection.Socket, connection);
-            foreach (var vm in connection.Vms)
+            lock (_lock) _connections.Add(service.Connection);
+            Start(service);
+            try
             {
-                vm.RecordWhatCame();
-                Begin(vm);
+                _epoll.AddEnd(service.Connection.Socket, service.Connection);
+            }
+            catch (SyscallException exception)
+            {
+                // Its end is noticed all the same, when a page cannot be filled.
+                _error = exception.Message;
             }
         }
     }
 
     private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
 
-    private void Close(UffdConnection connection)
+    /// <summary>A connection has ended, and with it the VMs that came over it; each service ends in its own time, and the last one closes the connection.</summary>
+    private void End(UffdConnection connection)
     {
-        foreach (var vm in connection.Vms)
+        connection.IsEnded = true;
+        _epoll.Remove(connection.Socket);
+        // The VMM need not wait; an adopted connection is a duplicate of what somebody else goes on with.
+        if (!connection.IsAdopted) UnixSocket.Shutdown(connection.Socket);
+        foreach (var service in _services)
         {
-            _filler?.Remove(vm);
-            _ended.Add(ref vm.Counters);
-            _ended.QueueDepth = 0;
-            _endedLatency.Add(vm.Latency);
-            _error ??= vm.Error;
-            _epoll.Remove(vm.Descriptor);
-            Ended?.Invoke(vm);
+            if (service.Connection == connection) service.Stop();
         }
 
+        CloseIfDone(connection);
+    }
+
+    /// <summary>The service of a VM has ended: does what was ordered for a VM that cannot be served, and forgets it.</summary>
+    private void End(UffdVmService service)
+    {
+        var (vm, connection) = (service.Vm, service.Connection);
+        var (verdict, error) = (vm.Verdict, vm.Error);
+        if (verdict == UffdOnError.Kill && connection.Kill() is { } failure)
+        {
+            Failed?.Invoke(vm, failure);
+            error = failure;
+        }
+
+        Remove(service);
+        if (verdict is not null) _error = error;
+        if (verdict == UffdOnError.Stop) throw new GuestMemoryException(GuestMemoryError.HandlerFailed, error!);
+        // Each of the other VMs that came over the connection notices its own end.
+        if (!connection.IsEnded && (verdict == UffdOnError.Kill || !_services.Exists(other => other.Connection == connection))) End(connection);
+        else CloseIfDone(connection);
+    }
+
+    /// <summary>Adds what a VM counted to what is kept of those that have ended, and closes all that it had.</summary>
+    private void Remove(UffdVmService service)
+    {
+        lock (_lock)
+        {
+            _ended.Add(ref service.Vm.Counters);
+            _ended.QueueDepth = 0;
+            _endedLatency.Add(service.Vm.Latency);
+            _error ??= service.Vm.Error;
+            _services.Remove(service);
+        }
+
+        Ended?.Invoke(service.Vm);
+        service.Dispose();
         if (_policy.Recorder?.TrySave() is { } error) _error = error;
+    }
+
+    private void CloseIfDone(UffdConnection connection)
+    {
+        if (connection.IsEnded && !_services.Exists(service => service.Connection == connection)) Close(connection);
+    }
+
+    private void Close(UffdConnection connection)
+    {
+        lock (_lock)
+        {
+            if (!_connections.Remove(connection)) return;
+        }
+
         _epoll.Remove(connection.Socket);
-        _connections.Remove(connection);
         connection.Dispose();
     }
 }

@@ -4,30 +4,39 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// The work of a handler: waits on every descriptor there is and does what comes. All of it runs on one thread but for
-/// <see cref="Stop"/> and the figures, which any thread may ask for.
+/// The work of a handler that belongs to no single VM: accepts VMMs, receives what they hand over, starts a
+/// <see cref="UffdVmService"/> for each VM, and closes what has ended. All of it runs on one thread, the handler's, but for
+/// <see cref="Stop"/>, <see cref="Adopt"/> and the figures, which any thread may ask for. It never touches a VM's memory.
 /// </summary>
 internal sealed partial class UffdServer : IDisposable
 {
-    private const int DeferredPause = 10;
     private const int LastRounds = 16;
 
+    // How long a service that is to end may take before its thread is interrupted.
+    private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(20);
+
+    // Of every thread: they never change.
     private readonly TimeSpan _handoverTimeout;
     private readonly UffdEntrance? _entrance;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
-    private readonly PageScratch _scratch = new();
-    private readonly UffdFiller? _filler;
+    private readonly UffdVmHelpers _helpers;
     private readonly SafeDescriptor _wake = EventFd.Create();
+    private readonly ConcurrentQueue<UffdVmService> _adopted = new();
+    private readonly ConcurrentQueue<UffdVmService> _finished = new();
+
+    // Of the handler's thread.
     private readonly Epoll _epoll = new();
+
+    // Written by the handler's thread under the lock; other threads read them under it.
     private readonly Lock _lock = new();
     private readonly List<UffdConnection> _connections = [];
-    private readonly ConcurrentQueue<UffdConnection> _adopted = new();
+    private readonly List<UffdVmService> _services = [];
     private readonly LatencyHistogram _endedLatency = new();
+    private UffdCounters _ended;
+
     private volatile string? _error;
     private volatile bool _stopping;
-    private bool _timed;
-    private UffdCounters _ended;
     private int _accepted;
 
     /// <summary>
@@ -38,14 +47,14 @@ internal sealed partial class UffdServer : IDisposable
         if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.AcceptTimeout, error => _error = error);
         _source = source;
         _policy = policy;
-        if (policy.FillsAll || policy.Replay is not null) _filler = new UffdFiller(policy.Strategy == UffdStrategy.Background);
+        _helpers = new UffdVmHelpers(source, policy);
         _handoverTimeout = options.HandoverTimeout;
     }
 
-    /// <summary>Called on the serving thread with what went wrong with a VM that goes on.</summary>
+    /// <summary>Called on the thread of a VM's service with what went wrong with the VM.</summary>
     public Action<UffdVm, string>? Failed { get; init; }
 
-    /// <summary>Called on the serving thread when a VM has ended.</summary>
+    /// <summary>Called on the handler's thread when a VM has ended.</summary>
     public Action<UffdVm>? Ended { get; init; }
 
     public int AcceptedCount => Volatile.Read(ref _accepted);
@@ -56,7 +65,7 @@ internal sealed partial class UffdServer : IDisposable
     {
         get
         {
-            lock (_lock) return _connections.Sum(static connection => connection.Vms.Count);
+            lock (_lock) return Served.Count();
         }
     }
 
@@ -64,9 +73,11 @@ internal sealed partial class UffdServer : IDisposable
     {
         get
         {
-            lock (_lock) return _error ?? _connections.SelectMany(static connection => connection.Vms).FirstOrDefault(static vm => vm.Error is not null)?.Error;
+            lock (_lock) return _error ?? _services.Find(static service => service.Vm.Error is not null)?.Vm.Error;
         }
     }
+
+    private IEnumerable<UffdVmService> Served => _services.Where(static service => !service.IsEnding);
 
     /// <summary>What was counted for all VMs, those that have ended among them.</summary>
     public UffdCounters Counters()
@@ -74,11 +85,7 @@ internal sealed partial class UffdServer : IDisposable
         lock (_lock)
         {
             var all = _ended;
-            foreach (var connection in _connections)
-            {
-                foreach (var vm in connection.Vms) all.Add(ref vm.Counters);
-            }
-
+            foreach (var service in _services) all.Add(ref service.Vm.Counters);
             return all;
         }
     }
@@ -89,7 +96,7 @@ internal sealed partial class UffdServer : IDisposable
         lock (_lock)
         {
             all.Add(_endedLatency);
-            foreach (var vm in _connections.SelectMany(static connection => connection.Vms)) all.Add(vm.Latency);
+            foreach (var service in _services) all.Add(service.Vm.Latency);
         }
 
         return all;
@@ -103,7 +110,7 @@ internal sealed partial class UffdServer : IDisposable
             lock (_lock)
             {
                 if (_wake.IsClosed) return null;
-                var writes = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.Writes(connection.Peer.pid))).ToArray();
+                var writes = Served.Select(static service => service.Vm.Writes(service.Connection.Peer.pid)).ToArray();
                 if (WriteTracker.TryGet(writes, take) is { } bitmaps)
                 {
                     if (take) Array.ForEach(writes, static vm => vm.Confirm());
@@ -120,7 +127,7 @@ internal sealed partial class UffdServer : IDisposable
     {
         lock (_lock)
         {
-            var vms = _connections.SelectMany(static connection => connection.Vms.Select(vm => vm.State.Figures(connection.Peer.pid, vm.Error))).ToArray();
+            var vms = Served.Select(static service => service.Vm.State.Figures(service.Connection.Peer.pid, service.Vm.Error)).ToArray();
             var counters = Counters();
             return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with
             {
@@ -131,14 +138,13 @@ internal sealed partial class UffdServer : IDisposable
     }
 
     /// <summary>Serves until it is told to stop.</summary>
+    /// <exception cref="GuestMemoryException">Nobody came in time, or a page could not be had and the policy says that the handler stops.</exception>
     public void Run()
     {
         _epoll.Add(_wake, _wake);
         _entrance?.Open(_epoll, _entrance);
-        _timed = Timeout() >= 0;
-        while (!_stopping) Step(_timed ? Timeout() : -1);
+        while (!_stopping) Step(Timeout());
         // What ended at the same time as the handler is no VM that was left alone.
-        _epoll.Remove(_wake);
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
         {
         }
@@ -153,118 +159,76 @@ internal sealed partial class UffdServer : IDisposable
         Wake();
     }
 
-    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread.</summary>
+    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread. Socket and VM are taken over where it returns.</summary>
+    /// <exception cref="SyscallException">No descriptor is to be had.</exception>
     public void Adopt(SafeDescriptor socket, UCred peer, UffdVm vm)
     {
-        _adopted.Enqueue(new UffdConnection(socket, peer, ProcessOf(socket, peer), vm));
+        _adopted.Enqueue(new UffdVmService(vm, new UffdConnection(socket, peer, ProcessOf(socket, peer)), _helpers, Failed, Finish));
         Wake();
     }
 
     public void Dispose()
     {
+        foreach (var service in _services) service.Stop();
+        while (_services.Count > 0)
+        {
+            if (_services[^1].Join(s_patience)) Remove(_services[^1]);
+            else _services[^1].InterruptIfLate(s_patience);
+        }
+
+        while (_adopted.TryDequeue(out var service))
+        {
+            service.Dispose();
+            service.Connection.Dispose();
+        }
+
         lock (_lock)
         {
             while (_connections.Count > 0) Close(_connections[^1]);
-            while (_adopted.TryDequeue(out var connection)) connection.Dispose();
             _entrance?.Dispose();
-            _filler?.Dispose();
-            _scratch.Dispose();
             _wake.Dispose();
             _epoll.Dispose();
         }
+
+        _helpers.Dispose();
     }
 
-    /// <summary>Waits once and does what came: faults, a new connection, a part of a hand-over, a stop.</summary>
+    /// <summary>Waits once and does what came: a new connection, a part of a hand-over, a VM's end, a stop.</summary>
     private int Step(int timeout)
     {
         var ready = _epoll.Wait(timeout);
-        var changed = false;
-        // Faults first: somebody waits for them.
-        for (var i = 0; i < ready; i++)
-        {
-            if (_epoll.Owner(i) is UffdVm vm) changed |= Serve(vm);
-        }
-
         for (var i = 0; i < ready; i++)
         {
             switch (_epoll.Owner(i))
             {
                 case UffdConnection connection:
-                    changed |= Receive(connection);
+                    Receive(connection);
                     break;
                 case UffdEntrance entrance:
-                    changed |= Accept(entrance);
+                    Accept(entrance);
                     break;
-                case SafeDescriptor when !_stopping:
-                    EventFd.Clear(_wake);
-                    TakeAdopted();
+                case SafeDescriptor:
+                    _ = EventFd.Clear(_wake);
                     break;
             }
         }
 
-        if (_timed) changed |= LookAtTheClock();
-        if (changed) Settle();
+        if (!_stopping) StartAdopted();
+        while (_finished.TryDequeue(out var service)) End(service);
+        DoWhatIsDue();
         return ready;
     }
 
-    private bool Serve(UffdVm vm)
+    /// <summary>Does what is due: hand-overs that took too long, connections that had to wait, services that are late to end.</summary>
+    private void DoWhatIsDue()
     {
-        vm.Serve(_scratch);
-        if (vm.TakeError() is { } error) Failed?.Invoke(vm, error);
-        _timed |= vm.HasDeferred;
-        return vm.IsGone || vm.Verdict is not null;
-    }
-
-    /// <summary>Does what was ordered for a VM whose pages cannot be had.</summary>
-    private void Carry(UffdVm vm, UffdConnection connection)
-    {
-        switch (vm.Verdict)
+        for (var i = _connections.Count - 1; i >= 0; i--)
         {
-            case UffdOnError.Kill:
-                var failure = connection.Kill();
-                if (failure is not null) Failed?.Invoke(vm, failure);
-                _error = failure ?? vm.Error;
-                connection.IsEnded = true;
-                break;
-            case UffdOnError.Stop:
-                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, vm.Error!);
-        }
-    }
-
-    /// <summary>Does what is due: deferred faults, hand-overs that took too long, connections that had to wait.</summary>
-    private bool LookAtTheClock()
-    {
-        var changed = false;
-        foreach (var connection in _connections)
-        {
-            foreach (var vm in connection.Vms)
-            {
-                if (vm.HasDeferred) changed |= Serve(vm);
-            }
-
-            if (connection.IsOverdue) changed |= Receive(connection);
+            if (_connections[i].IsOverdue) Receive(_connections[i]);
         }
 
+        foreach (var service in _services) service.InterruptIfLate(s_patience);
         if (_entrance?.LookAtTheClock() is { } overdue) throw overdue;
-
-        _timed = Timeout() >= 0;
-        return changed;
-    }
-
-    /// <summary>Closes what has ended.</summary>
-    private void Settle()
-    {
-        lock (_lock)
-        {
-            for (var i = _connections.Count - 1; i >= 0; i--)
-            {
-                var connection = _connections[i];
-                foreach (var vm in connection.Vms) Carry(vm, connection);
-                if (connection.IsEnded || connection.Vms.Exists(static vm => vm.IsGone)) Close(connection);
-            }
-        }
-
-        _timed = Timeout() >= 0;
     }
 
     /// <summary>How many milliseconds until something is due; -1 where nothing is.</summary>
@@ -274,10 +238,18 @@ internal sealed partial class UffdServer : IDisposable
         foreach (var connection in _connections)
         {
             if (connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);
-            if (connection.Vms.Exists(static vm => vm.HasDeferred)) timeout = timeout < 0 ? DeferredPause : Math.Min(timeout, DeferredPause);
         }
 
-        return timeout;
+        if (!_services.Exists(static service => service.IsEnding)) return timeout;
+        var patience = (int)s_patience.TotalMilliseconds;
+        return timeout < 0 ? patience : Math.Min(timeout, patience);
+    }
+
+    /// <summary>A service has ended. For its own thread.</summary>
+    private void Finish(UffdVmService service)
+    {
+        _finished.Enqueue(service);
+        Wake();
     }
 
     private void Wake()

@@ -54,14 +54,14 @@ internal sealed unsafe partial class UffdVm
         }
 
         var at = region.AddressOf(_cursor);
-        var length = Math.Max(limit, region.PageSize) & ~(region.PageSize - 1);
+        var length = Math.Max(limit, region.Unit) & ~(region.Unit - 1);
         length = Math.Min(length, region.End - at);
         length = (_state.Filled.Next(_cursor, _cursor + (length / HostPage.Size), set: true) - _cursor) * HostPage.Size;
         // A fault has brought it in since.
         if (length == 0) return FillOutcome.Filled;
         var outcome = FillBehindGate(region, at, length, _protection, scratch, out var done);
         _cursor += done / HostPage.Size;
-        if (outcome == FillOutcome.Filled && done == 0) _cursor += region.PageSize / HostPage.Size;
+        if (outcome == FillOutcome.Filled && done == 0) _cursor += region.Unit / HostPage.Size;
         return outcome;
     }
 
@@ -78,9 +78,11 @@ internal sealed unsafe partial class UffdVm
     private FillOutcome FillBehindGate(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done)
     {
         done = 0;
+        var unit = region.Unit;
         // What takes its time is done before the gate is closed to the reader of events.
-        _source.Prepare(region.Offset + (at - region.Base), length);
-        if (_source.Locate(region.Offset + (at - region.Base), length, scratch, out var run) == 0) length = Math.Min(length, Math.Max(run.Length, region.PageSize));
+        var offset = region.Offset + (at - region.Base);
+        if (_source.Locate(offset, length, scratch, out var run) == 0) length = Math.Min(length, Math.Max(run.Length, unit));
+        _source.Prepare(offset, length, scratch);
         if (!_gate.TryEnterFill()) return FillOutcome.Busy;
         int error;
         bool zero, ofSource;
@@ -95,7 +97,7 @@ internal sealed unsafe partial class UffdVm
 
             error = Fill(region, at, length, mode, scratch, out done, out zero, out ofSource);
             // The kernel fills nothing across two of the VMM's mappings, into which it may have split a region.
-            if (error == Errno.ENOENT && !ofSource && length > region.PageSize) error = Fill(region, at, region.PageSize, mode, scratch, out done, out zero, out ofSource);
+            if (error == Errno.ENOENT && !ofSource && length > region.Unit) error = Fill(region, at, region.Unit, mode, scratch, out done, out zero, out ofSource);
         }
         finally
         {
@@ -119,9 +121,11 @@ internal sealed unsafe partial class UffdVm
                 _state.Filled.Set(region.PageOf(at));
                 done = HostPage.Size;
                 return FillOutcome.Filled;
-            case Errno.EINVAL when !ofSource && (at - region.Base & (region.PageSize - 1)) != 0:
+            case Errno.EINVAL when !ofSource && (region.TryWiden() || region.Unit != unit):
+                return FillOutcome.Busy;
+            case Errno.EINVAL when !ofSource && (at - region.Base & (region.Unit - 1)) != 0:
                 // The rest of a huge page that was there.
-                done = region.PageSize - (at - region.Base & (region.PageSize - 1));
+                done = region.Unit - (at - region.Base & (region.Unit - 1));
                 _state.Filled.Set(region.PageOf(at), done / HostPage.Size);
                 return FillOutcome.Filled;
             default:
@@ -142,7 +146,7 @@ internal sealed unsafe partial class UffdVm
         var region = RegionOf(_ahead);
         var at = region.AddressOf(_ahead);
         var length = Math.Min(HelpPiece, region.End - at);
-        if (region.PageSize != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
+        if (region.Unit != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
         length = (_state.Filled.Next(_ahead, _ahead + (length / HostPage.Size), set: true) - _ahead) * HostPage.Size;
         if (length == 0) return true;
         _ = Fill(region, at, length, _protection, scratch, out var done, out var zero, out _);
@@ -178,7 +182,7 @@ internal sealed unsafe partial class UffdVm
 
         var region = RegionOf(_cursor);
         // A large page is filled from its beginning on, unless small ones are there.
-        var first = region.FirstPage + ((_cursor - region.FirstPage) & ~((region.PageSize / HostPage.Size) - 1));
+        var first = region.FirstPage + ((_cursor - region.FirstPage) & ~((region.Unit / HostPage.Size) - 1));
         if (!_state.Filled.IsSet(first) && !_state.Removed.IsSet(first)) _cursor = first;
         return region;
     }
@@ -190,12 +194,17 @@ internal sealed unsafe partial class UffdVm
         return region;
     }
 
+    private (ulong From, ulong To) WindowOf(UffdVmRegion region, ulong start)
+    {
+        var from = region.Base + ((start - region.Base) & ~(_policy.Window - 1));
+        return (from, Math.Min(from + _policy.Window, region.End));
+    }
+
     /// <summary>Brings in the aligned block around a page; whether the page came with it. What fails is left to its fault.</summary>
     private bool TryBringWindow(UffdVmRegion region, ulong start, PageScratch scratch)
     {
         var came = false;
-        var from = region.Base + ((start - region.Base) & ~(_policy.Window - 1));
-        var to = Math.Min(from + _policy.Window, region.End);
+        var (from, to) = WindowOf(region, start);
         var first = region.PageOf(start);
         for (var at = from; at < to;)
         {
@@ -203,7 +212,7 @@ internal sealed unsafe partial class UffdVm
             var last = region.PageOf(to - HostPage.Size) + 1;
             if (_state.Filled.IsSet(page) || (_state.Removed.IsSet(page) && page != first))
             {
-                at += region.PageSize;
+                at += region.Unit;
                 continue;
             }
 
@@ -221,7 +230,7 @@ internal sealed unsafe partial class UffdVm
             at += done;
             if (error == 0) continue;
             if (error != Errno.EEXIST || done > 0) return came;
-            at += region.PageSize;
+            at += region.Unit;
         }
 
         return came;

@@ -6,14 +6,17 @@ namespace GuestMemory.Core.Userfault;
 /// <content>Answering a fault.</content>
 internal sealed unsafe partial class UffdVm
 {
-    // How often a fault is tried again at once while a removal is under way, before the other VMs get their turn.
-    private const int Patience = 1000;
+    // How often a fault is tried again at once while a removal is under way, and how long it waits then: 1, 2, 4 and 8 ms, since a VMM
+    // that is stopped in the middle of a removal must not keep a processor busy.
+    private const int Patience = 200;
+    private const int ShortPatience = 4;
+    private const int MaxRemovalShift = 3;
 
     // How often a source is asked in all: after 10, 20, 40, 80 and 160 ms.
     private const int Tries = 6;
     private const int FirstPause = 10;
 
-    /// <summary>Answers one fault; false where it must be tried again later.</summary>
+    /// <summary>Answers one fault; false where it must be tried again later: at its time, or when its fetch is done.</summary>
     private bool TryAnswer(ref UffdFault fault, PageScratch scratch)
     {
         if (Find(fault.Address) is not { } region)
@@ -24,9 +27,9 @@ internal sealed unsafe partial class UffdVm
             return true;
         }
 
-        var start = fault.Address & ~(region.PageSize - 1);
-        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, scratch);
-        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, ModeFor(region, start, fault.Flags), scratch);
+        var start = fault.Address & ~(region.Unit - 1);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, ref fault, scratch);
+        if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, ref fault, scratch);
         if (IsHeld(region, start))
         {
             fault.IsHeld = true;
@@ -34,16 +37,48 @@ internal sealed unsafe partial class UffdVm
             return true;
         }
 
-        _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.PageSize);
-        return (_policy.Window > region.PageSize && !IsWrite(fault.Flags) && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);
+        _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.Unit);
+        var hasWindow = _policy.Window > region.Unit && !IsWrite(fault.Flags);
+        if (!fault.IsFetched && MustFetch(region, start, hasWindow, ref fault)) return false;
+        return (hasWindow && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);
+    }
+
+    /// <summary>Whether what a fault needs is not in memory, and is being fetched now while other faults are answered.</summary>
+    private bool MustFetch(UffdVmRegion region, ulong start, bool hasWindow, ref UffdFault fault)
+    {
+        if (Fetches is not { } fetches) return false;
+        var page = region.PageOf(start);
+        // It will be zero, or is there.
+        if (region.Unit == HostPage.Size && (_state.Removed.IsSet(page) || _state.Filled.IsSet(page))) return false;
+        var (from, to) = hasWindow ? WindowOf(region, start) : (start, start + region.Unit);
+        var offset = region.Offset + (from - region.Base);
+        if (_source.IsReady(offset, to - from)) return false;
+        fault.Fetch = fetches.TryStart(offset, to - from);
+        // As many as may be are on their way: there is room in a moment.
+        if (fault.Fetch is null) fault.Due = Stopwatch.GetTimestamp() + s_millisecond;
+        return true;
+    }
+
+    /// <summary>A removal waits to be read, or whoever removed has not run since: reads it and gives way. False where enough was tried for now.</summary>
+    private bool TryAgain(ref UffdFault fault, ref int tries, PageScratch scratch)
+    {
+        ReadEvents(scratch);
+        if (_gone || ++tries < (fault.Removals == 0 ? Patience : ShortPatience))
+        {
+            if (!_gone) Thread.Yield();
+            return true;
+        }
+
+        fault.Due = Stopwatch.GetTimestamp() + (s_millisecond << Math.Min(fault.Removals++, MaxRemovalShift));
+        return false;
     }
 
     /// <summary>Fills the page that a fault waits for, piece by piece where it is not one piece.</summary>
     private bool TryBring(UffdVmRegion region, ulong start, ref UffdFault fault, PageScratch scratch)
     {
-        var end = start + region.PageSize;
-        var step = region.PageSize;
-        var patience = Patience;
+        var end = start + region.Unit;
+        var step = region.Unit;
+        var tries = 0;
         var copied = 0UL;
         var present = false;
         var mode = ModeFor(region, start, fault.Flags);
@@ -57,15 +92,14 @@ internal sealed unsafe partial class UffdVm
             switch (ofSource && error != Errno.ENOMEM ? Errno.EIO : error)
             {
                 case Errno.EAGAIN:
-                    // A removal waits to be read, or whoever removed has not run since: read it, give way, look again.
-                    ReadEvents(scratch);
+                    if (!TryAgain(ref fault, ref tries, scratch)) return false;
                     if (_gone) return true;
-                    if (--patience == 0) return false;
-                    Thread.Yield();
                     break;
+                case Errno.EINVAL when region.TryWiden() || end - start != region.Unit:
+                    // The pages are as large as the VMM says; now the whole one is tried.
+                    return TryBring(region, fault.Address & ~(region.Unit - 1), ref fault, scratch);
                 case Errno.EEXIST when IsPoolEmpty(region, start):
-                    FailForMemory(region, at, Errno.ENOMEM);
-                    fault.Due = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * FirstPause);
+                    FailForMemory(region, at, Errno.ENOMEM, ref fault);
                     return false;
                 case Errno.EEXIST:
                     // Somebody was faster; who waits may have gone to sleep all the same.
@@ -75,10 +109,10 @@ internal sealed unsafe partial class UffdVm
                     present = true;
                     at += step;
                     break;
-                case Errno.EINVAL when step != region.PageSize:
+                case Errno.EINVAL when step != region.Unit:
                     // The page that was there is a huge one and fills the whole step.
-                    _state.Filled.Set(region.PageOf(start), region.PageSize / HostPage.Size);
-                    _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
+                    _state.Filled.Set(region.PageOf(start), region.Unit / HostPage.Size);
+                    _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
                     at = end;
                     break;
                 case Errno.ENOENT:
@@ -89,7 +123,7 @@ internal sealed unsafe partial class UffdVm
                     _gone = true;
                     return true;
                 case Errno.ENOMEM or Errno.ENOSPC:
-                    FailForMemory(region, at, error);
+                    FailForMemory(region, at, error, ref fault);
                     return false;
                 default:
                     return !TryLater(region, at, end - at, error, ofSource || error == Errno.EFAULT, ref fault);
@@ -109,15 +143,21 @@ internal sealed unsafe partial class UffdVm
     /// </summary>
     private bool IsPoolEmpty(UffdVmRegion region, ulong start)
     {
-        if (region.PageSize == HostPage.Size) return false;
+        if (region.Unit == HostPage.Size) return false;
         var page = region.PageOf(start);
-        if ((_state.Filled.IsSet(page) && !_state.Removed.IsSet(page)) || HugePages.Available(region.PageSize) > 0) return false;
+        if ((_state.Filled.IsSet(page) && !_state.Removed.IsSet(page)) || HugePages.Available(region.Unit) > 0) return false;
         // A VMM may call small pages large ones; hugetlb knows no ZEROPAGE, and of others this one is there.
         return Userfaultfd.TryZero(_uffd, start, HostPage.Size, 0, out _) == Errno.EINVAL;
     }
 
-    private void FailForMemory(UffdVmRegion region, ulong at, int error) =>
-        Fail($"The host has no page for 0x{at:x} ({Errno.Name(error)}); trying again.{(region.PageSize > HostPage.Size ? " Enlarge the pool of huge pages." : "")}");
+    private void FailForMemory(UffdVmRegion region, ulong at, int error, ref UffdFault fault)
+    {
+        fault.Due = Stopwatch.GetTimestamp() + (s_millisecond * FirstPause);
+        // Said once for each fault, however long it waits.
+        if (fault.IsShort) return;
+        fault.IsShort = true;
+        Fail($"The host has no page for 0x{at:x} ({Errno.Name(error)}); trying again.{(region.Unit > HostPage.Size ? " Enlarge the pool of huge pages." : "")}");
+    }
 
     /// <summary>What follows where a page cannot be filled: another try, and in the end what was ordered. True where it is to be tried again.</summary>
     private bool TryLater(UffdVmRegion region, ulong at, ulong length, int error, bool ofSource, ref UffdFault fault)
@@ -127,7 +167,9 @@ internal sealed unsafe partial class UffdVm
             _counters->SourceErrors++;
             if (++fault.Attempts < Tries)
             {
-                fault.Due = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * FirstPause << (fault.Attempts - 1));
+                fault.Due = Stopwatch.GetTimestamp() + (s_millisecond * FirstPause << (fault.Attempts - 1));
+                // The next try may wait for the disk again.
+                fault.IsFetched = false;
                 return true;
             }
         }
@@ -152,124 +194,58 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>The page is in the page cache and only not mapped yet: maps it.</summary>
-    private bool TryContinue(UffdVmRegion region, ulong start, ulong mode, PageScratch scratch)
+    private bool TryContinue(UffdVmRegion region, ulong start, ref UffdFault fault, PageScratch scratch)
     {
-        var error = Userfaultfd.TryContinue(_uffd, start, region.PageSize, mode);
-        switch (error)
+        var mode = ModeFor(region, start, fault.Flags);
+        for (var tries = 0; ;)
         {
-            case 0:
-                _counters->Continued++;
-                Came(region.PageOf(start), region.PageSize / HostPage.Size);
-                return true;
-            case Errno.EAGAIN:
-                ReadEvents(scratch);
-                return _gone;
-            case Errno.EINVAL when mode != 0:
-                // A kernel before 6.4 maps it only so that it can be written.
-                OpenPages(region, start);
-                return TryContinue(region, start, mode: 0, scratch);
-            case Errno.EEXIST:
-                _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
-                _counters->Present++;
-                return true;
-            case Errno.ESRCH:
-                _gone = true;
-                return true;
-            default:
-                // Not in the page cache any more: whoever waits finds it missing when woken, and that is another fault.
-                _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
-                _counters->Failed++;
-                return true;
-        }
-    }
-
-    /// <summary>
-    /// Fills missing pages from an address on with one ioctl: as many as are alike and lie together, at most <paramref name="length"/>
-    /// bytes. Of a large page it is all or, where small ones were there before, the rest.
-    /// </summary>
-    /// <param name="region">Where they lie.</param>
-    /// <param name="at">The first address.</param>
-    /// <param name="length">The bytes at most.</param>
-    /// <param name="mode">UFFDIO_COPY_MODE flags.</param>
-    /// <param name="scratch">The calling thread's.</param>
-    /// <param name="done">The bytes that came, also where an error ended it.</param>
-    /// <param name="zero">Whether they are zeros, and not out of the source.</param>
-    /// <param name="ofSource">Whether the error is one of the source.</param>
-    private int Fill(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done, out bool zero, out bool ofSource)
-    {
-        done = 0;
-        var error = Locate(region, at, length, scratch, out var run);
-        zero = run.Data is null && error == 0;
-        ofSource = error != 0;
-        if (ofSource) return error;
-        error = zero ? Zero(at, run.Length, mode, scratch, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
-        if (error == 0) done = run.Length;
-        else if (copied > 0) done = (ulong)copied;
-        // Before any further event is read.
-        if (done > 0) Came(region.PageOf(at), done / HostPage.Size);
-        return error;
-    }
-
-    private void Came(ulong page, ulong count)
-    {
-        _state.Filled.Set(page, count);
-        if (_protection != 0) _state.Removing.Reset(page, count);
-    }
-
-    private int Locate(UffdVmRegion region, ulong at, ulong length, PageScratch scratch, out PageRunData run)
-    {
-        var page = region.PageOf(at);
-        var error = LocateOnce(region, at, _state.Removed.Run(page, length / HostPage.Size, out var removed) * HostPage.Size, removed, scratch, out run);
-        if (error != 0 || region.PageSize == HostPage.Size) return error;
-        // A large page is filled whole or not at all.
-        var whole = run.Length & ~(region.PageSize - 1);
-        if (whole == 0) return Assemble(region, at, Math.Min(length, region.PageSize), scratch, out run);
-        run = new PageRunData(run.Data, whole);
-        return 0;
-    }
-
-    private int LocateOnce(UffdVmRegion region, ulong at, ulong length, bool removed, PageScratch scratch, out PageRunData run)
-    {
-        run = new PageRunData(null, length);
-        return removed ? 0 : _source.Locate(region.Offset + (at - region.Base), length, scratch, out run);
-    }
-
-    /// <summary>Puts a page together that is zero in part, or does not lie in one piece.</summary>
-    private int Assemble(UffdVmRegion region, ulong at, ulong length, PageScratch scratch, out PageRunData run)
-    {
-        var page = scratch.Page((nuint)length);
-        run = new PageRunData(page, length);
-        if (page is null) return Errno.ENOMEM;
-        for (ulong done = 0; done < length;)
-        {
-            var like = _state.Removed.Run(region.PageOf(at + done), (length - done) / HostPage.Size, out var removed) * HostPage.Size;
-            var error = LocateOnce(region, at + done, like, removed, scratch, out var piece);
-            if (error != 0) return error;
-            if (piece.Data is null) new Span<byte>(page + done, (int)piece.Length).Clear();
-            else
+            switch (Userfaultfd.TryContinue(_uffd, start, region.Unit, mode))
             {
-                // A touch of a page that cannot be read would end this process.
-                var count = ProcessVm.TryRead(Environment.ProcessId, page + done, (nint)piece.Data, (nuint)piece.Length);
-                if (count < 0 || (ulong)count != piece.Length) return Errno.EFAULT;
+                case 0:
+                    _counters->Continued++;
+                    NoteFilled(region.PageOf(start), region.Unit / HostPage.Size);
+                    return true;
+                case Errno.EAGAIN:
+                    if (!TryAgain(ref fault, ref tries, scratch)) return false;
+                    if (_gone) return true;
+                    break;
+                case Errno.EINVAL when region.TryWiden():
+                    return TryContinue(region, fault.Address & ~(region.Unit - 1), ref fault, scratch);
+                case Errno.EINVAL when mode != 0:
+                    // A kernel before 6.4 maps it only so that it can be written.
+                    OpenPages(region, start);
+                    mode = 0;
+                    break;
+                case Errno.EEXIST:
+                    _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
+                    _counters->Present++;
+                    return true;
+                case Errno.ESRCH:
+                    _gone = true;
+                    return true;
+                default:
+                    // Not in the page cache any more: whoever waits finds it missing when woken, and that is another fault.
+                    _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
+                    _counters->Failed++;
+                    return true;
             }
-
-            done += piece.Length;
         }
-
-        return 0;
     }
 
-    private int Zero(ulong start, ulong length, ulong mode, PageScratch scratch, out long done)
+    /// <summary>Poisons every page that has not come, so that no thread of the VM waits for one. As far as the kernel lets it.</summary>
+    private void PoisonMissing()
     {
-        // Only a copy can be write-protected, and huge pages know no ZEROPAGE.
-        if ((mode & Userfaultfd.UFFDIO_COPY_MODE_WP) == 0)
+        foreach (var region in _byPage)
         {
-            var error = Userfaultfd.TryZero(_uffd, start, length, mode, out done);
-            if (error != Errno.EINVAL) return error;
+            var end = region.FirstPage + region.PageCount;
+            for (var page = _state.Filled.Next(region.FirstPage, end, set: false); page < end; page = _state.Filled.Next(page, end, set: false))
+            {
+                var length = (_state.Filled.Next(page, end, set: true) - page) * HostPage.Size;
+                var error = Userfaultfd.TryPoison(_uffd, region.AddressOf(page), length, out var done);
+                if (error is not (0 or Errno.EEXIST) && done <= 0) return;
+                // What is there is passed over.
+                page += (ulong)Math.Max(done, (long)HostPage.Size) / HostPage.Size;
+            }
         }
-
-        done = 0;
-        var zeros = scratch.Zeros((nuint)length);
-        return zeros is null ? Errno.ENOMEM : Userfaultfd.TryCopy(_uffd, start, zeros, length, mode, out done);
     }
 }

@@ -58,13 +58,13 @@ internal sealed unsafe partial class UffdVm
         // What came already, or went, is passed over.
         passed = HostPage.Size;
         if (_state.Filled.IsSet(page) || _state.Removed.IsSet(page)) return FillOutcome.Filled;
-        var start = at & ~(region.PageSize - 1);
-        length = Math.Max((length + (at - start)) & ~(region.PageSize - 1), region.PageSize);
+        var start = at & ~(region.Unit - 1);
+        length = Math.Max((length + (at - start)) & ~(region.Unit - 1), region.Unit);
         page = region.PageOf(start);
         length = (_state.Filled.Next(page, page + (length / HostPage.Size), set: true) - page) * HostPage.Size;
         if (length == 0) return FillOutcome.Filled;
         var outcome = FillBehindGate(region, start, length, Userfaultfd.UFFDIO_COPY_MODE_DONTWAKE | _protection, scratch, out var done);
-        passed = Math.Max(done == 0 ? region.PageSize : done, at - start + HostPage.Size) - (at - start);
+        passed = Math.Max(done == 0 ? region.Unit : done, at - start + HostPage.Size) - (at - start);
         return outcome;
     }
 

@@ -48,7 +48,7 @@ internal sealed unsafe partial class UffdVm
     private void OpenPages(UffdVmRegion region, ulong start)
     {
         _isOpening = true;
-        _state.BeginOpening(region.PageOf(start), region.PageSize / HostPage.Size);
+        _state.BeginOpening(region.PageOf(start), region.Unit / HostPage.Size);
     }
 
     /// <summary>A fault was answered, or is to be tried again.</summary>
@@ -75,25 +75,31 @@ internal sealed unsafe partial class UffdVm
         _state.Reads.Recover();
     }
 
-    private bool TryUnprotect(UffdVmRegion region, ulong start, PageScratch scratch)
+    private bool TryUnprotect(UffdVmRegion region, ulong start, ref UffdFault fault, PageScratch scratch)
     {
         OpenPages(region, start);
-        switch (Userfaultfd.TryUnprotect(_uffd, start, region.PageSize))
+        for (var tries = 0; ;)
         {
-            case Errno.EAGAIN:
-                ReadEvents(scratch);
-                return _gone;
-            case Errno.ESRCH:
-                _gone = true;
-                return true;
-            case 0:
-                _counters->WriteProtected++;
-                return true;
-            default:
-                // Unmapped or unregistered since: whoever waits finds out.
-                _ = Userfaultfd.TryWake(_uffd, start, region.PageSize);
-                _counters->Failed++;
-                return true;
+            switch (Userfaultfd.TryUnprotect(_uffd, start, region.Unit))
+            {
+                case Errno.EAGAIN:
+                    if (!TryAgain(ref fault, ref tries, scratch)) return false;
+                    if (_gone) return true;
+                    break;
+                case Errno.EINVAL when region.TryWiden():
+                    return TryUnprotect(region, fault.Address & ~(region.Unit - 1), ref fault, scratch);
+                case Errno.ESRCH:
+                    _gone = true;
+                    return true;
+                case 0:
+                    _counters->WriteProtected++;
+                    return true;
+                default:
+                    // Unmapped or unregistered since: whoever waits finds out.
+                    _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
+                    _counters->Failed++;
+                    return true;
+            }
         }
     }
 }

@@ -1,17 +1,25 @@
 using System.Diagnostics;
-using System.Runtime.CompilerServices;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// One VM being served: its userfaultfd, its regions, and which of its pages were removed. Events are read and faults answered on
-/// the handler's thread alone; one other thread may fill ahead. Nothing is allocated while it serves. The rules are those of the
+/// the thread of its <see cref="UffdVmService"/> alone, which owns every field where nothing else is said; one thread of the
+/// <see cref="UffdFiller"/> at a time may fill ahead. Nothing is allocated while it serves. The rules are those of the
 /// kernel: removals are applied before the faults of the same batch; a page once removed is zero from then on; while a removal
 /// waits to be read no page can be filled, so EAGAIN reads on.
 /// </summary>
 internal sealed unsafe partial class UffdVm : IDisposable
 {
+    // So many batches of events are read in a turn; then the faults among them are answered.
+    private const int MaxBatches = 16;
+
+    private const int NoVerdict = -1;
+    private const int FewErrors = 16;
+    private static readonly long s_errorPause = Stopwatch.Frequency / 10;
+
+    // Of every thread: they never change.
     private readonly SafeDescriptor _descriptor;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
@@ -23,11 +31,16 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly FillGate _gate;
     private readonly Func<PageScratch, bool> _help;
     private readonly int _uffd;
-    private UffdFault[] _waiting = new UffdFault[UffdVmState.Batch];
-    private int _waitingCount;
     private int _last;
-    private volatile bool _gone;
+    private bool _knowsNoWait = true;
     private string? _untold;
+    private int _told;
+    private long _toldAt;
+
+    // Written by the service and the filler, read by any thread.
+    private volatile bool _gone;
+    private volatile string? _error;
+    private volatile int _verdict = NoVerdict;
 
     /// <summary>Takes the userfaultfd and the state over. Where the state was used before, <see cref="Recover"/> comes next.</summary>
     /// <param name="userfaultfd">The userfaultfd.</param>
@@ -61,25 +74,35 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     public UffdVmState State => _state;
 
-    /// <summary>What went wrong last, or null.</summary>
-    public string? Error { get; private set; }
+    /// <summary>Who waits for parts of the image that are not in memory; null where the thread that serves waits itself.</summary>
+    public UffdFetches? Fetches { get; set; }
 
-    /// <summary>What went wrong since this was asked last, or null.</summary>
+    /// <summary>What went wrong last, or null. For any thread.</summary>
+    public string? Error => _error;
+
+    /// <summary>What went wrong since this was asked last, or null. Of a VM that makes errors without end only the last one is told now and then.</summary>
     public string? TakeError()
     {
-        var error = _untold;
+        if (_untold is not { } error) return null;
+        var now = Stopwatch.GetTimestamp();
+        if (++_told > FewErrors && !IsOver && now - _toldAt < s_errorPause) return null;
+        _toldAt = now;
         _untold = null;
         return error;
     }
 
-    /// <summary>What is to be done beyond this VM's memory, where a page cannot be had.</summary>
-    public UffdOnError? Verdict { get; private set; }
+    /// <summary>What is to be done beyond this VM's memory, where a page cannot be had, or the VM cannot be served any more. For any thread.</summary>
+    public UffdOnError? Verdict
+    {
+        get => _verdict == NoVerdict ? null : (UffdOnError)_verdict;
+        private set => _verdict = value is { } verdict ? (int)verdict : NoVerdict;
+    }
 
-    /// <summary>The VMM's memory is gone: nothing is left to serve.</summary>
+    /// <summary>The VMM's memory is gone: nothing is left to serve. For any thread.</summary>
     public bool IsGone => _gone;
 
-    /// <summary>Whether faults wait for memory, huge pages, the source or the end of a removal.</summary>
-    public bool HasDeferred => _waitingCount > 0;
+    /// <summary>Whether the VM is not to be served any more. For any thread.</summary>
+    public bool IsOver => _gone || _verdict != NoVerdict;
 
     public void Dispose()
     {
@@ -102,7 +125,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         WakeAll();
     }
 
-    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it. For the handler's thread.</summary>
+    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it.</summary>
     public void RecordWhatCame()
     {
         if (_policy.Recorder is not { } recorder) return;
@@ -114,91 +137,52 @@ internal sealed unsafe partial class UffdVm : IDisposable
         }
     }
 
-    /// <summary>Answers every fault that is waiting. Called when the userfaultfd is readable, and again while faults are deferred.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public void Serve(PageScratch scratch)
+    /// <summary>The VM cannot be served any more: notes why, and what follows. With the policy Poison no page that is missing is waited for any more.</summary>
+    public void Abandon(string why)
     {
-        ReadEvents(scratch);
-        // Serving can read further events, which append to the list; what must be deferred goes back to its front.
-        var deferred = 0;
-        for (var i = 0; i < _waitingCount && !_gone; i++)
-        {
-            var fault = _waiting[i];
-            if (fault.Due != 0 && Stopwatch.GetTimestamp() < fault.Due)
-            {
-                _waiting[deferred++] = fault;
-                continue;
-            }
-
-            var isAnswered = TryAnswer(ref fault, scratch);
-            EndOpening();
-            if (isAnswered)
-            {
-                if (!fault.IsHeld) Answered(fault.Since);
-            }
-            else
-            {
-                if (!fault.IsDeferred) _counters->Deferred++;
-                fault.IsDeferred = true;
-                _waiting[deferred++] = fault;
-            }
-        }
-
-        _waitingCount = deferred;
-        _counters->QueueDepth = deferred;
-    }
-
-    private void Answered(long since)
-    {
-        var now = Stopwatch.GetTimestamp();
-        if (_counters->FirstPageAt == 0)
-        {
-            _counters->FirstPageAt = now;
-        }
-
-        _state.Latency.Record(now - since);
+        if (_policy.OnError == UffdOnError.Poison) PoisonMissing();
+        Fail($"The VM is not served any more: {why}");
+        Verdict = _policy.OnError;
     }
 
     /// <summary>Takes what is queued in the kernel: removals take effect at once, faults join the list.</summary>
     private void ReadEvents(PageScratch scratch)
     {
         int count;
+        var batches = 0;
         do
         {
             _gate.EnterRead(_help, scratch);
             try
             {
-                count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch);
+                count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch, ref _knowsNoWait);
                 if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
                 var now = Stopwatch.GetTimestamp();
                 for (var i = 0; i < count; i++)
                 {
-                    Take(_message[i], now);
+                    Apply(_message[i], now);
                     // It has taken effect: a successor need not repeat it.
                     _message[i].@event = 0;
                 }
-
             }
             finally
             {
                 _gate.ExitRead();
             }
 
-            // The VMM may have made it blocking, and epoll says then all the time that there is something.
-            if (count == -Errno.EAGAIN) Userfaultfd.SetNonBlocking(_uffd);
             if (count >= 0 || count is -Errno.EAGAIN or -Errno.EINTR) continue;
             Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
             _gone = true;
         }
-        while (count == UffdVmState.Batch);
+        while (count == UffdVmState.Batch && ++batches < MaxBatches);
     }
 
-    private void Take(UffdMsg message, long now)
+    private void Apply(UffdMsg message, long now)
     {
         switch (message.@event)
         {
             case Userfaultfd.UFFD_EVENT_PAGEFAULT:
-                if (_waitingCount == _waiting.Length) Array.Resize(ref _waiting, _waiting.Length * 2);
+                if (_waitingCount == _waiting.Length) MakeRoom();
                 _waiting[_waitingCount++] = new UffdFault { Address = message.pagefault_address, Flags = message.pagefault_flags, Since = now };
                 Activity++;
                 break;
@@ -254,7 +238,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     private void Fail(string error)
     {
-        Error = error;
+        _error = error;
         _untold = error;
     }
 }

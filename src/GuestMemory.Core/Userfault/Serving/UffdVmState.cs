@@ -32,6 +32,10 @@ internal sealed unsafe class UffdVmState : IDisposable
     // The magic and the version; the rest is kept free.
     internal const int HeaderSize = 16;
 
+    // What is counted, or left out, at once.
+    private const long BytesOfBlock = 4096;
+    private const ulong PagesOfBlock = BytesOfBlock * 8;
+
     // A page and a number of pages in one word.
     private const int OpeningBits = 24;
 
@@ -150,11 +154,53 @@ internal sealed unsafe class UffdVmState : IDisposable
         Found.Clear();
     }
 
-    /// <summary>All pages, those that came and those that were removed at least once.</summary>
-    public (long All, long Present, long Removed) CountPages() => ((long)Filled.PageCount, Filled.Count(), Removed.Count());
-
     /// <summary>What was done for the VM, up to now.</summary>
-    public UffdFigures Figures(int processId, string? error) => UffdFigures.Of(processId, ref *Counters, Latency, CountPages(), error) with { MissingPageCount = (long)Filled.PageCount - Filled.CountWith(Removed) };
+    /// <param name="processId">The VMM's process.</param>
+    /// <param name="error">What went wrong last.</param>
+    /// <param name="file">The memfd of the state, whose holes are then left as they are: to read one would make a page of it.</param>
+    public UffdFigures Figures(int processId, string? error, SafeDescriptor? file = null)
+    {
+        long present = 0, removed = 0, known = 0;
+        foreach (var (first, end) in PagesWithData(file))
+        {
+            present += Filled.Count(first, end);
+            removed += Removed.Count(first, end);
+            known += Filled.CountWith(Removed, first, end);
+        }
+
+        return UffdFigures.Of(processId, ref *Counters, Latency, ((long)Filled.PageCount, present, removed), error) with { MissingPageCount = (long)Filled.PageCount - known };
+    }
+
+    /// <summary>The pages of which it can be noted that they came or were removed: all of them, or those whose bits are no hole of the file.</summary>
+    private List<(ulong First, ulong End)> PagesWithData(SafeDescriptor? file)
+    {
+        var all = Filled.PageCount;
+        if (file is null) return [(0, all)];
+        var blocks = new bool[(int)((all + PagesOfBlock - 1) / PagesOfBlock)];
+        MarkData(file, BitsOffset, blocks);
+        MarkData(file, BitsOffset + PageBits.SizeOf(all), blocks);
+        var ranges = new List<(ulong, ulong)>();
+        for (var i = 0; i < blocks.Length; i++)
+        {
+            var first = i;
+            while (i < blocks.Length && blocks[i]) i++;
+            if (i > first) ranges.Add(((ulong)first * PagesOfBlock, Math.Min((ulong)i * PagesOfBlock, all)));
+        }
+
+        return ranges;
+    }
+
+    private void MarkData(SafeDescriptor file, ulong start, bool[] blocks)
+    {
+        var (from, end) = ((long)start, (long)(start + PageBits.SizeOf(Filled.PageCount)));
+        for (var at = from; (at = Extents.NextData(file, at, end)) < end;)
+        {
+            var hole = Extents.NextHole(file, at, end);
+            for (var block = (at - from) / BytesOfBlock; block < blocks.Length && block * BytesOfBlock < hole - from; block++) blocks[block] = true;
+            if (hole <= at) break;
+            at = hole;
+        }
+    }
 
     /// <summary>The bytes of a state: 12 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (5 * PageBits.SizeOf(pageCount)), HostPage.Size);

@@ -5,13 +5,14 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>An image of compressed chunks. Every thread keeps the chunk that it unpacked last.</summary>
+/// <summary>An image of compressed chunks. Those that were unpacked last are kept for all threads.</summary>
 internal sealed unsafe class ChunkedSource : PageSource
 {
     private readonly ImageFile _file;
     private readonly byte[] _index;
     private readonly int _chunkSize;
     private readonly ChunkCompression _compression;
+    private readonly ChunkCache _cache;
 
     /// <summary>Takes the file over where it succeeds.</summary>
     /// <exception cref="GuestMemoryException">InvalidImage.</exception>
@@ -19,6 +20,7 @@ internal sealed unsafe class ChunkedSource : PageSource
     {
         _file = file;
         (Length, _chunkSize, _compression, _index) = ChunkedImage.ReadIndex(file.Handle, file.Path);
+        _cache = new ChunkCache(_chunkSize);
     }
 
     public override string Name => _file.Path;
@@ -30,37 +32,76 @@ internal sealed unsafe class ChunkedSource : PageSource
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
         run = default;
+        scratch.Unpin();
         var number = (long)(offset / (ulong)_chunkSize);
         var inside = offset % (ulong)_chunkSize;
-        var entry = _index.AsSpan((int)number * ChunkedImage.EntrySize, ChunkedImage.EntrySize);
-        var stored = (int)BinaryPrimitives.ReadUInt32LittleEndian(entry[8..]);
         length = Math.Min(length, (ulong)_chunkSize - inside);
-        if (stored == 0)
+        if (StoredBytes(number) == 0)
         {
             run = new PageRunData(null, length);
             return 0;
         }
 
-        var chunk = scratch.Chunk((nuint)_chunkSize);
-        if (chunk is null)
-        {
-            scratch.ChunkNumber = -1;
-            return Errno.ENOMEM;
-        }
-
-        if (scratch.ChunkNumber != number)
-        {
-            scratch.ChunkNumber = -1;
-            var error = Unpack(entry, stored, (int)Math.Min((ulong)_chunkSize, Length - ((ulong)number * (ulong)_chunkSize)), chunk, scratch);
-            if (error != 0) return error;
-            scratch.ChunkNumber = number;
-        }
-
-        run = new PageRunData(chunk + inside, length);
-        return 0;
+        var error = FindChunk(number, scratch, out var chunk);
+        if (error == 0) run = new PageRunData(chunk + inside, length);
+        return error;
     }
 
-    public override void Dispose() => _file.Dispose();
+    public override bool IsReady(ulong offset, ulong length)
+    {
+        for (var number = (long)(offset / (ulong)_chunkSize); number <= LastChunk(offset, length); number++)
+        {
+            if (StoredBytes(number) != 0 && !_cache.Contains(number)) return false;
+        }
+
+        return true;
+    }
+
+    public override void Prepare(ulong offset, ulong length, PageScratch scratch)
+    {
+        for (var number = (long)(offset / (ulong)_chunkSize); number <= LastChunk(offset, length); number++)
+        {
+            // What cannot be unpacked is found again when it is needed.
+            if (StoredBytes(number) != 0) _ = FindChunk(number, scratch, out _);
+        }
+    }
+
+    public override void Dispose()
+    {
+        _file.Dispose();
+        _cache.Dispose();
+    }
+
+    private long LastChunk(ulong offset, ulong length) => (long)((Math.Min(offset + length, Length) - 1) / (ulong)_chunkSize);
+
+    private ReadOnlySpan<byte> Entry(long number) => _index.AsSpan((int)number * ChunkedImage.EntrySize, ChunkedImage.EntrySize);
+
+    private int StoredBytes(long number) => (int)BinaryPrimitives.ReadUInt32LittleEndian(Entry(number)[8..]);
+
+    /// <summary>A chunk out of the cache, pinned by the scratch; it is unpacked where it is not there.</summary>
+    private int FindChunk(long number, PageScratch scratch, out byte* chunk)
+    {
+        chunk = null;
+        var place = _cache.TryPin(number);
+        if (place is null)
+        {
+            place = _cache.TryReserve();
+            chunk = place is null ? scratch.Chunk((nuint)_chunkSize) : place.Data;
+            var error = chunk is null ? Errno.ENOMEM : Unpack(Entry(number), StoredBytes(number), (int)Math.Min((ulong)_chunkSize, Length - ((ulong)number * (ulong)_chunkSize)), chunk, scratch);
+            if (place is null) return error;
+            if (error != 0)
+            {
+                _cache.Unpin(place);
+                return error;
+            }
+
+            _cache.Publish(place, number);
+        }
+
+        chunk = place.Data;
+        scratch.Pin(_cache, place);
+        return 0;
+    }
 
     private int Unpack(ReadOnlySpan<byte> entry, int stored, int size, byte* chunk, PageScratch scratch)
     {

@@ -24,24 +24,42 @@ internal sealed class LayeredSource : PageSource
 
     public override string Layout => string.Join("; ", _layers.Reverse().Select(static layer => layer.LayerLayout).Prepend(_base.Layout));
 
-    public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
+    public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run) => Find(offset, ref length).Locate(offset, length, scratch, out run);
+
+    public override void Prepare(ulong offset, ulong length, PageScratch scratch)
+    {
+        for (ulong done = 0; done < length;)
+        {
+            var part = length - done;
+            var source = Find(offset + done, ref part);
+            source.Prepare(offset + done, part, scratch);
+            done += part;
+        }
+    }
+
+    public override bool IsReady(ulong offset, ulong length)
+    {
+        for (ulong done = 0; done < length;)
+        {
+            var part = length - done;
+            if (!Find(offset + done, ref part).IsReady(offset + done, part)) return false;
+            done += part;
+        }
+
+        return true;
+    }
+
+    /// <summary>Which source has the bytes at an offset, and how many of them.</summary>
+    private PageSource Find(ulong offset, ref ulong length)
     {
         foreach (var layer in _layers)
         {
             length = layer.DataRun(offset, length, out var isData);
-            if (isData) return layer.Locate(offset, length, scratch, out run);
+            if (isData) return layer;
         }
 
-        return _base.Locate(offset, length, scratch, out run);
+        return _base;
     }
-
-    public override void Prepare(ulong offset, ulong length)
-    {
-        foreach (var layer in _layers) layer.Prepare(offset, length);
-        _base.Prepare(offset, length);
-    }
-
-    public override bool IsReady(ulong offset, ulong length) => Array.TrueForAll(_layers, layer => layer.IsReady(offset, length)) && _base.IsReady(offset, length);
 
     public override void Dispose()
     {

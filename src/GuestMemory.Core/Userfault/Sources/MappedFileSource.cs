@@ -20,7 +20,6 @@ internal sealed unsafe class MappedFileSource : PageSource
     private readonly ulong[] _words;
     private readonly PageBits _data;
     private readonly bool _isSparse;
-    private long _populated;
     private volatile bool _disposed;
 
     /// <summary>Takes the file over where it succeeds.</summary>
@@ -91,12 +90,23 @@ internal sealed unsafe class MappedFileSource : PageSource
     public ulong DataRun(ulong offset, ulong length, out bool isData) =>
         _data.Run(offset / HostPage.Size, length / HostPage.Size, out isData) * HostPage.Size;
 
-    public override void Prepare(ulong offset, ulong length)
+    public override void Prepare(ulong offset, ulong length, PageScratch scratch)
     {
         if (!IsReady(offset, length)) PopulateData(offset, length);
     }
 
-    public override bool IsReady(ulong offset, ulong length) => offset + length <= (ulong)Volatile.Read(ref _populated);
+    public override bool IsReady(ulong offset, ulong length)
+    {
+        var end = EndOf(offset, length);
+        for (var page = offset / HostPage.Size; (page = _data.Next(page, end, set: true)) < end;)
+        {
+            var hole = _data.Next(page, end, set: false);
+            if (!Mman.IsResident(_mapping.Address + (nint)(page * HostPage.Size), (nuint)((hole - page) * HostPage.Size))) return false;
+            page = hole;
+        }
+
+        return true;
+    }
 
     public override void Dispose()
     {
@@ -123,16 +133,12 @@ internal sealed unsafe class MappedFileSource : PageSource
     /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>
     private void Populate()
     {
-        for (ulong at = 0; at < Length && !_disposed; at += PopulateChunk)
-        {
-            PopulateData(at, Math.Min(PopulateChunk, Length - at));
-            Volatile.Write(ref _populated, (long)(at + PopulateChunk));
-        }
+        for (ulong at = 0; at < Length && !_disposed; at += PopulateChunk) PopulateData(at, Math.Min(PopulateChunk, Length - at));
     }
 
     private void PopulateData(ulong offset, ulong length)
     {
-        var end = Math.Min((offset + length + HostPage.Size - 1) / HostPage.Size, _data.PageCount);
+        var end = EndOf(offset, length);
         for (var page = offset / HostPage.Size; (page = _data.Next(page, end, set: true)) < end && !_disposed;)
         {
             var hole = _data.Next(page, end, set: false);
@@ -141,4 +147,6 @@ internal sealed unsafe class MappedFileSource : PageSource
             page = hole;
         }
     }
+
+    private ulong EndOf(ulong offset, ulong length) => Math.Min((offset + length + HostPage.Size - 1) / HostPage.Size, _data.PageCount);
 }

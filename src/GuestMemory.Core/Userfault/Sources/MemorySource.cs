@@ -55,8 +55,6 @@ internal sealed unsafe class MemorySource : PageSource, IRegionHolder
         return Interop.Errno.EFAULT;
     }
 
-    public override bool IsReady(ulong offset, ulong length) => true;
-
     void IRegionHolder.Release(MmapRegion region)
     {
         // Forced away: it is unmapped when the handler ends.

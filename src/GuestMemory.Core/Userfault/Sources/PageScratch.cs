@@ -6,6 +6,11 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>One thread's memory for pages that must be made before they can be copied: unpacked, or put together of several pieces.</summary>
 internal sealed unsafe class PageScratch : IDisposable
 {
+    // A huge page of the usual size.
+    private const nuint Kept = 2 << 20;
+
+    private ChunkCache? _cache;
+    private ChunkCache.Place? _place;
     private byte* _chunk;
     private byte* _page;
     private byte* _packed;
@@ -14,10 +19,22 @@ internal sealed unsafe class PageScratch : IDisposable
     private nuint _pageSize;
     private nuint _packedSize;
 
-    /// <summary>Which chunk of a source <see cref="Chunk"/> holds; -1 for none.</summary>
-    public long ChunkNumber { get; set; } = -1;
+    /// <summary>Keeps a chunk of a cache where it is until the next one, or until <see cref="Unpin"/>.</summary>
+    public void Pin(ChunkCache cache, ChunkCache.Place place)
+    {
+        Unpin();
+        _cache = cache;
+        _place = place;
+    }
 
-    /// <summary>Room for a chunk; what it holds stays until the next call with a larger size. Null, as with all of these, where no memory is left.</summary>
+    /// <summary>Lets go of a chunk that was found last.</summary>
+    public void Unpin()
+    {
+        if (_place is not null) _cache!.Unpin(_place);
+        _place = null;
+    }
+
+    /// <summary>Room for a chunk where the cache has none. Null, as with all of these, where no memory is left.</summary>
     public byte* Chunk(nuint size) => Room(ref _chunk, ref _chunkSize, size);
 
     /// <summary>Room for a chunk before it is unpacked.</summary>
@@ -38,8 +55,26 @@ internal sealed unsafe class PageScratch : IDisposable
     /// <summary>Room for a page.</summary>
     public byte* Page(nuint size) => Room(ref _page, ref _pageSize, size);
 
+    /// <summary>Lets go of what was found, and gives back what only a very large page has needed. Called when the thread's turn is over.</summary>
+    public void Trim()
+    {
+        Unpin();
+        if (_pageSize > Kept)
+        {
+            NativeMemory.AlignedFree(_page);
+            _page = null;
+            _pageSize = 0;
+        }
+
+        // Zeros are no memory, but the tables of a large range are.
+        if (_zeros is null || _zeros.Length <= Kept) return;
+        _zeros.Dispose();
+        _zeros = null;
+    }
+
     public void Dispose()
     {
+        Unpin();
         NativeMemory.AlignedFree(_chunk);
         NativeMemory.AlignedFree(_page);
         NativeMemory.AlignedFree(_packed);
@@ -47,7 +82,6 @@ internal sealed unsafe class PageScratch : IDisposable
         _zeros = null;
         _chunk = _page = _packed = null;
         _chunkSize = _pageSize = _packedSize = 0;
-        ChunkNumber = -1;
     }
 
     private static byte* Room(ref byte* place, ref nuint have, nuint size)

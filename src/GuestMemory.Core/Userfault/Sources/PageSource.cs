@@ -27,13 +27,16 @@ internal abstract unsafe class PageSource : IDisposable
     /// <returns>0 or an error number.</returns>
     public abstract int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run);
 
-    /// <summary>Brings bytes near that will soon be asked for, where that takes time; called before, and never instead of, <see cref="Locate"/>.</summary>
-    public virtual void Prepare(ulong offset, ulong length)
+    /// <summary>
+    /// Brings bytes into memory that will soon be asked for, where that takes time: waits for the disk, or unpacks. Called before, and never
+    /// instead of, <see cref="Locate"/>. It reports no error: <see cref="Locate"/>, or the copy, finds it again.
+    /// </summary>
+    public virtual void Prepare(ulong offset, ulong length, PageScratch scratch)
     {
     }
 
-    /// <summary>Whether bytes can be copied at once, as far as is known: nothing is to be unpacked, and hardly anything to be read from a disk.</summary>
-    public virtual bool IsReady(ulong offset, ulong length) => false;
+    /// <summary>Whether bytes can be copied at once, as far as is known: nothing is to be unpacked, and nothing to be read from a disk. It never waits for one.</summary>
+    public virtual bool IsReady(ulong offset, ulong length) => true;
 
     public abstract void Dispose();
 }

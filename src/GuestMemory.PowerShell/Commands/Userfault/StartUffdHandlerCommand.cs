@@ -65,7 +65,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter TrackDirty { get; set; }
 
-    /// <summary>How many VMMs may be connected at once.</summary>
+    /// <summary>How many VMMs may be connected, and how many VMs served, at once.</summary>
     [Parameter]
     [ValidateRange(1, int.MaxValue)]
     public int MaxConnections { get; set; } = int.MaxValue;

@@ -1,0 +1,151 @@
+using System.Diagnostics;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core.Userfault;
+
+/// <summary>
+/// Serves one VM on a thread of its own: waits for the VM's events, reads them, and answers its faults. What keeps this thread busy or
+/// asleep (a copy of a huge page, a disk, a VMM that made its userfaultfd blocking, an exception) concerns this VM and no other.
+/// </summary>
+internal sealed class UffdVmService : IDisposable
+{
+    // Reserved; of it the thread touches what serving needs, about 20 KiB.
+    private const int StackSize = 256 << 10;
+
+    // Read by every thread, written before the thread starts.
+    private readonly SafeDescriptor _wake;
+    private readonly UffdVmHelpers _helpers;
+    private readonly Action<UffdVm, string>? _failed;
+    private readonly Action<UffdVmService> _finished;
+    private readonly Thread _thread;
+
+    // Written by the handler's thread.
+    private volatile bool _stopping;
+    private long _stoppedAt;
+
+    // Written by the service's own thread.
+    private volatile int _threadId;
+    private UffdFill? _fill;
+
+    /// <summary>Takes the VM over where it returns.</summary>
+    /// <param name="vm">The VM.</param>
+    /// <param name="connection">The VMM's connection.</param>
+    /// <param name="helpers">What the VMs of a handler share.</param>
+    /// <param name="failed">Called on the service's thread with an error after which the VM is still served; may be null.</param>
+    /// <param name="finished">Called once, on the service's thread, when it does nothing any more for the VM.</param>
+    public UffdVmService(UffdVm vm, UffdConnection connection, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished)
+    {
+        _wake = EventFd.Create();
+        Vm = vm;
+        Connection = connection;
+        _helpers = helpers;
+        _failed = failed;
+        _finished = finished;
+        _thread = new Thread(Run, StackSize) { IsBackground = true, Name = $"uffd-vm-{connection.Peer.pid}" };
+    }
+
+    public UffdVm Vm { get; }
+
+    public UffdConnection Connection { get; }
+
+    /// <summary>Whether the VM is not served any more, or will not be in a moment. For any thread.</summary>
+    public bool IsEnding => _stopping || Vm.IsOver;
+
+    /// <summary>Starts the thread. Where the host has none left the VM has ended at once, as its policy for errors says.</summary>
+    public void Start()
+    {
+        try
+        {
+            _thread.Start();
+        }
+        catch (Exception exception) when (exception is OutOfMemoryException or ThreadStartException)
+        {
+            Vm.Abandon("The host has no thread for it (TasksMax=, 'ulimit -u', kernel.threads-max).");
+            _finished(this);
+        }
+    }
+
+    /// <summary>Has the service end; it does so on its own thread, in its own time. For the handler's thread.</summary>
+    public void Stop()
+    {
+        if (_stopping) return;
+        _stoppedAt = Stopwatch.GetTimestamp();
+        _stopping = true;
+        EventFd.Signal(_wake);
+    }
+
+    /// <summary>
+    /// Interrupts a service that was told to end and has not: before Linux 6.10 it may be in a read of a userfaultfd that the VMM made
+    /// blocking. For the handler's thread, again and again.
+    /// </summary>
+    public void InterruptIfLate(TimeSpan patience)
+    {
+        if (!_stopping || _threadId == 0 || Stopwatch.GetElapsedTime(_stoppedAt) < patience) return;
+        // The interrupted read starts anew, and then finds this.
+        Userfaultfd.SetNonBlocking(Vm.Descriptor.Number);
+        _ = Signals.Prepare();
+        Signals.Wake(_threadId);
+    }
+
+    /// <summary>Waits until the thread has ended; false when the time is over first.</summary>
+    public bool Join(TimeSpan patience) => (_thread.ThreadState & System.Threading.ThreadState.Unstarted) != 0 || _thread.Join(patience);
+
+    /// <summary>Closes everything but the connection. The thread has ended, or is in its last instructions.</summary>
+    public void Dispose()
+    {
+        _ = Join(Timeout.InfiniteTimeSpan);
+        Vm.Dispose();
+        _wake.Dispose();
+    }
+
+    private void Run()
+    {
+        string? why = null;
+        try
+        {
+            _threadId = Signals.CurrentThread();
+            Vm.Fetches = new UffdFetches(_helpers.Fetchers, _wake);
+            Vm.RecordWhatCame();
+            _fill = _helpers.Filler?.Add(Vm);
+            while (!IsEnding) Turn();
+        }
+#pragma warning disable CA1031 // Whatever went wrong with this VM ends its service and must not end the process.
+        catch (Exception exception)
+        {
+            why = exception.Message;
+        }
+#pragma warning restore CA1031
+        // Each may wait for a disk, and only this thread does.
+        if (_fill is not null) _helpers.Filler!.Remove(_fill);
+        Vm.Fetches?.End();
+        if (why is not null) Vm.Abandon(why);
+        TellError();
+        _finished(this);
+    }
+
+    /// <summary>Waits for an event, a fetch that is done, or the time of a deferred fault, and serves the VM once.</summary>
+    private void Turn()
+    {
+        Span<PollFd> entries = [new PollFd { fd = Vm.Descriptor.Number, events = Poll.POLLIN }, new PollFd { fd = _wake.Number, events = Poll.POLLIN }];
+        _ = Poll.Wait(entries, Vm.Timeout);
+        if (entries[1].revents != 0) _ = EventFd.Clear(_wake);
+        // The VMM made it blocking, and poll says so all the time.
+        if ((entries[0].revents & Poll.POLLERR) != 0) Userfaultfd.SetNonBlocking(Vm.Descriptor.Number);
+        var scratch = _helpers.Scratches.Rent();
+        try
+        {
+            Vm.Serve(scratch);
+        }
+        finally
+        {
+            _helpers.Scratches.Return(scratch);
+        }
+
+        TellError();
+    }
+
+    private void TellError()
+    {
+        if (Vm.TakeError() is { } error) _failed?.Invoke(Vm, error);
+    }
+}
