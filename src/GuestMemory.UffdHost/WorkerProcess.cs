@@ -45,8 +45,10 @@ internal sealed class WorkerProcess : IDisposable
     {
         var program = Environment.ProcessPath ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "This program does not know its own path.");
         List<string> arguments = [program];
-        // Run by dotnet, it is the library that must be named.
+        // Run by dotnet, it is the library that must be named. A program of its own starts itself again, also where another version
+        // lies at its path by now.
         if (Path.GetFileName(program) == "dotnet") arguments.Add(Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"));
+        else program = "/proc/self/exe";
         arguments.Add(Program.WorkerArgument);
         // A killed process would leave the runtime's diagnostic socket behind.
         Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");

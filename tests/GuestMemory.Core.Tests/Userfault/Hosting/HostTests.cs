@@ -304,13 +304,13 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     }
 
     [UffdTheory]
-    [InlineData("exec dotnet \"$@\" 2>/dev/full")]
-    [InlineData("trap '' CHLD; exec dotnet \"$@\" 2>/dev/null")]
+    [InlineData("exec \"$@\" 2>/dev/full")]
+    [InlineData("trap '' CHLD; exec \"$@\" 2>/dev/null")]
     public void HoweverItIsStartedItLosesNoVm(string command)
     {
         _folder.WriteImage("image", 16);
-        using var process = Process.Start("sh", ["-c", command, "sh", Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"),
-            "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand"]);
+        var start = UffdHostProcess.Command();
+        using var process = Process.Start("sh", ["-c", command, "sh", start.FileName, .. start.ArgumentList, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand"]);
         Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
         var handler = Assert.Single(UffdHandler.FindAll());
         using (var bad = new RawPeer(handler.SocketPath)) bad.Send("nonsense", userfaultfds: 0);

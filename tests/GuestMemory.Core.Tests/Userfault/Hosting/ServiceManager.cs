@@ -34,11 +34,11 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>Starts the handler's program with the descriptors that are kept, in the way sd_listen_fds(3) describes.</summary>
     public int Start(string runtimeFolder, params string[] arguments)
     {
-        var program = Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll");
+        var start = UffdHostProcess.Command();
         using var nothing = File.OpenHandle("/dev/null", FileMode.Open, FileAccess.ReadWrite);
         using var log = File.OpenHandle(_path + ".log", FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
         var (none, errors) = ((int)nothing.DangerousGetHandle(), (int)log.DangerousGetHandle());
-        string[] command = ["sh", "-c", "export LISTEN_PID=$$; exec dotnet \"$@\"", "sh", program, .. arguments];
+        string[] command = ["sh", "-c", "export LISTEN_PID=$$; exec \"$@\"", "sh", start.FileName, .. start.ArgumentList, .. arguments];
         string[] environment =
         [
             .. Environment.GetEnvironmentVariables().Cast<System.Collections.DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}"),
