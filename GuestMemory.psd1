@@ -43,9 +43,7 @@
         PSData = @{
             Tags         = @('userfaultfd', 'Firecracker', 'microVM', 'snapshot', 'KVM', 'memory', 'Linux', 'PSEdition_Core')
             LicenseUri   = 'https://opensource.org/license/mit'
-            # Placeholders of a reserved domain, until the project has a public address; icon.png is in the package.
-            ProjectUri   = 'https://guestmemory.example/'
-            IconUri      = 'https://guestmemory.example/icon.png'
+            # ProjectUri and IconUri follow when the project has a public address; icon.png is in the package.
             # In a package the newest section of that file stands here.
             ReleaseNotes = 'See CHANGELOG.md.'
         }

@@ -269,9 +269,12 @@ function Invoke-Package {
     $packages = Join-Path $artifacts packages
     Remove-Item $module, $packages -Recurse -Force -ErrorAction Ignore
     $null = New-Item -ItemType Directory -Force $target, $packages
-    foreach ($name in 'bin', 'en-US', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs/icon.png') {
+    foreach ($name in 'bin', 'en-US', 'LICENSE', 'CHANGELOG.md', 'docs/icon.png') {
         Copy-Item (Join-Path $root $name) $target -Recurse
     }
+    # Nothing lies beside the README in a gallery: a link to a file of the repository becomes its text.
+    $readme = Join-Path $target README.md
+    (Get-Content -Raw (Join-Path $root README.md)) -replace '\[([^\]\n]+)\]\((?!https?:|#)[^)\n]+\)', '$1' | Set-Content -NoNewline $readme
     # The newest section of the change log is what a gallery shows as release notes.
     $notes = [regex]::Match((Get-Content -Raw (Join-Path $root CHANGELOG.md)), '(?ms)^## \[.*?(?=^## \[|\z)').Value.Trim()
     (Get-Content -Raw $manifest).Replace('See CHANGELOG.md.', $notes.Replace("'", "''")) | Set-Content -NoNewline (Join-Path $target GuestMemory.psd1)
@@ -287,7 +290,7 @@ function Invoke-Package {
     Invoke-Native tar --create --gzip --file $archive --directory $artifacts --sort=name --owner=0 --group=0 GuestMemory
     Compress-PSResource $target $packages
     $library = Join-Path $root src GuestMemory.Core
-    Invoke-Native dotnet pack $library --configuration $Configuration --no-build --output $packages --nologo --verbosity quiet
+    Invoke-Native dotnet pack $library --configuration $Configuration --no-build --output $packages --nologo --verbosity quiet "-p:ReadmePath=$readme"
     Write-Host "Packaged $target, $archive, and in ${packages}: $((Get-ChildItem $packages).Name -join ', ')."
 }
 

@@ -6,7 +6,10 @@ $root = Split-Path $PSScriptRoot
 $project = Join-Path $root tests Fuzz
 $folder = Join-Path $root artifacts fuzz
 $program = Join-Path $project bin Release net10.0 GuestMemory.Fuzz.dll   # as it is built, to show what is found
-$instrumented = Join-Path $folder bin GuestMemory.Fuzz.dll
+
+# SharpFuzz starts the program again by a command line without quotes: it lies elsewhere where the clone's path has a space.
+$published = $root -match '\s' ? [IO.Directory]::CreateTempSubdirectory('gm-fuzz-').FullName : (Join-Path $folder bin)
+$instrumented = Join-Path $published GuestMemory.Fuzz.dll
 
 $aflEnvironment = @{
     AFL_SKIP_BIN_CHECK                      = 1        # SharpFuzz instruments the library, not the program
@@ -27,10 +30,10 @@ function Invoke-Program {
 function Build-Target {
     Invoke-Program build $project --configuration Release --nologo --verbosity quiet
     Invoke-Program tool restore | Out-Null
-    Remove-Item (Join-Path $folder bin) -Recurse -Force -ErrorAction Ignore
-    Invoke-Program publish $project --configuration Release --no-build --nologo --verbosity quiet --output (Join-Path $folder bin)
+    Remove-Item $published -Recurse -Force -ErrorAction Ignore
+    Invoke-Program publish $project --configuration Release --no-build --nologo --verbosity quiet --output $published
     foreach ($library in 'GuestMemory.Core.dll', 'GuestMemory.UffdHost.dll') {
-        Invoke-Program tool run sharpfuzz (Join-Path $folder bin $library) | Out-Null
+        Invoke-Program tool run sharpfuzz (Join-Path $published $library) | Out-Null
     }
 }
 
@@ -117,30 +120,32 @@ function Invoke-Fuzz([string[]] $Name, [int] $Seconds) {
     if (-not (Get-Command afl-fuzz -CommandType Application -ErrorAction Ignore)) {
         throw "afl-fuzz is not on the PATH. Install the package afl++ ('apt-get install afl++')."
     }
-    if ($root -match '\s') {
-        throw "SharpFuzz cannot start a program whose path has a space: $root."
-    }
-    Build-Target
-    $targets = @(Get-TargetName)
-    if (-not $Name) {
-        & dotnet $program | Out-Host
-        return
-    }
-    foreach ($unknown in $Name.Where{ $_ -cnotin $targets + 'all' }) {
-        throw "There is no target '$unknown'; there are $($targets -join ', '), and all."
-    }
+    try {
+        Build-Target
+        $targets = @(Get-TargetName)
+        if (-not $Name) {
+            & dotnet $program | Out-Host
+            return
+        }
+        foreach ($unknown in $Name.Where{ $_ -cnotin $targets + 'all' }) {
+            throw "There is no target '$unknown'; there are $($targets -join ', '), and all."
+        }
 
-    $each = $Seconds
-    if ('all' -cin $Name) {
-        $Name = $targets
-        $each = [Math]::Max(5, [int] [Math]::Floor($Seconds / $targets.Count))
+        $each = $Seconds
+        if ('all' -cin $Name) {
+            $Name = $targets
+            $each = [Math]::Max(5, [int] [Math]::Floor($Seconds / $targets.Count))
+        }
+        $count = 0
+        foreach ($target in $Name) {
+            $count += Invoke-Target $target $each
+        }
+        if ($count -gt 0) {
+            throw "$count findings; they lie in $folder/TARGET/default/crashes and hangs."
+        }
     }
-    $count = 0
-    foreach ($target in $Name) {
-        $count += Invoke-Target $target $each
-    }
-    if ($count -gt 0) {
-        throw "$count findings; they lie in $folder/TARGET/default/crashes and hangs."
+    finally {
+        Remove-Item $published -Recurse -Force -ErrorAction Ignore
     }
 }
 

@@ -31,6 +31,44 @@ tree() {
 
 # What the kernel knows of each thread; asks nothing of the process, which may not be able to answer.
 kernel_stacks() {
+    local task
+    for task in /proc/"$1"/task/*; do
+        echo "thread ${task##*/} '$(cat "$task/comm")' $(grep -s ^State: "$task/status" | cut -f 2) in $(cat "$task/wchan"), syscall $(cat "$task/syscall")"
+        sed 's/^/    /' "$task/stack"
+    done 2>/dev/null
+}
+
+native_stacks() {
+    if ! type -P gdb >/dev/null; then
+        echo "no native stacks: gdb is missing ('apt-get install gdb')"
+        return
+    fi
+    within 20 gdb -nx -p "$1" -batch -ex 'set pagination off' -ex 'thread apply all bt 64' | grep -v '^\[New LWP\|^warning: ' ||
+        echo "gdb did not end in time"
+}
+
+managed_stacks() {
+    local dump
+    grep -q libcoreclr "/proc/$1/maps" 2>/dev/null || return
+    cd "$root"
+    if ! within 20 dotnet tool run dotnet-dump --version >/dev/null; then
+        echo "no managed stacks: dotnet-dump is missing ('dotnet tool restore'), or did not start in time"
+        return
+    fi
+    dump=$(mktemp -u)
+    # The dump is read by the program that makes it, not by the process; where a thread cannot be stopped, it never comes.
+    if within 20 dotnet tool run dotnet-dump collect --type Mini -p "$1" -o "$dump" && [[ -s $dump ]]; then
+        within 30 dotnet tool run dotnet-dump analyze "$dump" -c 'clrstack -all' -c exit |
+            grep -v 'Xunit[.]v3[.]\|CompilerServices[.]Async\|InlinedCallFrame\|MethodBaseInvoker' | cut -c 1-240 ||
+            echo "dotnet-dump did not read the dump in time"
+    else
+        echo "dotnet-dump made no dump in time"
+    fi
+    rm -f -- "$dump"
+}
+
+# The stacks of a process and all that it started, for a minute at most.
+stacks() {
     local process deadline=$(( SECONDS + 60 ))
     echo
     echo "HANGS: nothing has been written for $2 s."

@@ -25,8 +25,10 @@ internal enum ChannelMessageType
     Taken,
     /// <summary>From the worker: something went wrong with the VM, which goes on.</summary>
     Error,
-    /// <summary>From the worker: the VM has ended, or cannot be served.</summary>
+    /// <summary>From the worker: the VM has ended, or cannot be served. Its figures are final.</summary>
     Gone,
+    /// <summary>From the worker: it does not serve the VM any more, whether the VM has ended or not. Its figures are final.</summary>
+    Closed,
 }
 
 /// <summary>One message between supervisor and worker.</summary>

@@ -113,10 +113,9 @@ internal sealed class KeptVm : IDisposable
     /// <summary>Another worker has it from now on.</summary>
     public void ForgetLooks() => _stalledLooks = 0;
 
-    /// <summary>Lets go of everything but the connection.</summary>
+    /// <summary>Closes everything but the connection, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
     public void Dispose()
     {
-        State.Dispose();
         Userfaultfd.Dispose();
         StateFile.Dispose();
         ListFile.Dispose();

@@ -12,6 +12,8 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     private const int MaxId = 1 << 30;
 
     private readonly List<KeptVm> _vms = [];
+    // VMs that have ended and that the worker still has: it counts the faults that it has just answered.
+    private readonly List<KeptVm> _ending = [];
     private readonly Lock _lock = new();
     private readonly LatencyHistogram _endedLatency = new();
     private UffdCounters _ended;
@@ -33,18 +35,35 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
         foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Id, kind), descriptor);
     }
 
-    /// <summary>A VM has ended.</summary>
-    public unsafe void Remove(KeptVm vm)
+    /// <summary>A VM has ended. Its figures may grow until the worker has let go of it.</summary>
+    public void Remove(KeptVm vm)
     {
         lock (_lock)
         {
             if (!_vms.Remove(vm)) return;
-            _ended.Add(ref *vm.State.Counters);
-            _ended.QueueDepth = 0;
-            _endedLatency.Add(vm.State.Latency);
+            _ending.Add(vm);
+            if (!vm.IsOffered) Close(vm);
         }
 
         Forget(vm);
+    }
+
+    /// <summary>The worker counts nothing more for a VM that has ended.</summary>
+    public void Close(int id)
+    {
+        lock (_lock)
+        {
+            if (_ending.Find(vm => vm.Id == id) is { } vm) Close(vm);
+        }
+    }
+
+    /// <summary>The worker has ended, and counts nothing more.</summary>
+    public void CloseAll()
+    {
+        lock (_lock)
+        {
+            foreach (var vm in _ending.ToArray()) Close(vm);
+        }
     }
 
     /// <summary>The handler ends for good: nobody else is to keep anything.</summary>
@@ -89,16 +108,17 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     {
         lock (_lock)
         {
+            // First: a page is noted as present after its fault is counted, so that what is restored has all its faults in the sum.
+            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error, vm.StateFile)).ToArray();
             var latency = new LatencyHistogram();
             latency.Add(_endedLatency);
             var counters = _ended;
-            foreach (var vm in _vms)
+            foreach (var vm in _vms.Concat(_ending))
             {
                 latency.Add(vm.State.Latency);
                 counters.Add(ref *vm.State.Counters);
             }
 
-            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error, vm.StateFile)).ToArray();
             return UffdFigures.Of(0, ref counters, latency, (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), error) with
             {
                 MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
@@ -113,8 +133,14 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     {
         lock (_lock)
         {
-            foreach (var vm in _vms) vm.Dispose();
+            foreach (var vm in _vms)
+            {
+                vm.Dispose();
+                vm.State.Dispose();
+            }
+
             _vms.Clear();
+            CloseAll();
         }
     }
 
@@ -130,6 +156,15 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
         name.Split('-') is ["vm", var number, ("socket" or "uffd" or "state" or "list") and var kind]
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
         && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
+
+    private unsafe void Close(KeptVm vm)
+    {
+        _ending.Remove(vm);
+        _ended.Add(ref *vm.State.Counters);
+        _ended.QueueDepth = 0;
+        _endedLatency.Add(vm.State.Latency);
+        vm.State.Dispose();
+    }
 
     private void Forget(KeptVm vm)
     {

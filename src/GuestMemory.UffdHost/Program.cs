@@ -61,8 +61,9 @@ internal static class Program
 
         if (isDetached)
         {
-            Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ControlPath = controlPath }, UffdControlJson.Default.UffdControlReply));
+            Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ControlPath = controlPath, Handler = supervisor.Status() }, UffdControlJson.Default.UffdControlReply));
             OwnSession.RedirectOthers();
+            UffdDebug.WhenStarted();
         }
 
         var code = supervisor.Run();

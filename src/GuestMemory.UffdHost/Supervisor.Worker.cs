@@ -131,7 +131,11 @@ internal sealed partial class Supervisor
                 }
 
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
+                _vms.Close(message.Vm);
                 OfferMore();
+                break;
+            case ChannelMessageType.Closed:
+                _vms.Close(message.Vm);
                 break;
         }
     }
@@ -181,8 +185,16 @@ internal sealed partial class Supervisor
         var wasSpare = worker == _spare;
         if (worker.IsOlderThan(Steady)) _restless = 0;
         worker.Dispose();
-        if (wasSpare) _spare = null;
-        else _worker = null;
+        if (wasSpare)
+        {
+            _spare = null;
+        }
+        else
+        {
+            _worker = null;
+            _vms.CloseAll();
+        }
+
         if (_stopping || _failure is not null) return;
         if (!wasReady) _failedStarts++;
         Retry(wasSpare ? $"the spare worker {worker.ProcessId} ended ({how})" : $"worker {worker.ProcessId} ended ({how})");

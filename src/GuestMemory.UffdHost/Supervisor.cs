@@ -96,7 +96,6 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _abandoned = _vms.Count;
-        var last = Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 };
         Log.Write(_failure is null ? $"stopped; {_abandoned} VMs were still served" : $"failed: {_failure.Message}");
         _reception?.Dispose();
         if (_failure is null)
@@ -106,7 +105,8 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         EndWorkers();
-        _control?.End(last);
+        // With all that the worker has counted.
+        _control?.End(Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 });
         return _failure is null ? 0 : 1;
     }
 
@@ -213,7 +213,8 @@ internal sealed partial class Supervisor : IDisposable
 
     private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
 
-    private UffdStatus Status()
+    /// <summary>The handler as it is now.</summary>
+    public UffdStatus Status()
     {
         var error = _failure?.Message ?? _error;
         var figures = _vms.Figures(error);

@@ -173,7 +173,7 @@ internal sealed class Worker : IDisposable
 
     private void Ended(UffdVm vm)
     {
-        if (_ids.TryRemove(vm, out var id) && vm.IsOver) _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = id });
+        if (_ids.TryRemove(vm, out var id)) _ = _channel.TrySend(new ChannelMessage { Type = vm.IsOver ? ChannelMessageType.Gone : ChannelMessageType.Closed, Vm = id });
         if (_isAlone && _ids.IsEmpty) _server.Stop();
     }
 }

@@ -234,7 +234,7 @@ Describe 'Get-DirtyBitmap' {
 
             function Invoke-Guest([object] $Vm) {
                 $vcpu = $Vm.GetKvmVm().CreateVcpu()
-                $vcpu.SetRealMode(0x1000)
+                $vcpu.SetRealMode(0x1000ul)
                 $vcpu.Run().Reason | Should -Be Hlt
             }
         }

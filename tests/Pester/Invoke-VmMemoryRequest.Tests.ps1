@@ -53,7 +53,7 @@ Describe 'Invoke-VmMemoryRequest' {
             $ram | Write-GuestMemory 0x1000 -Bytes 0xC6, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, 0x2A, 0xF4
             if ([Runtime.InteropServices.RuntimeInformation]::ProcessArchitecture -eq 'X64') {
                 $vcpu = $vm.GetKvmVm().CreateVcpu()
-                $vcpu.SetLongMode(0x1000, 0x8000, 0, 4)
+                $vcpu.SetLongMode(0x1000ul, 0x8000ul, 0, 4)
                 $vcpu.Run().Reason | Should -Be Hlt
                 $memfd | Read-GuestMemory 0x100000000 -As Byte -Count 1 | Should -Be 42
             }
@@ -234,7 +234,7 @@ Describe 'Invoke-VmMemoryRequest' {
             # The memory outlives the process that brought it.
             $buffer = [byte[]]::new(1)
             $ends = $vm.Slots[1].GetSlotMemory().Memory.AsVolatileSlice()
-            $null = $ends.Read($buffer, 0)
+            $null = $ends.Read(0, $buffer)
             $buffer[0] | Should -Be 77
             $service = Get-VmMemoryService
             $service.RequestCount | Should -Be 4

@@ -33,12 +33,14 @@ BeforeAll {
     $hostProgram = "bin/uffdhost/linux-$([Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant())/GuestMemory.UffdHost"
 
     function Read-Package([string] $Name) {
-        # The names of its files, and its description.
+        # The names of its files, its description, and its README.
         $archive = [IO.Compression.ZipFile]::OpenRead("$packages/$Name")
         try {
-            $description = $archive.Entries.Where{ $_.FullName -like '*.nuspec' }[0]
-            $reader = [IO.StreamReader]::new($description.Open())
-            @{ Files = $archive.Entries.FullName; Metadata = ([xml] $reader.ReadToEnd()).package.metadata }
+            $text = @{}
+            foreach ($entry in $archive.Entries.Where{ $_.FullName -like '*.nuspec' -or $_.FullName -ceq 'README.md' }) {
+                $text[[IO.Path]::GetExtension($entry.FullName)] = [IO.StreamReader]::new($entry.Open()).ReadToEnd()
+            }
+            @{ Files = $archive.Entries.FullName; Metadata = ([xml] $text.'.nuspec').package.metadata; Readme = $text.'.md' }
         }
         finally {
             $archive.Dispose()
@@ -67,8 +69,6 @@ Describe 'The package of the module' {
         $package.Metadata.version | Should -Be $version
         $package.Metadata.description | Should -Be $manifest.Description
         $package.Metadata.licenseUrl | Should -Be $data.LicenseUri
-        $package.Metadata.projectUrl | Should -Be $data.ProjectUri
-        $package.Metadata.iconUrl | Should -Be $data.IconUri
         $data.Tags | ForEach-Object { -split $package.Metadata.tags | Should -Contain $_ }
     }
 
@@ -81,6 +81,12 @@ Describe 'The package of the module' {
 
     It 'has <_>' -ForEach 'icon.png', 'README.md', 'CHANGELOG.md', 'LICENSE', 'en-US/GuestMemory.PowerShell.dll-Help.xml', "bin/uffdhost/linux-$([Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant())/GuestMemory.UffdHost", 'bin/uffdhost/GuestMemory.UffdHost.dll' {
         $package.Files | Should -Contain $_
+    }
+
+    It 'has no link that leads nowhere' {
+        $package.Metadata.projectUrl | Should -BeNullOrEmpty
+        $package.Readme | Should -Match 'New-MmapRegion'
+        $package.Readme | Should -Not -Match '\]\((?!https?:|#)'
     }
 }
 
@@ -102,7 +108,8 @@ Describe 'The package of the library' {
         $package.Files | Should -Contain $package.Metadata.readme
         $package.Files | Should -Contain $package.Metadata.icon
         $package.Metadata.license.'#text' | Should -Be MIT
-        $package.Metadata.projectUrl | Should -Be (Import-PowerShellDataFile "$root/GuestMemory.psd1").PrivateData.PSData.ProjectUri
+        $package.Readme | Should -Match 'New-MmapRegion'
+        $package.Readme | Should -Not -Match '\]\((?!https?:|#)'
     }
 
     It 'has symbols beside it, which do not say where they were built' {

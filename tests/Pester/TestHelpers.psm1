@@ -32,18 +32,40 @@ function Skip-UnlessSupported([object] $Feature) {
     }
 }
 
+function Add-HugePage([string] $Pool, [int] $Count) {
+    # Adds to the size of a pool. Locked between reading and writing, since suites may run at once; the library's tests do the same.
+    Wait-Until {
+        try {
+            $file = [IO.FileStream]::new($Pool, 'Open', 'ReadWrite', 'None', 0)
+        }
+        catch [IO.IOException] {
+            return $false
+        }
+        try {
+            $text = [byte[]]::new(32)
+            $before = [int] [Text.Encoding]::ASCII.GetString($text, 0, $file.Read($text, 0, $text.Length))
+            $file.Position = 0
+            $text = [Text.Encoding]::ASCII.GetBytes("$([Math]::Max(0, $before + $Count))")
+            $file.Write($text, 0, $text.Length)
+        }
+        finally {
+            $file.Dispose()
+        }
+        $true
+    }
+}
+
 function Invoke-WithHugePage([int] $Count, [scriptblock] $Script) {
-    # Runs a script while so many huge pages of 2 MiB are free, and puts the pool back; skips the test where they cannot be had.
+    # Runs a script while so many huge pages of 2 MiB are free, and takes them away again; skips the test where they cannot be had.
     $pool = '/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages'
     if (-not (Test-Path $pool)) {
         Set-ItResult -Skipped -Because 'this host has no huge pages of 2 MiB'
     }
-    $before = [int] (Get-Content $pool)
     $mayFill = (id -u) -eq '0'
     try {
         if ($mayFill) {
             # One to spare.
-            [IO.File]::WriteAllText($pool, "$($before + $Count + 1)")
+            Add-HugePage $pool ($Count + 1)
         }
         $feature = Test-GuestMemorySupport HugePages:2048kB
         if (-not $feature.Supported -or [int] ($feature.Detail -split ' ')[0] -lt $Count) {
@@ -53,7 +75,7 @@ function Invoke-WithHugePage([int] $Count, [scriptblock] $Script) {
     }
     finally {
         if ($mayFill) {
-            [IO.File]::WriteAllText($pool, "$before")
+            Add-HugePage $pool (-$Count - 1)
         }
     }
 }
@@ -109,7 +131,7 @@ function Get-OtherUserShell([string] $Folder) {
     chmod 1777 $homeFolder
     $program, $library = @(Get-PowerShellCommand)
     $user = Get-OtherUserCommand ($library ? $program : '/usr/bin/env')
-    & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll"
+    & $user[0] $user[1..3] test -r "$PSHOME/pwsh.dll" -a -x $program
     if ($LASTEXITCODE) {
         Copy-Item -Recurse $PSHOME "$Folder/pwsh"
         # A package may give the right to execute to its owner alone.

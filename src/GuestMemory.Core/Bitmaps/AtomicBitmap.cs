@@ -70,6 +70,9 @@ public sealed unsafe partial class AtomicBitmap : IDirtyTracker, INewBitmap<Atom
     /// <summary>The number of 64-bit words that hold the bits: page i stands in word i / 64, bit i % 64.</summary>
     public int WordCount { get; private set; }
 
+    /// <summary>The pages and how many are dirty, for debuggers: "AtomicBitmap of 256 pages of 0x1000 bytes, 3 dirty".</summary>
+    public override string ToString() => $"{nameof(AtomicBitmap)} of {PageCount} pages of 0x{PageSize:x} bytes, {BitScan.Count(Snapshot())} dirty";
+
     /// <summary>Adds clean pages at the end; the other bits stay. No other thread may use the bitmap meanwhile.</summary>
     /// <param name="extra">The number of bytes to add.</param>
     /// <exception cref="OverflowException">More than 2^64 - 1 bytes, or more bits than an array of words holds; nothing has changed.</exception>

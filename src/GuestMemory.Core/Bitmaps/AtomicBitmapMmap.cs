@@ -55,6 +55,9 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     /// <summary>The log that it is a part of.</summary>
     public MmapLogReg Log => _log;
 
+    /// <summary>The part of the log, for debuggers: "16 pages from 0x80000000 in the log /proc/1/fd/5, 0x40000 bytes".</summary>
+    public override string ToString() => $"{_pageCount} pages from 0x{_firstPage * MmapLogReg.PageSize:x} in the {_log}";
+
     /// <inheritdoc/>
     public ulong PageSize => MmapLogReg.PageSize;
 

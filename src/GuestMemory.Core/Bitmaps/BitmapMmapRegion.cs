@@ -27,6 +27,9 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     /// <summary>The tracker that is installed: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
     public IDirtyTracker? Tracker => _shared.Tracker;
 
+    /// <summary>The tracker that is installed, for debuggers.</summary>
+    public override string ToString() => _shared.Tracker?.ToString() ?? "no tracker";
+
     /// <summary>A bitmap without a tracker (vhost-user-backend's with_len).</summary>
     /// <param name="byteSize">Ignored, as upstream: the tracker has a size.</param>
     public static BitmapMmapRegion WithLength(ulong byteSize) => new();

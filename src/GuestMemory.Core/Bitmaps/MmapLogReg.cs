@@ -45,6 +45,9 @@ public sealed unsafe class MmapLogReg : IDisposable
     /// <summary>Whether the file is a memfd that is sealed against shrinking.</summary>
     public bool IsSealed { get; }
 
+    /// <summary>The file and its length, for debuggers and messages.</summary>
+    public override string ToString() => $"log {Path}, 0x{Length:x} bytes{(IsSealed ? ", sealed" : "")}";
+
     /// <summary>The log as words. Mappings begin and end at pages, so the word of every byte lies inside.</summary>
     internal ulong* Words => (ulong*)_mapping.Address;
 

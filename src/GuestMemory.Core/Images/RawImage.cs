@@ -13,7 +13,7 @@ public static class RawImage
     private const int Part = 1 << 20;
 
     /// <summary>
-    /// Writes the whole memory. The file is made beside its place and renamed when it is complete, so that nobody sees half an
+    /// Writes the whole memory. The file is made beside its place and renamed when it is complete, so that no reader sees half an
     /// image; pages of zeros become holes. Dirty bitmaps stay as they are.
     /// </summary>
     /// <param name="memory">The memory.</param>
@@ -266,7 +266,7 @@ public static class RawImage
 
     /// <summary>
     /// Reads a range and passes it on with its guest addresses: while one piece is used the next is read. What is passed on is so
-    /// little at a time that whoever cancels need not wait for a slow disk.
+    /// little at a time that a caller who cancels need not wait for a slow disk.
     /// </summary>
     internal static void Copy(GuestMemoryMmap memory, ulong address, ulong size, Action<ulong, ReadOnlySpan<byte>> use, CancellationToken cancellation)
     {

@@ -7,6 +7,7 @@ internal static unsafe partial class Pidfd
 {
     public const int SIGKILL = 9;
     public const int SIGTERM = 15;
+    public const int SIGSTOP = 19;
     public const int SO_PEERPIDFD = 77;
 
     public const int P_PIDFD = 3;

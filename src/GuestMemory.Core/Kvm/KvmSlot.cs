@@ -40,6 +40,9 @@ public sealed class KvmSlot
     /// <summary>The memory that was added; null for base memory.</summary>
     public SlotMemory? GetSlotMemory() => _mapping;
 
+    /// <summary>The number and the guest addresses, for debuggers and messages: "slot 1 [0x100000000-0x100000fff], logged".</summary>
+    public override string ToString() => $"slot {Slot} [0x{GuestAddress:x}-0x{LastAddress:x}]{(ReadOnly ? ", read-only" : "")}{(LogDirtyPages ? ", logged" : "")}";
+
     internal MmapRegion Memory { get; }
 
     /// <summary>Marks that were read out of KVM, and that no query has taken yet.</summary>

@@ -46,6 +46,9 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     /// <summary>How often KVM stopped the guest because its dirty ring was full (KVM_EXIT_DIRTY_RING_FULL); a larger ring costs fewer exits.</summary>
     public long DirtyRingFullExits { get; private set; }
 
+    /// <summary>Which vCPU of which VM, for debuggers and messages.</summary>
+    public override string ToString() => $"vCPU {Id} of {_owner}";
+
     private bool IsStopped => Volatile.Read(ref _stopping) != 0;
 
     private KvmRun* State => (KvmRun*)_run.Address;

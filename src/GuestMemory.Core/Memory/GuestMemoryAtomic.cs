@@ -12,8 +12,11 @@ public sealed class GuestMemoryAtomic(GuestMemoryMmap memory)
     /// <summary>The address space of the moment. What is taken stays as it is, whatever replaces it.</summary>
     public GuestMemoryMmap Memory => _memory;
 
+    /// <summary>The regions of the moment, for debuggers and messages.</summary>
+    public override string ToString() => _memory.ToString();
+
     /// <summary>
-    /// Replaces the address space by what a function makes of it; nobody else replaces it meanwhile. Where the function throws,
+    /// Replaces the address space by what a function makes of it; no other thread replaces it meanwhile. Where the function throws,
     /// nothing changes. Returns the new one.
     /// </summary>
     public GuestMemoryMmap Replace(Func<GuestMemoryMmap, GuestMemoryMmap> change)

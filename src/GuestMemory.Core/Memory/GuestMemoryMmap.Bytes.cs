@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Numerics;
 using System.Runtime.CompilerServices;
 
@@ -33,6 +34,24 @@ public sealed unsafe partial class GuestMemoryMmap
     /// <summary>Writes all the bytes.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="Write(GuestAddress, ReadOnlySpan{byte})"/>, and PartialBuffer where the range runs into a hole.</exception>
     public void WriteExact(GuestAddress address, ReadOnlySpan<byte> source) => ThrowIfPartial(address, (ulong)source.Length, (ulong)Write(address, source), "written");
+
+    /// <summary>Writes all bytes of a sequence, as a PipeReader gives it, one segment behind the other.</summary>
+    /// <exception cref="GuestMemoryException">As <see cref="WriteExact(GuestAddress, ReadOnlySpan{byte})"/>.</exception>
+    public void WriteExact(GuestAddress address, in ReadOnlySequence<byte> source)
+    {
+        ulong done = 0;
+        foreach (var segment in source)
+        {
+            var at = address.CheckedAdd(done) ?? throw Overflow(address, (ulong)source.Length);
+            if (segment.IsEmpty) continue;
+            if (done > 0 && !AddressInRange(at)) break;
+            var count = Write(at, segment.Span);
+            done += (ulong)count;
+            if (count < segment.Length) break;
+        }
+
+        ThrowIfPartial(address, (ulong)source.Length, done, "written");
+    }
 
     /// <summary>A part of one region, in bytes (vm-memory's get_slice).</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestAddress; InvalidBackendAddress: it leaves the region.</exception>

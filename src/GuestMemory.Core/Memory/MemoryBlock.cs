@@ -13,4 +13,7 @@ public sealed class MemoryBlock(ulong address, byte[] bytes)
 
     /// <summary>The bytes.</summary>
     public byte[] Bytes { get; } = bytes;
+
+    /// <summary>The range, for debuggers and messages: "0x10 bytes at 0x80000000".</summary>
+    public override string ToString() => $"0x{Size:x} bytes at 0x{Address:x}";
 }

@@ -166,7 +166,7 @@ public abstract unsafe partial class VolatileMemory
     /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
     private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);
 
-    // At best a page that is dirty already: a few loads, so kept out of the way of writes that nobody tracks, but not far.
+    // At best a page that is dirty already: a few loads, so kept out of the way of untracked writes, but not far.
     private void Mark(ulong origin, ulong length)
     {
         if ((State & Disposed) != 0) throw RegionDisposed();

@@ -47,7 +47,7 @@ public abstract class UffdHandler : IDisposable
     /// <summary>VMs that were still running when the handler was stopped: each waits for ever at the next page that it misses.</summary>
     public abstract int AbandonedCount { get; }
 
-    /// <summary>Faults answered since the start. Who waited for a page may see it before it is counted.</summary>
+    /// <summary>Faults answered since the start. A thread that waited for a page may see the page before the fault is counted.</summary>
     public abstract long FaultCount { get; }
 
     /// <summary>Bytes copied out of the image since the start.</summary>

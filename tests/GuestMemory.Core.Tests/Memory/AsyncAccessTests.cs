@@ -1,3 +1,5 @@
+using System.Buffers;
+
 namespace GuestMemory.Core.Tests;
 
 /// <summary>Asynchronous reads and writes: at once where memory is there, and to be left where it waits.</summary>
@@ -30,6 +32,28 @@ public sealed class AsyncAccessTests : IDisposable
         var unmapped = await Assert.ThrowsAsync<GuestMemoryException>(async () => await memory.ReadAsync(new GuestAddress(0x2000000), new byte[1]));
         Assert.Equal(GuestMemoryError.InvalidGuestAddress, unmapped.Error);
         await Assert.ThrowsAsync<TaskCanceledException>(async () => await memory.WriteAsync(new GuestAddress(0x1000), bytes, new CancellationToken(canceled: true)));
+    }
+
+    [Theory]
+    [BackingData]
+    public void ASequenceIsWrittenWhole(string backing)
+    {
+        var memory = _memory.Space(backing, (0x1000, 0x1000), (0x2000, 0x1000));
+        var end = new Segment(new byte[] { 4, 5, 6 }, null);
+        var sequence = new ReadOnlySequence<byte>(new Segment(new byte[] { 1, 2, 3 }, new Segment(Array.Empty<byte>(), end)), 0, end, 3);
+        memory.WriteExact(0x1ffe, sequence);
+        var back = new byte[6];
+        memory.ReadExact(0x1ffe, back);
+        Assert.Equal([1, 2, 3, 4, 5, 6], back);
+        // Into the hole, inside a segment and at its beginning.
+        foreach (var room in new[] { 4UL, 3UL })
+        {
+            var partial = Assert.Throws<PartialBufferException>(() => memory.WriteExact(0x3000 - room, sequence));
+            Assert.Equal((6UL, room), (partial.Expected, partial.Completed));
+        }
+
+        Assert.Equal(GuestMemoryError.InvalidGuestAddress, Assert.Throws<GuestMemoryException>(() => memory.WriteExact(0x3000, sequence)).Error);
+        memory.WriteExact(0x3000, ReadOnlySequence<byte>.Empty);
     }
 
     /// <summary>No thread is held for memory that is simply there: the task is complete when the call returns, whatever its end.</summary>
@@ -138,5 +162,19 @@ public sealed class AsyncAccessTests : IDisposable
         waiting.LetGo(reads.Length);
         Assert.All(await Task.WhenAll(reads), count => Assert.Equal(16, count));
         Assert.All(buffers, buffer => Assert.Equal(-1, buffer.AsSpan().IndexOfAnyExcept((byte)3)));
+    }
+
+    private sealed class Segment : ReadOnlySequenceSegment<byte>
+    {
+        public Segment(ReadOnlyMemory<byte> memory, Segment? next)
+        {
+            Memory = memory;
+            Next = next;
+            for (var (at, index) = (this, 0L); at is not null; at = (Segment?)at.Next)
+            {
+                at.RunningIndex = index;
+                index += at.Memory.Length;
+            }
+        }
     }
 }

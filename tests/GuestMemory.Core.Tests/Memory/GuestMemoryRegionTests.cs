@@ -203,8 +203,28 @@ public sealed class GuestMemoryRegionTests : IDisposable
         var slice = memory.GetSlice(0x2010, 0x20);
         Assert.Equal(("0x20 bytes at offset 0x10, guarded, tracked", "UInt32, 0x4 bytes at offset 0x14, guarded, tracked", "UInt16[3], 0x6 bytes at offset 0x10, guarded, tracked"),
             (slice.ToString(), slice.GetRef<uint>(4).ToString(), slice.GetArrayRef<ushort>(0, 3).ToString()));
+        Assert.Equal("UInt32 at offset 0x10, guarded, tracked", slice.GetAtomicRef<uint>(0).ToString());
         memory.Regions[1].Dispose();
         Assert.Equal("0x20 bytes at offset 0x10, removed", slice.ToString());
+    }
+
+    [Fact]
+    public void TextOfBitmapsSaysWhatTheyHold()
+    {
+        var region = _memory.Region("anonymous", 0x2000, 0x3000);
+        region.Write(new MemoryRegionAddress(0x1000), [1]);
+        Assert.Equal("AtomicBitmap of 3 pages of 0x1000 bytes, 1 dirty", region.RequireTracker().ToString());
+        Assert.Equal("region anonymous: 1 of 3 pages of 0x1000 bytes from 0x2000 are dirty", region.GetDirtyBitmap().ToString());
+        using var log = MmapLogReg.FromMemfd(64);
+        Assert.Equal($"log {log.Path}, 0x40 bytes, sealed", log.ToString());
+        var part = new AtomicBitmapMmap(0x2000, 0x3000, log);
+        Assert.Equal($"3 pages from 0x2000 in the {log}", part.ToString());
+        var bitmap = new BitmapMmapRegion();
+        Assert.Equal("no tracker", bitmap.ToString());
+        bitmap.Replace(part);
+        Assert.Equal(part.ToString(), bitmap.ToString());
+        bitmap.Replace(null);
+        Assert.Equal("0x2 bytes at 0x1000", new MemoryBlock(0x1000, [1, 2]).ToString());
     }
 
     private sealed class Bare() : VolatileMemory(0x400);

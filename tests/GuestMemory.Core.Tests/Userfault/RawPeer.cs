@@ -21,6 +21,8 @@ internal sealed class RawPeer : IDisposable, IRegionHolder
         Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, mode));
     }
 
+    public SafeDescriptor Descriptor => _uffd;
+
     string IRegionHolder.Description => "a peer of a test";
 
     bool IRegionHolder.IsLive => !_uffd.IsClosed;

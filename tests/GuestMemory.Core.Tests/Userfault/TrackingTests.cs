@@ -167,11 +167,32 @@ public sealed class TrackingTests : IDisposable
         peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
         for (var page = 0; page < Pages; page += 2) memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[1]);
         Assert.Empty(Dirty(handler, clear: true));
-        foreach (var page in new ulong[] { 0, 1, 100 }) memory.Write(new GuestAddress(page * 4096), new byte[3]);
+        foreach (var page in new ulong[] { 0, 1, 100 }) memory.Write(new GuestAddress(page * 4096), [2]);
         Assert.Equal([0, 1, 100], Dirty(handler, clear: true));
-        memory.Write(new GuestAddress(100 * 4096), new byte[3]);
+        memory.Write(new GuestAddress(100 * 4096), [3]);
         Assert.Equal([100], Dirty(handler, clear: true));
         Assert.Null(handler.Error);
+    }
+
+    /// <summary>The VM may write as soon as the kernel has made a page writable, which is before the handler has noted that.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AWriteWhosePageIsJustMadeWritableIsInOneAnswerOnly(bool isAsync)
+    {
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        using var peer = new RawPeer(_folder["h.sock"], region, Features(isAsync), Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_WP, connect: false);
+        using var state = new UffdVmState(Pages) { IsTracked = true };
+        var tracker = new WriteTracker(state, UffdVmRegion.Of([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]), peer.Descriptor, Environment.ProcessId);
+        state.BeginOpening(5, 1);
+        Assert.False(tracker.TryGet(take: true, out _));
+        state.EndOpening();
+        Assert.True(tracker.TryGet(take: true, out var bitmaps));
+        Assert.Equal(1, Assert.Single(bitmaps).DirtyCount);
+        Assert.True(Assert.Single(bitmaps).IsDirty(5));
+        tracker.Confirm();
+        Assert.True(tracker.TryGet(take: true, out bitmaps));
+        Assert.Equal(0, Assert.Single(bitmaps).DirtyCount);
     }
 
     [UffdFact]

@@ -23,6 +23,9 @@ public sealed class FileOffset
     /// <summary>The device and inode: what makes two descriptors the same file.</summary>
     internal (uint Major, uint Minor, ulong Inode) Identity { get; }
 
+    /// <summary>Where in which file, for debuggers: "0x1000 in inode 42 of device 8:1".</summary>
+    public override string ToString() => $"0x{Start:x} in inode {Identity.Inode} of device {Identity.Major}:{Identity.Minor}";
+
     /// <summary>A descriptor of its own for an open file.</summary>
     internal static FileOffset Duplicate(SafeHandle file, ulong start)
     {

@@ -12,6 +12,6 @@ internal interface IRegionHolder
     /// <summary>Whether it fills in missing pages, so that an access may have to wait for it.</summary>
     bool ProvidesPages { get; }
 
-    /// <summary>Lets the mapping go: nothing that waits for its pages may wait on, and nobody may read invented zeros.</summary>
+    /// <summary>Lets the mapping go: no thread may go on waiting for its pages, and none may read zeros in their place.</summary>
     void Release(MmapRegion region);
 }

@@ -6,7 +6,7 @@ public enum MapFlags
 {
     /// <summary>No flag.</summary>
     None = 0,
-    /// <summary>MAP_SHARED: writes reach the file and everybody else who maps it.</summary>
+    /// <summary>MAP_SHARED: writes reach the file and every other mapping of it.</summary>
     Shared = 0x01,
     /// <summary>MAP_PRIVATE: writes stay in this mapping.</summary>
     Private = 0x02,

@@ -87,7 +87,7 @@ public sealed class MmapRegionBuilder
     }
 
     /// <summary>
-    /// Wraps memory that somebody else mapped and will unmap. The caller vouches for the pointer, the size and the lifetime;
+    /// Wraps memory that the caller mapped and will unmap. The caller vouches for the pointer, the size and the lifetime;
     /// only the alignment is checked.
     /// </summary>
     public MmapRegionBuilder WithRawPointer(nint pointer)
@@ -176,7 +176,7 @@ public sealed class MmapRegionBuilder
 
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
         var mapping = TryMap(file, flags, out var error) ?? throw MapFailure(error, what, pageSize);
-        // Direct access is for memory that no fault can fail on: ordinary anonymous pages and memfds that nobody can shrink.
+        // Direct access is for memory that no fault can fail on: ordinary anonymous pages, and memfds that are sealed against shrinking.
         var guarded = canFail || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
         try
         {

@@ -71,6 +71,9 @@ public abstract class SlotMemory : IDisposable
         if (error != 0) throw new SyscallException("madvise", error, $"Removing 0x{size:x} bytes at offset 0x{offset:x}");
     }
 
+    /// <summary>The kind and its memory, for debuggers and messages.</summary>
+    public override string ToString() => $"{GetType().Name}, {Memory}";
+
     /// <summary>Unmaps the memory.</summary>
     public void Dispose()
     {

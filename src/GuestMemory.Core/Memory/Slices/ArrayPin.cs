@@ -3,7 +3,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
 
-/// <summary>Keeps an array where it is until nobody needs it there any more.</summary>
+/// <summary>Keeps an array in place as long as it is reachable.</summary>
 internal sealed unsafe class ArrayPin : SafeHandleZeroOrMinusOneIsInvalid
 {
     public ArrayPin(Array array)

@@ -4,8 +4,8 @@ using System.Runtime.CompilerServices;
 namespace GuestMemory.Core;
 
 /// <summary>
-/// An integer in guest memory for atomic operations (what vm-memory's get_atomic_ref refers to). Nobody marks as dirty what is
-/// written through it.
+/// An integer in guest memory for atomic operations (what vm-memory's get_atomic_ref refers to). What is written
+/// through it is not marked as dirty.
 /// </summary>
 /// <typeparam name="T">An integer of 1, 2, 4 or 8 bytes.</typeparam>
 public readonly unsafe struct AtomicRef<T>
@@ -19,6 +19,9 @@ public readonly unsafe struct AtomicRef<T>
         _memory = memory;
         _address = address;
     }
+
+    /// <summary>The type and the place, for debuggers: "UInt32 at offset 0x10, guarded".</summary>
+    public override string ToString() => _memory is null ? "nothing" : $"{typeof(T).Name} at offset 0x{_memory.OffsetOf(_address):x}{VolatileMemory.StateText(_memory.State)}";
 
     /// <summary>Loads the integer.</summary>
     /// <param name="ordering">Relaxed, Acquire or SeqCst.</param>

@@ -5,7 +5,7 @@ namespace GuestMemory.Core;
 
 /// <summary>
 /// Plain data as bytes (vm-memory's ByteValued), as far as .NET has no name for it: every unmanaged type can be copied byte by byte, and
-/// <see cref="MemoryMarshal"/> does most of the rest. A type with padding has bytes that nobody set.
+/// <see cref="MemoryMarshal"/> does most of the rest. A type with padding has bytes that no assignment sets.
 /// </summary>
 public static unsafe class ByteValued
 {

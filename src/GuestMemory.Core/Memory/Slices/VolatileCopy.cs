@@ -17,7 +17,7 @@ internal static unsafe class VolatileCopy
     // Two vectors hold it: quicker than the call of a function that has to find that out.
     private const nuint Short = 64;
 
-    /// <summary>The longest copy that is over so soon that nobody has to count it.</summary>
+    /// <summary>The longest copy that ends so soon that it need not be counted.</summary>
     public const nuint Brief = 64 << 10;
 
     /// <summary>What longer copies are cut into: large enough that the C library still copies around the caches.</summary>

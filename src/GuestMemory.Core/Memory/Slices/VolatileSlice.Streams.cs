@@ -38,7 +38,7 @@ public readonly unsafe partial struct VolatileSlice
     public void WriteAllVolatileTo<TSink>(ulong offset, ref TSink sink, ulong count)
         where TSink : IWriteVolatile, allows ref struct => sink.WriteAllVolatile(Subslice(offset, count));
 
-    /// <summary>Marks the first bytes, which somebody wrote by their address.</summary>
+    /// <summary>Marks the first bytes, which were written by their address.</summary>
     internal void MarkWritten(ulong count)
     {
         if (count > 0) _memory.Written(_origin, count);

@@ -132,7 +132,7 @@ public readonly unsafe partial struct VolatileSlice
         return new VolatileArrayRef<T>(Subslice(offset, (ulong)size));
     }
 
-    /// <summary>A value for atomic operations, which nobody marks as dirty.</summary>
+    /// <summary>A value for atomic operations, which mark nothing as dirty.</summary>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow; Misaligned: the address is no multiple of the size.</exception>
     public AtomicRef<T> GetAtomicRef<T>(ulong offset)
         where T : unmanaged, IBinaryInteger<T> => new(_memory, Aligned<T>(offset));
@@ -146,7 +146,7 @@ public readonly unsafe partial struct VolatileSlice
     public ReadOnlySpanLease<T> AlignedAsRef<T>(ulong offset)
         where T : unmanaged => new(AlignedAsMut<T>(offset));
 
-    /// <summary>The same to write to; nobody marks as dirty what is written.</summary>
+    /// <summary>The same to write to; what is written is not marked as dirty.</summary>
     /// <exception cref="VolatileMemoryException">OutOfBounds, Overflow, Misaligned.</exception>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
     public SpanLease<T> AlignedAsMut<T>(ulong offset)

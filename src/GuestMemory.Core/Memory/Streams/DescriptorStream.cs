@@ -59,7 +59,7 @@ public sealed unsafe class DescriptorStream(SafeHandle handle) : IReadVolatile, 
             fixed (byte* local = buffer) count = Descriptor.TryRead(descriptor, local, (nuint)Math.Min((ulong)buffer.Length, slice.Size));
             if (count < 0)
             {
-                // Nothing has come, but nobody should have to know which way was taken.
+                // Nothing has come; the result is the same whichever way was taken.
                 slice.MarkWritten(slice.Size);
                 throw Failure("read", count, "Reading into guest memory");
             }

@@ -77,7 +77,7 @@ public sealed record UffdFigures
     /// <summary>Those that neither came nor were given back.</summary>
     public long MissingPageCount { get; init; }
 
-    /// <summary>Whether there is a VM, and every page of all of them has come or was given back.</summary>
+    /// <summary>Whether there is a VM, and every page of all of them has come or was given back. The faults that brought them are all counted then.</summary>
     public bool IsRestored => PageCount > 0 && MissingPageCount == 0 && Vms.All(static vm => vm.MissingPageCount == 0);
 
     /// <summary>The time from reading a fault to its answer that half of them stayed below.</summary>

@@ -89,8 +89,11 @@ internal sealed class RemoteUffdHandler : UffdHandler
     public static UffdHandler Start(UffdHandlerOptions options, CancellationToken cancellation)
     {
         ArgumentNullException.ThrowIfNull(options);
-        var path = UffdHostProcess.Start(options, cancellation);
-        return Connect(path) ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"The handler ended right after its start; its log is {UffdRuntimeFolder.LogOf(path)}.");
+        var (path, status) = UffdHostProcess.Start(options, cancellation);
+        // It listens. To wait for an answer here would leave a handler that is slow to give one running, and the caller without it.
+        var client = UffdControlClient.TryConnect(path, out _)
+            ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"The handler ended right after its start; its log is {UffdRuntimeFolder.LogOf(path)}.");
+        return s_known[path] = new RemoteUffdHandler(path, client, status);
     }
 
     public static new IReadOnlyList<UffdHandler> FindAll()

@@ -18,9 +18,9 @@ internal static class UffdHostProcess
     /// <summary>The variable that, at 0, keeps .NET from making a socket in /tmp for debuggers.</summary>
     public const string NoDiagnosticSocket = "DOTNET_EnableDiagnostics_IPC";
 
-    /// <summary>Starts it and waits until the handler listens; returns the path of its control socket.</summary>
+    /// <summary>Starts it and waits until the handler listens; returns the path of its control socket, and what it says about itself.</summary>
     /// <exception cref="GuestMemoryException">What the handler says; HandlerStartFailed where it says nothing.</exception>
-    public static string Start(UffdHandlerOptions options, CancellationToken cancellation)
+    public static (string ControlPath, UffdStatus Status) Start(UffdHandlerOptions options, CancellationToken cancellation)
     {
         cancellation.ThrowIfCancellationRequested();
         var start = Command();
@@ -50,7 +50,7 @@ internal static class UffdHostProcess
         return Read(line) ?? throw Failed(start, errors.Result);
     }
 
-    private static string? Read(string? line)
+    private static (string ControlPath, UffdStatus Status)? Read(string? line)
     {
         if (line is null) return null;
         UffdControlReply? reply;
@@ -63,9 +63,8 @@ internal static class UffdHostProcess
             return null;
         }
 
-        return reply?.ErrorId is null
-            ? reply?.ControlPath
-            : throw reply.ToException(GuestMemoryError.HandlerStartFailed);
+        if (reply?.ErrorId is not null) throw reply.ToException(GuestMemoryError.HandlerStartFailed);
+        return reply is { ControlPath: { } path, Handler: { } status } ? (path, status) : null;
     }
 
     private static Process Launch(ProcessStartInfo start)

@@ -89,7 +89,7 @@ internal sealed record UffdControlReply
     /// <summary>Of an answer that is to be confirmed.</summary>
     public int Number { get; init; }
 
-    /// <summary>Where the handler is controlled, in the answer to its start.</summary>
+    /// <summary>Where the handler is controlled, in the report of its start.</summary>
     public string? ControlPath { get; init; }
 
     /// <summary>The error that it reports.</summary>

@@ -8,7 +8,8 @@ namespace GuestMemory.Core.Userfault;
 /// </summary>
 internal readonly unsafe struct EventReads(int* count)
 {
-    private static readonly long s_patience = Stopwatch.Frequency / 1000;
+    /// <summary>How long to wait for another process's step, in ticks of <see cref="Stopwatch"/>.</summary>
+    public static readonly long Patience = Stopwatch.Frequency / 1000;
 
     /// <summary>The number.</summary>
     public int Count => Volatile.Read(ref *count);
@@ -37,7 +38,7 @@ internal readonly unsafe struct EventReads(int* count)
         var wait = default(SpinWait);
         while (IsOdd(reads) && Volatile.Read(ref *count) == reads)
         {
-            if (Stopwatch.GetTimestamp() - started > s_patience) return false;
+            if (Stopwatch.GetTimestamp() - started > Patience) return false;
             wait.SpinOnce(sleep1Threshold: -1);
         }
 

@@ -4,23 +4,41 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// Lets a worker die where it hurts, for the tests of its successor: GUESTMEMORY_UFFD_DEBUG=die-after-read=N kills the process
-/// when it has read events for the N-th time and done nothing about them yet.
+/// Brings a handler's processes into states that are rare otherwise, for tests. GUESTMEMORY_UFFD_DEBUG is one of:
+/// die-after-read=N, a worker kills itself when it has read events for the N-th time and done nothing about them yet;
+/// hold-counts=PATH, a worker does not count the fault that it has just answered before the file PATH is gone;
+/// stop-when-started, the supervisor stops (SIGSTOP) after it has reported its start.
 /// </summary>
 internal static class UffdDebug
 {
     public const string Variable = "GUESTMEMORY_UFFD_DEBUG";
-    private const string DieAfterRead = "die-after-read=";
 
-    private static int s_reads = Environment.GetEnvironmentVariable(Variable) is { } text && text.StartsWith(DieAfterRead, StringComparison.Ordinal)
-        && int.TryParse(text.AsSpan(DieAfterRead.Length), NumberStyles.None, CultureInfo.InvariantCulture, out var reads) ? reads : 0;
+    private static readonly string[] s_setting = (Environment.GetEnvironmentVariable(Variable) ?? "").Split('=', 2);
+    private static readonly string? s_hold = ValueOf("hold-counts");
+    private static int s_reads = int.TryParse(ValueOf("die-after-read"), NumberStyles.None, CultureInfo.InvariantCulture, out var reads) ? reads : 0;
 
-    public static readonly bool IsArmed = s_reads > 0;
+    public static readonly bool IsArmed = s_reads > 0 || s_hold is not null;
 
     public static void AfterRead(int events)
     {
-        if (events <= 0 || --s_reads > 0) return;
+        if (s_reads > 0 && events > 0 && --s_reads == 0) Signal(Pidfd.SIGKILL);
+    }
+
+    public static void BeforeCount()
+    {
+        while (File.Exists(s_hold)) Thread.Sleep(1);
+    }
+
+    public static void WhenStarted()
+    {
+        if (s_setting[0] == "stop-when-started") Signal(Pidfd.SIGSTOP);
+    }
+
+    private static string? ValueOf(string name) => s_setting is [var first, var value] && first == name ? value : null;
+
+    private static void Signal(int signal)
+    {
         using var self = Pidfd.TryOpen(Environment.ProcessId, out _);
-        if (self is not null) _ = Pidfd.TrySignal(self, Pidfd.SIGKILL);
+        if (self is not null) _ = Pidfd.TrySignal(self, signal);
     }
 }

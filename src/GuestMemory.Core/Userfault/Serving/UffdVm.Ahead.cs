@@ -85,7 +85,7 @@ internal sealed unsafe partial class UffdVm
         _source.Prepare(offset, length, scratch);
         if (!_gate.TryEnterFill()) return FillOutcome.Busy;
         int error;
-        bool zero, ofSource;
+        bool ofSource;
         try
         {
             if (_state.Removed.IsSet(region.PageOf(at)))
@@ -95,16 +95,15 @@ internal sealed unsafe partial class UffdVm
                 return FillOutcome.Filled;
             }
 
-            error = Fill(region, at, length, mode, scratch, out done, out zero, out ofSource);
+            error = FillWithoutFault(region, at, length, mode, scratch, out done, out ofSource);
             // The kernel fills nothing across two of the VMM's mappings, into which it may have split a region.
-            if (error == Errno.ENOENT && !ofSource && length > region.Unit) error = Fill(region, at, region.Unit, mode, scratch, out done, out zero, out ofSource);
+            if (error == Errno.ENOENT && !ofSource && length > region.Unit) error = FillWithoutFault(region, at, region.Unit, mode, scratch, out done, out ofSource);
         }
         finally
         {
             _gate.ExitFill();
         }
 
-        CountAhead(done, zero);
         if (error == 0 || done > 0) return FillOutcome.Filled;
         switch (error)
         {
@@ -149,13 +148,19 @@ internal sealed unsafe partial class UffdVm
         if (region.Unit != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
         length = (_state.Filled.Next(_ahead, _ahead + (length / HostPage.Size), set: true) - _ahead) * HostPage.Size;
         if (length == 0) return true;
-        _ = Fill(region, at, length, _protection, scratch, out var done, out var zero, out _);
+        _ = FillWithoutFault(region, at, length, _protection, scratch, out var done, out _);
         _ahead += done / HostPage.Size;
-        CountAhead(done, zero);
         return done > 0;
     }
 
-    private void CountAhead(ulong done, bool zero) => _ = Interlocked.Add(ref zero ? ref _counters->FillZeroBytes : ref _counters->FillBytes, (long)done);
+    /// <summary>Fills pages that no fault waits for, counts what came and notes it.</summary>
+    private int FillWithoutFault(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done, out bool ofSource)
+    {
+        var error = Fill(region, at, length, mode, scratch, out done, out var zero, out ofSource);
+        _ = Interlocked.Add(ref zero ? ref _counters->FillZeroBytes : ref _counters->FillBytes, (long)done);
+        NoteFilled(region.PageOf(at), done / HostPage.Size);
+        return error;
+    }
 
     private ulong Pace()
     {
@@ -227,6 +232,7 @@ internal sealed unsafe partial class UffdVm
             }
 
             if (!zero) _counters->WindowBytes += (long)done;
+            NoteFilled(page, done / HostPage.Size);
             at += done;
             if (error == 0) continue;
             if (error != Errno.EEXIST || done > 0) return came;

@@ -7,7 +7,8 @@ internal sealed unsafe partial class UffdVm
 {
     /// <summary>
     /// Fills missing pages from an address on with one ioctl: as many as are alike and lie together, at most <paramref name="length"/>
-    /// bytes. Of a large page it is all or, where small ones were there before, the rest.
+    /// bytes. Of a large page it is all or, where small ones were there before, the rest. The caller counts what came, and notes it
+    /// (<see cref="NoteFilled"/>).
     /// </summary>
     /// <param name="region">Where they lie.</param>
     /// <param name="at">The first address.</param>
@@ -27,13 +28,13 @@ internal sealed unsafe partial class UffdVm
         error = zero ? Zero(at, run.Length, mode, scratch, out var copied) : Userfaultfd.TryCopy(_uffd, at, run.Data, run.Length, mode, out copied);
         if (error == 0) done = run.Length;
         else if (copied > 0) done = (ulong)copied;
-        // Before any further event is read.
-        if (done > 0) NoteFilled(region.PageOf(at), done / HostPage.Size);
         return error;
     }
 
+    /// <summary>Notes pages that came, once they are counted and before any further event is read.</summary>
     private void NoteFilled(ulong page, ulong count)
     {
+        if (count == 0) return;
         _state.Filled.Set(page, count);
         if (_protection != 0) _state.Removing.Reset(page, count);
     }

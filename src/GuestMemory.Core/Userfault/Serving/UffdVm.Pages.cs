@@ -85,8 +85,11 @@ internal sealed unsafe partial class UffdVm
         for (var at = start; at < end;)
         {
             var error = Fill(region, at, end - at, mode, scratch, out var done, out var zero, out var ofSource);
+            var from = at;
             at += done;
             if (!zero) copied += done;
+            if (at == end) CountAnswer(copied, present);
+            NoteFilled(region.PageOf(from), done / HostPage.Size);
             if (error == 0 || (error == Errno.EAGAIN && done > 0)) continue;
             // Where this process has no memory to make a page in, the source is not to blame.
             switch (ofSource && error != Errno.ENOMEM ? Errno.EIO : error)
@@ -105,12 +108,14 @@ internal sealed unsafe partial class UffdVm
                     // Somebody was faster; who waits may have gone to sleep all the same.
                     step = HostPage.Size;
                     _ = Userfaultfd.TryWake(_uffd, at, step);
-                    _state.Filled.Set(region.PageOf(at));
                     present = true;
+                    if (at + step == end) CountAnswer(copied, present);
+                    _state.Filled.Set(region.PageOf(at));
                     at += step;
                     break;
                 case Errno.EINVAL when step != region.Unit:
                     // The page that was there is a huge one and fills the whole step.
+                    CountAnswer(copied, present);
                     _state.Filled.Set(region.PageOf(start), region.Unit / HostPage.Size);
                     _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
                     at = end;
@@ -130,11 +135,17 @@ internal sealed unsafe partial class UffdVm
             }
         }
 
+        return true;
+    }
+
+    /// <summary>Counts a fault whose page is complete, before the page is noted as present: figures without a missing page have every fault.</summary>
+    private void CountAnswer(ulong copied, bool present)
+    {
+        if (UffdDebug.IsArmed) UffdDebug.BeforeCount();
         _counters->FaultBytes += (long)copied;
         if (copied > 0) _counters->Copied++;
         else if (present) _counters->Present++;
         else _counters->Zero++;
-        return true;
     }
 
     /// <summary>

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
@@ -115,8 +116,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     }
 
     /// <summary>
-    /// Pages that are about to become writable, and were until <see cref="EndOpening"/>: their marks stay, whoever takes them. None where
-    /// what another process wrote there are no pages of the VM.
+    /// Pages that are about to become writable, until <see cref="EndOpening"/>; see <see cref="TryAwaitOpened"/>. None where what another
+    /// process wrote there are no pages of the VM.
     /// </summary>
     public (ulong First, ulong Count) Opening
     {
@@ -131,13 +132,31 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Marks pages that are about to become writable.</summary>
     public void BeginOpening(ulong first, ulong count)
     {
-        // Before the marks are looked at: either whoever takes them sees this, or the marks are made anew.
+        // Before the marks are looked at: either the process that takes them sees this, or the marks are made anew.
         Volatile.Write(ref _sync->Opening, first << OpeningBits | count);
         Interlocked.MemoryBarrier();
         Written.Set(first, count);
     }
 
     public void EndOpening() => Volatile.Write(ref _sync->Opening, 0);
+
+    /// <summary>
+    /// For any process: when it returns true, the pages that were being opened are writable. False after a millisecond: the process that
+    /// opens them has no processor now, or has died.
+    /// </summary>
+    public bool TryAwaitOpened()
+    {
+        var opening = Opening;
+        var started = Stopwatch.GetTimestamp();
+        var wait = default(SpinWait);
+        while (opening.Count != 0 && Opening == opening)
+        {
+            if (Stopwatch.GetTimestamp() - started > EventReads.Patience) return false;
+            wait.SpinOnce(sleep1Threshold: -1);
+        }
+
+        return true;
+    }
 
     /// <summary>Puts what the kernel has found among the marks that were taken.</summary>
     public void KeepFound(IEnumerable<UffdVmRegion> regions)
@@ -168,6 +187,7 @@ internal sealed unsafe class UffdVmState : IDisposable
             known += Filled.CountWith(Removed, first, end);
         }
 
+        // The counters are read last: a page is noted as present after its fault is counted.
         return UffdFigures.Of(processId, ref *Counters, Latency, ((long)Filled.PageCount, present, removed), error) with { MissingPageCount = (long)Filled.PageCount - known };
     }
 

@@ -5,9 +5,9 @@ using Microsoft.Win32.SafeHandles;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// What a VM wrote or gave back: told, or taken, so that afterwards only what is written anew is told. Works beside whoever serves
-/// the VM, in any process, one call at a time. Marks on their way lie in the VM's state; whoever dies at whatever moment, what was
-/// taken and not confirmed is told again.
+/// Reports what a VM wrote or gave back, and takes the marks where it is asked to: afterwards it reports only what is written anew. It
+/// works beside the process that serves the VM, in any process, one call at a time. Marks that are taken lie in the VM's state until they
+/// are confirmed: whichever process ends meanwhile, what was not confirmed is reported again.
 /// </summary>
 internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion> regions, SafeDescriptor userfaultfd, int processId)
 {
@@ -15,7 +15,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
 
     /// <summary>
     /// A bitmap for each region; addresses are offsets in the image. Whatever the VM had done before the call is among them. False
-    /// where whoever serves the VM has not begun, or is in the middle of a removal: ask again.
+    /// where the process that serves the VM has not begun, or is in the middle of a removal or of making a page writable: ask again.
     /// </summary>
     /// <param name="take">Whether what is told is clean from then on, once it is confirmed.</param>
     /// <param name="bitmaps">What the VM wrote.</param>
@@ -23,7 +23,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
     public bool TryGet(bool take, out IEnumerable<DirtyBitmap> bitmaps)
     {
         bitmaps = [];
-        // It was handed over, and nobody serves it yet.
+        // It was handed over, and no worker serves it yet.
         if (!state.IsTracked) return false;
         var isAsync = IsAsync();
         var words = regions.Select(static region => new ulong[(int)((region.PageCount + 63) / 64)]).ToArray();
@@ -35,9 +35,9 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
         if (take)
         {
             state.Written.MoveTo(state.Taken);
-            // Between the move and the protection: what was opened before is protected, what is being opened stays marked.
-            var (first, count) = state.Opening;
-            state.Written.Set(first, count);
+            // Between the move and the protection: a page whose mark was moved is writable before it is protected. A page that is opened
+            // from here on gets its mark anew.
+            if (!state.TryAwaitOpened()) return false;
             KeepWhatIsNotGone();
             if (!isAsync && !TryProtect()) return false;
         }

@@ -41,6 +41,9 @@ public sealed class VmMemoryService : IDisposable
     /// <summary>The state.</summary>
     public VmMemoryServiceState State => _state;
 
+    /// <summary>What it serves and where, for debuggers and messages.</summary>
+    public override string ToString() => $"memory requests of {VmName ?? "a VM"}{(SocketPath is null ? "" : $" at {SocketPath}")}, {State}";
+
     /// <summary>Tubes that are served now.</summary>
     public int ConnectionCount => _server.ConnectionCount;
 

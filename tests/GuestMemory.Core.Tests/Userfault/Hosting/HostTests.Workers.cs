@@ -31,6 +31,7 @@ public sealed partial class HostTests
         Assert.True(isRecovering);
         Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)), $"{handler.State}: {handler.Error}");
         AssertPages(memory, 9 * 4096, 9, 55);
+        Host.Until(() => handler.State == UffdHandlerState.Serving);
         Assert.Equal((UffdHandlerState.Serving, 1), (handler.State, handler.ConnectionCount));
     }
 
@@ -46,6 +47,7 @@ public sealed partial class HostTests
         Assert.True(Signal(worker, 19));
         var touching = Task.Run(() => AssertPages(memory, 4 * 4096, 4, 12));
         Assert.True(touching.Wait(TimeSpan.FromSeconds(60)), $"{handler.State}: {handler.Error}");
+        Host.Until(() => handler.WorkerCount == 2);
         Assert.NotEqual(worker, handler.WorkerProcessId);
         Assert.False(IsAlive(worker));
         Assert.Equal((UffdHandlerState.Serving, 2), (handler.State, handler.WorkerCount));
@@ -63,6 +65,8 @@ public sealed partial class HostTests
         var (first, spare) = (handler.WorkerProcessId, Children(handler.ProcessId).Single(child => child != handler.WorkerProcessId));
         Assert.True(Signal(first, 9));
         AssertPages(memory, 4 * 4096, 4, 12);
+        // Figures are those of some milliseconds ago, and it takes no longer.
+        Host.Until(() => handler.WorkerCount == 2);
         Assert.Equal((spare, 2), (handler.WorkerProcessId, handler.WorkerCount));
         // And there is another.
         Host.Until(() => Children(handler.ProcessId).Length == 2);

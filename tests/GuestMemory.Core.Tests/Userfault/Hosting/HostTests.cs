@@ -14,7 +14,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     public void Dispose()
     {
         foreach (var region in _regions) region.Dispose();
-        foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        runtime.StopAll();
         _folder.Dispose();
     }
 
@@ -71,8 +71,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         File.WriteAllText(_folder["file"], "");
         error = Assert.Throws<GuestMemoryException>(() => UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["file"], MemoryPath = _folder["image"] }));
         Assert.Equal(GuestMemoryError.NotASocket, error.Error);
-        // Those of other tests say goodbye before they take their files away.
-        Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0);
+        // What it made it has taken away before it says so.
         Assert.Empty(Directory.GetFileSystemEntries(runtime.Folder.Path));
     }
 
@@ -154,17 +153,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     {
         var rounds = Setting("GUESTMEMORY_CRASH_ROUNDS", 8);
         var pages = Setting("GUESTMEMORY_CRASH_MIB", 128) * 256;
-        Environment.SetEnvironmentVariable(UffdDebug.Variable, betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null);
-        UffdHandler handler;
-        try
-        {
-            handler = Start(pages, strategy);
-        }
-        finally
-        {
-            Environment.SetEnvironmentVariable(UffdDebug.Variable, null);
-        }
-
+        var handler = WithDebug(betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null, () => Start(pages, strategy));
         var memory = Memory((0x100000000, pages));
         UffdRegistration.Connect(handler.SocketPath, memory);
         var touching = new Touching(memory, pages);

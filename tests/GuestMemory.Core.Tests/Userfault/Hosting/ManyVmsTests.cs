@@ -20,7 +20,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
             region.Dispose();
         }
 
-        foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        runtime.StopAll();
         _folder.Dispose();
     }
 
@@ -35,6 +35,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         // Every VM's pages, then what others do wrong, and every VM's pages again.
         for (var vm = 0; vm < count; vm++) AssertPages(vm, 0, 8);
         Assert.Equal(handler.ProcessId, Assert.Single(UffdHandler.FindAll()).ProcessId);
+        Host.Until(() => handler.FaultCount == count * 8);
         var figures = handler.GetFigures();
         Assert.Equal((count, (long)count * 8), (figures.Vms.Count, figures.Vms.Sum(vm => vm.FaultCount)));
         Assert.All(figures.Vms, vm => Assert.Equal(8, vm.FaultCount));

@@ -10,9 +10,16 @@ public sealed class RuntimeFolder : ICollectionFixture<RuntimeFolder>, IDisposab
 
     public TestFolder Folder { get; } = new();
 
-    public void Dispose()
+    /// <summary>Stops every handler and waits until its files are gone. One that does not answer in time is not found at first.</summary>
+    public void StopAll() => Host.Until(() =>
     {
         foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        return Directory.GetFiles(Folder.Path, "*.sock").Length == 0;
+    });
+
+    public void Dispose()
+    {
+        StopAll();
         Folder.Dispose();
     }
 }
