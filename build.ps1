@@ -310,8 +310,7 @@ function Publish-HostProgram([string] $Architecture, [string] $Folder) {
     $cross = @()
     if ($Architecture -ne (Get-OwnArchitecture)) {
         $prefix = Find-CrossLinker $Architecture
-        # The triple is an option of clang alone.
-        $cross = "-p:CppCompilerAndLinker=${prefix}gcc", "-p:ObjCopyName=${prefix}objcopy", '-p:TargetTriple='
+        $cross = "-p:CppCompilerAndLinker=${prefix}gcc", "-p:ObjCopyName=${prefix}objcopy"
     }
     $project = Join-Path $root src GuestMemory.UffdHost
     $made = Join-Path $artifacts uffdhost $Architecture

@@ -244,7 +244,7 @@ internal sealed partial class Supervisor
     /// </summary>
     private void Staff()
     {
-        if (_reception is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
+        if (!_stopping && _reception is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
     }
 
     private void EndWorkers()

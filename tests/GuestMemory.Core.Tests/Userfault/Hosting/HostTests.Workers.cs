@@ -77,6 +77,21 @@ public sealed partial class HostTests
         Assert.Equal((spare, 2), (handler.WorkerProcessId, handler.WorkerCount));
     }
 
+    /// <summary>A worker that becomes ready while the handler ends has no spare one started.</summary>
+    [UffdFact]
+    public void AHandlerIsStoppedAlsoWhileNoWorkerIsReady()
+    {
+        var handler = Start(16);
+        var memory = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        AssertPages(memory, 0, 0, 4);
+        foreach (var child in Children(handler.ProcessId)) Signal(child, 9);
+        Host.Until(() => handler.State == UffdHandlerState.Recovering);
+        handler.Stop();
+        Assert.Equal(UffdHandlerState.Stopped, handler.State);
+        Host.Until(() => !IsAlive(handler.ProcessId));
+    }
+
     /// <summary>Faults that wait while no process reads them are seen from outside.</summary>
     [UffdFact]
     public void FaultsThatNoWorkerReadsAreNoticed()
