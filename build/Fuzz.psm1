@@ -46,7 +46,7 @@ function Get-Finding([string] $Output) {
     Get-ChildItem (Join-Path $Output default 'crashes*'), (Join-Path $Output default 'hangs*') -File -ErrorAction Ignore | Where-Object Name -Like 'id*'
 }
 
-function Start-Afl([string] $Name, [int] $Seconds, [string] $Output) {
+function Invoke-Afl([string] $Name, [int] $Seconds, [string] $Output) {
     # What an earlier run has found stays, under another name.
     if (Get-Finding $Output) {
         Move-Item $Output "$Output.$((Get-Item $Output).LastWriteTime.ToString('yyyyMMdd-HHmmss'))"
@@ -98,7 +98,7 @@ function Invoke-Target([string] $Name, [int] $Seconds) {
         return 1
     }
 
-    Start-Afl $Name $Seconds $output
+    Invoke-Afl $Name $Seconds $output
     $figures = @{}
     foreach ($line in Get-Content (Join-Path $output default fuzzer_stats)) {
         $key, $value = $line -split ' *: *', 2

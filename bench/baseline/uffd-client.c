@@ -1,10 +1,11 @@
 /*
- * uffd-client SOCKET MIB [--order random|seq|strided] [--threads N] [--seed N] [--touches N] [--image FILE] [--huge] [--stay]
+ * uffd-client SOCKET MIB [--order random|seq|strided] [--threads N] [--seed N] [--touches N] [--image FILE] [--huge] [--stay] [--close]
  *
  * A VMM reduced to its page faults: maps MIB of memory, registers it with a userfaultfd, hands that over to the handler at
  * SOCKET as Firecracker does, touches every page once and prints what the touches took, as one line of JSON. The same client
  * measures every handler. A touch that took 2 us or longer counts as a fault: one of a page that is there takes a tenth of that.
  * With --image every page is compared with the file. With --stay it waits to be killed afterwards.
+ * With --close it closes its socket right after the hand-over, as Firecracker did until March 2025 (PR #5122).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -42,7 +43,7 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void hand_over(const char *path, int uffd, const void *memory, size_t size, size_t page)
+static void hand_over(const char *path, int uffd, const void *memory, size_t size, size_t page, int closes)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     strncpy(address.sun_path, path, sizeof address.sun_path - 1);
@@ -56,7 +57,8 @@ static void hand_over(const char *path, int uffd, const void *memory, size_t siz
     struct iovec vector = { json, (size_t)length };
     struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes };
     if (sendmsg(s, &message, MSG_NOSIGNAL) != length) die("sendmsg");
-    /* The socket stays open: its end is the end of the VM. */
+    /* Else the socket stays open as long as the process lives. */
+    if (closes) close(s);
 }
 
 static char *memory;
@@ -89,7 +91,7 @@ int main(int argc, char **argv)
 {
     const char *order = "random", *image = NULL;
     uint64_t seed = 1;
-    int stay = 0;
+    int stay = 0, closes = 0;
     if (argc < 3) return 2;
     for (int i = 3; i < argc; i++) {
         if (!strcmp(argv[i], "--order") && i + 1 < argc) order = argv[++i];
@@ -99,6 +101,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--image") && i + 1 < argc) image = argv[++i];
         else if (!strcmp(argv[i], "--huge")) page = 2097152;
         else if (!strcmp(argv[i], "--stay")) stay = 1;
+        else if (!strcmp(argv[i], "--close")) closes = 1;
         else return 2;
     }
 
@@ -135,7 +138,7 @@ int main(int argc, char **argv)
     fd = image ? open(image, O_RDONLY | O_CLOEXEC) : -1;
     if (image && fd < 0) die(image);
     memset(latency, 0, touches * sizeof *latency);
-    hand_over(argv[1], uffd, memory, size, page);
+    hand_over(argv[1], uffd, memory, size, page, closes);
     uint64_t started = now(), sum = 0, bad = 0;
     pthread_t thread[64];
     for (size_t i = 1; i < threads; i++) if (pthread_create(&thread[i], NULL, touch, (void *)i)) die("pthread_create");

@@ -123,10 +123,12 @@ public enum GuestMemoryError
     HandoverTimeout,
     /// <summary>The hand-over came without a descriptor.</summary>
     HandoverNoDescriptor,
-    /// <summary>The hand-over came with more than one descriptor.</summary>
+    /// <summary>The hand-over came with more descriptors than a userfaultfd and a memfd.</summary>
     HandoverTooManyDescriptors,
     /// <summary>The descriptor that came is not a userfaultfd.</summary>
     HandoverNotUserfaultfd,
+    /// <summary>The second descriptor that came is not a memfd that is sealed against shrinking.</summary>
+    HandoverNotMemfd,
     /// <summary>The hand-over is larger than the limit.</summary>
     HandoverTooLarge,
     /// <summary>The hand-over is not the JSON that it must be.</summary>

@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.UffdHost;
 
-/// <summary>The channel between supervisor and worker: whole messages, each with up to four descriptors. Sending is safe from any thread.</summary>
+/// <summary>The channel between supervisor and worker: whole messages, each with up to five descriptors. Sending is safe from any thread.</summary>
 internal sealed class Channel(SafeDescriptor socket) : IDisposable
 {
     private readonly byte[] _buffer = new byte[64 << 10];

@@ -11,7 +11,7 @@ internal enum ChannelMessageType
     Image,
     /// <summary>To the worker: what to serve, and how.</summary>
     Start,
-    /// <summary>To the worker: a VM, with its connection, userfaultfd, state and mapping list.</summary>
+    /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
     /// <summary>To the worker: end.</summary>
     Stop,

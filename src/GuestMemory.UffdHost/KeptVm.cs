@@ -6,8 +6,8 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <summary>
-/// What of a VM outlives every worker: its connection, its userfaultfd, its state (see <see cref="UffdVmState"/>) and its mapping
-/// list, each as a descriptor, so that a worker, or systemd, can be given them.
+/// What of a VM outlives every worker: its connection, its process, its userfaultfd, its state (see <see cref="UffdVmState"/>) and its
+/// mapping list, each as a descriptor, so that a worker, or systemd, can be given them.
 /// </summary>
 internal sealed class KeptVm : IDisposable
 {
@@ -16,23 +16,27 @@ internal sealed class KeptVm : IDisposable
     private int _reads = -1;
     private int _stalledLooks;
 
-    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
+    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
     {
         Id = id;
         Socket = socket;
+        Process = process;
         Userfaultfd = userfaultfd;
         StateFile = stateFile;
         ListFile = listFile;
         List = list;
         State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile, isNew);
         State.Lock();
-        Writes = new WriteTracker(State, UffdVmRegion.Of(list.Mappings), userfaultfd, list.ProcessId);
+        Writes = new WriteTracker(State, list.Mappings, userfaultfd, list.ProcessId);
     }
 
     public int Id { get; }
 
     /// <summary>The connection; its owner is who receives on it.</summary>
     public SafeDescriptor Socket { get; }
+
+    /// <summary>The VMM's process as a pidfd; its owner is the connection's.</summary>
+    public SafeDescriptor Process { get; }
 
     public SafeDescriptor Userfaultfd { get; }
 
@@ -54,15 +58,16 @@ internal sealed class KeptVm : IDisposable
     public bool IsOffered { get; set; }
 
     /// <summary>A VM that has just handed its memory over; its userfaultfd is taken over.</summary>
-    public static KeptVm Create(int id, SafeDescriptor socket, UCred peer, UffdHandover handover)
+    public static KeptVm Create(int id, UffdConnection connection, UffdHandover handover)
     {
+        var peer = connection.Peer;
         var list = new VmList { ProcessId = peer.pid, User = peer.uid, Group = peer.gid, Mappings = handover.Mappings };
         SafeDescriptor? state = null, file = null;
         try
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
             file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList);
-            return new KeptVm(id, socket, handover.Userfaultfd, state, file, list, isNew: true);
+            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, list, isNew: true);
         }
         catch
         {
@@ -74,10 +79,11 @@ internal sealed class KeptVm : IDisposable
 
     /// <summary>A VM out of descriptors that were kept elsewhere. They are taken over only where nothing is wrong with them.</summary>
     /// <exception cref="GuestMemoryException">They are not what this program once gave away.</exception>
-    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
+    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
     {
         if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
-        return new KeptVm(id, socket, userfaultfd, stateFile, listFile, ReadList(listFile), isNew: false) { IsUsed = true };
+        if (!Pidfd.IsPidfd(process)) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "A descriptor that was kept as the VMM's process is not one.");
+        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, ReadList(listFile), isNew: false) { IsUsed = true };
     }
 
     /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>
@@ -113,7 +119,7 @@ internal sealed class KeptVm : IDisposable
     /// <summary>Another worker has it from now on.</summary>
     public void ForgetLooks() => _stalledLooks = 0;
 
-    /// <summary>Closes everything but the connection, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
+    /// <summary>Closes everything but the connection, the process, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
     public void Dispose()
     {
         Userfaultfd.Dispose();

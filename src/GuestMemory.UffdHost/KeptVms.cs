@@ -86,9 +86,9 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
             try
             {
                 if (!hasImages) throw new GuestMemoryException(GuestMemoryError.ImageChanged, "the memory image that it was given was not kept with it");
-                if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
+                if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
-                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
+                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
             catch (GuestMemoryException exception)
@@ -147,13 +147,13 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     IEnumerator IEnumerable.GetEnumerator() => GetEnumerator();
 
     private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm) =>
-        [("socket", vm.Socket), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
+        [("socket", vm.Socket), ("process", vm.Process), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
 
     internal static string Name(int id, string kind) => $"vm-{id}-{kind}";
 
     /// <summary>Which part of which VM has a name, exactly as it is given here; null for any other name.</summary>
     internal static (int Id, string Kind)? Parse(string name) =>
-        name.Split('-') is ["vm", var number, ("socket" or "uffd" or "state" or "list") and var kind]
+        name.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list") and var kind]
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
         && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
 

@@ -46,7 +46,7 @@ internal sealed class Reception : IWatched, IDisposable
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
         var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-        var entrance = new UffdEntrance(listener, options.MaxConnections, restored.Count > 0 ? null : options.AcceptTimeout, failed);
+        var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
         if (systemd.IsThere && inherited is null) systemd.Store(StoredListener, listener.Socket);
@@ -56,7 +56,7 @@ internal sealed class Reception : IWatched, IDisposable
 
     public void Ready()
     {
-        while (_entrance.TryAccept(_connections.Count, out var socket, out var peer)) Add(new KeptConnection(new UffdConnection(socket, peer, null, _options.HandoverTimeout), Receive));
+        while (_entrance.TryAccept(_connections.Count, out var connection)) Add(new KeptConnection(connection, Receive));
     }
 
     /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
@@ -89,14 +89,14 @@ internal sealed class Reception : IWatched, IDisposable
     private void Add(KeptConnection connection)
     {
         _connections.Add(connection);
-        _epoll.Add(connection.Socket, connection);
+        connection.Connection.Watch(_epoll, connection);
     }
 
     /// <summary>Goes on with a VM that an earlier process had.</summary>
     private void Keep(KeptVm vm)
     {
         var peer = new UCred { pid = vm.List.ProcessId, uid = vm.List.User, gid = vm.List.Group };
-        var connection = new KeptConnection(new UffdConnection(vm.Socket, peer, null, _options.HandoverTimeout, isAwaited: false), Receive);
+        var connection = new KeptConnection(new UffdConnection(vm.Socket, vm.Process, peer, _options.HandoverTimeout, new UffdHandover(vm.List.Mappings, vm.Userfaultfd)), Receive);
         connection.Vms.Add(vm);
         Add(connection);
         _vms.Add(vm);
@@ -112,7 +112,7 @@ internal sealed class Reception : IWatched, IDisposable
         catch (GuestMemoryException exception)
         {
             _failed($"Process {connection.Connection.Peer.pid} of user {connection.Connection.Peer.uid}: {exception.Message}");
-            connection.Connection.IsEnded = true;
+            connection.Connection.Refuse();
         }
 
         if (connection.Connection.IsEnded) Close(connection);
@@ -133,11 +133,13 @@ internal sealed class Reception : IWatched, IDisposable
         try
         {
             UffdMappingList.Validate(handover.Mappings, _imageLength());
-            vm = KeptVm.Create(_vms.NextId(), connection.Socket, connection.Connection.Peer, handover);
+            vm = KeptVm.Create(_vms.NextId(), connection.Connection, handover);
+            // It is filled by its userfaultfd like any other.
+            handover.Memory?.Dispose();
         }
         catch
         {
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             throw;
         }
 
@@ -150,8 +152,8 @@ internal sealed class Reception : IWatched, IDisposable
     {
         if (!_connections.Remove(connection)) return;
         foreach (var vm in connection.Vms) _vms.Remove(vm);
-        _epoll.Remove(connection.Socket);
-        // The worker has duplicates, and lets go of the VMs when it hears the end.
+        connection.Connection.Unwatch();
+        // The VMM hears that it is served no more; the worker has duplicates.
         UnixSocket.Shutdown(connection.Socket);
         connection.Dispose();
     }

@@ -166,7 +166,7 @@ internal sealed partial class Supervisor
 
     /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
     public static bool TryOffer(Channel channel, KeptVm vm) =>
-        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Userfaultfd, vm.StateFile, vm.ListFile);
+        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
     {

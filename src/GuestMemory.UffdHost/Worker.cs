@@ -148,15 +148,15 @@ internal sealed class Worker : IDisposable
         UffdVmState? state = null;
         try
         {
-            if (descriptors.Count != 4) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM was handed to the worker with {descriptors.Count} descriptors instead of 4.");
-            var list = KeptVm.ReadList(descriptors[3]);
+            if (descriptors.Count != 5) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM was handed to the worker with {descriptors.Count} descriptors instead of 5.");
+            var list = KeptVm.ReadList(descriptors[4]);
             UffdMappingList.Validate(list.Mappings, _source.Length);
-            state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[2]);
-            var vm = new UffdVm(descriptors[1], list.Mappings, state, _source, _policy);
+            state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
+            var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy);
             if (message.IsUsed) vm.Recover();
             _ids[vm] = message.Vm;
-            _server.Adopt(descriptors[0], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm);
-            descriptors.RemoveRange(0, 2);
+            _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings);
+            descriptors.RemoveRange(0, 3);
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Taken, Vm = message.Vm });
         }
         catch (GuestMemoryException exception) when (exception is not SyscallException { ErrorCode: Errno.EMFILE or Errno.ENFILE })

@@ -29,6 +29,20 @@ internal static unsafe partial class Sandbox
         Allow,
     ]);
 
+    /// <summary>Runs an action on a thread where SO_PEERPIDFD is unknown, as before Linux 6.5; threads and processes that it starts inherit that.</summary>
+    public static void WithoutPeerPidfd(Action action) => Run(action, IfArgument(s_x64 ? 55u : 209u /* getsockopt */, 32 /* the third argument */, Pidfd.SO_PEERPIDFD, 92 /* ENOPROTOOPT */));
+
+    /// <summary>The same for UFFDIO_POISON, as before Linux 6.6.</summary>
+    public static void WithoutPoison(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u /* ioctl */, 24 /* the second argument */, Userfaultfd.UFFDIO_POISON, Errno.EINVAL));
+
+    /// <summary>The same for SIOCUNIXFILE, as without CAP_NET_ADMIN.</summary>
+    public static void WithoutSocketFiles(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u, 24, UnixSocket.SIOCUNIXFILE, Errno.EPERM));
+
+    /// <summary>The same where no process may be signalled by its descriptor, as one of another user may not.</summary>
+    public static void WithoutSignals(Action action) => Run(action, [Load(0), JumpIf(Pidfd.SYS_pidfd_send_signal, 0, 1), Fail(Errno.EPERM), Allow]);
+
+    private static SockFilter[] IfArgument(uint call, uint offset, uint value, int error) => [Load(0), JumpIf(call, 0, 3), Load(offset), JumpIf(value, 0, 1), Fail(error), Allow];
+
     /// <summary>Runs an action on a thread for which, and for all that it starts, preadv2(2) knows no flags, as a userfaultfd before Linux 6.10.</summary>
     public static void WithoutNoWait(Action action) => Run(action,
     [

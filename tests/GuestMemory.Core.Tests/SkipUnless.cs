@@ -30,6 +30,13 @@ public sealed class CompilerFactAttribute : FactAttribute
         (Skip, SkipType, SkipUnless) = (Needs.CompilerReason, typeof(Needs), nameof(Needs.Compiler));
 }
 
+/// <summary>A test with data that needs a C compiler.</summary>
+public sealed class CompilerTheoryAttribute : TheoryAttribute
+{
+    public CompilerTheoryAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = (Needs.CompilerReason, typeof(Needs), nameof(Needs.Compiler));
+}
+
 /// <summary>A test in which a C program is another user.</summary>
 public sealed class OtherUserFactAttribute : FactAttribute
 {

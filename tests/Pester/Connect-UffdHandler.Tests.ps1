@@ -53,6 +53,18 @@ Describe 'Connect-UffdHandler' {
             ($region | Read-GuestMemory 0x8000 16).Bytes | Should -Be $content[0x8000..0x800F]
         }
 
+        It 'shares the memory with -ShareMemory' {
+            $region = New-MmapRegion 64KiB -Memfd
+            $region | Connect-UffdHandler $path -ShareMemory
+            ($region | Read-GuestMemory 0x8000 16).Bytes | Should -Be $content[0x8000..0x800F]
+            $handler.Error | Should -BeNullOrEmpty
+        }
+
+        It 'refuses to share anonymous memory' {
+            $region = New-MmapRegion 64KiB
+            { $region | Connect-UffdHandler $path -ShareMemory -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        }
+
         It 'connects 256 regions' {
             $regions = foreach ($i in 0..255) {
                 New-MmapRegion 4KiB ([ulong] (0x200000000 + 0x2000 * $i))

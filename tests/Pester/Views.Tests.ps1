@@ -93,7 +93,7 @@ Describe 'The view <View>' -ForEach $views {
         @($pair).Count | Should -Be 2 -Because "the view $View needs an example here"
 
         $output = $pair | Out-String -Width $_
-        $output | Should -Not -Match '…|\.\.\.' -Because 'nothing is cut'
+        $output | Should -Not -Match '\u2026|\.\.\.' -Because 'nothing is cut'
         $lines = $output.Trim("`r", "`n") -split "`n"
         $lines | ForEach-Object { $_.TrimEnd().Length } | Measure-Object -Maximum | ForEach-Object Maximum | Should -BeLessOrEqual $_
         ($lines[0].Trim() -split '\s+') | Should -Be $Labels -Because 'every column is there'

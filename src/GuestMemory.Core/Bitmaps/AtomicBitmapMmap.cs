@@ -14,6 +14,9 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     private readonly ulong _pageCount;
     private readonly ulong _shift;
 
+    // Where offset 0 lies in the log: the page and the byte in it.
+    private readonly ulong _origin;
+
     // The length in bytes of the part of the region that is tracked.
     private readonly ulong _reach;
 
@@ -38,6 +41,7 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
         _log = log;
         _firstPage = startAddress.Value / MmapLogReg.PageSize;
         _shift = strict ? 0 : startAddress.Value % MmapLogReg.PageSize;
+        _origin = _firstPage * MmapLogReg.PageSize + _shift;
         _pageCount = strict ? length / MmapLogReg.PageSize : (last.Value / MmapLogReg.PageSize) - _firstPage + 1;
         _reach = _pageCount == 0 ? 0 : _pageCount * MmapLogReg.PageSize - _shift;
         log.AddReference();
@@ -69,10 +73,10 @@ public sealed unsafe class AtomicBitmapMmap : IDirtyTracker
     public void MarkDirty(ulong offset, ulong length)
     {
         // Nearly every write lies inside one page that is tracked.
-        var at = offset + _shift;
+        var at = unchecked(_origin + offset);
         if (offset < _reach && unchecked(length - 1) <= (~at & (MmapLogReg.PageSize - 1)))
         {
-            var page = _firstPage + at / MmapLogReg.PageSize;
+            var page = at / MmapLogReg.PageSize;
             Interlocked.Or(ref _words[page >> 6], 1UL << (int)(page & 63));
             GC.KeepAlive(this);
         }

@@ -9,23 +9,31 @@ namespace GuestMemory.Core;
 /// </summary>
 public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap<BitmapMmapRegion>
 {
-    private readonly Shared _shared;
+    // Null in the bitmap that slices and clones are made of. That one holds the tracker itself, which saves a memory's marks an indirection.
+    private readonly BitmapMmapRegion? _original;
     private readonly ulong _base;
+
+    // Of a slice or a clone: null and 0.
+    private volatile IDirtyTracker? _tracker;
+
+    // Increased after each replacement. Comparing trackers would not do: one can be replaced, emptied, and installed again.
+    private volatile int _replacements;
 
     /// <summary>A bitmap without a tracker: marking does nothing until one is installed.</summary>
     public BitmapMmapRegion()
-        : this(new Shared(), 0)
     {
     }
 
-    private BitmapMmapRegion(Shared shared, ulong start)
+    private BitmapMmapRegion(BitmapMmapRegion original, ulong start)
     {
-        _shared = shared;
+        _original = original;
         _base = start;
     }
 
     /// <summary>The tracker that is installed: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
-    public IDirtyTracker? Tracker => _shared.Tracker;
+    public IDirtyTracker? Tracker => Original._tracker;
+
+    private BitmapMmapRegion Original => _original ?? this;
 
     /// <summary>The tracker that is installed, for debuggers.</summary>
     public override string ToString() => _shared.Tracker?.ToString() ?? "no tracker";
@@ -35,10 +43,10 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     public static BitmapMmapRegion WithLength(ulong byteSize) => new();
 
     /// <summary>The same bitmap again: it shares the tracker, also later ones, and begins at the same byte.</summary>
-    public BitmapMmapRegion Clone() => new(_shared, _base);
+    public BitmapMmapRegion Clone() => new(Original, _base);
 
     /// <summary>The same bitmap, seen from an offset on, in bytes; offsets of slices of slices add up, to 2^64 - 1 at the most.</summary>
-    public BitmapMmapRegion SliceAt(ulong offset) => new(_shared, offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset);
+    public BitmapMmapRegion SliceAt(ulong offset) => new(Original, offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset);
 
     /// <inheritdoc/>
     BitmapSlice IBitmap.SliceAt(ulong offset) => new(this, offset);
@@ -47,19 +55,17 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void MarkDirty(ulong offset, ulong length)
     {
-        if (offset > ulong.MaxValue - _base) return;
-        offset += _base;
-        var replacements = _shared.Replacements;
-        var tracker = _shared.Tracker;
+        var replacements = _replacements;
+        var tracker = _tracker;
         if (tracker is AtomicBitmap bitmap) bitmap.MarkDirty(offset, length);
         else if (tracker is AtomicBitmapMmap log) log.MarkDirty(offset, length);
-        else tracker?.MarkDirty(offset, length);
+        else MarkOtherwise(tracker, offset, length);
         Volatile.ReadBarrier();
-        if (_shared.Replacements != replacements) MarkAgain(offset, length);
+        if (_replacements != replacements) MarkAgain(offset, length);
     }
 
     /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
-    public bool IsDirtyAt(ulong offset) => _shared.Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
+    public bool IsDirtyAt(ulong offset) => Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
 
     /// <summary>
     /// Installs a tracker in place of the former one; null ends the tracking. Every mark whose call has not returned yet is in the new
@@ -73,9 +79,15 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     /// <summary>The same, and copies the marks of the first <paramref name="keepBytes"/> bytes that were not taken to the new tracker.</summary>
     internal void Replace(IDirtyTracker? tracker, ulong keepBytes)
     {
+        if (_original is not null)
+        {
+            _original.Replace(tracker, keepBytes);
+            return;
+        }
+
         (tracker as AtomicBitmapMmap)?.Log.AddReference();
-        var former = Interlocked.Exchange(ref _shared.Tracker, tracker);
-        Interlocked.Increment(ref _shared.Replacements);
+        var former = Interlocked.Exchange(ref _tracker, tracker);
+        Interlocked.Increment(ref _replacements);
         // A marking thread issues no barrier between its mark and its second look at the tracker; the process-wide barrier takes its
         // place. A thread that looked before it and found the former tracker has made its mark visible; one that looks later finds the
         // new tracker, and marks again.
@@ -109,24 +121,22 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
         return null;
     }
 
+    /// <summary>Marks in a tracker of another kind, or, for a slice or a clone, in the bitmap that it was made of.</summary>
+    private void MarkOtherwise(IDirtyTracker? tracker, ulong offset, ulong length)
+    {
+        tracker?.MarkDirty(offset, length);
+        if (_original is not null && offset <= ulong.MaxValue - _base) _original.MarkDirty(_base + offset, length);
+    }
+
     private void MarkAgain(ulong offset, ulong length)
     {
         int replacements;
         do
         {
-            replacements = _shared.Replacements;
-            _shared.Tracker?.MarkDirty(offset, length);
+            replacements = _replacements;
+            _tracker?.MarkDirty(offset, length);
             Volatile.ReadBarrier();
         }
-        while (_shared.Replacements != replacements);
-    }
-
-    /// <summary>The state that slices and clones share.</summary>
-    private sealed class Shared
-    {
-        public volatile IDirtyTracker? Tracker;
-
-        // Increased after each replacement. Comparing trackers would not do: one can be replaced, emptied, and installed again.
-        public volatile int Replacements;
+        while (_replacements != replacements);
     }
 }

@@ -8,6 +8,7 @@ internal struct Statx
 {
     [FieldOffset(0)] public uint stx_mask;
     [FieldOffset(4)] public uint stx_blksize;
+    [FieldOffset(16)] public uint stx_nlink;
     [FieldOffset(20)] public uint stx_uid;
     [FieldOffset(24)] public uint stx_gid;
     [FieldOffset(28)] public ushort stx_mode;
@@ -36,6 +37,7 @@ internal static unsafe partial class FileStatus
     public const int AT_FDCWD = -100;
     public const int AT_SYMLINK_NOFOLLOW = 0x100;
     public const int AT_EMPTY_PATH = 0x1000;
+    public const int O_PATH = 0x200000;
     public const uint STATX_BASIC_STATS = 0x7ff;
     public const int S_IFMT = 0xF000;
     public const int S_IFSOCK = 0xC000;
@@ -45,6 +47,8 @@ internal static unsafe partial class FileStatus
     public const int S_ISVTX = 0x200;
     public const int S_IWOTH = 2;
     public const long HUGETLBFS_MAGIC = 0x958458f6;
+
+    private static int NoFollow => RuntimeInformation.ProcessArchitecture == Architecture.Arm64 ? 0x8000 : 0x20000;
 
     /// <summary>The status of a path, without following a last symbolic link unless asked to; 0 or the error number.</summary>
     public static int TryGet(string path, out Statx status, bool follow = false)
@@ -78,9 +82,28 @@ internal static unsafe partial class FileStatus
     public static nuint MappedLength(SafeHandle file, ulong length) =>
         HugetlbfsPageSize(file) is var pageSize and not 0 ? (nuint)HostPage.RoundUp(length, (ulong)pageSize) : (nuint)length;
 
-    /// <summary>Gives a path to a user; 0 or the error number.</summary>
-    public static int TryChangeOwner(string path, uint user) =>
-        lchown(path, user, uint.MaxValue) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    /// <summary>A descriptor of what lies at a path, also a last symbolic link, that stays with it whatever the path names later (O_PATH); null with the error number.</summary>
+    public static SafeDescriptor? TryOpenPath(string path, out int error)
+    {
+        var number = open(path, O_PATH | NoFollow | Userfaultfd.O_CLOEXEC);
+        error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
+        return number < 0 ? null : new SafeDescriptor(number);
+    }
+
+    /// <summary>Gives the file of an O_PATH descriptor to a user; 0 or the error number.</summary>
+    public static int TryChangeOwner(SafeDescriptor file, uint user)
+    {
+        using var lease = new DescriptorLease(file);
+        return fchownat(lease.Number, "", user, uint.MaxValue, AT_EMPTY_PATH) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>Sets the mode of the file of an O_PATH descriptor; 0 or the error number.</summary>
+    public static int TryChangeMode(SafeDescriptor file, uint mode)
+    {
+        using var lease = new DescriptorLease(file);
+        // fchmod(2) takes none.
+        return TryChangeMode($"/proc/self/fd/{lease.Number}", mode);
+    }
 
     /// <summary>Sets the mode of a path; 0 or the error number.</summary>
     public static int TryChangeMode(string path, uint mode) => chmod(path, mode) == 0 ? 0 : Marshal.GetLastPInvokeError();
@@ -98,7 +121,10 @@ internal static unsafe partial class FileStatus
     private static partial int fstatfs(int fd, void* buf);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    private static partial int lchown(string pathname, uint owner, uint group);
+    private static partial int fchownat(int dirfd, string pathname, uint owner, uint group, int flags);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int open(string pathname, int flags);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int chmod(string pathname, uint mode);

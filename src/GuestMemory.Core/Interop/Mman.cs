@@ -104,8 +104,8 @@ internal static unsafe partial class Mman
     public static void Copy(void* destination, void* source, nuint length) => memcpy(destination, source, length);
 
     /// <summary>
-    /// The same for a few hundred bytes of memory on which no page fault can wait: without the switch to preemptive mode, which would
-    /// cost more than the copy.
+    /// The same for up to a page or so of memory on which no page fault can wait: without the switch to preemptive mode, which shows
+    /// beside so short a copy.
     /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static void CopyFew(void* destination, void* source, nuint length) => memcpy_few(destination, source, length);

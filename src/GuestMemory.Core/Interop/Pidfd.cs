@@ -28,8 +28,9 @@ internal static unsafe partial class Pidfd
     }
 
     /// <summary>
-    /// The process that connected a Unix socket. Kernels before 6.5 know only its number: it must then still belong to the user
-    /// who connected.
+    /// The process that connected a Unix socket; null with ESRCH where it has ended, with EPERM where it cannot be told from another.
+    /// Kernels before 6.5 know only its number, which by now another process may have: one of the same user is then told from it by
+    /// what it does after this call (where its memory can be filled, it was alive when the descriptor was opened, and had the number).
     /// </summary>
     public static SafeDescriptor? TryOfPeer(SafeDescriptor socket, UCred peer, out int error)
     {
@@ -38,13 +39,27 @@ internal static unsafe partial class Pidfd
         uint length = sizeof(int);
         error = getsockopt(lease.Number, UnixSocket.SOL_SOCKET, SO_PEERPIDFD, &number, &length) == 0 ? 0 : Marshal.GetLastPInvokeError();
         if (error == 0) return new SafeDescriptor(number);
+        // Some kernels say EINVAL of a process that has ended.
+        if (error == Errno.EINVAL) error = Errno.ESRCH;
+        if (error is Errno.ESRCH or Errno.EMFILE or Errno.ENFILE or Errno.ENOMEM) return null;
         var descriptor = TryOpen(peer.pid, out error);
         if (descriptor is null) return null;
-        error = FileStatus.TryGet($"/proc/{peer.pid}", out var status);
-        if (error == 0 && status.stx_uid != peer.uid) error = Errno.ESRCH;
+        error = TryCheckUser(peer);
         if (error == 0) return descriptor;
         descriptor.Dispose();
         return null;
+    }
+
+    /// <summary>Whether a descriptor is one of a process.</summary>
+    public static bool IsPidfd(SafeDescriptor descriptor) => Descriptor.PathOf(descriptor.Number) is var path
+        && (path == "anon_inode:[pidfd]" || path.StartsWith("pidfd:", StringComparison.Ordinal));
+
+    /// <summary>Whether the process has ended.</summary>
+    public static bool HasEnded(SafeDescriptor process)
+    {
+        using var lease = new DescriptorLease(process);
+        Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLIN }];
+        return Poll.Wait(entry, 0) > 0;
     }
 
     /// <summary>Ends the process; 0 or the error number.</summary>
@@ -65,6 +80,21 @@ internal static unsafe partial class Pidfd
         new Span<int>(information, 32).Clear();
         if (waitid(P_PIDFD, (uint)lease.Number, information, WEXITED | WNOHANG) != 0 || information[0] == 0) return null;
         return information[2] == CLD_EXITED ? $"exit code {information[6]}" : $"signal {information[6]}";
+    }
+
+    /// <summary>Whether the process that has the peer's number has its user among its own (real, effective, saved); 0 or the error number.</summary>
+    private static int TryCheckUser(UCred peer)
+    {
+        try
+        {
+            // "Uid:\tREAL\tEFFECTIVE\tSAVED\tFS"; the owner of /proc/PID is root where the process may not be dumped.
+            var line = File.ReadLines($"/proc/{peer.pid}/status").FirstOrDefault(static text => text.StartsWith("Uid:", StringComparison.Ordinal));
+            return line is not null && line.Split('\t').Skip(1).Any(user => user == peer.uid.ToString(System.Globalization.CultureInfo.InvariantCulture)) ? 0 : Errno.EPERM;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return Errno.ESRCH;
+        }
     }
 
     [LibraryImport("libc", SetLastError = true)]

@@ -34,11 +34,13 @@ internal sealed class UnixListener : IDisposable
             var error = UnixSocket.TryBind(socket, path);
             if (error == Errno.EADDRINUSE) throw InUse(path);
             if (error != 0) throw new SyscallException("bind", error, $"Making the socket {path}");
-            _ = FileStatus.TryGet(path, out var status);
-            var listener = new UnixListener(socket, path, status.stx_ino, allowed);
+            // By its path the owner of the directory could have another file given away.
+            using var file = UnixSocket.TryOpenFile(socket, path, out error)
+                ?? throw new SyscallException("open", error, $"Opening the socket file {path}", remedy: error == Errno.EPERM ? "Another program replaced it. Use a directory that others cannot write." : null);
+            var listener = new UnixListener(socket, path, FileStatus.Get(file).stx_ino, allowed);
             try
             {
-                if (allowed is { } user) OpenTo(user, path);
+                if (allowed is { } user) OpenTo(user, file, path);
                 error = UnixSocket.TryListen(socket, 128);
                 return error == 0 ? listener : throw new SyscallException("listen", error, $"Listening at {path}");
             }
@@ -102,11 +104,11 @@ internal sealed class UnixListener : IDisposable
     }
 
     /// <summary>Root makes the other user the owner; other users open the mode, and rely on the check of each connection.</summary>
-    private static void OpenTo(uint user, string path)
+    private static void OpenTo(uint user, SafeDescriptor file, string path)
     {
         var root = Users.Current == 0;
-        var error = root ? FileStatus.TryChangeOwner(path, user) : FileStatus.TryChangeMode(path, 0b110_110_110);
-        if (error != 0) throw new SyscallException(root ? "lchown" : "chmod", error, $"Opening the socket {path} to user {user}");
+        var error = root ? FileStatus.TryChangeOwner(file, user) : FileStatus.TryChangeMode(file, 0b110_110_110);
+        if (error != 0) throw new SyscallException(root ? "fchownat" : "chmod", error, $"Opening the socket {path} to user {user}");
     }
 
     /// <summary>Removes a socket on which no process listens; refuses to remove anything else.</summary>

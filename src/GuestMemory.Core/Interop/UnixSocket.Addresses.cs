@@ -9,6 +9,8 @@ internal static unsafe partial class UnixSocket
     /// <summary>The longest path a socket address holds, in bytes.</summary>
     public const int MaxPathLength = 107;
 
+    public const uint SIOCUNIXFILE = 0x89E0;
+
     /// <summary>Checks that a path has room in a socket address.</summary>
     /// <exception cref="GuestMemoryException">SocketPathTooLong.</exception>
     public static void CheckPath(string path)
@@ -34,6 +36,27 @@ internal static unsafe partial class UnixSocket
         return Encoding.UTF8.GetString(end < 0 ? path : path[..end]);
     }
 
+    /// <summary>
+    /// A descriptor (O_PATH) of the file that a socket was bound to, whatever its path names by now; null with the error number. Without
+    /// CAP_NET_ADMIN the kernel does not give it: then it is what the path names, where that is a socket of this user without another name (else EPERM).
+    /// </summary>
+    public static SafeDescriptor? TryOpenFile(SafeDescriptor socket, string path, out int error)
+    {
+        using (var lease = new DescriptorLease(socket))
+        {
+            var number = ioctl(lease.Number, SIOCUNIXFILE, null);
+            error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
+            if (number >= 0) return new SafeDescriptor(number);
+        }
+
+        if (FileStatus.TryOpenPath(path, out error) is not { } file) return null;
+        var status = FileStatus.Get(file);
+        if ((status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFSOCK && status.stx_uid == Users.Current && status.stx_nlink == 1) return file;
+        file.Dispose();
+        error = Errno.EPERM;
+        return null;
+    }
+
     public static int TryBind(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: false);
 
     public static int TryConnect(SafeDescriptor socket, string path) => WithAddress(socket, path, connecting: true);
@@ -56,6 +79,9 @@ internal static unsafe partial class UnixSocket
             if (error != Errno.EINTR) return error;
         }
     }
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial int ioctl(int fd, nuint request, void* argument);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int bind(int sockfd, SockAddrUn* addr, uint addrlen);

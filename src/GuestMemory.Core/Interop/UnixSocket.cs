@@ -72,6 +72,14 @@ internal static unsafe partial class UnixSocket
         _ = shutdown(lease.Number, SHUT_RDWR);
     }
 
+    /// <summary>Whether the peer has closed its end, or sends no more; what it sent before may be unread.</summary>
+    public static bool HasPeerEnded(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLRDHUP }];
+        return Poll.Wait(entry, 0) > 0;
+    }
+
     public static UCred PeerCredentials(SafeDescriptor socket)
     {
         using var lease = new DescriptorLease(socket);

@@ -10,6 +10,7 @@ internal static unsafe partial class Userfaultfd
 {
     public const uint UFFDIO_API = 0xC018AA3F;
     public const uint UFFDIO_REGISTER = 0xC020AA00;
+    public const uint UFFDIO_UNREGISTER = 0x8010AA01;
     public const uint UFFDIO_WAKE = 0x8010AA02;
     public const uint UFFDIO_COPY = 0xC028AA03;
     public const uint UFFDIO_ZEROPAGE = 0xC020AA04;
@@ -63,6 +64,10 @@ internal static unsafe partial class Userfaultfd
 
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
     public const string DevicePath = "/dev/userfaultfd";
+
+    // A page of which nothing can be copied; for TryProbeRange.
+    private static readonly Lazy<SafeMapping> s_unreadable = new(static () =>
+        Mman.Map((nuint)HostPage.Size, Mman.PROT_NONE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a page without rights"));
 
     private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
     {
@@ -129,6 +134,23 @@ internal static unsafe partial class Userfaultfd
         var register = new UffdioRegister { range = { start = (ulong)start, len = length }, mode = mode };
         return ioctl(uffd, UFFDIO_REGISTER, &register) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
+
+    /// <summary>Has a range be as memory that no userfaultfd watches, and wakes the threads that wait for it.</summary>
+    public static int TryUnregister(int uffd, ulong start, ulong length)
+    {
+        var range = new UffdioRange { start = start, len = length };
+        return ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0 ? 0 : Marshal.GetLastPInvokeError();
+    }
+
+    /// <summary>
+    /// Asks about a range and changes nothing: it has the kernel copy from a page that cannot be read. ENOENT: the memory is not registered (any more);
+    /// ESRCH: it is gone with its process; EINVAL: a mode that it is not registered for; anything else: it is registered.
+    /// </summary>
+    /// <param name="uffd">The userfaultfd.</param>
+    /// <param name="start">The first address.</param>
+    /// <param name="length">A page of the range, in bytes.</param>
+    /// <param name="mode">UFFDIO_COPY_MODE flags to ask about.</param>
+    public static int TryProbeRange(int uffd, ulong start, ulong length, ulong mode = 0) => TryCopy(uffd, start, (byte*)s_unreadable.Value.Address, length, mode, out _);
 
     public static int TryWake(int uffd, ulong start, ulong length)
     {

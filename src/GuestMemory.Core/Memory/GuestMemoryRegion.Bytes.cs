@@ -12,7 +12,7 @@ public partial class GuestMemoryRegion
     public int Read(MemoryRegionAddress address, Span<byte> destination)
     {
         if (destination.IsEmpty) return 0;
-        if (address.Value >= Size) throw Outside(address);
+        if (address.Value >= _memory.Size) throw Outside(address);
         var count = _memory.TryRead(address.Value, destination, out var error);
         if (error != 0) ThrowInaccessible(address.Value + (ulong)count, MemoryProtection.Read, error);
         return count;
@@ -23,7 +23,7 @@ public partial class GuestMemoryRegion
     public int Write(MemoryRegionAddress address, ReadOnlySpan<byte> source)
     {
         if (source.IsEmpty) return 0;
-        if (address.Value >= Size) throw Outside(address);
+        if (address.Value >= _memory.Size) throw Outside(address);
         var count = _memory.TryWrite(address.Value, source, out var error);
         if (error != 0) ThrowInaccessible(address.Value + (ulong)count, MemoryProtection.Write, error);
         return count;

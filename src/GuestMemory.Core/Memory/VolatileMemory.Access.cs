@@ -98,15 +98,26 @@ public abstract unsafe partial class VolatileMemory
             return length;
         }
 
-        return ReadOtherwise(memory, local, length, out error);
+        // By way of a local of its own, so that the caller's stays in a register.
+        length = ReadOtherwise(memory, local, length, out var found);
+        error = found;
+        return length;
     }
 
     /// <summary>Copies into the memory and marks what was written, which begins at <paramref name="origin"/> of the bitmap.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal nuint Write(byte* memory, byte* local, nuint length, ulong origin, out int error)
     {
-        if (IsDirect && VolatileCopy.TryCopyBrief(memory, local, length)) error = 0;
-        else length = WriteOtherwise(memory, local, length, out error);
+        if (IsDirect && VolatileCopy.TryCopyBrief(memory, local, length))
+        {
+            error = 0;
+        }
+        else
+        {
+            length = WriteOtherwise(memory, local, length, out var found);
+            error = found;
+        }
+
         Written(origin, length);
         return length;
     }
@@ -126,12 +137,19 @@ public abstract unsafe partial class VolatileMemory
         if (!IsStillThere()) throw RegionDisposed();
     }
 
+    /// <summary>After writing: whether it is to be marked, or the memory was taken away. Then <see cref="Mark"/> is to be called.</summary>
+    internal bool MustMark
+    {
+        // The write stands before this in the program; who sets a flag makes it visible by a barrier before relying on it.
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => State > Guarded;
+    }
+
     /// <summary>After writing: marks it, or says that the memory was taken away.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal void Written(ulong origin, ulong length)
     {
-        // The write stands before this in the program; who sets a flag makes it visible by a barrier before relying on it.
-        if (State > Guarded) Mark(origin, length);
+        if (MustMark) Mark(origin, length);
     }
 
     /// <summary>Around single accesses: makes sure that they neither wait nor fail. Direct memory needs nothing.</summary>
@@ -166,8 +184,9 @@ public abstract unsafe partial class VolatileMemory
     /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
     private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);
 
-    // At best a page that is dirty already: a few loads, so kept out of the way of untracked writes, but not far.
-    private void Mark(ulong origin, ulong length)
+    /// <summary>Marks what was written, or says that the memory was taken away. Kept out of the way of writes that nobody tracks.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    internal void Mark(ulong origin, ulong length)
     {
         if ((State & Disposed) != 0) throw RegionDisposed();
         BitmapSlice.Mark(_bitmap!, origin, length);

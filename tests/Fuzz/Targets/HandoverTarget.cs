@@ -14,6 +14,7 @@ internal static class HandoverTarget
 
     private static readonly Lazy<SafeDescriptor> s_userfaultfd = new(static () => Userfaultfd.Create(0));
     private static readonly Lazy<SafeDescriptor> s_eventfd = new(EventFd.Create);
+    private static readonly Lazy<SafeDescriptor> s_memfd = new(static () => Memfd.CreateSealed("fuzz", 1 << 30, 0));
 
     public static string? Missing() => Userfaultfd.TryProbe(out _) is var error and not 0 ? $"this user may not create a userfaultfd ({Errno.Name(error)})" : null;
 
@@ -26,12 +27,14 @@ internal static class HandoverTarget
             1 => [s_eventfd.Value],
             2 => [s_userfaultfd.Value, s_userfaultfd.Value],
             3 => [s_userfaultfd.Value, s_eventfd.Value, s_eventfd.Value],
+            5 => [s_userfaultfd.Value, s_memfd.Value],
+            6 => [s_userfaultfd.Value, s_eventfd.Value],
             _ => new[] { s_userfaultfd.Value },
         };
         var piece = 1 + (input[0] & 63);
         var stream = input.AsMemory(2);
         JsonCoverage.Note(stream.Span);
-        _ = (s_userfaultfd.Value, s_eventfd.Value);
+        _ = (s_userfaultfd.Value, s_eventfd.Value, s_memfd.Value);
         var (whole, cut) = ("", "");
         Check.ClosesEverything(() => whole = Receive(stream, Math.Max(1, stream.Length), descriptors));
         // A thousand pieces are enough to cut it everywhere that matters.
@@ -65,7 +68,7 @@ internal static class HandoverTarget
             throw new FindingException("the stream does not end");
         }
         catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge or GuestMemoryError.HandoverNoDescriptor
-            or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.PeerClosed)
+            or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidMapping or GuestMemoryError.PeerClosed)
         {
             Check.Refused(exception);
             return result.Append(exception.Error).ToString();
@@ -76,6 +79,7 @@ internal static class HandoverTarget
     {
         if (receiver.Receive(out ended) is not { } handover) return false;
         using var userfaultfd = handover.Userfaultfd;
+        using var memory = handover.Memory;
         Check.True(Userfaultfd.IsUserfaultfd(userfaultfd.Number), "what was handed over is no userfaultfd");
         result.Append(string.Join(' ', handover.Mappings)).Append('\n');
         return true;

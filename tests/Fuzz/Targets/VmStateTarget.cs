@@ -86,7 +86,7 @@ internal static class VmStateTarget
     {
         using var state = new UffdVmState(Pages, file);
         CheckFigures(state);
-        var tracker = new WriteTracker(state, UffdVmRegion.Of(vm.Mappings), vm.Userfaultfd, Environment.ProcessId);
+        var tracker = new WriteTracker(state, vm.Mappings, vm.Userfaultfd, Environment.ProcessId);
         if (!Check.TryParse(() => tracker.TryGet(take, out var bitmaps) ? bitmaps.ToArray() : [], out var written, GuestMemoryError.UffdUnsupported)) return;
         foreach (var bitmap in written) DirtyLogTarget.CheckBitmap(bitmap);
         if (!take) return;

@@ -35,6 +35,7 @@
 #include <linux/kvm.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
+#include <linux/sockios.h>
 #include <linux/userfaultfd.h>
 
 #define CONSTANT(name) printf("%s 0x%llx\n", #name, (unsigned long long)(name))
@@ -139,6 +140,7 @@ static void userfault(void)
 
     CONSTANT(UFFDIO_API);
     CONSTANT(UFFDIO_REGISTER);
+    CONSTANT(UFFDIO_UNREGISTER);
     CONSTANT(UFFDIO_UNREGISTER);
     CONSTANT(UFFDIO_WAKE);
     CONSTANT(UFFDIO_COPY);
@@ -442,6 +444,9 @@ static void files(void)
     SIZE(uid_t, uid_t);
     SIZE(pid_t, pid_t);
 
+    CONSTANT(O_PATH);
+    /* <linux/un.h> declares struct sockaddr_un anew. */
+    printf("SIOCUNIXFILE 0x%x\n", SIOCPROTOPRIVATE + 0);
     CONSTANT(AT_FDCWD);
     CONSTANT(AT_EMPTY_PATH);
     CONSTANT(AT_SYMLINK_NOFOLLOW);

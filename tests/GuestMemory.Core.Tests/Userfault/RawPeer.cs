@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using System.Text;
 
 namespace GuestMemory.Core.Tests;
@@ -10,14 +11,17 @@ internal sealed class RawPeer : IDisposable, IRegionHolder
 {
     private readonly SafeDescriptor _socket = UnixSocket.Create(nonBlocking: false);
     private readonly SafeDescriptor _uffd;
+    private readonly MmapRegion? _region;
+    private bool _isReleased;
 
     public RawPeer(string path, GuestMemoryRegion? region = null, ulong features = Userfaultfd.UFFD_FEATURE_EVENT_REMOVE, ulong mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING, bool connect = true)
     {
         _uffd = Userfaultfd.Create(features);
         if (connect) Connect(path);
         if (region is null) return;
-        region.GetMmapRegion().AddHolder(this);
-        using var lease = region.GetMmapRegion().Lease();
+        _region = region.GetMmapRegion();
+        _region.AddHolder(this);
+        using var lease = _region.Lease();
         Assert.Equal(0, Userfaultfd.TryRegister(_uffd.Number, lease.Address, lease.Length, mode));
     }
 
@@ -29,9 +33,7 @@ internal sealed class RawPeer : IDisposable, IRegionHolder
 
     bool IRegionHolder.ProvidesPages => true;
 
-    void IRegionHolder.Release(MmapRegion region)
-    {
-    }
+    void IRegionHolder.Release(MmapRegion region) => Unregister();
 
     public void Connect(string path) => Assert.Equal(0, UnixSocket.TryConnect(_socket, path));
 
@@ -51,6 +53,13 @@ internal sealed class RawPeer : IDisposable, IRegionHolder
         }
     }
 
+    /// <summary>Sends all of it with the userfaultfd and further descriptors.</summary>
+    public void SendWith(string text, params SafeHandle[] descriptors) =>
+        _ = UnixSocket.TrySend(_socket, Encoding.UTF8.GetBytes(text), [_uffd.Number, .. descriptors.Select(static descriptor => (int)descriptor.DangerousGetHandle())]);
+
+    /// <summary>Write-protects the present pages of a range, as a VMM does that wants to know what is written.</summary>
+    public void Protect(ulong start, ulong length) => Assert.Equal(0, Userfaultfd.TryProtect(_uffd.Number, start, length));
+
     public void SendDescriptor(SafeDescriptor descriptor, string text) => _ = UnixSocket.TrySend(_socket, Encoding.UTF8.GetBytes(text), [descriptor.Number]);
 
     /// <summary>Whether the handler has ended the connection.</summary>
@@ -63,12 +72,25 @@ internal sealed class RawPeer : IDisposable, IRegionHolder
         }
     }
 
+    /// <summary>Closes the socket and lives on, as Firecracker did until March 2025 (PR #5122).</summary>
+    public void CloseSocket() => _socket.Dispose();
+
     /// <summary>Makes the userfaultfd, which the handler has a duplicate of, a blocking one.</summary>
     public void MakeBlocking() => Assert.Equal(0, Fcntl.MakeBlocking(_uffd.Number));
 
+    /// <summary>This process lives on: the handler notices the end of the VM by its memory, which is no longer registered.</summary>
     public void Dispose()
     {
+        Unregister();
         _uffd.Dispose();
         _socket.Dispose();
+    }
+
+    private void Unregister()
+    {
+        // Later another region may lie there.
+        if (_region is null || _isReleased) return;
+        _isReleased = true;
+        Assert.Equal(0, Userfaultfd.TryUnregister(_uffd.Number, _region.HostAddress, _region.Size));
     }
 }

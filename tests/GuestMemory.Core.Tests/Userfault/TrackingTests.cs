@@ -183,7 +183,7 @@ public sealed class TrackingTests : IDisposable
         using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
         using var peer = new RawPeer(_folder["h.sock"], region, Features(isAsync), Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_WP, connect: false);
         using var state = new UffdVmState(Pages) { IsTracked = true };
-        var tracker = new WriteTracker(state, UffdVmRegion.Of([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]), peer.Descriptor, Environment.ProcessId);
+        var tracker = new WriteTracker(state, [new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)], peer.Descriptor, Environment.ProcessId);
         state.BeginOpening(5, 1);
         Assert.False(tracker.TryGet(take: true, out _));
         state.EndOpening();

@@ -11,8 +11,8 @@ namespace GuestMemory.Core;
 /// </summary>
 internal static unsafe class VolatileCopy
 {
-    // Up to here the change of the thread's mode costs more than it is worth; beyond, a collection should not wait for the copy.
-    private const nuint Few = 1024;
+    // Up to here, a page, the change of the thread's mode costs more than it is worth; beyond, a collection should not wait for the copy.
+    private const nuint Few = 4096;
 
     // Two vectors hold it: quicker than the call of a function that has to find that out.
     private const nuint Short = 64;

@@ -87,7 +87,8 @@ public readonly unsafe partial struct VolatileSlice
         if (IsSingle<T>(offset))
         {
             VolatileCopy.Store(_address + offset, value);
-            _memory.Written(unchecked(_origin + offset), (ulong)sizeof(T));
+            // Written, with the sum computed only where it is needed.
+            if (_memory.MustMark) _memory.Mark(unchecked(_origin + offset), (ulong)sizeof(T));
             return;
         }
 

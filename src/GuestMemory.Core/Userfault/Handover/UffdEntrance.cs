@@ -7,9 +7,10 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>Where VMMs come in: the listening socket, who may connect, and how many.</summary>
 /// <param name="listener">The socket; taken over.</param>
 /// <param name="maxConnections">How many VMMs may be connected at once.</param>
+/// <param name="handoverTimeout">How long one may take to hand its memory over.</param>
 /// <param name="acceptTimeout">How long the first one may take to come; null for ever.</param>
 /// <param name="failed">Called with what goes wrong.</param>
-internal sealed class UffdEntrance(UnixListener listener, int maxConnections, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
+internal sealed class UffdEntrance(UnixListener listener, int maxConnections, TimeSpan handoverTimeout, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
 {
     private const int AcceptPause = 100;
 
@@ -44,17 +45,16 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
         if (acceptTimeout is { } limit) _deadline = Stopwatch.GetTimestamp() + (long)(limit.TotalSeconds * Stopwatch.Frequency);
     }
 
-    /// <summary>The next VMM that waits and may come in; who may not is turned away. Whoever takes it owns the socket.</summary>
+    /// <summary>The next VMM that waits and may come in; others are turned away. The caller owns it.</summary>
     /// <param name="connections">How many are connected.</param>
-    /// <param name="socket">The connection.</param>
-    /// <param name="peer">Who it is.</param>
-    public bool TryAccept(int connections, [NotNullWhen(true)] out SafeDescriptor? socket, out UCred peer)
+    /// <param name="connection">The connection.</param>
+    public bool TryAccept(int connections, [NotNullWhen(true)] out UffdConnection? connection)
     {
-        peer = default;
+        connection = null;
         while (true)
         {
             var error = 0;
-            socket = _pausedUntil != 0 ? null : UnixSocket.TryAccept(listener.Socket, out error);
+            var socket = _pausedUntil != 0 ? null : UnixSocket.TryAccept(listener.Socket, out error);
             if (socket is null)
             {
                 if (_pausedUntil != 0 || error == Errno.EAGAIN) return false;
@@ -63,13 +63,18 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
                 return false;
             }
 
-            peer = UnixSocket.PeerCredentials(socket);
+            var peer = UnixSocket.PeerCredentials(socket);
             if (!listener.Allows(peer)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user and the user of AllowUser may.");
             else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was refused: {connections} VMMs are connected, which is the limit (MaxConnections).");
-            else
+            else if (Pidfd.TryOfPeer(socket, peer, out error) is { } process)
             {
                 _deadline = 0;
+                connection = new UffdConnection(socket, process, peer, handoverTimeout);
                 return true;
+            }
+            else if (error != Errno.ESRCH)
+            {
+                failed($"Process {peer.pid} of user {peer.uid} was refused, since its end could not be noticed ({Errno.Name(error)}).");
             }
 
             socket.Dispose();

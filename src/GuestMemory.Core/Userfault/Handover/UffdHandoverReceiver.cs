@@ -3,8 +3,19 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>A hand-over that has come completely. Whoever takes it owns the userfaultfd.</summary>
-internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappings, SafeDescriptor Userfaultfd);
+/// <summary>A hand-over that has come completely. The caller owns its descriptors.</summary>
+/// <param name="Mappings">The mapping list.</param>
+/// <param name="Userfaultfd">The userfaultfd.</param>
+/// <param name="Memory">The memfd that is the VM's memory, each region at its offset, where the VMM shares it (e2b's fork of Firecracker); else null.</param>
+internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappings, SafeDescriptor Userfaultfd, SafeDescriptor? Memory = null)
+{
+    /// <summary>Closes the descriptors.</summary>
+    public void Close()
+    {
+        Userfaultfd.Dispose();
+        Memory?.Dispose();
+    }
+}
 
 /// <summary>
 /// The handler's side of the hand-over: takes what comes over a stream until a JSON document is whole and a descriptor came with
@@ -15,8 +26,9 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     private const int MaxTokenBytes = 4096;
     private const int FirstBytes = 4096;
 
-    // The kernel may join the end of one message to the beginning, and so the descriptor, of the next.
-    private const int MaxDescriptors = 2;
+    // A userfaultfd and a memfd. The kernel may join the end of one message to the beginning, and so the descriptors, of the next.
+    private const int MaxInMessage = 2;
+    private const int MaxDescriptors = 2 * MaxInMessage;
 
     // Who sends without end is heard again after the others.
     private const int MaxReceives = 64;
@@ -54,7 +66,8 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
                     "The descriptor of the hand-over could not be received: this process may open no more files. Raise the limit ('ulimit -n').");
             }
 
-            if (truncated || _descriptors.Count > before + 1 || _descriptors.Count > MaxDescriptors) throw TooMany();
+            if (truncated || _descriptors.Count > before + MaxInMessage || _descriptors.Count > MaxDescriptors) throw TooMany();
+            if (_descriptors.Count == before + MaxInMessage && Userfaultfd.IsUserfaultfd(_descriptors[^1].Number)) throw TooMany();
 
             if (received == -Errno.EAGAIN)
             {
@@ -115,17 +128,20 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     {
         var mappings = UffdMappingList.FromJson(_buffer.AsSpan(0, end));
         if (_descriptors.Count == 0)
-            throw new GuestMemoryException(GuestMemoryError.HandoverNoDescriptor, "The hand-over came without a descriptor; exactly one, the userfaultfd, is expected.");
-        if (_descriptors.Count > 1 && end == _length) throw TooMany();
+            throw new GuestMemoryException(GuestMemoryError.HandoverNoDescriptor, "The hand-over came without a descriptor; a userfaultfd is expected.");
         var descriptor = _descriptors[0];
+        var memory = _descriptors.Count > 1 && !Userfaultfd.IsUserfaultfd(_descriptors[1].Number) ? _descriptors[1] : null;
+        var count = memory is null ? 1 : MaxInMessage;
+        if (_descriptors.Count > count && end == _length) throw TooMany();
         if (!Userfaultfd.IsUserfaultfd(descriptor.Number))
-            throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "The descriptor that came with the hand-over is not a userfaultfd.");
+            throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "The first descriptor that came with the hand-over is not a userfaultfd.");
+        if (memory is not null) UffdMappingList.CheckMemory(mappings, memory);
         Userfaultfd.SetNonBlocking(descriptor.Number);
-        _descriptors.RemoveAt(0);
+        _descriptors.RemoveRange(0, count);
         Drop(end);
         _scanned = 0;
         _json = default;
-        return new UffdHandover(mappings, descriptor);
+        return new UffdHandover(mappings, descriptor, memory);
     }
 
     private void SkipWhiteSpace()
@@ -142,5 +158,5 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     }
 
     private GuestMemoryException TooMany() => new(GuestMemoryError.HandoverTooManyDescriptors,
-        $"The hand-over came with {_descriptors.Count} descriptors or more; exactly one, the userfaultfd, is expected.");
+        $"The hand-over came with {_descriptors.Count} descriptors or more; a userfaultfd is expected, and at most a memfd behind it.");
 }

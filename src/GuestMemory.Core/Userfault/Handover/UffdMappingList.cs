@@ -91,6 +91,21 @@ public static class UffdMappingList
         }
     }
 
+    /// <summary>Checks that a memfd can be the memory of a VM: sealed against shrinking, of pages as the list says, and long enough.</summary>
+    /// <exception cref="GuestMemoryException">HandoverNotMemfd; InvalidMapping, saying which entry does not fit it.</exception>
+    internal static void CheckMemory(IReadOnlyList<GuestRegionUffdMapping> mappings, SafeDescriptor memory)
+    {
+        if ((Memfd.Seals(memory) & Memfd.F_SEAL_SHRINK) == 0)
+            throw new GuestMemoryException(GuestMemoryError.HandoverNotMemfd, "The second descriptor that came with the hand-over is not a memfd that is sealed against shrinking (F_SEAL_SHRINK).");
+        var length = FileStatus.Get(memory).stx_size;
+        var pageSize = (ulong)FileStatus.HugetlbfsPageSize(memory);
+        foreach (var m in mappings)
+        {
+            if (m.Offset > length || m.Size > length - m.Offset) throw Invalid($"{Show(m)} ends at offset {(UInt128)m.Offset + m.Size} of a memfd that is {length} bytes long.");
+            if (m.PageSize < pageSize) throw Invalid($"{Show(m)} has pages of {m.PageSize} bytes, and the memfd behind it pages of {pageSize}.");
+        }
+    }
+
     internal static GuestMemoryException BadJson(JsonException exception)
     {
         var what = JsonErrorText.Of(exception)

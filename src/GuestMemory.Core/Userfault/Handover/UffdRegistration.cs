@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -60,11 +61,19 @@ public sealed class UffdRegistration : IRegionHolder
     /// from now on. Accesses that are under way end first, which takes a millisecond or some more. On failure everything is as before.
     /// </summary>
     /// <exception cref="GuestMemoryException">UffdDenied, UffdUnsupported, UffdRegisterFailed, UnalignedSize, RegionInUse (by another handler, or by a span), SocketNotFound, NotASocket, ConnectionRefused, SocketPathTooLong, PeerClosed.</exception>
-    public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, CancellationToken cancellation = default)
+    public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, CancellationToken cancellation = default) => Connect(socketPath, memory, sharesMemory: false, cancellation);
+
+    /// <summary>
+    /// The same, and <paramref name="sharesMemory"/> hands the memory itself over too, as e2b's fork of Firecracker does: a second
+    /// descriptor, of the memfd that all regions are shared mappings of, each at its offset in the image.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">As above; ValueNotSupported: the regions are no such mappings.</exception>
+    public static UffdRegistration Connect(string socketPath, GuestMemoryMmap memory, bool sharesMemory, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
         CheckSocket(socketPath);
         foreach (var region in memory.Regions) CheckRegion(region);
+        var shared = sharesMemory ? SharedFile(memory) : null;
         var uffd = Userfaultfd.Create(Features(memory));
         var socket = UnixSocket.Create(nonBlocking: true);
         MmapRegion[] mappings = [.. memory.Regions.Select(static region => region.GetMmapRegion())];
@@ -76,7 +85,7 @@ public sealed class UffdRegistration : IRegionHolder
             held = registration;
             foreach (var region in memory.Regions) Register(uffd, region);
             ConnectSocket(socket, socketPath, cancellation);
-            registration.Send(cancellation);
+            registration.Send(shared, cancellation);
             return registration;
         }
         catch
@@ -91,12 +100,13 @@ public sealed class UffdRegistration : IRegionHolder
     void IRegionHolder.Release(MmapRegion region)
     {
         // Closing a userfaultfd while a thread waits on it would let that thread read zeros. Without access rights it gets an
-        // error instead; so those go first, then whoever waits is woken.
+        // error instead; so those go first, then waiting threads are woken.
         using (var lease = region.Lease())
         {
             _ = Mman.TryProtect(lease.Address, lease.Length, Mman.PROT_NONE);
             using var uffd = new DescriptorLease(_uffd);
-            _ = Userfaultfd.TryWake(uffd.Number, (ulong)lease.Address, lease.Length);
+            // It also wakes; and a handler that has a duplicate and sees the connection end finds nothing left to serve.
+            _ = Userfaultfd.TryUnregister(uffd.Number, (ulong)lease.Address, lease.Length);
         }
 
         if (Interlocked.Decrement(ref _remaining) > 0) return;
@@ -123,6 +133,23 @@ public sealed class UffdRegistration : IRegionHolder
             throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} is not aligned to its pages in this process.");
         if (!mapping.IsOwned)
             throw new GuestMemoryException(GuestMemoryError.UffdRegisterFailed, $"Region {region} wraps memory that the caller mapped, which is not registered with userfaultfd here.");
+    }
+
+    /// <summary>The memfd that the regions are mappings of.</summary>
+    private static SafeHandle SharedFile(GuestMemoryMmap memory)
+    {
+        var first = memory.Regions[0].GetMmapRegion().File;
+        foreach (var (region, mapping) in memory.Regions.Zip(UffdMappingList.FromMemory(memory)))
+        {
+            var mmap = region.GetMmapRegion();
+            if ((mmap.Flags & MapFlags.Shared) == 0 || mmap.File is not { } file || file.Identity != first!.Identity || file.Start != mapping.Offset || (Memfd.Seals(file.File) & Memfd.F_SEAL_SHRINK) == 0)
+            {
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
+                    $"Region {region} cannot be shared with a handler: it must be a shared mapping of a sealed memfd at offset 0x{mapping.Offset:x}, where it lies in the image; all regions share one memfd.");
+            }
+        }
+
+        return first!.File;
     }
 
     private static ulong Features(GuestMemoryMmap memory)
@@ -179,14 +206,16 @@ public sealed class UffdRegistration : IRegionHolder
         }
     }
 
-    private void Send(CancellationToken cancellation)
+    private void Send(SafeHandle? shared, CancellationToken cancellation)
     {
         var json = UffdMappingList.ToJson(Mappings);
         using var uffd = new DescriptorLease(_uffd);
+        using var memory = shared is null ? default : new DescriptorLease(shared);
+        ReadOnlySpan<int> descriptors = shared is null ? [uffd.Number] : [uffd.Number, memory.Number];
         var started = Stopwatch.StartNew();
         for (var sent = 0; sent < json.Length;)
         {
-            var result = UnixSocket.TrySend(_socket, json.AsSpan(sent), sent == 0 ? [uffd.Number] : []);
+            var result = UnixSocket.TrySend(_socket, json.AsSpan(sent), sent == 0 ? descriptors : []);
             if (result > 0)
             {
                 sent += (int)result;

@@ -7,16 +7,16 @@ internal sealed partial class UffdServer
 {
     private void Accept(UffdEntrance entrance)
     {
-        while (entrance.TryAccept(_connections.Count, out var socket, out var peer))
+        while (entrance.TryAccept(_connections.Count, out var connection))
         {
-            var connection = new UffdConnection(socket, peer, ProcessOf(socket, peer), _handoverTimeout);
             try
             {
-                _epoll.Add(socket, connection);
+                connection.Watch(_epoll, connection);
             }
             catch (SyscallException exception)
             {
                 _error = exception.Message;
+                connection.Unwatch();
                 connection.Dispose();
                 continue;
             }
@@ -28,7 +28,6 @@ internal sealed partial class UffdServer
     /// <summary>Takes hand-overs from a connection, or its end.</summary>
     private void Receive(UffdConnection connection)
     {
-        if (connection.IsAdopted) connection.IsEnded = true;
         try
         {
             // What was read may hold more than one.
@@ -38,7 +37,7 @@ internal sealed partial class UffdServer
         catch (Exception exception)
         {
             _error = $"Process {connection.Peer.pid} of user {connection.Peer.uid}: {exception.Message}";
-            connection.IsEnded = true;
+            connection.Refuse();
         }
 #pragma warning restore CA1031
 
@@ -51,7 +50,7 @@ internal sealed partial class UffdServer
         var own = _services.Count(service => service.Connection == connection);
         if (_entrance!.WhyRefused(connection.Peer, _services.Count, own) is { } why)
         {
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             _error = why;
             // The VMs that came before go on.
             if (own == 0) connection.IsEnded = true;
@@ -77,12 +76,15 @@ internal sealed partial class UffdServer
         {
             UffdMappingList.Validate(handover.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
-            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+            var vm = new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+            // It is filled by its userfaultfd like any other.
+            handover.Memory?.Dispose();
+            return vm;
         }
         catch
         {
             state?.Dispose();
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             throw;
         }
     }
@@ -102,7 +104,7 @@ internal sealed partial class UffdServer
             Start(service);
             try
             {
-                _epoll.AddEnd(service.Connection.Socket, service.Connection);
+                service.Connection.Watch(_epoll, service.Connection);
             }
             catch (SyscallException exception)
             {
@@ -112,13 +114,11 @@ internal sealed partial class UffdServer
         }
     }
 
-    private SafeDescriptor? ProcessOf(SafeDescriptor socket, UCred peer) => _policy.OnError == UffdOnError.Kill ? Pidfd.TryOfPeer(socket, peer, out _) : null;
-
     /// <summary>A connection has ended, and with it the VMs that came over it; each service ends in its own time, and the last one closes the connection.</summary>
     private void End(UffdConnection connection)
     {
         connection.IsEnded = true;
-        _epoll.Remove(connection.Socket);
+        connection.Unwatch();
         // The VMM need not wait; an adopted connection is a duplicate of what somebody else goes on with.
         if (!connection.IsAdopted) UnixSocket.Shutdown(connection.Socket);
         foreach (var service in _services)
@@ -134,17 +134,11 @@ internal sealed partial class UffdServer
     {
         var (vm, connection) = (service.Vm, service.Connection);
         var (verdict, error) = (vm.Verdict, vm.Error);
-        if (verdict == UffdOnError.Kill && connection.Kill() is { } failure)
-        {
-            Failed?.Invoke(vm, failure);
-            error = failure;
-        }
-
         Remove(service);
         if (verdict is not null) _error = error;
         if (verdict == UffdOnError.Stop) throw new GuestMemoryException(GuestMemoryError.HandlerFailed, error!);
         // Each of the other VMs that came over the connection notices its own end.
-        if (!connection.IsEnded && (verdict == UffdOnError.Kill || !_services.Exists(other => other.Connection == connection))) End(connection);
+        if (!connection.IsEnded && !_services.Exists(other => other.Connection == connection)) End(connection);
         else CloseIfDone(connection);
     }
 
@@ -177,7 +171,7 @@ internal sealed partial class UffdServer
             if (!_connections.Remove(connection)) return;
         }
 
-        _epoll.Remove(connection.Socket);
+        connection.Unwatch();
         connection.Dispose();
     }
 }

@@ -16,7 +16,6 @@ internal sealed partial class UffdServer : IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(20);
 
     // Of every thread: they never change.
-    private readonly TimeSpan _handoverTimeout;
     private readonly UffdEntrance? _entrance;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
@@ -44,11 +43,10 @@ internal sealed partial class UffdServer : IDisposable
     /// </summary>
     public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
-        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.AcceptTimeout, error => _error = error);
+        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
         _source = source;
         _policy = policy;
         _helpers = new UffdVmHelpers(source, policy);
-        _handoverTimeout = options.HandoverTimeout;
     }
 
     /// <summary>Called on the thread of a VM's service with what went wrong with the VM.</summary>
@@ -159,11 +157,11 @@ internal sealed partial class UffdServer : IDisposable
         Wake();
     }
 
-    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread. Socket and VM are taken over where it returns.</summary>
+    /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread. Socket, process and VM are taken over where it returns.</summary>
     /// <exception cref="SyscallException">No descriptor is to be had.</exception>
-    public void Adopt(SafeDescriptor socket, UCred peer, UffdVm vm)
+    public void Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, IReadOnlyList<GuestRegionUffdMapping> mappings)
     {
-        _adopted.Enqueue(new UffdVmService(vm, new UffdConnection(socket, peer, ProcessOf(socket, peer)), _helpers, Failed, Finish));
+        _adopted.Enqueue(new UffdVmService(vm, UffdConnection.Adopt(socket, process, peer, new UffdHandover(mappings, vm.Descriptor)), _helpers, Failed, Finish));
         Wake();
     }
 

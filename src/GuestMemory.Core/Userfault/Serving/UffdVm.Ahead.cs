@@ -88,6 +88,8 @@ internal sealed unsafe partial class UffdVm
         bool ofSource;
         try
         {
+            // It lies elsewhere by now.
+            if (RegionOf(region.FirstPage) != region) return FillOutcome.Busy;
             if (_state.Removed.IsSet(region.PageOf(at)))
             {
                 // What was given back since is not brought in again.

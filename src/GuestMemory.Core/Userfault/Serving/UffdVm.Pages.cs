@@ -21,6 +21,7 @@ internal sealed unsafe partial class UffdVm
     {
         if (Find(fault.Address) is not { } region)
         {
+            if (HasMovedFrom(fault.Address)) return true;
             Fail($"The address 0x{fault.Address:x} of a page fault is not in any of the VM's {_regions.Length} mappings.");
             _ = Userfaultfd.TryPoison(_uffd, fault.Address & ~(HostPage.Size - 1), HostPage.Size);
             _counters->Poisoned++;
@@ -96,7 +97,8 @@ internal sealed unsafe partial class UffdVm
             {
                 case Errno.EAGAIN:
                     if (!TryAgain(ref fault, ref tries, scratch)) return false;
-                    if (_gone) return true;
+                    // Where it was moved its threads were woken.
+                    if (_gone || Find(at) != region) return true;
                     break;
                 case Errno.EINVAL when region.TryWiden() || end - start != region.Unit:
                     // The pages are as large as the VMM says; now the whole one is tried.
@@ -188,20 +190,44 @@ internal sealed unsafe partial class UffdVm
         var what = ofSource
             ? $"{_source.Name} cannot be read at offset 0x{region.Offset + (at - region.Base):x}{(error == Errno.EFAULT ? "; was it truncated?" : $" ({Errno.Name(error)}).")}"
             : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}.";
-        if (_policy.OnError != UffdOnError.Poison)
+        if (_policy.OnError == UffdOnError.Stop)
         {
-            Fail($"{what} {(_policy.OnError == UffdOnError.Kill ? "The VMM is killed, as OnError says." : "The handler stops, as OnError says.")}");
-            Verdict = _policy.OnError;
+            Fail($"{what} The handler stops, as OnError says.");
+            Verdict = UffdOnError.Stop;
             _counters->Failed++;
-            return false;
+        }
+        else if (_policy.OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
+        {
+            Poison(what, at, length, mayKill: ofSource && _policy.OnError == UffdOnError.Poison);
         }
 
-        var poison = Userfaultfd.TryPoison(_uffd, at, length);
-        Fail(poison is 0 or Errno.EEXIST
-            ? $"{what} The page 0x{at:x} of the VM is poisoned: a thread that touches it gets SIGBUS."
-            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(poison)}): a thread that touches it waits until the VM ends.");
-        _counters->Poisoned++;
         return false;
+    }
+
+    /// <summary>Kills the VMM and says so; where it cannot, adds why to what is to be said.</summary>
+    private bool TryKill(ref string what, string why)
+    {
+        var failure = Kill is null ? "The VMM is not known." : Kill();
+        if (failure is null)
+        {
+            Fail($"{what} The VMM is killed, {why}.");
+            _counters->Failed++;
+            return true;
+        }
+
+        what = $"{what} {failure}";
+        return false;
+    }
+
+    /// <summary>Has a thread that touches a page get an error. A kernel before 6.6 cannot: there the VMM is killed, since it would wait for ever.</summary>
+    private void Poison(string what, ulong at, ulong length, bool mayKill)
+    {
+        var error = Userfaultfd.TryPoison(_uffd, at, length);
+        if (error == Errno.EINVAL && mayKill && TryKill(ref what, "since this kernel cannot poison a page (Linux 6.6 and later can)")) return;
+        Fail(error is 0 or Errno.EEXIST
+            ? $"{what} The page 0x{at:x} of the VM is poisoned: a thread that touches it gets SIGBUS."
+            : $"{what} The page 0x{at:x} of the VM could not be poisoned either ({Errno.Name(error)}): a thread that touches it waits until the VM ends.");
+        _counters->Poisoned++;
     }
 
     /// <summary>The page is in the page cache and only not mapped yet: maps it.</summary>

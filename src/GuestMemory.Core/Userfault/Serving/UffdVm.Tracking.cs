@@ -9,7 +9,7 @@ internal sealed unsafe partial class UffdVm
     private bool _isOpening;
 
     /// <summary>The pages that were written or given back.</summary>
-    public WriteTracker Writes(int processId) => new(_state, _byPage, _descriptor, processId);
+    public WriteTracker Writes(int processId) => new(_state, _mappings, _descriptor, processId);
 
     private static bool IsWrite(ulong flags) => (flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WRITE) != 0;
 
@@ -21,7 +21,7 @@ internal sealed unsafe partial class UffdVm
         _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         var mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_WP;
         var minor = (features & (Userfaultfd.UFFD_FEATURE_MINOR_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_HUGETLBFS)) == 0 ? 0 : Userfaultfd.UFFDIO_REGISTER_MODE_MINOR;
-        foreach (var region in _byPage)
+        foreach (var region in _regions)
         {
             var error = Userfaultfd.TryRegister(_uffd, (nint)region.Base, (nuint)region.Size, mode | minor);
             // Private memory has no page cache to be mapped from.
@@ -35,6 +35,13 @@ internal sealed unsafe partial class UffdVm
         _state.Filled.CopyTo(_state.Written);
         _state.IsTracked = true;
     }
+
+    /// <summary>
+    /// Whether the VMM has the kernel note what the VM writes (WP_ASYNC, as e2b's fork of Firecracker does). Pages come write-protected
+    /// then, since the kernel takes every other page for a written one. With synchronous protection the VMM protects pages itself.
+    /// </summary>
+    private bool IsTrackedByVmm() => (Userfaultfd.FeaturesOf(_uffd) & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0
+        && Array.TrueForAll(_byPage, region => Userfaultfd.TryProbeRange(_uffd, region.Base, region.PageSize, Userfaultfd.UFFDIO_COPY_MODE_WP) != Errno.EINVAL);
 
     /// <summary>How a page comes that is touched: who wants to write need not fault twice.</summary>
     private ulong ModeFor(UffdVmRegion region, ulong start, ulong flags)

@@ -23,8 +23,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly SafeDescriptor _descriptor;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
-    private readonly UffdVmRegion[] _regions;
-    private readonly UffdVmRegion[] _byPage;
+    private readonly IReadOnlyList<GuestRegionUffdMapping> _mappings;
     private readonly UffdVmState _state;
     private readonly UffdMsg* _message;
     private readonly UffdCounters* _counters;
@@ -36,6 +35,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private string? _untold;
     private int _told;
     private long _toldAt;
+
+    // Written by the service while the filler is kept out (FillGate), read by any thread.
+    private volatile UffdVmRegion[] _regions = [];
+    private volatile UffdVmRegion[] _byPage = [];
 
     // Written by the service and the filler, read by any thread.
     private volatile bool _gone;
@@ -59,9 +62,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _gate = new FillGate(state.Reads);
         _message = state.Messages;
         _counters = state.Counters;
-        _byPage = UffdVmRegion.Of(mappings);
-        _regions = [.. _byPage.OrderBy(static region => region.Base)];
+        _mappings = mappings;
+        SetRegions(UffdVmRegion.Of(mappings, state.Moves));
         if (policy.TrackDirty) Protect();
+        else if (IsTrackedByVmm()) _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         _replaying = policy.Replay is not null && _counters->FillDone == 0;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
@@ -91,7 +95,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
         return error;
     }
 
-    /// <summary>What is to be done beyond this VM's memory, where a page cannot be had, or the VM cannot be served any more. For any thread.</summary>
+    /// <summary>Kills the VMM; says why not where it cannot. Set before the VM is served.</summary>
+    public Func<string?>? Kill { get; set; }
+
+    /// <summary>What was ordered for the case that the VM cannot be served any more, or the handler must stop. For any thread.</summary>
     public UffdOnError? Verdict
     {
         get => _verdict == NoVerdict ? null : (UffdOnError)_verdict;
@@ -107,6 +114,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     public void Dispose()
     {
         _descriptor.Dispose();
+        foreach (var child in _children) child.Dispose();
         _state.Dispose();
     }
 
@@ -118,7 +126,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
     {
         for (var i = 0; i < UffdVmState.Batch; i++)
         {
-            if (_message[i].@event == Userfaultfd.UFFD_EVENT_REMOVE) MarkRemoved(_message[i].remove_start, _message[i].remove_end);
+            var message = _message[i];
+            if (message.@event is Userfaultfd.UFFD_EVENT_REMOVE or Userfaultfd.UFFD_EVENT_UNMAP) MarkRemoved(message.remove_start, message.remove_end);
+            else if (message.@event == Userfaultfd.UFFD_EVENT_REMAP) Move(message.remap_from, message.remap_to, message.remap_len);
+            _message[i].@event = 0;
         }
 
         RecoverMarks();
@@ -137,11 +148,16 @@ internal sealed unsafe partial class UffdVm : IDisposable
         }
     }
 
-    /// <summary>The VM cannot be served any more: notes why, and what follows. With the policy Poison no page that is missing is waited for any more.</summary>
+    /// <summary>The VM cannot be served any more: notes why, and what follows. No thread of it waits for a page that is missing: it gets SIGBUS, or the VMM is killed.</summary>
     public void Abandon(string why)
     {
-        if (_policy.OnError == UffdOnError.Poison) PoisonMissing();
-        Fail($"The VM is not served any more: {why}");
+        var what = $"The VM is not served any more: {why}";
+        if (_policy.OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
+        {
+            if (_policy.OnError != UffdOnError.Stop) PoisonMissing();
+            Fail(what);
+        }
+
         Verdict = _policy.OnError;
     }
 
@@ -191,16 +207,26 @@ internal sealed unsafe partial class UffdVm : IDisposable
                 _counters->Removes++;
                 break;
             case Userfaultfd.UFFD_EVENT_UNMAP:
-                // No fault can come from there any more.
+                // What is mapped there later is not the image's.
+                MarkRemoved(message.remove_start, message.remove_end);
+                break;
+            case Userfaultfd.UFFD_EVENT_REMAP:
+                Move(message.remap_from, message.remap_to, message.remap_len);
                 break;
             case Userfaultfd.UFFD_EVENT_FORK:
-                new SafeDescriptor((int)message.fork_ufd).Dispose();
-                Fail("The VMM forked; its child's memory is not served.");
+                RefuseChild((int)message.fork_ufd);
                 break;
             default:
                 Fail($"The userfaultfd sent event 0x{message.@event:x} (flags 0x{message.pagefault_flags:x}), which this handler cannot answer: the VMM registered its memory for more than missing pages.");
                 break;
         }
+    }
+
+    private void SetRegions(UffdVmRegion[] regions)
+    {
+        _byPage = regions;
+        _regions = [.. regions.Where(static region => !region.IsLost).OrderBy(static region => region.Base)];
+        _last = 0;
     }
 
     private void MarkRemoved(ulong start, ulong end)
@@ -217,13 +243,15 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     private UffdVmRegion? Find(ulong address)
     {
-        var last = _regions[_last];
+        var regions = _regions;
+        if (regions.Length == 0) return null;
+        var last = regions[_last];
         if (address - last.Base < last.Size) return last;
-        int low = 0, high = _regions.Length - 1;
+        int low = 0, high = regions.Length - 1;
         while (low <= high)
         {
             var middle = (low + high) >> 1;
-            var region = _regions[middle];
+            var region = regions[middle];
             if (address < region.Base) high = middle - 1;
             else if (address >= region.End) low = middle + 1;
             else

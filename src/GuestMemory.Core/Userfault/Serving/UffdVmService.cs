@@ -38,6 +38,7 @@ internal sealed class UffdVmService : IDisposable
         _wake = EventFd.Create();
         Vm = vm;
         Connection = connection;
+        vm.Kill = connection.Kill;
         _helpers = helpers;
         _failed = failed;
         _finished = finished;

@@ -28,7 +28,8 @@ internal sealed unsafe class UffdVmState : IDisposable
     private const ulong FoundOffset = 2560;
     private const int FoundCapacity = 64;
     internal const int HistogramOffset = 4096;
-    private const ulong BitsOffset = 12288;
+    internal const int MovesOffset = 12288;
+    private const ulong BitsOffset = 16384;
 
     // The magic and the version; the rest is kept free.
     internal const int HeaderSize = 16;
@@ -72,6 +73,7 @@ internal sealed unsafe class UffdVmState : IDisposable
         _sync = (UffdVmSync*)(start + SyncOffset);
         _found = (PageRegion*)(start + FoundOffset);
         Reads = new EventReads(&_sync->Reads);
+        Moves = new UffdMoves((ulong*)(start + MovesOffset));
         Latency = new LatencyHistogram((long*)(start + HistogramOffset));
         Removed = new PageBits((ulong*)(start + BitsOffset), pageCount);
         Filled = new PageBits((ulong*)(start + BitsOffset + PageBits.SizeOf(pageCount)), pageCount);
@@ -86,6 +88,9 @@ internal sealed unsafe class UffdVmState : IDisposable
     public UffdCounters* Counters { get; }
 
     public LatencyHistogram Latency { get; }
+
+    /// <summary>Where the VMM moved its memory to after the hand-over.</summary>
+    public UffdMoves Moves { get; }
 
     /// <summary>Pages that were ever removed: zero from then on. The first region's pages come first, and so on.</summary>
     public PageBits Removed { get; }
@@ -222,7 +227,7 @@ internal sealed unsafe class UffdVmState : IDisposable
         }
     }
 
-    /// <summary>The bytes of a state: 12 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
+    /// <summary>The bytes of a state: 16 KiB and five bits a page, of which three take memory only where writes are tracked.</summary>
     public static ulong SizeOf(ulong pageCount) => HostPage.RoundUp(BitsOffset + (5 * PageBits.SizeOf(pageCount)), HostPage.Size);
 
     /// <summary>The pages of a mapping list.</summary>

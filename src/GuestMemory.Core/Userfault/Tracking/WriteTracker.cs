@@ -9,9 +9,12 @@ namespace GuestMemory.Core.Userfault;
 /// works beside the process that serves the VM, in any process, one call at a time. Marks that are taken lie in the VM's state until they
 /// are confirmed: whichever process ends meanwhile, what was not confirmed is reported again.
 /// </summary>
-internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion> regions, SafeDescriptor userfaultfd, int processId)
+internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<GuestRegionUffdMapping> mappings, SafeDescriptor userfaultfd, int processId)
 {
     private static readonly long s_patience = Stopwatch.Frequency / 200;
+
+    // As they lie when a call begins.
+    private UffdVmRegion[] _regions = [];
 
     /// <summary>
     /// A bitmap for each region; addresses are offsets in the image. Whatever the VM had done before the call is among them. False
@@ -25,9 +28,10 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
         bitmaps = [];
         // It was handed over, and no worker serves it yet.
         if (!state.IsTracked) return false;
+        _regions = UffdVmRegion.Of(mappings, state.Moves);
         var isAsync = IsAsync();
-        var words = regions.Select(static region => new ulong[(int)((region.PageCount + 63) / 64)]).ToArray();
-        state.KeepFound(regions);
+        var words = _regions.Select(static region => new ulong[(int)((region.PageCount + 63) / 64)]).ToArray();
+        state.KeepFound(_regions);
         // First: the kernel forgets a written page when it is removed, and that is on record by then.
         if (isAsync && take) Take();
         else if (isAsync) Scan(words);
@@ -44,11 +48,11 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
 
         for (var i = 0; i < words.Length; i++)
         {
-            state.Taken.OrTo(regions[i].FirstPage, regions[i].PageCount, words[i]);
-            if (!take) state.Written.OrTo(regions[i].FirstPage, regions[i].PageCount, words[i]);
+            state.Taken.OrTo(_regions[i].FirstPage, _regions[i].PageCount, words[i]);
+            if (!take) state.Written.OrTo(_regions[i].FirstPage, _regions[i].PageCount, words[i]);
         }
 
-        bitmaps = words.Zip(regions, (bits, region) => new DirtyBitmap(region.Offset, region.Size, HostPage.Size, bits, $"process {processId}, offsets in the image"));
+        bitmaps = words.Zip(_regions, (bits, region) => new DirtyBitmap(region.Offset, region.Size, HostPage.Size, bits, $"process {processId}, offsets in the image"));
         return true;
     }
 
@@ -80,7 +84,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
         var found = new PageRegion[256];
         for (var i = 0; i < words.Length; i++)
         {
-            var region = regions[i];
+            var region = _regions[i];
             for (var at = region.Base; at < region.End;)
             {
                 var count = Check(Pagemap.TryScanWritten(pagemap, at, region.End, found, protect: false, out at));
@@ -96,13 +100,13 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
     private void Take()
     {
         using var pagemap = OpenPagemap();
-        foreach (var region in regions)
+        foreach (var region in _regions)
         {
             for (var at = region.Base; at < region.End;)
             {
                 var count = Pagemap.TryScanWritten(pagemap, at, region.End, state.Found, protect: true, out at);
                 // Also where it failed: it may have done a part before.
-                state.KeepFound(regions);
+                state.KeepFound(_regions);
                 _ = Check(count);
             }
         }
@@ -116,7 +120,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
     private void KeepWhatIsNotGone()
     {
         using var pagemap = TryOpenPagemap(out _);
-        foreach (var region in regions)
+        foreach (var region in _regions)
         {
             var end = region.FirstPage + region.PageCount;
             for (var page = state.Removing.Next(region.FirstPage, end, set: true); page < end; page = state.Removing.Next(page, end, set: true))
@@ -151,7 +155,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<UffdVmRegion
     private bool TryProtect()
     {
         using var lease = new DescriptorLease(userfaultfd);
-        foreach (var region in regions)
+        foreach (var region in _regions)
         {
             var end = region.FirstPage + region.PageCount;
             for (var page = state.Taken.Next(region.FirstPage, end, set: true); page < end; page = state.Taken.Next(page, end, set: true))

@@ -46,6 +46,10 @@ public sealed class ConnectUffdHandlerCommand : MemoryCmdlet
     [Range]
     public AddressRange[] RemoveRange { get; set; } = [];
 
+    /// <summary>Hands the memfd that is the memory over too, as e2b's fork of Firecracker does.</summary>
+    [Parameter]
+    public SwitchParameter ShareMemory { get; set; }
+
     /// <summary>Emits the connected regions.</summary>
     [Parameter]
     public SwitchParameter PassThru { get; set; }
@@ -58,7 +62,7 @@ public sealed class ConnectUffdHandlerCommand : MemoryCmdlet
         var path = ResolvePath(SocketPath);
         if (!ShouldProcess(path, $"Hand over {memory.Regions.Count} region(s), {Formatting.Size(memory.Size)}")) return;
         foreach (var range in RemoveRange) memory.RequireRange(new GuestAddress(range.Address), range.Size);
-        UffdRegistration.Connect(path, memory, StopToken);
+        UffdRegistration.Connect(path, memory, ShareMemory, StopToken);
         if (MyInvocation.BoundParameters.ContainsKey(nameof(Touch)))
         {
             var options = new UffdTouchOptions { Pattern = Touch, Count = TouchCount, ThreadCount = ThreadCount, Stride = Stride, Seed = Seed };

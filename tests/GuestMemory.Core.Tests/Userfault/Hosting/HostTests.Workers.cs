@@ -101,11 +101,13 @@ public sealed partial class HostTests
         using var listener = UnixListener.Open(_folder["h.sock"], null, force: false);
         using var peer = new RawPeer(_folder["h.sock"], region);
         peer.Send([new GuestRegionUffdMapping(region.GetHostAddress(default), 16 * 4096, 0, 4096)]);
-        using var socket = UnixSocket.TryAccept(listener.Socket, out _)!;
-        using var receiver = new UffdHandoverReceiver(socket);
+        var socket = UnixSocket.TryAccept(listener.Socket, out _)!;
+        var credentials = UnixSocket.PeerCredentials(socket);
+        using var connection = new UffdConnection(socket, Pidfd.TryOfPeer(socket, credentials, out _)!, credentials, TimeSpan.FromSeconds(5));
         UffdHandover? handover = null;
-        Host.Until(() => (handover = receiver.Receive(out _)) is not null);
-        using var vm = UffdHost.KeptVm.Create(1, socket, UnixSocket.PeerCredentials(socket), handover!);
+        Host.Until(() => connection.TryReceive(out handover));
+        using var vm = UffdHost.KeptVm.Create(1, connection, handover!);
+        using var state = vm.State;
         for (var i = 0; i < 3; i++) Assert.Equal(0, vm.CountStalledLooks());
         var touching = Task.Run(() => memory.ReadExact(new GuestAddress(0), new byte[8]));
         Host.Until(() => vm.CountStalledLooks() > 0);

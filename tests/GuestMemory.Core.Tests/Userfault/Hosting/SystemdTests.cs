@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Net.Sockets;
 
 namespace GuestMemory.Core.Tests;
@@ -33,7 +34,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         AssertPages(memory, 0, 16);
         memory.Regions[0].GetMmapRegion().Discard(0, 4096);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.Equal("image-0 images listener vm-1-list vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
+        Assert.Equal("image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
 
         Kill(first);
         manager.Told.Clear();
@@ -112,7 +113,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         UffdRegistration.Connect(_folder["h.sock"], memory);
         AssertPages(memory, 0, 64);
         Assert.Null(Assert.Single(UffdHandler.FindAll()).Error);
-        Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
+        Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
     }
 
     /// <summary>A state that another version of the program wrote is not read as if it were this one's.</summary>
@@ -135,6 +136,35 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
     }
 
+    /// <summary>Of a VMM that closed its socket the descriptor of its process alone tells the end, also to a supervisor that comes later.</summary>
+    [CompilerFact]
+    public void AVmmWithoutASocketIsKeptUntilItsProcessEnds()
+    {
+        _folder.WriteImage("image", 256);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
+        using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+        _processes.Add(vmm.Id);
+        Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        for (var round = 0; round < 2; round++)
+        {
+            var handler = Assert.Single(UffdHandler.FindAll());
+            Assert.Equal(1, handler.ConnectionCount);
+            Kill(first);
+            if (round == 1) vmm.Kill();
+            manager.Told.Clear();
+            first = Start(manager);
+            Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        }
+
+        var last = Assert.Single(UffdHandler.FindAll());
+        Host.Until(() => last.ConnectionCount == 0);
+        last.Stop();
+    }
+
     /// <summary>Who is started with -TrackDirty for VMs that came before does not know what they wrote until then, and says everything.</summary>
     [UffdTheory]
     [InlineData(false)]
@@ -151,7 +181,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         memory.Write(new GuestAddress(2 * 4096), [1]);
         memory.Write(new GuestAddress(9 * 4096), [1]);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 7));
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
         if (trackedBefore)
         {
             // Taken, and nobody has said that it arrived.

@@ -1,0 +1,149 @@
+using System.Diagnostics;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>
+/// The end of a VM is that of its process, not that of its connection: Firecracker before PR #5122 (March 2025) closes its socket
+/// right after the hand-over. And what becomes of a VMM that is to be killed.
+/// </summary>
+[Collection(RuntimeFolder.Name)]
+public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
+{
+    private const int Pages = 256;
+    private readonly TestFolder _folder = new();
+
+    public void Dispose()
+    {
+        foreach (var handler in UffdHandler.FindAll()) handler.Stop();
+        foreach (var file in Directory.GetFiles(runtime.Folder.Path)) File.Delete(file);
+        _folder.Dispose();
+    }
+
+    /// <summary>The message is that of Firecracker 1.10: without page_size, and page_size_kib in bytes.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AVmmThatClosesItsSocketIsServed(bool process)
+    {
+        _folder.WriteImage("image", Pages);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+        var handler = Start(process);
+        using (var peer = new RawPeer(handler.SocketPath, region))
+        {
+            peer.Send($$"""[{"base_host_virt_addr":{{region.HostAddress}},"size":{{Pages * 4096}},"offset":0,"page_size_kib":4096}]""", 1);
+            peer.CloseSocket();
+            AssertPages(region, 0, 64);
+            Assert.Equal(1, handler.ConnectionCount);
+            if (process)
+            {
+                using var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!;
+                Assert.Equal(0, Pidfd.TryKill(worker));
+                Host.Until(() => Pidfd.HasEnded(worker));
+                AssertPages(region, 64, 64);
+                Assert.Equal(1, handler.ConnectionCount);
+            }
+            else
+            {
+                Assert.Null(handler.Error);
+            }
+        }
+
+        handler.Stop();
+        handler.Dispose();
+    }
+
+    [CompilerFact]
+    public void ItsVmEndsWithItsProcess() => EndsWithItsProcess();
+
+    [CompilerFact]
+    public void ItsVmEndsWithItsProcessBeforeLinux65() => Sandbox.WithoutPeerPidfd(EndsWithItsProcess);
+
+    /// <summary>The thread that touches the page gets an error then, and the handler says why the VMM lives.</summary>
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AVmmThatMayNotBeKilledDoesNotHang(bool process)
+    {
+        UffdHandler? handler = null;
+        Sandbox.WithoutSignals(() => handler = Start(process, UffdOnError.Kill, truncated: true));
+        Assert.Equal(128 + 7, TouchWhatIsNotThere(handler!));
+        Host.Until(() => handler!.Error is not null);
+        Assert.Contains("could not be killed (EPERM)", handler!.Error, StringComparison.Ordinal);
+        Assert.Contains("is poisoned", handler.Error, StringComparison.Ordinal);
+        Host.Until(() => handler.ConnectionCount == 0);
+        handler.Stop();
+        handler.Dispose();
+    }
+
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WherePagesCannotBePoisonedTheVmmIsKilled(bool process)
+    {
+        UffdHandler? handler = null;
+        Sandbox.WithoutPoison(() => handler = Start(process, UffdOnError.Poison, truncated: true));
+        Assert.Equal(128 + 9, TouchWhatIsNotThere(handler!));
+        Host.Until(() => handler!.ConnectionCount == 0 && handler.Error is not null);
+        Assert.Contains("Linux 6.6", handler!.Error, StringComparison.Ordinal);
+        handler.Stop();
+        handler.Dispose();
+    }
+
+    private void EndsWithItsProcess()
+    {
+        _folder.WriteImage("image", Pages);
+        using var handler = Start(process: false);
+        using var vmm = Process.Start(new ProcessStartInfo(Client(), [handler.SocketPath, "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+        try
+        {
+            Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
+            Host.Until(() => handler.FaultCount == Pages);
+            Assert.Equal(1, handler.ConnectionCount);
+        }
+        finally
+        {
+            vmm.Kill();
+        }
+
+        Host.Until(() => handler.ConnectionCount == 0);
+        Assert.Null(handler.Error);
+    }
+
+    private int TouchWhatIsNotThere(UffdHandler handler)
+    {
+        using var vmm = Process.Start(new ProcessStartInfo(Client(), [handler.SocketPath, "1", "--order", "seq"]) { UseShellExecute = false })!;
+        try
+        {
+            return vmm.WaitForExit(TimeSpan.FromSeconds(30)) ? vmm.ExitCode : -1;
+        }
+        finally
+        {
+            vmm.Kill();
+        }
+    }
+
+    private string Client() => Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
+
+    private UffdHandler Start(bool process, UffdOnError onError = UffdOnError.Poison, bool truncated = false)
+    {
+        if (truncated) _folder.WriteImage("image", Pages);
+        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = onError };
+        var handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
+        if (truncated) Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
+        return handler;
+    }
+
+    private static void AssertPages(GuestRegionMmap region, int first, int count)
+    {
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        var page = new byte[4096];
+        var expected = new byte[4096];
+        for (var number = first; number < first + count; number++)
+        {
+            memory.ReadExact(new GuestAddress((ulong)number * 4096), page.AsMemory(), limit.Token);
+            TestFolder.Fill(expected, number);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
+        }
+    }
+}
