@@ -213,6 +213,13 @@ internal sealed partial class Supervisor : IDisposable
 
     private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
 
+    private UffdHandlerState StateNow()
+    {
+        if (_worker is not { IsReady: true }) return UffdHandlerState.Recovering;
+        if (_vms.Count == 0) return UffdHandlerState.Listening;
+        return _vms.Any(static vm => vm.State.IsLimited) ? UffdHandlerState.Limited : UffdHandlerState.Serving;
+    }
+
     /// <summary>The handler as it is now.</summary>
     public UffdStatus Status()
     {
@@ -226,7 +233,7 @@ internal sealed partial class Supervisor : IDisposable
             SocketPath = _reception?.Path ?? _options.SocketPath,
             MemoryPath = _options.MemoryPath,
             Strategy = _options.Strategy,
-            State = _worker is not { IsReady: true } ? UffdHandlerState.Recovering : _vms.Count > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening,
+            State = StateNow(),
             ConnectionCount = _vms.Count,
             TotalConnectionCount = _vms.Total,
             AbandonedCount = _abandoned,

@@ -41,6 +41,47 @@ internal static unsafe partial class Sandbox
     /// <summary>The same where no process may be signalled by its descriptor, as one of another user may not.</summary>
     public static void WithoutSignals(Action action) => Run(action, [Load(0), JumpIf(Pidfd.SYS_pidfd_send_signal, 0, 1), Fail(Errno.EPERM), Allow]);
 
+    /// <summary>Runs an action on a thread; before each chown of it, by path or by descriptor, something else happens (SECCOMP_RET_USER_NOTIF).</summary>
+    public static void BeforeChown(Action before, Action action)
+    {
+        var listener = new TaskCompletionSource<int>();
+        var watcher = Task.Run(() => Watch(listener.Task.Result, before));
+        // lchown, which the generic table has not, and fchownat.
+        SockFilter[] program = [Load(0), JumpIf(s_x64 ? 94u : 54u, 1, 0), JumpIf(s_x64 ? 260u : 54u, 0, 1), new() { code = 0x06, k = 0x7fc00000 }, Allow];
+        Stress.RunAll(() =>
+        {
+            fixed (SockFilter* filter = program)
+            {
+                var description = new SockFprog { len = (ushort)program.Length, filter = filter };
+                Assert.Equal(0, prctl(38 /* PR_SET_NO_NEW_PRIVS */, 1, 0, 0, 0));
+                listener.SetResult((int)syscall(s_x64 ? 317 : 277 /* seccomp */, 1 /* SECCOMP_SET_MODE_FILTER */, 8 /* NEW_LISTENER */, (nint)(&description)));
+            }
+
+            action();
+        });
+        watcher.Wait();
+    }
+
+    /// <summary>Lets each call go on after something else has happened; ends with the thread that makes them.</summary>
+    private static void Watch(int number, Action before)
+    {
+        Assert.InRange(number, 0, int.MaxValue);
+        using var listener = new SafeDescriptor(number);
+        var notification = stackalloc ulong[10];
+        var response = stackalloc ulong[3];
+        Span<PollFd> entry = [new PollFd { fd = number, events = Poll.POLLIN }];
+        while (true)
+        {
+            _ = Poll.Wait(entry, -1);
+            if ((entry[0].revents & Poll.POLLIN) == 0) return;
+            new Span<ulong>(notification, 10).Clear();
+            Assert.Equal(0, ioctl(number, 0xC0502100 /* SECCOMP_IOCTL_NOTIF_RECV */, notification));
+            before();
+            (response[0], response[1], response[2]) = (notification[0], 0, 1UL << 32 /* SECCOMP_USER_NOTIF_FLAG_CONTINUE */);
+            Assert.Equal(0, ioctl(number, 0xC0182101 /* SECCOMP_IOCTL_NOTIF_SEND */, response));
+        }
+    }
+
     private static SockFilter[] IfArgument(uint call, uint offset, uint value, int error) => [Load(0), JumpIf(call, 0, 3), Load(offset), JumpIf(value, 0, 1), Fail(error), Allow];
 
     /// <summary>Runs an action on a thread for which, and for all that it starts, preadv2(2) knows no flags, as a userfaultfd before Linux 6.10.</summary>
@@ -74,6 +115,12 @@ internal static unsafe partial class Sandbox
 
     [LibraryImport("libc")]
     private static partial int prctl(int option, nint arg2, nint arg3, nint arg4, nint arg5);
+
+    [LibraryImport("libc")]
+    private static partial nint syscall(nint number, nint first, nint second, nint third);
+
+    [LibraryImport("libc")]
+    private static partial int ioctl(int fd, nuint request, void* argument);
 
     private struct SockFilter
     {

@@ -661,6 +661,28 @@ if what != 'dies':
             $handler.Error | Should -Match 'was refused: 1 VMMs are connected, which is the limit'
             ($first | Read-GuestMemory 0 16).Bytes | Should -Be $content[0..15]
         }
+
+        It 'fills no more than -MemoryLimit, says so in State, and serves faults' {
+            $handler = Start-UffdHandler $path $image -MemoryLimit 16KiB
+            $vm = New-MmapRegion 64KiB
+            $vm | Connect-UffdHandler $path
+            Wait-Until { $handler.State -eq 'Limited' }
+            $handler.ByteCount | Should -Be 16KB
+            $handler | Wait-UffdHandler -Until Serving -Timeout 10 | Should -Be $handler
+            [Convert]::ToHexString(($vm | Read-GuestMemory 0 64KiB -Raw)) | Should -BeExactly ([Convert]::ToHexString($content))
+            Wait-Until { $handler.State -eq 'Serving' }
+        }
+
+        It 'fills no faster than -FillRate, and serves faults' {
+            $handler = Start-UffdHandler $path $image -FillRate 1 -NoReadAhead
+            $vm = New-MmapRegion 64KiB
+            $vm | Connect-UffdHandler $path
+            Wait-Until { $handler.ByteCount -gt 0 }
+            $handler.GetFigures().FillByteCount | Should -Be 4KB
+            [Convert]::ToHexString(($vm | Read-GuestMemory 0 64KiB -Raw)) | Should -BeExactly ([Convert]::ToHexString($content))
+            $handler.GetFigures().FillByteCount | Should -Be 4KB
+            { Start-UffdHandler "$TestDrive/2.sock" $image -Strategy OnDemand -FillRate 1MiB -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        }
     }
 
     It 'completes strategies' {

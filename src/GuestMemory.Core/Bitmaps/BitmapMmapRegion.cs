@@ -36,7 +36,7 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     private BitmapMmapRegion Original => _original ?? this;
 
     /// <summary>The tracker that is installed, for debuggers.</summary>
-    public override string ToString() => _shared.Tracker?.ToString() ?? "no tracker";
+    public override string ToString() => Tracker?.ToString() ?? "no tracker";
 
     /// <summary>A bitmap without a tracker (vhost-user-backend's with_len).</summary>
     /// <param name="byteSize">Ignored, as upstream: the tracker has a size.</param>

@@ -6,12 +6,20 @@ namespace GuestMemory.Core.Interop;
 internal static unsafe partial class Scheduling
 {
     public const int PRIO_PROCESS = 0;
+    public const int IOPRIO_WHO_PROCESS = 1;
+    public const int IOPRIO_CLASS_IDLE = 3;
+    public const int IOPRIO_CLASS_SHIFT = 13;
+
+    private static readonly nint s_ioprioSet = RuntimeInformation.ProcessArchitecture == Architecture.X64 ? 251 : 30;
 
     // 8192 processors, the most that a kernel for these machines can be built for.
     private const int MaskWords = 128;
 
     /// <summary>Raises the calling thread's nice value: 0 is the default, 19 runs only where a processor is idle otherwise.</summary>
     public static void LowerThread(int nice) => _ = setpriority(PRIO_PROCESS, 0, nice);
+
+    /// <summary>What the calling thread reads from disks, it reads when nobody else wants to (<c>ioprio_set(2)</c>); nice values have no effect on that.</summary>
+    public static void LowerDisk() => _ = syscall(s_ioprioSet, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT);
 
     /// <summary>The processor that the calling thread runs on; it may have left it already.</summary>
     public static int CurrentProcessor() => sched_getcpu();
@@ -39,6 +47,9 @@ internal static unsafe partial class Scheduling
 
     [LibraryImport("libc")]
     private static partial int sched_setaffinity(int pid, nuint cpusetsize, ulong* mask);
+
+    [LibraryImport("libc")]
+    private static partial nint syscall(nint number, nint which, nint who, nint priority);
 
     [LibraryImport("libc")]
     private static partial int setpriority(int which, uint who, int prio);

@@ -37,7 +37,8 @@ internal sealed class LocalUffdHandler : UffdHandler
 
     public override UffdStrategy Strategy { get; }
 
-    public override UffdHandlerState State => _end != UffdHandlerState.Listening ? _end : ConnectionCount > 0 ? UffdHandlerState.Serving : UffdHandlerState.Listening;
+    public override UffdHandlerState State => _end != UffdHandlerState.Listening ? _end
+        : ConnectionCount == 0 ? UffdHandlerState.Listening : _server.IsLimited ? UffdHandlerState.Limited : UffdHandlerState.Serving;
 
     public override int ProcessId { get; } = Environment.ProcessId;
 

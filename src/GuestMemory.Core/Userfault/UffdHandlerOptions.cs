@@ -27,6 +27,24 @@ public sealed class UffdHandlerOptions
     /// <summary>Brings the pages of such a file in first; with <see cref="UffdStrategy.Replay"/>, Background or FaultAll.</summary>
     public string? ReplayPath { get; init; }
 
+    /// <summary>
+    /// Does not read the image ahead. Otherwise, from the first VM on, it is brought into the page cache at the idle priority of disks, so
+    /// that a fault rarely waits for one.
+    /// </summary>
+    public bool NoReadAhead { get; init; }
+
+    /// <summary>
+    /// How many bytes a second all fills of the handler together bring in, with <see cref="UffdStrategy.Background"/>, FaultAll or Replay; 0
+    /// for as many as they can. Faults are answered at once whatever it is.
+    /// </summary>
+    public ulong FillRate { get; init; }
+
+    /// <summary>
+    /// How many bytes of the image the fills of the handler may bring in for all VMs that it serves together; 0 for any number. What is missing then
+    /// comes by faults alone, and the state is <see cref="UffdHandlerState.Limited"/>, until a VM ends.
+    /// </summary>
+    public ulong MemoryLimit { get; init; }
+
     /// <summary>What follows where a page cannot be read.</summary>
     public UffdOnError OnError { get; init; }
 

@@ -13,4 +13,6 @@ public enum UffdHandlerState
     Stopped,
     /// <summary>It ended on its own; <see cref="UffdHandler.Error"/> says why.</summary>
     Failed,
+    /// <summary>It serves at least one VM, and its fills have brought in as much as they may (<see cref="UffdHandlerOptions.MemoryLimit"/>): what is missing comes by faults alone.</summary>
+    Limited,
 }

@@ -32,6 +32,9 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
+#if __has_include(<linux/ioprio.h>)
+#include <linux/ioprio.h>
+#endif
 #include <linux/kvm.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
@@ -392,6 +395,11 @@ static void events(void)
     CONSTANT(FUTEX_WAIT_PRIVATE);
     CONSTANT(FUTEX_WAKE_PRIVATE);
     CONSTANT(PRIO_PROCESS);
+#ifdef IOPRIO_CLASS_SHIFT
+    CONSTANT(IOPRIO_WHO_PROCESS);
+    CONSTANT(IOPRIO_CLASS_IDLE);
+    CONSTANT(IOPRIO_CLASS_SHIFT);
+#endif
 #ifdef SO_PEERPIDFD /* Linux 6.5 */
     CONSTANT(SO_PEERPIDFD);
 #endif

@@ -147,9 +147,10 @@ public sealed partial class IsolationTests : IDisposable
         var handler = Start(source, UffdStrategy.Background, UffdOnError.Poison);
         try
         {
-            var quiet = Connect(handler, Pages);
             var ending = Connect(handler, Pages);
             Host.Until(() => source.Waiting > 0);
+            var quiet = Connect(handler, Pages);
+            Host.Until(() => handler.ConnectionCount == 2);
             foreach (var region in ending.Regions) region.Dispose();
             Host.Until(() => handler.ConnectionCount == 1);
             AssertPages(quiet, 0, Pages / 2);
@@ -185,6 +186,31 @@ public sealed partial class IsolationTests : IDisposable
             gate.Set();
             Assert.All(cold, static thread => Assert.True(thread.Join(TimeSpan.FromSeconds(30))));
             AssertPages(memory, 16, Pages - 16);
+        }
+        finally
+        {
+            gate.Set();
+            handler.Dispose();
+        }
+    }
+
+    /// <summary>The filler waits for a disk with the first page of a recorded set: a touch of another one waits a moment for its slice, and not for all of it.</summary>
+    [UffdFact]
+    public void APageOfASetThatDoesNotCome()
+    {
+        using var gate = new ManualResetEventSlim();
+        var source = new TrickySource { Gate = gate };
+        TouchRecord.Save(_folder["touches"], source.Length, [.. Enumerable.Range(0, Pages).Select(static page => (uint)page)]);
+        var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "", Strategy = UffdStrategy.Replay, ReplayPath = _folder["touches"] }, source);
+        try
+        {
+            var memory = Connect(handler, Pages);
+            Host.Until(() => source.Waiting > 0);
+            AssertPages(memory, 1, Pages - 1);
+            AssertPages(Connect(handler, Pages), 0, Pages);
+            Assert.True(source.Waiting > 0);
+            gate.Set();
+            Host.Until(() => handler.GetFigures().IsRestored);
         }
         finally
         {
@@ -261,10 +287,10 @@ public sealed partial class IsolationTests : IDisposable
         AssertPages(quiet, 4, Pages / 2);
         Host.Until(() => handler.Error is not null);
         Assert.Contains("limit", handler.Error, StringComparison.Ordinal);
-        // The last message ends the connection: all before it were looked at.
+        // When the last message is refused all before it were looked at.
         peer.Send("nonsense", 1);
-        Host.Until(() => handler.ConnectionCount == 1);
-        Assert.Equal(Math.Min(limit, 65), handler.TotalConnectionCount);
+        Host.Until(() => handler.Error!.Contains("JSON", StringComparison.Ordinal));
+        Assert.Equal((Math.Min(limit, 65), Math.Min(limit, 65)), (handler.TotalConnectionCount, handler.ConnectionCount));
         AssertPages(quiet, 4 + (Pages / 2), Pages - 4 - (Pages / 2));
     }
 

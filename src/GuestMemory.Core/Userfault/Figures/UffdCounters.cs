@@ -9,6 +9,12 @@ namespace GuestMemory.Core.Userfault;
 [StructLayout(LayoutKind.Sequential)]
 internal struct UffdCounters
 {
+    /// <summary><see cref="FillDone"/>: nothing is left to fill.</summary>
+    public const long FillComplete = 1;
+
+    /// <summary><see cref="FillDone"/>: the fills of the handler have reached the limit of its memory.</summary>
+    public const long FillLimited = 2;
+
     public long Copied;
     public long Zero;
     public long Present;
@@ -28,6 +34,7 @@ internal struct UffdCounters
     public long FillBytes;
     public long FillZeroBytes;
     public long FillErrors;
+    /// <summary>0 while pages are filled ahead.</summary>
     public long FillDone;
 
     /// <summary>The faults that were answered.</summary>

@@ -3,7 +3,7 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>
 /// The plan by which a recorded working set is brought in: slices in the order of the first touches, the first of them small so that
 /// a VM can begin, each then much larger than the one before; inside a slice the pages are sorted and joined to runs. Whoever touches
-/// a page of the set before its slice has come waits for the slice: bringing that page alone would only be slower for all.
+/// a page of the set before its slice has come waits for it a moment: most pages come sooner with their slice than by themselves.
 /// </summary>
 internal sealed class UffdReplay
 {

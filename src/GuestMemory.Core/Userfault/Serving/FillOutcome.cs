@@ -9,6 +9,8 @@ internal enum FillOutcome
     Busy,
     /// <summary>The host has no page to give now.</summary>
     NoMemory,
+    /// <summary>The handler's fills may bring no more in.</summary>
+    NoRoom,
     /// <summary>Nothing is left to fill.</summary>
     Complete,
     /// <summary>The VM has ended.</summary>

@@ -27,6 +27,9 @@ internal struct UffdFault
 
     public bool IsDeferred;
 
-    /// <summary>Whether it is left to the end of a slice of a replay.</summary>
+    /// <summary>Whether it was left to its slice of a replay so far.</summary>
     public bool IsHeld;
+
+    /// <summary>Whether that took too long: it is answered by itself.</summary>
+    public bool IsHeldNoMore;
 }

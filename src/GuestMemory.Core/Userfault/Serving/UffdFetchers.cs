@@ -90,27 +90,31 @@ internal sealed class UffdFetchers(PageSource source) : IDisposable
             while (Take(out var vm) is { } fetch)
             {
                 Monitor.Exit(_queue);
-                try
-                {
-                    source.Prepare(fetch.Offset, fetch.Length, scratch);
-                }
-#pragma warning disable CA1031 // A background thread must not end the process; the service finds what is wrong when it fills the page.
-                catch (Exception)
-                {
-                }
-#pragma warning restore CA1031
-                finally
-                {
-                    scratch.Trim();
-                    Monitor.Enter(_queue);
-                }
-
+                _ = TryPrepare(fetch, scratch);
+                Monitor.Enter(_queue);
                 vm.UnderWay--;
                 Finish(vm, fetch);
             }
 
             _threads--;
         }
+    }
+
+    private bool TryPrepare(UffdFetch fetch, PageScratch scratch)
+    {
+        try
+        {
+            source.Prepare(fetch.Offset, fetch.Length, scratch);
+            scratch.Trim();
+            return true;
+        }
+#pragma warning disable CA1031 // A background thread must not end the process.
+        catch (Exception)
+        {
+            // The service finds what is wrong when it fills the page.
+            return false;
+        }
+#pragma warning restore CA1031
     }
 
     /// <summary>The next fetch of the VM whose turn it is; null where the thread is to end.</summary>

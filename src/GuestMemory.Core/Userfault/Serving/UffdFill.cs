@@ -23,4 +23,13 @@ internal sealed class UffdFill(UffdVm vm)
 
     /// <summary>How often in a row it could not be filled because its events were being read. For the thread that fills it.</summary>
     public int Busy { get; set; }
+
+    /// <summary>The bytes that its next piece may bring because of the rate; less than a page is a page.</summary>
+    public ulong Most { get; set; }
+
+    /// <summary>The bytes that its next piece may bring because of the limit, and not one more.</summary>
+    public ulong Room { get; set; }
+
+    /// <summary>The bytes of the limit that are set aside for the piece that is under way.</summary>
+    public ulong SetAside { get; set; }
 }

@@ -27,15 +27,17 @@ internal sealed class UffdFiller : IDisposable
     private readonly bool _background;
     private volatile bool _stopping;
 
-    // Both under the lock.
+    // All of it under the lock.
     private readonly Lock _lock = new();
     private readonly Queue<UffdFill> _queue = [];
+    private readonly UffdFillBudget _budget;
     private int _idle;
 
     public UffdFiller(UffdPolicy policy)
     {
         // In the background faults and all else on the host come first.
         _background = policy.Strategy == UffdStrategy.Background;
+        _budget = new UffdFillBudget(policy.FillRate, policy.MemoryLimit);
         _threads = new Thread[Math.Clamp(Environment.ProcessorCount, MinThreads, MaxThreads)];
         for (var i = 0; i < _threads.Length; i++)
         {
@@ -44,12 +46,17 @@ internal sealed class UffdFiller : IDisposable
         }
     }
 
-    /// <summary>Fills a VM from now on; null where nothing is to be filled.</summary>
-    public UffdFill? Add(UffdVm vm)
+    /// <summary>Fills a VM from now on, where something is to be filled.</summary>
+    public UffdFill Add(UffdVm vm)
     {
-        if (vm.IsFilled) return null;
         var fill = new UffdFill(vm);
-        lock (_lock) _queue.Enqueue(fill);
+        lock (_lock)
+        {
+            _budget.Add(fill);
+            if (vm.IsFilled) return fill;
+            _queue.Enqueue(fill);
+        }
+
         _work.Set();
         return fill;
     }
@@ -57,7 +64,12 @@ internal sealed class UffdFiller : IDisposable
     /// <summary>When it returns, the filler has nothing to do with the VM any more. Waits for a piece that is under way.</summary>
     public void Remove(UffdFill fill)
     {
-        lock (_lock) fill.IsRemoved = true;
+        lock (_lock)
+        {
+            fill.IsRemoved = true;
+            _budget.Remove(fill);
+        }
+
         var wait = default(SpinWait);
         while (fill.IsUnderWay) wait.SpinOnce();
     }
@@ -98,7 +110,7 @@ internal sealed class UffdFiller : IDisposable
     {
         try
         {
-            return fill.Vm.FillAhead(_background, scratch);
+            return fill.Vm.FillAhead(_background, fill.Most, fill.Room, scratch);
         }
 #pragma warning disable CA1031 // A background thread must not end the process.
         catch (Exception)
@@ -123,15 +135,17 @@ internal sealed class UffdFiller : IDisposable
         lock (_lock)
         {
             var now = Stopwatch.GetTimestamp();
-            var due = long.MaxValue;
+            var wait = _budget.Pause(now);
+            var due = wait == 0 || _queue.Count == 0 ? long.MaxValue : now + wait;
             pause = -1;
-            for (var i = _queue.Count; i > 0; i--)
+            for (var i = wait == 0 ? _queue.Count : 0; i > 0; i--)
             {
                 var fill = _queue.Dequeue();
                 if (fill.IsRemoved) continue;
                 if (fill.Due <= now)
                 {
                     fill.IsUnderWay = true;
+                    _budget.Reserve(fill);
                     if (_idle > 0 && _queue.Count > 0) _work.Set();
                     return fill;
                 }
@@ -150,9 +164,10 @@ internal sealed class UffdFiller : IDisposable
     {
         fill.Busy = outcome == FillOutcome.Busy ? fill.Busy + 1 : 0;
         if (fill.Busy is > 0 and < BusyYields) Thread.Yield();
-        var pause = outcome == FillOutcome.NoMemory ? s_memoryPause : fill.Busy >= BusyYields ? s_busyPause : 0;
+        var pause = outcome is FillOutcome.NoMemory or FillOutcome.NoRoom ? s_memoryPause : fill.Busy >= BusyYields ? s_busyPause : 0;
         lock (_lock)
         {
+            _budget.Count(fill);
             fill.Due = pause == 0 ? 0 : Stopwatch.GetTimestamp() + pause;
             if (outcome is not (FillOutcome.Complete or FillOutcome.Gone) && !fill.IsRemoved) _queue.Enqueue(fill);
             fill.IsUnderWay = false;

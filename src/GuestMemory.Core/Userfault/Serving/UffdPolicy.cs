@@ -8,6 +8,12 @@ internal sealed class UffdPolicy : IDisposable
     /// <summary>The bytes of the aligned block that a fault brings in; 0 for the page alone.</summary>
     public ulong Window { get; init; }
 
+    /// <summary>The bytes a second that fills may bring in; 0 for any number.</summary>
+    public ulong FillRate { get; init; }
+
+    /// <summary>The bytes that fills may bring in for all VMs; 0 for any number.</summary>
+    public ulong MemoryLimit { get; init; }
+
     public UffdOnError OnError { get; init; }
 
     /// <summary>Whether it is tracked what VMs write.</summary>
@@ -40,9 +46,13 @@ internal sealed class UffdPolicy : IDisposable
             throw Refuse("The strategy Replay needs a record (ReplayPath), which a handler with a RecordPath writes.");
         if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
             throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
+        if ((options.FillRate != 0 || options.MemoryLimit != 0) && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
+            throw Refuse($"A rate or a limit of what is filled (FillRate, MemoryLimit) needs the strategy Background, FaultAll or Replay; with {options.Strategy} nothing is filled without a fault.");
         return new UffdPolicy
         {
             Strategy = options.Strategy,
+            FillRate = options.FillRate,
+            MemoryLimit = options.MemoryLimit,
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
             TrackDirty = options.TrackDirty,

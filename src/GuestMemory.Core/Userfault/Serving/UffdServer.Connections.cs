@@ -91,6 +91,8 @@ internal sealed partial class UffdServer
 
     private void Start(UffdVmService service)
     {
+        if (_isToReadAhead) _source.StartReadAhead();
+        _isToReadAhead = false;
         lock (_lock) _services.Add(service);
         Interlocked.Increment(ref _accepted);
         service.Start();

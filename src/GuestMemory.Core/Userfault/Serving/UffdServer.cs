@@ -26,6 +26,7 @@ internal sealed partial class UffdServer : IDisposable
 
     // Of the handler's thread.
     private readonly Epoll _epoll = new();
+    private bool _isToReadAhead;
 
     // Written by the handler's thread under the lock; other threads read them under it.
     private readonly Lock _lock = new();
@@ -47,6 +48,7 @@ internal sealed partial class UffdServer : IDisposable
         _source = source;
         _policy = policy;
         _helpers = new UffdVmHelpers(source, policy);
+        _isToReadAhead = !options.NoReadAhead;
     }
 
     /// <summary>Called on the thread of a VM's service with what went wrong with the VM.</summary>
@@ -64,6 +66,15 @@ internal sealed partial class UffdServer : IDisposable
         get
         {
             lock (_lock) return Served.Count();
+        }
+    }
+
+    /// <summary>Whether a VM has pages that the limit of memory keeps from being filled ahead.</summary>
+    public bool IsLimited
+    {
+        get
+        {
+            lock (_lock) return Served.Any(static service => service.Vm.State.IsLimited);
         }
     }
 

@@ -11,7 +11,7 @@ internal sealed unsafe partial class UffdVm
     private const ulong SmallPiece = 32 << 10;
     private const ulong FaultPiece = 96 << 10;
     private const ulong LargePiece = 512 << 10;
-    private const ulong FullPiece = 2 << 20;
+    public const ulong FullPiece = 2 << 20;
 
     // What the handler's thread fills at once while it waits for the filler, and how far ahead of it.
     private const ulong HelpPiece = 16 << 10;
@@ -35,23 +35,58 @@ internal sealed unsafe partial class UffdVm
     }
 
     /// <summary>Whether every page has come, was removed, or cannot be had without a fault.</summary>
-    public bool IsFilled => _counters->FillDone != 0;
+    public bool IsFilled => _counters->FillDone == UffdCounters.FillComplete;
+
+    /// <summary>The bytes out of the source that the last piece brought. For the filler.</summary>
+    public ulong Brought { get; private set; }
+
+    /// <summary>The bytes of its largest page.</summary>
+    public ulong LargestUnit
+    {
+        get
+        {
+            ulong largest = 0;
+            foreach (var region in _byPage) largest = Math.Max(largest, region.Unit);
+            return largest;
+        }
+    }
 
     /// <summary>
     /// Fills the next missing pages. For one thread, which need not be the handler's. A page that cannot be had is left to its fault.
     /// </summary>
     /// <param name="background">Whether faults come first.</param>
+    /// <param name="most">How many bytes at most; of a page all come.</param>
+    /// <param name="room">How many bytes at most; of a page that is larger none come.</param>
     /// <param name="scratch">The calling thread's.</param>
-    public FillOutcome FillAhead(bool background, PageScratch scratch)
+    public FillOutcome FillAhead(bool background, ulong most, ulong room, PageScratch scratch)
     {
+        Brought = 0;
         if (_gone) return FillOutcome.Gone;
-        if (_replaying) return ReplayAhead(scratch);
-        var limit = background ? Pace() : FullPiece;
-        if (!_policy.FillsAll || NextMissing(_state.Filled.PageCount) is not { } region)
-        {
-            _counters->FillDone = 1;
-            return FillOutcome.Complete;
-        }
+        var limit = Math.Min(background ? Pace() : FullPiece, Math.Min(most, room));
+        var outcome = _replaying ? ReplayAhead(limit, room, scratch) : FillNext(limit, room, scratch);
+        if (outcome == FillOutcome.NoRoom) _counters->FillDone = UffdCounters.FillLimited;
+        else if (outcome == FillOutcome.Filled && _counters->FillDone == UffdCounters.FillLimited) _counters->FillDone = 0;
+        return outcome;
+    }
+
+    /// <summary>Leaves all that is missing to faults.</summary>
+    public FillOutcome GiveUpFilling()
+    {
+        _counters->FillErrors++;
+        _replaying = false;
+        return EndFilling();
+    }
+
+    private FillOutcome EndFilling()
+    {
+        _counters->FillDone = UffdCounters.FillComplete;
+        return FillOutcome.Complete;
+    }
+
+    private FillOutcome FillNext(ulong limit, ulong room, PageScratch scratch)
+    {
+        if (!_policy.FillsAll || NextMissing(_state.Filled.PageCount) is not { } region) return EndFilling();
+        if (region.Unit > room) return FillOutcome.NoRoom;
 
         var at = region.AddressOf(_cursor);
         var length = Math.Max(limit, region.Unit) & ~(region.Unit - 1);
@@ -65,15 +100,6 @@ internal sealed unsafe partial class UffdVm
         return outcome;
     }
 
-    /// <summary>Leaves all that is missing to faults; nobody waits for a replay any more.</summary>
-    public FillOutcome GiveUpFilling()
-    {
-        _counters->FillErrors++;
-        _counters->FillDone = 1;
-        if (_replaying) EndReplay();
-        return FillOutcome.Complete;
-    }
-
     /// <summary>Fills ahead while no events are read. What comes in nothing but was passed over counts as filled.</summary>
     private FillOutcome FillBehindGate(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done)
     {
@@ -85,7 +111,7 @@ internal sealed unsafe partial class UffdVm
         _source.Prepare(offset, length, scratch);
         if (!_gate.TryEnterFill()) return FillOutcome.Busy;
         int error;
-        bool ofSource;
+        bool zero, ofSource;
         try
         {
             // It lies elsewhere by now.
@@ -97,15 +123,16 @@ internal sealed unsafe partial class UffdVm
                 return FillOutcome.Filled;
             }
 
-            error = FillWithoutFault(region, at, length, mode, scratch, out done, out ofSource);
+            error = FillWithoutFault(region, at, length, mode, scratch, out done, out zero, out ofSource);
             // The kernel fills nothing across two of the VMM's mappings, into which it may have split a region.
-            if (error == Errno.ENOENT && !ofSource && length > region.Unit) error = FillWithoutFault(region, at, region.Unit, mode, scratch, out done, out ofSource);
+            if (error == Errno.ENOENT && !ofSource && length > region.Unit) error = FillWithoutFault(region, at, region.Unit, mode, scratch, out done, out zero, out ofSource);
         }
         finally
         {
             _gate.ExitFill();
         }
 
+        if (!zero) Brought += done;
         if (error == 0 || done > 0) return FillOutcome.Filled;
         switch (error)
         {
@@ -141,7 +168,7 @@ internal sealed unsafe partial class UffdVm
     /// </summary>
     private bool FillWhileWaiting(PageScratch scratch)
     {
-        if (_replaying || IsFilled) return false;
+        if (_replaying || _counters->FillDone != 0 || _policy.FillRate != 0 || _policy.MemoryLimit != 0) return false;
         _ahead = _state.Filled.Next(Math.Max(_ahead, Volatile.Read(ref _cursor) + (HelpDistance / HostPage.Size)), _state.Filled.PageCount, set: false);
         if (_ahead >= _state.Filled.PageCount || _state.Removed.IsSet(_ahead)) return false;
         var region = RegionOf(_ahead);
@@ -150,15 +177,15 @@ internal sealed unsafe partial class UffdVm
         if (region.Unit != HostPage.Size || !_source.IsReady(region.Offset + (at - region.Base), length)) return false;
         length = (_state.Filled.Next(_ahead, _ahead + (length / HostPage.Size), set: true) - _ahead) * HostPage.Size;
         if (length == 0) return true;
-        _ = FillWithoutFault(region, at, length, _protection, scratch, out var done, out _);
+        _ = FillWithoutFault(region, at, length, _protection, scratch, out var done, out _, out _);
         _ahead += done / HostPage.Size;
         return done > 0;
     }
 
     /// <summary>Fills pages that no fault waits for, counts what came and notes it.</summary>
-    private int FillWithoutFault(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done, out bool ofSource)
+    private int FillWithoutFault(UffdVmRegion region, ulong at, ulong length, ulong mode, PageScratch scratch, out ulong done, out bool zero, out bool ofSource)
     {
-        var error = Fill(region, at, length, mode, scratch, out done, out var zero, out ofSource);
+        var error = Fill(region, at, length, mode, scratch, out done, out zero, out ofSource);
         _ = Interlocked.Add(ref zero ? ref _counters->FillZeroBytes : ref _counters->FillBytes, (long)done);
         NoteFilled(region.PageOf(at), done / HostPage.Size);
         return error;

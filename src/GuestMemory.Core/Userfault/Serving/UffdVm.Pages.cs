@@ -31,10 +31,11 @@ internal sealed unsafe partial class UffdVm
         var start = fault.Address & ~(region.Unit - 1);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, ref fault, scratch);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, ref fault, scratch);
-        if (IsHeld(region, start))
+        if (IsToHold(region, start, ref fault)) return false;
+        if (fault.IsHeld)
         {
-            fault.IsHeld = true;
-            _counters->Deferred++;
+            // It came with its slice, which has woken who waits; a thread that went to sleep since finds it too.
+            _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
             return true;
         }
 

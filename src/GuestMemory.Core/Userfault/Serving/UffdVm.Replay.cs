@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -5,7 +6,7 @@ namespace GuestMemory.Core.Userfault;
 /// <content>Bringing a recorded working set in.</content>
 internal sealed unsafe partial class UffdVm
 {
-    private const ulong ReplayPiece = 512 << 10;
+    private const int HoldMilliseconds = 2;
 
     private volatile bool _replaying;
     private int _replayRun;
@@ -13,22 +14,34 @@ internal sealed unsafe partial class UffdVm
     private ulong _replayDone;
 
     /// <summary>
-    /// Whether who touched this page waits for its slice of the set. Nothing is noted: the end of every slice wakes all who wait,
-    /// and who finds the page missing still faults again.
+    /// Whether a fault is left to its slice of the set, for a moment: most pages come sooner with their slice than by themselves. What has
+    /// not come by then is brought in like any other page.
     /// </summary>
-    private bool IsHeld(UffdVmRegion region, ulong start) =>
-        _replaying && _policy.Replay!.Contains((region.Offset + (start - region.Base)) / HostPage.Size) && !_state.Filled.IsSet(region.PageOf(start))
-            && !_state.Removed.IsSet(region.PageOf(start));
+    private bool IsToHold(UffdVmRegion region, ulong start, ref UffdFault fault)
+    {
+        var isMissing = !_state.Filled.IsSet(region.PageOf(start)) || _state.Removed.IsSet(region.PageOf(start));
+        if (fault.IsHeld)
+        {
+            fault.IsHeld = !isMissing;
+            fault.IsHeldNoMore = isMissing;
+            return false;
+        }
 
-    /// <summary>Fills the next piece of the set; nobody is woken before its slice is complete.</summary>
-    private FillOutcome ReplayAhead(PageScratch scratch)
+        if (!_replaying || fault.IsHeldNoMore || !isMissing || _state.Removed.IsSet(region.PageOf(start))) return false;
+        if (!_policy.Replay!.Contains((region.Offset + (start - region.Base)) / HostPage.Size)) return false;
+        fault.IsHeld = true;
+        fault.Due = Stopwatch.GetTimestamp() + (s_millisecond * HoldMilliseconds);
+        return true;
+    }
+
+    /// <summary>Fills the next piece of the set.</summary>
+    private FillOutcome ReplayAhead(ulong limit, ulong room, PageScratch scratch)
     {
         var plan = _policy.Replay!;
         if (_replaySlice == plan.SliceEnds.Length) return EndReplay();
         if (_replayRun == plan.SliceEnds[_replaySlice])
         {
             _replaySlice++;
-            if (_replaySlice < plan.SliceEnds.Length) WakeAll();
             return FillOutcome.Filled;
         }
 
@@ -38,7 +51,8 @@ internal sealed unsafe partial class UffdVm
         var done = length;
         if (RegionOf(ref offset, ref length) is { } region)
         {
-            var outcome = ReplayPart(region, offset, Math.Min(length, ReplayPiece), scratch, out done);
+            if (region.Unit > room) return FillOutcome.NoRoom;
+            var outcome = ReplayPart(region, offset, Math.Min(length, limit), scratch, out done);
             if (outcome == FillOutcome.NoMemory) EndReplay();
             if (outcome != FillOutcome.Filled) return outcome;
             done += offset - (((ulong)run.First * HostPage.Size) + _replayDone);
@@ -63,7 +77,7 @@ internal sealed unsafe partial class UffdVm
         page = region.PageOf(start);
         length = (_state.Filled.Next(page, page + (length / HostPage.Size), set: true) - page) * HostPage.Size;
         if (length == 0) return FillOutcome.Filled;
-        var outcome = FillBehindGate(region, start, length, Userfaultfd.UFFDIO_COPY_MODE_DONTWAKE | _protection, scratch, out var done);
+        var outcome = FillBehindGate(region, start, length, _protection, scratch, out var done);
         passed = Math.Max(done == 0 ? region.Unit : done, at - start + HostPage.Size) - (at - start);
         return outcome;
     }
@@ -88,7 +102,6 @@ internal sealed unsafe partial class UffdVm
     private FillOutcome EndReplay()
     {
         _replaying = false;
-        WakeAll();
         return FillOutcome.Filled;
     }
 

@@ -66,7 +66,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         SetRegions(UffdVmRegion.Of(mappings, state.Moves));
         if (policy.TrackDirty) Protect();
         else if (IsTrackedByVmm()) _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
-        _replaying = policy.Replay is not null && _counters->FillDone == 0;
+        _replaying = policy.Replay is not null && !IsFilled;
         if (_counters->StartedAt == 0) _counters->StartedAt = Stopwatch.GetTimestamp();
     }
 

@@ -113,6 +113,9 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Room for what the kernel finds; it stores it there also when the asking process is killed meanwhile. See <see cref="KeepFound"/>.</summary>
     public Span<PageRegion> Found => new(_found, FoundCapacity);
 
+    /// <summary>Whether pages are missing that the limit of memory keeps from being filled ahead.</summary>
+    public bool IsLimited => Volatile.Read(ref Counters->FillDone) == UffdCounters.FillLimited;
+
     /// <summary>Whether every page that came either was write-protected or is marked.</summary>
     public bool IsTracked
     {

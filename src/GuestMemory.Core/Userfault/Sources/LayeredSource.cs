@@ -61,6 +61,12 @@ internal sealed class LayeredSource : PageSource
         return _base;
     }
 
+    public override void StartReadAhead()
+    {
+        _base.StartReadAhead();
+        foreach (var layer in _layers) layer.StartReadAhead();
+    }
+
     public override void Dispose()
     {
         _base.Dispose();

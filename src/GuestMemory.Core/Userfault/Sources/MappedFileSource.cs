@@ -13,14 +13,17 @@ namespace GuestMemory.Core.Userfault;
 internal sealed unsafe class MappedFileSource : PageSource
 {
     private const ulong PopulateChunk = 16 << 20;
+    private const int Nice = 10;
 
     private readonly ImageFile _file;
     private readonly SafeMapping _mapping;
-    private readonly Thread _populate;
     private readonly ulong[] _words;
     private readonly PageBits _data;
     private readonly bool _isSparse;
     private volatile bool _disposed;
+
+    // Of the thread that has the source.
+    private Thread? _populate;
 
     /// <summary>Takes the file over where it succeeds.</summary>
     /// <param name="file">The file.</param>
@@ -37,8 +40,6 @@ internal sealed unsafe class MappedFileSource : PageSource
         if (pages is null) FindData();
         else pages.CopyTo(_words, 0);
         _isSparse = _data.Next(0, _data.PageCount, set: false) < _data.PageCount;
-        _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead", Priority = ThreadPriority.BelowNormal };
-        _populate.Start();
     }
 
     public override string Name => _file.Path;
@@ -108,10 +109,16 @@ internal sealed unsafe class MappedFileSource : PageSource
         return true;
     }
 
+    public override void StartReadAhead()
+    {
+        _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead" };
+        _populate.Start();
+    }
+
     public override void Dispose()
     {
         _disposed = true;
-        _populate.Join();
+        _populate?.Join();
         _mapping.Dispose();
         _file.Dispose();
         GC.KeepAlive(_words);
@@ -133,6 +140,8 @@ internal sealed unsafe class MappedFileSource : PageSource
     /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>
     private void Populate()
     {
+        Scheduling.LowerThread(Nice);
+        Scheduling.LowerDisk();
         for (ulong at = 0; at < Length && !_disposed; at += PopulateChunk) PopulateData(at, Math.Min(PopulateChunk, Length - at));
     }
 

@@ -38,5 +38,10 @@ internal abstract unsafe class PageSource : IDisposable
     /// <summary>Whether bytes can be copied at once, as far as is known: nothing is to be unpacked, and nothing to be read from a disk. It never waits for one.</summary>
     public virtual bool IsReady(ulong offset, ulong length) => true;
 
+    /// <summary>Begins to bring all of it into memory, in its own time and after all else that reads from the disk. Called once at most for a source.</summary>
+    public virtual void StartReadAhead()
+    {
+    }
+
     public abstract void Dispose();
 }

@@ -57,6 +57,20 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? ReplayPath { get; set; }
 
+    /// <summary>Does not read the image ahead into the page cache.</summary>
+    [Parameter(ParameterSetName = ImageSet)]
+    public SwitchParameter NoReadAhead { get; set; }
+
+    /// <summary>How many bytes a second all fills together bring in.</summary>
+    [Parameter]
+    [Number]
+    public ulong FillRate { get; set; }
+
+    /// <summary>How many bytes of the image the fills may bring in for all VMs together.</summary>
+    [Parameter]
+    [Number]
+    public ulong MemoryLimit { get; set; }
+
     /// <summary>The action if a page cannot be read.</summary>
     [Parameter]
     public UffdOnError OnError { get; set; }
@@ -133,6 +147,9 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             LayerPaths = [.. Layer.Select(ResolvePath)],
             RecordPath = RecordPath is null ? null : ResolvePath(RecordPath),
             ReplayPath = ReplayPath is null ? null : ResolvePath(ReplayPath),
+            NoReadAhead = NoReadAhead,
+            FillRate = FillRate,
+            MemoryLimit = MemoryLimit,
             OnError = OnError,
             TrackDirty = TrackDirty,
             MaxConnections = MaxConnections,
@@ -165,7 +182,8 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         {
             var figures = handler.GetFigures();
             Show(handler, figures);
-            if (figures.IsRestored) return;
+            // Nothing more comes by itself.
+            if (figures.IsRestored || handler.State == UffdHandlerState.Limited) return;
         }
 
         ThrowIfFailed(handler);

@@ -81,7 +81,7 @@ public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
         StopToken.ThrowIfCancellationRequested();
         return Until switch
         {
-            UffdHandlerCondition.Serving => handler.State == UffdHandlerState.Serving,
+            UffdHandlerCondition.Serving => handler.State is UffdHandlerState.Serving or UffdHandlerState.Limited,
             UffdHandlerCondition.Restored => handler.GetFigures().IsRestored,
             UffdHandlerCondition.Idle => handler is { TotalConnectionCount: > 0, ConnectionCount: 0 },
             _ => handler.State is UffdHandlerState.Stopped or UffdHandlerState.Failed,

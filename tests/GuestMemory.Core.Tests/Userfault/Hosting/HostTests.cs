@@ -255,18 +255,22 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);
     }
 
-    /// <summary>A connection that the supervisor ends, the worker does not go on with.</summary>
+    /// <summary>A message that is refused leaves the VM that came before it; its end is noticed by supervisor and worker.</summary>
     [UffdFact]
-    public void AConnectionThatGoesBadEndsForTheWorkerToo()
+    public void AConnectionThatGoesBadLeavesItsVm()
     {
         var handler = Start(16);
-        using var peer = Connect(handler, 16, isAsync: false);
-        AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 8);
-        peer.Send("nonsense", userfaultfds: 0);
-        Host.Until(() => handler.ConnectionCount == 0 && peer.IsHungUp);
-        Assert.Equal((0, true), (handler.ConnectionCount, peer.IsHungUp));
-        Host.Until(() => Userfaultfds(handler.WorkerProcessId) == 0);
-        Assert.Equal((0, 1), (Userfaultfds(handler.WorkerProcessId), handler.WorkerCount));
+        using (var peer = Connect(handler, 16, isAsync: false))
+        {
+            AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 8);
+            peer.Send("nonsense", userfaultfds: 0);
+            Host.Until(() => handler.Error is not null);
+            AssertPages(GuestMemoryMmap.FromRegions(_regions), 8 * 4096, 8, 8);
+            Assert.Equal((1, false), (handler.ConnectionCount, peer.IsHungUp));
+        }
+
+        Host.Until(() => handler.ConnectionCount == 0 && Userfaultfds(handler.WorkerProcessId) == 0);
+        Assert.Equal(1, handler.WorkerCount);
     }
 
     /// <summary>Who asks what was written while that cannot be told, asks something else, and goes: one answer fails, and there is no next.</summary>

@@ -54,6 +54,25 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal((count - 10, 2), (handler.ConnectionCount, handler.WorkerCount));
     }
 
+    /// <summary>What both processes have in memory, also of the states that they share; a page of the VM was touched, so that its service has run.</summary>
+    [ManyVmsFact]
+    public void AFurtherVmTakesLessThan128KiB()
+    {
+        const int few = 50, more = 250;
+        var handler = Start();
+        for (var vm = 0; vm < few; vm++) Add();
+        var before = MemoryOf(handler);
+        for (var vm = 0; vm < more; vm++) Add();
+        Assert.Equal(few + more, handler.ConnectionCount);
+        Assert.InRange((MemoryOf(handler) - before) / more, 0, 128 << 10);
+
+        void Add()
+        {
+            Connect(handler);
+            AssertPages(_vms.Count - 1, 3, 1);
+        }
+    }
+
     /// <summary>New VMs wait in the queue of the socket, those that are there are served, and when there are descriptors again all is well.</summary>
     [ManyVmsFact]
     public void DescriptorsThatRunOutInTheSupervisorStopNobody()
@@ -144,6 +163,10 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
             Assert.True(expected.AsSpan().SequenceEqual(page), $"VM {vm}, page {i}");
         }
     }
+
+    private static long MemoryOf(UffdHandler handler) => new[] { handler.ProcessId, handler.WorkerProcessId }.Sum(static process =>
+        File.ReadLines($"/proc/{process}/smaps_rollup").Where(static line => line.StartsWith("Pss:", StringComparison.Ordinal))
+            .Sum(static line => long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) * 1024));
 
     /// <summary>A limit with which a process can open so many files more.</summary>
     private static int RoomFor(int files, int process)
