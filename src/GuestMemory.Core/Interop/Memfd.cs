@@ -29,7 +29,7 @@ internal static partial class Memfd
         {
             var error = Marshal.GetLastPInvokeError();
             throw new SyscallException("memfd_create", error, $"Creating memfd '{name}'", hugePageShift != 0 && error is Errno.ENODEV or Errno.EINVAL
-                ? GuestMemoryError.HugePageSizeUnsupported : GuestMemoryError.SyscallFailed);
+                ? GuestMemoryError.HugePageSizeUnsupported : GuestMemoryError.SyscallFailed, error == Errno.EMFILE ? "Raise the limit of open files ('ulimit -n')." : null);
         }
 
         var descriptor = new SafeDescriptor(number);
