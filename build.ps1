@@ -253,6 +253,7 @@ function Invoke-Analyze {
 
 function Invoke-Bench {
     $project = Join-Path $root bench GuestMemory.Bench
+    $env:PWSH = $pwsh -like '*pwsh*' | Select-Object -First 1
     Invoke-Native dotnet run --configuration Release --project $project -- @RemainingArgument
 }
 
