@@ -166,7 +166,7 @@ public sealed class LayerTests : IDisposable
 
     private static int Run(string program, params string[] arguments)
     {
-        using var process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardError = true })!;
+        using var process = Process.Start(new ProcessStartInfo(program, arguments) { UseShellExecute = false, RedirectStandardError = true })!;
         process.WaitForExit();
         return process.ExitCode;
     }

@@ -16,9 +16,9 @@ public sealed class VmStateTests
             .SelectMany(type => type.GetFields(BindingFlags.Instance | BindingFlags.Public).Select(field => $"{field.Name} {Marshal.OffsetOf(type, field.Name)}"));
         Assert.Equal(
             """
-            Batch 64, Version 1, CountersOffset 2048, SyncOffset 2432, HeaderOffset 2544, FoundOffset 2560, FoundCapacity 64, HistogramOffset 4096, BitsOffset 12288, HeaderSize 16, OpeningBits 24
+            Batch 64, Version 1, CountersOffset 2048, SyncOffset 2432, HeaderOffset 2544, FoundOffset 2560, FoundCapacity 64, HistogramOffset 4096, MovesOffset 12288, BitsOffset 16384, HeaderSize 16, OpeningBits 24
             Copied 0, Zero 8, Present 16, Continued 24, WriteProtected 32, Deferred 40, Poisoned 48, Failed 56, Removes 64, SourceErrors 72, QueueDepth 80, FaultBytes 88, WindowBytes 96, StartedAt 104, FirstPageAt 112, FillBytes 120, FillZeroBytes 128, FillErrors 136, FillDone 144, Reads 0, IsTracked 4, Opening 8
-            Histogram 977, state of 100 pages 16384
+            Histogram 977, state of 100 pages 20480
             """,
             $"{string.Join(", ", numbers)}\n{string.Join(", ", fields)}\nHistogram {LatencyHistogram.Words}, state of 100 pages {UffdVmState.SizeOf(100)}");
     }

@@ -110,6 +110,8 @@ internal sealed class ImageFile : IDisposable
                 if (files[i].IsMap) continue;
                 var map = i + 1 < files.Count && files[i + 1].IsMap ? files[i + 1] : null;
                 opened.Add(MappedFileSource.OpenLayer(files[i], map, opened[0]));
+                // All of it was read.
+                map?.Dispose();
             }
 
             return new LayeredSource(opened[0], [.. opened.Skip(1).Cast<MappedFileSource>()]);
