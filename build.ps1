@@ -154,6 +154,13 @@ function Invoke-Documentation {
 
 function Invoke-LibraryTest {
     # Every result is a table of what passed, failed and was skipped.
+    if (Get-Command gcc -CommandType Application -ErrorAction Ignore) {
+        $own = Get-OwnArchitecture
+        Publish-HostProgram $own (Join-Path $results native "linux-$own") | Out-Host
+    }
+    else {
+        Write-Host "Skipped: the tests of the handler's program as it is packaged: gcc, which links it, is not there (apt-get install gcc libc6-dev)."
+    }
     & (Join-Path $root tests library.sh) $Configuration $results | Out-Host
     $summary = Join-Path $results library.json
     if (Test-Path $summary) {
@@ -246,6 +253,7 @@ function Invoke-Analyze {
 
 function Invoke-Bench {
     $project = Join-Path $root bench GuestMemory.Bench
+    $env:PWSH = $pwsh -like '*pwsh*' | Select-Object -First 1
     Invoke-Native dotnet run --configuration Release --project $project -- @RemainingArgument
 }
 
@@ -272,13 +280,12 @@ function Invoke-Package {
     $notes = [regex]::Match((Get-Content -Raw (Join-Path $root CHANGELOG.md)), '(?ms)^## \[.*?(?=^## \[|\z)').Value.Trim()
     (Get-Content -Raw $manifest).Replace('See CHANGELOG.md.', $notes.Replace("'", "''")) | Set-Content -NoNewline (Join-Path $target GuestMemory.psd1)
 
-    # The handler's program with a runtime of its own, compiled ahead: a host that has PowerShell alone can run it.
-    $architecture = [Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant()
-    $hostFolder = Join-Path $target bin uffdhost
-    Remove-Item $hostFolder -Recurse -Force -ErrorAction Ignore
-    $project = Join-Path $root src GuestMemory.UffdHost
-    Invoke-Native dotnet publish $project --configuration $Configuration --runtime "linux-$architecture" --output $hostFolder --nologo --verbosity quiet
-    Get-ChildItem $hostFolder -File | Where-Object Extension -In .pdb, .xml | Remove-Item
+    # The handler's program, compiled ahead to one file for each architecture that this machine can link; elsewhere, where dotnet is, that
+    # runs the library beside it.
+    $own = Get-OwnArchitecture
+    foreach ($architecture in @($own) + @('x64', 'arm64').Where{ $_ -ne $own -and (Find-CrossLinker $_) }) {
+        Publish-HostProgram $architecture (Join-Path $target bin uffdhost "linux-$architecture")
+    }
 
     $archive = Join-Path $artifacts "GuestMemory-$version.tar.gz"
     Invoke-Native tar --create --gzip --file $archive --directory $artifacts --sort=name --owner=0 --group=0 GuestMemory
@@ -286,6 +293,31 @@ function Invoke-Package {
     $library = Join-Path $root src GuestMemory.Core
     Invoke-Native dotnet pack $library --configuration $Configuration --no-build --output $packages --nologo --verbosity quiet "-p:ReadmePath=$readme"
     Write-Host "Packaged $target, $archive, and in ${packages}: $((Get-ChildItem $packages).Name -join ', ')."
+}
+
+function Get-OwnArchitecture {
+    [Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant()
+}
+
+function Find-CrossLinker([string] $Architecture) {
+    # The prefix of the tools that link for another architecture, of Debian's gcc-aarch64-linux-gnu or gcc-x86-64-linux-gnu; nothing where they are not there.
+    $prefix = @{ x64 = 'x86_64-linux-gnu-'; arm64 = 'aarch64-linux-gnu-' }[$Architecture]
+    if ((Get-Command "${prefix}gcc" -CommandType Application -ErrorAction Ignore) -and (Get-Command "${prefix}objcopy" -CommandType Application -ErrorAction Ignore)) {
+        $prefix
+    }
+}
+
+function Publish-HostProgram([string] $Architecture, [string] $Folder) {
+    $cross = @()
+    if ($Architecture -ne (Get-OwnArchitecture)) {
+        $prefix = Find-CrossLinker $Architecture
+        $cross = "-p:CppCompilerAndLinker=${prefix}gcc", "-p:ObjCopyName=${prefix}objcopy"
+    }
+    $project = Join-Path $root src GuestMemory.UffdHost
+    $made = Join-Path $artifacts uffdhost $Architecture
+    Invoke-Native dotnet publish $project --configuration $Configuration --runtime "linux-$Architecture" --output $made --nologo --verbosity quiet @cross
+    $null = New-Item -ItemType Directory -Force $Folder
+    Copy-Item (Join-Path $made GuestMemory.UffdHost) $Folder
 }
 
 function Invoke-Clean {

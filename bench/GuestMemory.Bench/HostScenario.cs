@@ -58,7 +58,7 @@ internal sealed class HostScenario(string[] options)
     /// <summary>Into the folder beside the library where that looks for it first.</summary>
     private static void Publish() => Execute("dotnet", "publish", Path.Combine(Path.GetDirectoryName(Manifest())!, "src", "GuestMemory.UffdHost"),
         "--configuration", "Release", "--runtime", $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}",
-        "--output", Path.Combine(AppContext.BaseDirectory, "uffdhost"), "--nologo", "--verbosity", "quiet", "--disable-build-servers");
+        "--output", Path.Combine(AppContext.BaseDirectory, "uffdhost", $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}"), "--nologo", "--verbosity", "quiet", "--disable-build-servers");
 
     private void MeasureCollections()
     {

@@ -155,12 +155,17 @@ internal sealed class ShellScenario(string[] options)
     {
         private readonly Process _process;
 
-        public Shell(string source, long size) => _process = Process.Start(
-            new ProcessStartInfo(Environment.GetEnvironmentVariable("PWSH") ?? "pwsh",
-                ["-NoProfile", "-NonInteractive", "-File", Path.Combine(AppContext.BaseDirectory, "shell.ps1"), Manifest(), source, $"{size}"])
+        public Shell(string source, long size)
+        {
+            // As a .NET tool PowerShell is an assembly.
+            var pwsh = Environment.GetEnvironmentVariable("PWSH") ?? "pwsh";
+            string[] command = pwsh.EndsWith(".dll", StringComparison.Ordinal) ? ["dotnet", pwsh] : [pwsh];
+            _process = Process.Start(new ProcessStartInfo(command[0],
+                [.. command[1..], "-NoProfile", "-NonInteractive", "-File", Path.Combine(AppContext.BaseDirectory, "shell.ps1"), Manifest(), source, $"{size}"])
             {
                 UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true,
             })!;
+        }
 
         public string Ask(string line)
         {

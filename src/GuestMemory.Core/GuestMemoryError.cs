@@ -139,6 +139,12 @@ public enum GuestMemoryError
     ImageNotFound,
     /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
+    /// <summary>The memory image, or a layer, is no longer what VMs were given: overwritten, or another file, or read in another way.</summary>
+    ImageChanged,
+    /// <summary>A layer of changes whose pages cannot be told from its holes, and that no bits beside it tell of.</summary>
+    LayerUntrusted,
+    /// <summary>The state of a VM that another process served has a layout that this program does not know.</summary>
+    StateMismatch,
     /// <summary>There is no record of touches to replay.</summary>
     RecordNotFound,
     /// <summary>A record of touches is not one, is of another image, or cannot be written.</summary>

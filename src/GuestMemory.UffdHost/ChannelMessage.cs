@@ -7,12 +7,16 @@ namespace GuestMemory.UffdHost;
 /// <summary>What a message between supervisor and worker is about.</summary>
 internal enum ChannelMessageType
 {
+    /// <summary>To the worker: the image, then each layer, with the open file; <see cref="ChannelMessage.Message"/> is its path.</summary>
+    Image,
     /// <summary>To the worker: what to serve, and how.</summary>
     Start,
     /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
     /// <summary>To the worker: end.</summary>
     Stop,
+    /// <summary>To the worker, and back: a sign of life.</summary>
+    Beat,
     /// <summary>From the worker: it can take VMs.</summary>
     Ready,
     /// <summary>From the worker: it cannot go on, and neither could another.</summary>
@@ -39,13 +43,19 @@ internal sealed record ChannelMessage
     /// <summary>Whether another worker had the VM before; with <see cref="ChannelMessageType.Start"/>, whether there was another.</summary>
     public bool IsUsed { get; init; }
 
+    /// <summary>With <see cref="ChannelMessageType.Start"/>: whether another worker has the VMs, so that none of them waits.</summary>
+    public bool IsSpare { get; init; }
+
     public UffdHandlerOptions? Options { get; init; }
 
     /// <summary>The bytes of the image.</summary>
     public ulong ImageLength { get; init; }
 
-    /// <summary>Which files the image and its layers are.</summary>
-    public string? Images { get; init; }
+    /// <summary>How the bytes lie in the image and its layers.</summary>
+    public string? Layout { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.Image"/>: see <see cref="ImageFile.IsMap"/>.</summary>
+    public bool IsMap { get; init; }
 
     public string? ErrorId { get; init; }
 
@@ -68,10 +78,12 @@ internal sealed record VmList
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
     Converters =
     [
-        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>),
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>),
     ])]
 [JsonSerializable(typeof(string[]))]
 [JsonSerializable(typeof(GuestRegionUffdMapping[]))]
 [JsonSerializable(typeof(ChannelMessage))]
 [JsonSerializable(typeof(VmList))]
+[JsonSerializable(typeof(ImageIdentity[]))]
+[JsonSerializable(typeof(ImageRecord))]
 internal sealed partial class HostJson : JsonSerializerContext;

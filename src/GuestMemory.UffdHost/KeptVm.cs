@@ -13,7 +13,10 @@ internal sealed class KeptVm : IDisposable
 {
     private const int MaxListBytes = 4 << 20;
 
-    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list)
+    private int _reads = -1;
+    private int _stalledLooks;
+
+    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
     {
         Id = id;
         Socket = socket;
@@ -22,7 +25,7 @@ internal sealed class KeptVm : IDisposable
         StateFile = stateFile;
         ListFile = listFile;
         List = list;
-        State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile);
+        State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile, isNew);
         State.Lock();
         Writes = new WriteTracker(State, list.Mappings, userfaultfd, list.ProcessId);
     }
@@ -64,7 +67,7 @@ internal sealed class KeptVm : IDisposable
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
             file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList);
-            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, list);
+            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, list, isNew: true);
         }
         catch
         {
@@ -80,7 +83,7 @@ internal sealed class KeptVm : IDisposable
     {
         if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
         if (!Pidfd.IsPidfd(process)) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "A descriptor that was kept as the VMM's process is not one.");
-        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, ReadList(listFile)) { IsUsed = true };
+        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, ReadList(listFile), isNew: false) { IsUsed = true };
     }
 
     /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>
@@ -101,6 +104,20 @@ internal sealed class KeptVm : IDisposable
 
     /// <summary>What it wrote or gave back.</summary>
     public WriteTracker Writes { get; }
+
+    /// <summary>How often in a row faults or events waited and none had been read since the last look, this one included.</summary>
+    public int CountStalledLooks()
+    {
+        var reads = State.Reads.Count;
+        Span<PollFd> entry = [new PollFd { fd = Userfaultfd.Number, events = Poll.POLLIN }];
+        var isWaiting = Poll.Wait(entry, 0) > 0 && (entry[0].revents & Poll.POLLIN) != 0;
+        _stalledLooks = isWaiting && reads == _reads ? _stalledLooks + 1 : 0;
+        _reads = reads;
+        return _stalledLooks;
+    }
+
+    /// <summary>Another worker has it from now on.</summary>
+    public void ForgetLooks() => _stalledLooks = 0;
 
     /// <summary>Closes everything but the connection, the process, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
     public void Dispose()

@@ -73,14 +73,19 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
     }
 
     /// <summary>The VMs among the descriptors that came with this process, each with its connection; what is no VM, or half of one, is left.</summary>
-    public List<KeptVm> Restore()
+    /// <param name="hasImages">Whether the image that they were given came too.</param>
+    /// <param name="failed">Called with what is wrong with one that cannot be taken over.</param>
+    public List<KeptVm> Restore(bool hasImages, Action<string> failed)
     {
         var restored = new List<KeptVm>();
         foreach (var group in systemd.Descriptors.Where(item => Parse(item.Name) is not null).GroupBy(item => Parse(item.Name)!.Value.Id).ToArray())
         {
+            // Also of one that cannot be taken over: its descriptors stay where they are kept, for a program that can.
+            _last = Math.Max(_last, group.Key);
             var parts = group.GroupBy(item => Parse(item.Name)!.Value.Kind, StringComparer.Ordinal).ToDictionary(kind => kind.Key, kind => kind.First(), StringComparer.Ordinal);
             try
             {
+                if (!hasImages) throw new GuestMemoryException(GuestMemoryError.ImageChanged, "the memory image that it was given was not kept with it");
                 if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
                 restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
@@ -88,7 +93,7 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
             }
             catch (GuestMemoryException exception)
             {
-                Log.Write($"VM {group.Key} cannot be taken over: {exception.Message}");
+                failed($"VM {group.Key} cannot be taken over: {exception.Message}");
             }
         }
 

@@ -28,7 +28,7 @@ internal static class Program
         catch (GuestMemoryException exception)
         {
             if (isDetached) Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message }, UffdControlJson.Default.UffdControlReply));
-            else Console.Error.WriteLine(exception.Message);
+            else Console.Error.WriteLine($"{exception.Error}: {exception.Message}");
             return 1;
         }
     }

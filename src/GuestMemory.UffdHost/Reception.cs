@@ -33,14 +33,23 @@ internal sealed class Reception : IWatched, IDisposable
     public string Path => _entrance.Listener.Path;
 
     /// <summary>Takes over what came with this process, a listening socket and VMs, or listens afresh.</summary>
-    public static Reception Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
+    /// <param name="options">The handler's.</param>
+    /// <param name="systemd">The service manager, and what came from it.</param>
+    /// <param name="epoll">What waits for the descriptors.</param>
+    /// <param name="vms">Where VMs go.</param>
+    /// <param name="hasImages">Whether the image is the one that VMs before this process had.</param>
+    /// <param name="imageLength">The bytes of the image.</param>
+    /// <param name="came">Called with each VM that hands its memory over.</param>
+    /// <param name="failed">Called with what goes wrong.</param>
+    public static Reception Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, KeptVms vms, bool hasImages, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
     {
-        var restored = vms.Restore();
-        var listener = Inherited(options, systemd) ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
+        var restored = vms.Restore(hasImages, failed);
+        var inherited = Inherited(options, systemd);
+        var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
         var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
-        if (systemd.IsThere && listener.IsOurs) systemd.Store(StoredListener, listener.Socket);
+        if (systemd.IsThere && inherited is null) systemd.Store(StoredListener, listener.Socket);
         foreach (var vm in restored) reception.Keep(vm);
         return reception;
     }

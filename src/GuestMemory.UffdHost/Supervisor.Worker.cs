@@ -4,15 +4,43 @@ using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
-/// <content>The worker: its start, what it says, its end, and its successor.</content>
+/// <content>The workers: one that has the VMs, and a spare one that is ready to have them; their start, what they say, and their end.</content>
 internal sealed partial class Supervisor
 {
+    // The worker that has the VMs, or will have them when it is ready.
+    private WorkerProcess? _worker;
+
+    // Ready, or about to be, and without a VM.
+    private WorkerProcess? _spare;
+
+    // When the next process is started; 0 for not at all.
+    private long _startAt;
+
+    // Workers that the VMs were given to.
+    private int _workers;
+
+    // Workers that ended one soon after the other.
+    private int _restless;
+
+    // Workers in a row that ended before they were ready.
+    private int _failedStarts;
+
+    /// <summary>Starts a worker: the one for the VMs, or where that is there a spare one.</summary>
     private void StartWorker()
     {
         _startAt = 0;
+        WorkerProcess worker;
         try
         {
-            _worker = WorkerProcess.Start();
+            _images!.Check();
+            worker = WorkerProcess.Start();
+        }
+        catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
+        {
+            // Where a worker still has the VMs it goes on: it has them from the time before.
+            if (_worker is null) _failure = exception;
+            else Fail(exception.Message);
+            return;
         }
         catch (Exception exception) when (exception is GuestMemoryException or IOException)
         {
@@ -20,24 +48,42 @@ internal sealed partial class Supervisor
             return;
         }
 
+        _epoll.Add(worker.End, worker);
+        _epoll.Add(worker.Channel.Socket, worker.Channel);
+        var isSpare = _worker is not null;
+        _ = _images.TrySend(worker.Channel);
+        _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare });
+        Log.Write(isSpare ? $"worker {worker.ProcessId} started as the spare one" : $"worker {worker.ProcessId} started");
+        if (isSpare) _spare = worker;
+        else Employ(worker);
+        Staff();
+    }
+
+    /// <summary>Gives the VMs to a worker, at once or when it is ready.</summary>
+    private void Employ(WorkerProcess worker)
+    {
+        _worker = worker;
         _workers++;
-        _epoll.Add(_worker.End, _worker);
-        _epoll.Add(_worker.Channel.Socket, _worker.Channel);
-        _ = _worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = _workers > 1 });
+        worker.EmployedAt = Stopwatch.GetTimestamp();
         foreach (var vm in _vms) vm.IsOffered = false;
-        Log.Write($"worker {_worker.ProcessId} started");
+        OfferMore();
     }
 
     private void Hear(Channel channel)
     {
+        if (WorkerOf(channel) is not { } worker) return;
         try
         {
-            while (channel.TryReceive(_unwanted) is { } message) Take(message);
+            while (channel.TryReceive(_unwanted) is { } message) Take(worker, message);
+        }
+        catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
+        {
+            Refuse(worker, exception);
         }
         catch (GuestMemoryException exception)
         {
             Fail(exception.Message);
-            _worker?.Kill();
+            worker.Kill();
         }
 
         foreach (var descriptor in _unwanted) descriptor.Dispose();
@@ -46,27 +92,30 @@ internal sealed partial class Supervisor
         if (channel.IsEnded) _epoll.Remove(channel.Socket);
     }
 
-    private void Take(ChannelMessage message)
+    private WorkerProcess? WorkerOf(Channel channel) => _worker?.Channel == channel ? _worker : _spare?.Channel == channel ? _spare : null;
+
+    private void Take(WorkerProcess worker, ChannelMessage message)
     {
+        worker.MissedBeats = 0;
         switch (message.Type)
         {
             case ChannelMessageType.Ready:
-                if ((_images ??= message.Images) != message.Images)
-                {
-                    _failure = new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The image {_options.MemoryPath}, or a layer, was replaced by another file, and the worker that had the old file open has ended: the pages of the new file would be of another memory.");
-                    break;
-                }
-
-                _worker!.ReadyAt = Stopwatch.GetTimestamp();
+                _images!.CheckLayout(message.Layout ?? "");
+                worker.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;
-                if (_reception is not null) OfferMore();
+                if (worker == _worker && _reception is not null) OfferMore();
+                Staff();
                 break;
             case ChannelMessageType.Failed:
-                _failure = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
+                var exception = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
+                // What stops the first one is told to whoever starts the handler, and so is an end that was asked for (OnError). Nothing
+                // else is a reason to leave the VMs: another worker may do better.
+                if (_reception is null || (error == GuestMemoryError.HandlerFailed && _options.OnError == UffdOnError.Stop)) _failure = exception;
+                else Fail(exception.Message);
                 break;
             case ChannelMessageType.Taken:
-                _worker!.Untaken--;
+                worker.Untaken--;
                 OfferMore();
                 break;
             case ChannelMessageType.Error:
@@ -78,7 +127,7 @@ internal sealed partial class Supervisor
                 {
                     // It could not be taken.
                     Fail(message.Message);
-                    _worker!.Untaken--;
+                    worker.Untaken--;
                 }
 
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
@@ -89,6 +138,14 @@ internal sealed partial class Supervisor
                 _vms.Close(message.Vm);
                 break;
         }
+    }
+
+    /// <summary>A worker reads the image in another way than those before it.</summary>
+    private void Refuse(WorkerProcess worker, GuestMemoryException exception)
+    {
+        if (worker == _worker) _failure = exception;
+        else Fail(exception.Message);
+        worker.Kill();
     }
 
     private void Offer(KeptVm vm)
@@ -103,6 +160,7 @@ internal sealed partial class Supervisor
         }
 
         vm.IsOffered = vm.IsUsed = true;
+        vm.ForgetLooks();
         worker.Untaken++;
     }
 
@@ -124,40 +182,82 @@ internal sealed partial class Supervisor
         _epoll.Remove(worker.End);
         _epoll.Remove(worker.Channel.Socket);
         var wasReady = worker.IsReady;
+        var wasSpare = worker == _spare;
         if (worker.IsOlderThan(Steady)) _restless = 0;
         worker.Dispose();
-        _worker = null;
-        _vms.CloseAll();
+        if (wasSpare)
+        {
+            _spare = null;
+        }
+        else
+        {
+            _worker = null;
+            _vms.CloseAll();
+        }
+
         if (_stopping || _failure is not null) return;
         if (!wasReady) _failedStarts++;
-        Retry($"worker {worker.ProcessId} ended ({how})");
+        Retry(wasSpare ? $"the spare worker {worker.ProcessId} ended ({how})" : $"worker {worker.ProcessId} ended ({how})");
     }
 
+    /// <summary>A worker has ended, or could not be started. The VMs are never given up for it.</summary>
     private void Retry(string what)
     {
-        if (_failedStarts >= MaxFailedStarts || (_reception is null && _failedStarts > 0))
+        if (_reception is null && _failedStarts > 0)
         {
             _failure = new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"No worker can be started: {what}. The log says more.");
             return;
         }
 
-        // At once the first time: whoever waits for a page waits for the successor.
-        var pause = _restless == 0 ? 0 : Math.Min(MaxPause, 2 << Math.Min(_restless, 10));
+        if (_worker is null && _spare is not null)
+        {
+            Fail($"{what}; worker {_spare.ProcessId} has its {_vms.Count} VMs now");
+            try
+            {
+                _images!.Check();
+            }
+            catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
+            {
+                _failure = exception;
+                return;
+            }
+
+            var spare = _spare;
+            _spare = null;
+            Employ(spare);
+        }
+        else
+        {
+            Fail($"{what}; another is started");
+        }
+
+        // At once the first time: a VM that waits for a page waits for the successor.
+        var longest = _failedStarts > ManyFailedStarts ? LongestPause : MaxPause;
+        var pause = _restless == 0 ? 0 : Math.Min(longest, 2 << Math.Min(_restless, 20));
         _restless++;
-        _startAt = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * pause);
-        Fail($"{what}; {_vms.Count} VMs are handed to another in {pause} ms");
+        if (_startAt == 0 && (_worker is null || _spare is null)) _startAt = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * pause);
     }
 
-    private void EndWorker()
+    /// <summary>
+    /// Has a spare worker started where there is none. Where workers end one soon after the other it does not wait for the present one to
+    /// be ready, which may end before.
+    /// </summary>
+    private void Staff()
     {
-        _startAt = 0;
-        if (_worker is null) return;
+        if (!_stopping && _reception is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
+    }
+
+    private void EndWorkers()
+    {
         _stopping = true;
-        _ = _worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
+        _startAt = 0;
+        _ = _worker?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
+        // It has nothing that it would have to put in order.
+        _spare?.Kill();
         var started = Stopwatch.GetTimestamp();
-        while (_worker is not null)
+        while (_worker is not null || _spare is not null)
         {
-            if (Stopwatch.GetElapsedTime(started) > StopTimeout) _worker.Kill();
+            if (Stopwatch.GetElapsedTime(started) > StopTimeout) _worker?.Kill();
             _ = Step(50);
         }
     }

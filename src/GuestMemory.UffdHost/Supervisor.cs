@@ -7,14 +7,15 @@ namespace GuestMemory.UffdHost;
 
 /// <summary>
 /// The process that never touches a page. It listens, receives hand-overs, and keeps of every VM all that another process needs to
-/// serve it; a worker is given the same and answers the faults. When a worker ends, whatever ended it, another takes its place.
-/// There is no moment at which a worker alone has a VM.
+/// serve it; a worker is given the same and answers the faults. When a worker ends or hangs, whatever the reason, another takes its
+/// place. There is no moment at which a worker alone has a VM, and no number of dead workers after which VMs are given up.
 /// </summary>
 internal sealed partial class Supervisor : IDisposable
 {
-    // How many workers in a row may end before they can take VMs.
-    private const int MaxFailedStarts = 10;
-    private const int MaxPause = 250;
+    // Milliseconds between the ends of workers and the next start, at most; and after many that were never ready.
+    private const int MaxPause = 100;
+    private const int LongestPause = 2000;
+    private const int ManyFailedStarts = 10;
     private const int LastRounds = 16;
     private const int TellPause = 20;
     private const int LookPause = 2;
@@ -30,18 +31,13 @@ internal sealed partial class Supervisor : IDisposable
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly KeptVms _vms;
     private readonly List<SafeDescriptor> _unwanted = [];
-    private WorkerProcess? _worker;
     private Reception? _reception;
     private ControlServer? _control;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
     private string? _error;
     private ulong _imageLength;
-    private string? _images;
-    private long _startAt;
-    private int _workers;
-    private int _restless;
-    private int _failedStarts;
+    private KeptImages? _images;
     private int _abandoned;
     private int _told = -1;
     private int _taken;
@@ -59,6 +55,7 @@ internal sealed partial class Supervisor : IDisposable
     /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
     public void Start(string controlPath)
     {
+        _images = KeptImages.Open(_options, _systemd);
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
@@ -67,10 +64,12 @@ internal sealed partial class Supervisor : IDisposable
         while (_worker is not { IsReady: true } && _failure is null && !_stopping) Step();
         if (_failure is not null) throw _failure;
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
-        _reception = Reception.Open(_options, _systemd, _epoll, _vms, () => _imageLength, Offer, Fail);
+        // Before any VM, which would be worth nothing without them.
+        _images.Store(_systemd);
+        _reception = Reception.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
         _metrics = OpenMetrics();
         _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, Stop));
-        foreach (var vm in _vms) Offer(vm);
+        OfferMore();
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
             Log.Write($"the inherited descriptor '{name}' cannot be used");
@@ -78,11 +77,17 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _systemd.Descriptors.Clear();
+        if (_images.IsStored)
+        {
+            foreach (var path in _images.ReplacedPaths()) Fail($"another file lies at {path} than VMs were given; all VMs of this handler, new ones too, have the pages of the one that they were given");
+        }
+
         _systemd.Notify("READY=1");
+        Staff();
         Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {controlPath}");
     }
 
-    /// <summary>Runs until it is stopped or no worker can be had; returns the exit code.</summary>
+    /// <summary>Runs until it is stopped, or fails as it was told to or because the image has changed; returns the exit code.</summary>
     public int Run()
     {
         while (!_stopping && _failure is null) Step();
@@ -95,8 +100,13 @@ internal sealed partial class Supervisor : IDisposable
         _abandoned = _vms.Count;
         Log.Write(_failure is null ? $"stopped; {_abandoned} VMs were still served" : $"failed: {_failure.Message}");
         _reception?.Dispose();
-        if (_failure is null) _vms.Forget();
-        EndWorker();
+        if (_failure is null)
+        {
+            _vms.Forget();
+            _images?.Forget(_systemd);
+        }
+
+        EndWorkers();
         // With all that the worker has counted.
         _control?.End(Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 });
         return _failure is null ? 0 : 1;
@@ -112,10 +122,11 @@ internal sealed partial class Supervisor : IDisposable
     public void Dispose()
     {
         _reception?.Dispose();
-        EndWorker();
+        EndWorkers();
         _control?.Dispose();
         _metrics?.Dispose();
         _vms.Dispose();
+        _images?.Dispose();
         _epoll.Dispose();
         _wake.Dispose();
     }
@@ -154,6 +165,8 @@ internal sealed partial class Supervisor : IDisposable
             }
         }
 
+        Watch();
+        _systemd.KeepAlive();
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
         if (_reception?.LookAtTheClock() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
@@ -170,11 +183,13 @@ internal sealed partial class Supervisor : IDisposable
     private int Timeout()
     {
         var timeout = _reception?.Timeout() ?? -1;
-        if (_systemd.HasPending) timeout = timeout < 0 ? TellPause : Math.Min(timeout, TellPause);
-        if (_control is { IsWaiting: true }) timeout = timeout < 0 ? LookPause : Math.Min(timeout, LookPause);
-        if (_startAt == 0) return timeout;
-        var left = (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds));
-        return timeout < 0 ? left : Math.Min(timeout, left);
+        if (_systemd.HasPending) timeout = Sooner(timeout, TellPause);
+        if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
+        timeout = Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout);
+        return _startAt == 0 ? timeout : Sooner(timeout, (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds)));
+
+        // -1 is never.
+        static int Sooner(int one, int other) => one < 0 ? other : other < 0 ? one : Math.Min(one, other);
     }
 
     private void Fail(string error)
@@ -200,6 +215,13 @@ internal sealed partial class Supervisor : IDisposable
 
     private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
 
+    private UffdHandlerState StateNow()
+    {
+        if (_worker is not { IsReady: true }) return UffdHandlerState.Recovering;
+        if (_vms.Count == 0) return UffdHandlerState.Listening;
+        return _vms.Any(static vm => vm.State.IsLimited) ? UffdHandlerState.Limited : UffdHandlerState.Serving;
+    }
+
     /// <summary>The handler as it is now.</summary>
     public UffdStatus Status()
     {
@@ -213,7 +235,7 @@ internal sealed partial class Supervisor : IDisposable
             SocketPath = _reception?.Path ?? _options.SocketPath,
             MemoryPath = _options.MemoryPath,
             Strategy = _options.Strategy,
-            State = _vms.Count == 0 ? UffdHandlerState.Listening : _vms.Any(static vm => vm.State.IsLimited) ? UffdHandlerState.Limited : UffdHandlerState.Serving,
+            State = StateNow(),
             ConnectionCount = _vms.Count,
             TotalConnectionCount = _vms.Total,
             AbandonedCount = _abandoned,

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using System.Text;
 using GuestMemory.Core.Interop;
@@ -14,6 +15,8 @@ internal sealed class Systemd
     internal const int MaxDescriptors = 65536;
 
     private readonly string? _notify = Take("NOTIFY_SOCKET");
+    private readonly TimeSpan? _watchdog = WatchdogOf(Take("WATCHDOG_USEC"), Take("WATCHDOG_PID"), Environment.ProcessId);
+    private long _aliveAt;
     private readonly Queue<(string Text, SafeDescriptor? Descriptor)> _pending = new();
 
     /// <summary>What came with this process, by name. Whoever takes one owns it.</summary>
@@ -24,6 +27,17 @@ internal sealed class Systemd
 
     /// <summary>Whether something is still to be told.</summary>
     public bool HasPending => _pending.Count > 0;
+
+    /// <summary>Milliseconds until it must hear again that this process runs; -1 where it does not ask for that (WatchdogSec=).</summary>
+    public int WatchdogTimeout => _watchdog is not { } interval ? -1 : (int)Math.Clamp((interval - Stopwatch.GetElapsedTime(_aliveAt)).TotalMilliseconds, 0, int.MaxValue);
+
+    /// <summary>Tells it where it is time that this process runs.</summary>
+    public void KeepAlive()
+    {
+        if (WatchdogTimeout != 0) return;
+        _aliveAt = Stopwatch.GetTimestamp();
+        Send("WATCHDOG=1");
+    }
 
     /// <summary>Tells it something: "READY=1", "STATUS=...".</summary>
     public void Notify(string state) => Send(state);
@@ -70,6 +84,11 @@ internal sealed class Systemd
             found.Add((name, OwnSession.Inherit(FirstDescriptor + found.Count)));
         return found;
     }
+
+    /// <summary>How often a process is to say that it runs, which is twice in the time after which it is ended; null where it is not to.</summary>
+    internal static TimeSpan? WatchdogOf(string? microseconds, string? process, int processId) =>
+        long.TryParse(microseconds, NumberStyles.None, CultureInfo.InvariantCulture, out var limit) && limit > 0
+        && (process is null || process == processId.ToString(CultureInfo.InvariantCulture)) ? TimeSpan.FromMicroseconds(limit / 2) : null;
 
     /// <summary>The names of the descriptors that came with a process, "" for one without; none where they are another process's.</summary>
     internal static IReadOnlyList<string> NamesOf(string? listenPid, string? listenFds, string? listenFdNames, int processId)

@@ -15,7 +15,6 @@ internal sealed class Worker : IDisposable
     private readonly UffdServer _server;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
-    private readonly string _images;
     private readonly ConcurrentDictionary<UffdVm, int> _ids = new();
     private volatile bool _isAlone;
 
@@ -25,7 +24,6 @@ internal sealed class Worker : IDisposable
         _channel = channel;
         _source = source;
         _policy = policy;
-        _images = string.Join(' ', options.LayerPaths.Prepend(options.MemoryPath).Select(Identity));
         _server = new UffdServer(null, source, policy, options) { Failed = Failed, Ended = Ended };
     }
 
@@ -35,10 +33,11 @@ internal sealed class Worker : IDisposable
         using var channel = new Channel(OwnSession.Inherit(WorkerProcess.ChannelNumber));
         try
         {
-            if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } message) return 0;
-            using var worker = Open(channel, options, message.IsUsed);
-            // Of a successor's start the VMs wait for every millisecond.
-            if (!message.IsUsed) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
+            var files = new List<ImageFile>();
+            if (TakeStart(channel, files) is not { Options: { } options } message) return 0;
+            using var worker = Open(channel, options, files, message.IsUsed);
+            // For a successor that was not started before, VMs wait every millisecond.
+            if (!message.IsUsed || message.IsSpare) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
             worker.Serve(static exception =>
             {
                 // Whatever it is, a successor may do better.
@@ -68,16 +67,31 @@ internal sealed class Worker : IDisposable
     {
         var listener = new Thread(() => Listen(broken)) { IsBackground = true, Name = "uffd-control" };
         listener.Start();
-        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Images = _images });
+        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Layout = _source.Layout });
         _server.Run();
     }
 
-    private static Worker Open(Channel channel, UffdHandlerOptions options, bool isSuccessor)
+    /// <summary>Takes the image and its layers until it is told to start; null where that does not come.</summary>
+    private static ChannelMessage? TakeStart(Channel channel, List<ImageFile> files)
     {
-        var source = ImageFile.OpenSource(options.MemoryPath, options.LayerPaths);
+        var descriptors = new List<SafeDescriptor>();
+        while (Wait(channel, descriptors) is { } message)
+        {
+            if (message.Type == ChannelMessageType.Start) return files.Count > 0 ? message : null;
+            if (message.Type != ChannelMessageType.Image || descriptors.Count != 1) return null;
+            files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
+            descriptors.Clear();
+        }
+
+        return null;
+    }
+
+    private static Worker Open(Channel channel, UffdHandlerOptions options, List<ImageFile> files, bool isSuccessor)
+    {
+        var source = ImageFile.OpenSource(files);
         try
         {
-            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor));
+            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Write));
         }
         catch
         {
@@ -85,8 +99,6 @@ internal sealed class Worker : IDisposable
             throw;
         }
     }
-
-    private static string Identity(string path) => FileStatus.TryGet(path, out var status, follow: true) == 0 ? $"{status.stx_dev_major}:{status.stx_dev_minor}:{status.stx_ino}" : "none";
 
     /// <summary>The next message; null at the end.</summary>
     private static ChannelMessage? Wait(Channel channel, List<SafeDescriptor> descriptors)
@@ -113,7 +125,8 @@ internal sealed class Worker : IDisposable
                     return;
                 }
 
-                if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
+                if (message.Type == ChannelMessageType.Beat) _ = _channel.TrySend(message);
+                else if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
                 foreach (var descriptor in descriptors) descriptor.Dispose();
                 descriptors.Clear();
             }

@@ -30,6 +30,12 @@ internal sealed class WorkerProcess : IDisposable
     /// <summary>When it said that it can take VMs; 0 before.</summary>
     public long ReadyAt { get; set; }
 
+    /// <summary>When it was given the VMs; 0 for a spare one.</summary>
+    public long EmployedAt { get; set; }
+
+    /// <summary>How often in a row it was looked after without a message from it since.</summary>
+    public int MissedBeats { get; set; }
+
     /// <summary>VMs that were sent and not yet taken.</summary>
     public int Untaken { get; set; }
 
@@ -39,8 +45,10 @@ internal sealed class WorkerProcess : IDisposable
     {
         var program = Environment.ProcessPath ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "This program does not know its own path.");
         List<string> arguments = [program];
-        // Run by dotnet, it is the library that must be named.
+        // Run by dotnet, it is the library that must be named. A program of its own starts itself again, also where another version
+        // lies at its path by now.
         if (Path.GetFileName(program) == "dotnet") arguments.Add(Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"));
+        else program = "/proc/self/exe";
         arguments.Add(Program.WorkerArgument);
         // A killed process would leave the runtime's diagnostic socket behind.
         Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
@@ -61,7 +69,8 @@ internal sealed class WorkerProcess : IDisposable
         }
     }
 
-    public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(ReadyAt) > age;
+    /// <summary>Whether it has been ready, and had the VMs where it is no spare one, for so long.</summary>
+    public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(Math.Max(ReadyAt, EmployedAt)) > age;
 
     public void Kill() => _ = Pidfd.TrySignal(End, Pidfd.SIGKILL);
 

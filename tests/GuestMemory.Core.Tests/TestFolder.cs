@@ -14,13 +14,13 @@ public sealed class TestFolder : IDisposable
     public void Dispose() => Directory.Delete(Path, recursive: true);
 
     /// <summary>An image of which every page is filled with a number of its own.</summary>
-    public string WriteImage(string name, int pages, int pageSize = 4096)
+    public string WriteImage(string name, int pages, int pageSize = 4096, int firstNumber = 0)
     {
         using var file = File.Create(this[name]);
         var page = new byte[pageSize];
         for (var i = 0; i < pages; i++)
         {
-            Fill(page, i);
+            Fill(page, firstNumber + i);
             file.Write(page);
         }
 

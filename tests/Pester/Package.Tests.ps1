@@ -29,6 +29,9 @@ BeforeAll {
         $shown
     }
 
+    # The handler's program, as it lies in the module.
+    $hostProgram = "bin/uffdhost/linux-$([Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant())/GuestMemory.UffdHost"
+
     function Read-Package([string] $Name) {
         # The names of its files, its description, and its README.
         $archive = [IO.Compression.ZipFile]::OpenRead("$packages/$Name")
@@ -76,7 +79,7 @@ Describe 'The package of the module' {
         $notes | Should -Not -Match ([regex]::Escape($headings[1]))
     }
 
-    It 'has <_>' -ForEach 'icon.png', 'README.md', 'CHANGELOG.md', 'LICENSE', 'en-US/GuestMemory.PowerShell.dll-Help.xml', 'bin/uffdhost/GuestMemory.UffdHost' {
+    It 'has <_>' -ForEach 'icon.png', 'README.md', 'CHANGELOG.md', 'LICENSE', 'en-US/GuestMemory.PowerShell.dll-Help.xml', "bin/uffdhost/linux-$([Runtime.InteropServices.RuntimeInformation]::OSArchitecture.ToString().ToLowerInvariant())/GuestMemory.UffdHost", 'bin/uffdhost/GuestMemory.UffdHost.dll' {
         $package.Files | Should -Contain $_
     }
 
@@ -84,6 +87,13 @@ Describe 'The package of the module' {
         $package.Metadata.projectUrl | Should -BeNullOrEmpty
         $package.Readme | Should -Match 'New-MmapRegion'
         $package.Readme | Should -Not -Match '\]\((?!https?:|#)'
+    }
+}
+
+Describe 'The size of the package' {
+    It 'is under 15 MB' {
+        (Get-Item "$packages/GuestMemory.$version.nupkg").Length | Should -BeLessThan 15MB
+        (Get-Item "$root/artifacts/GuestMemory-$version.tar.gz").Length | Should -BeLessThan 15MB
     }
 }
 
@@ -152,7 +162,7 @@ Describe 'The module of a folder that is registered as a repository' {
         $handler = Get-UffdHandler -SocketPath "$homeFolder/old.sock"
         $handler.State | Should -Be Listening
         foreach ($process in $handler.ProcessId, $handler.WorkerProcessId) {
-            Get-ProgramPath $process | Should -Be "$modules/$version/bin/uffdhost/GuestMemory.UffdHost"
+            Get-ProgramPath $process | Should -Be "$modules/$version/$hostProgram"
         }
     }
 
@@ -172,7 +182,7 @@ Describe 'The module of a folder that is registered as a repository' {
             Get-UffdHandler -SocketPath '$homeFolder/old.sock' | Stop-UffdHandler -PassThru | ForEach-Object State
             `$null = Start-UffdHandler '$homeFolder/new.sock' '$homeFolder/vm.mem'" | Should -Match "(?m)^$([regex]::Escape($higher))\s+Stopped\s*$"
         $handler = Get-UffdHandler -SocketPath "$homeFolder/new.sock"
-        Get-ProgramPath $handler.ProcessId | Should -Be "$modules/$higher/bin/uffdhost/GuestMemory.UffdHost"
+        Get-ProgramPath $handler.ProcessId | Should -Be "$modules/$higher/$hostProgram"
         $handler | Stop-UffdHandler
     }
 

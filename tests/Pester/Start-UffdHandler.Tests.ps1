@@ -484,8 +484,8 @@ if what != 'dies':
         }
 
         It 'outlives a peer that sends <Sends>' -ForEach @(
-            @{ Sends = 'two descriptors'; What = 'two'; Expected = 'with 2 descriptors or more; exactly one' }
-            @{ Sends = 'twenty descriptors'; What = 'twenty'; Expected = 'exactly one' }
+            @{ Sends = 'two descriptors'; What = 'two'; Expected = 'first descriptor that came with the hand-over is not a userfaultfd' }
+            @{ Sends = 'twenty descriptors'; What = 'twenty'; Expected = 'with 16 descriptors or more' }
             @{ Sends = 'a descriptor of something else'; What = 'wrong'; Expected = 'is not a userfaultfd' }
             @{ Sends = 'a mapping past the end of the image'; What = 'past'; Expected = 'ends at offset 69632 of an image that is 65536 bytes long' }
             @{ Sends = 'a mapping far past the end of the image'; What = 'far'; Expected = 'of an image that is 65536 bytes long' }

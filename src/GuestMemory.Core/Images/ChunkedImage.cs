@@ -57,15 +57,14 @@ public static class ChunkedImage
     }
 
     /// <summary>Whether a file begins as such an image does.</summary>
-    internal static bool IsOne(string path)
+    internal static bool IsOne(SafeFileHandle file)
     {
+        Span<byte> begin = stackalloc byte[8];
         try
         {
-            using var file = File.OpenHandle(path);
-            Span<byte> begin = stackalloc byte[8];
             return RandomAccess.Read(file, begin, 0) == 8 && begin.SequenceEqual(Magic);
         }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        catch (IOException)
         {
             return false;
         }

@@ -66,18 +66,47 @@ public static class RawImage
         foreach (var region in memory.Regions) region.RequireTracker();
         if (new FileInfo(path).LinkTarget is not null) path = File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
         var patch = Path.Exists(path) && IsBase(path, memory.Size, force);
+        // Where the file is a diff this one is added to it; a base is an image of its own, which has no use for bits.
+        var bits = patch ? DirtySidecar.TryLoad(path, memory.Size) : HasWholePages(memory) ? new ulong[DirtySidecar.WordCount(memory.Size)] : null;
+        if (!patch) DirtySidecar.RequirePlace(path, force);
         var taken = new List<DirtyBitmap>(memory.Regions.Count);
         try
         {
             using var opened = patch ? OpenBase(path, force) : null;
             foreach (var region in memory.Regions) taken.Add(region.GetDirtyBitmap(clear: !keepDirty));
             var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo, cancellation);
+            if (bits is not null) WriteBits(bits);
             return new ImageInfo(path, ImageFormat.Diff, memory.Size, bytes, pages, null);
         }
         catch
         {
             for (var i = 0; !keepDirty && i < taken.Count; i++) taken[i].MarkIn(memory.Regions[i].GetMemory().Bitmap!, memory.Regions[i].GuestAddress);
             throw;
+        }
+
+        void WriteBits(ulong[] words)
+        {
+            ulong offset = 0;
+            for (var i = 0; i < memory.Regions.Count; i++)
+            {
+                foreach (var range in taken[i].GetRanges())
+                {
+                    var (from, size) = WholePages(range, memory.Regions[i]);
+                    for (var at = offset + from; at < offset + from + size; at += HostPage.Size) words[at / HostPage.Size >> 6] |= 1UL << (int)(at / HostPage.Size & 63);
+                }
+
+                offset += memory.Regions[i].Size;
+            }
+
+            try
+            {
+                DirtySidecar.Write(path, memory.Size, words);
+            }
+            catch when (!patch)
+            {
+                File.Delete(path);
+                throw;
+            }
         }
 
         (ulong Bytes, long Pages) WriteTo(SafeFileHandle file)
@@ -89,7 +118,8 @@ public static class RawImage
                 var region = memory.Regions[i];
                 foreach (var range in taken[i].GetRanges())
                 {
-                    Copy(memory, range.Address, range.Size, (at, buffer) =>
+                    var (from, size) = WholePages(range, region);
+                    Copy(memory, region.GuestAddress + from, size, (at, buffer) =>
                     {
                         output.Write(buffer, offset + (at - region.GuestAddress));
                         progress?.Invoke(output.Written.Bytes);
@@ -159,6 +189,17 @@ public static class RawImage
         throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{path} is {file.Length} bytes long and the memory {size}: it is not an image of this memory. Give another path.");
     }
 
+    /// <summary>The pages of a region that a range has a part of, by their offset in it: a tracker may be finer than pages.</summary>
+    private static (ulong Offset, ulong Size) WholePages(AddressRange range, GuestMemoryRegion region)
+    {
+        var from = range.Address - region.GuestAddress;
+        var first = from & ~(HostPage.Size - 1);
+        return (first, Math.Min(HostPage.RoundUp(from + range.Size, HostPage.Size), region.Size) - first);
+    }
+
+    /// <summary>Whether no page of the image belongs to two regions.</summary>
+    private static bool HasWholePages(GuestMemoryMmap memory) => memory.Regions.SkipLast(1).All(static region => region.Size % HostPage.Size == 0);
+
     private static SafeFileHandle OpenBase(string path, bool force)
     {
         try
@@ -197,6 +238,7 @@ public static class RawImage
                 throw FileExists(path);
             }
 
+            DirtySidecar.Remove(path);
             return written;
         }
         catch

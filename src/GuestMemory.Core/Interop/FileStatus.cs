@@ -7,6 +7,7 @@ namespace GuestMemory.Core.Interop;
 internal struct Statx
 {
     [FieldOffset(0)] public uint stx_mask;
+    [FieldOffset(4)] public uint stx_blksize;
     [FieldOffset(16)] public uint stx_nlink;
     [FieldOffset(20)] public uint stx_uid;
     [FieldOffset(24)] public uint stx_gid;
@@ -14,8 +15,20 @@ internal struct Statx
     [FieldOffset(32)] public ulong stx_ino;
     [FieldOffset(40)] public ulong stx_size;
     [FieldOffset(48)] public ulong stx_blocks;
+    [FieldOffset(112)] public StatxTimestamp stx_mtime;
     [FieldOffset(136)] public uint stx_dev_major;
     [FieldOffset(140)] public uint stx_dev_minor;
+}
+
+/// <summary>A time of <see cref="Statx"/>, since 1970.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct StatxTimestamp
+{
+    public long tv_sec;
+    public uint tv_nsec;
+
+    /// <summary>Nanoseconds since 1970, of times up to the year 2262.</summary>
+    public readonly long Nanoseconds => unchecked(tv_sec * 1_000_000_000 + tv_nsec);
 }
 
 /// <summary><c>statx(2)</c>, <c>fstatfs(2)</c> and the rights on a path.</summary>

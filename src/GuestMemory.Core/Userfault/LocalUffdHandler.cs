@@ -71,7 +71,7 @@ internal sealed class LocalUffdHandler : UffdHandler
     public static new UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        return Start(options, ImageFile.OpenSource(options.MemoryPath, options.LayerPaths));
+        return Start(options, ImageFile.OpenSource(ImageFile.OpenAll(options.MemoryPath, options.LayerPaths)));
     }
 
     public static new UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)

@@ -13,4 +13,6 @@ public enum UffdHandlerState
     Failed,
     /// <summary>It serves at least one VM, and its fills have brought in as much as they may (<see cref="UffdHandlerOptions.MemoryLimit"/>): what is missing comes by faults alone.</summary>
     Limited,
+    /// <summary>The process that answers faults has ended and no other is ready yet: VMs wait at the next page that they miss. <see cref="UffdHandler.Error"/> says why.</summary>
+    Recovering,
 }

@@ -31,6 +31,7 @@ internal static class Advice
         },
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
+        GuestMemoryError.LayerUntrusted => "'Export-GuestMemory -Format Diff' writes which pages a diff has beside it, as FILE.dirty.",
         GuestMemoryError.HandlerStartFailed => "-InProcess runs the handler in this shell.",
         GuestMemoryError.UffdUnsupported or GuestMemoryError.KvmUnsupported => "'Test-GuestMemorySupport' shows what this host has.",
         GuestMemoryError.SocketNotFound or GuestMemoryError.ConnectionRefused => command.Name switch

@@ -17,13 +17,13 @@ internal static class ChunkedImageTarget
 
     public static void Run(byte[] input)
     {
-        if (input.Length < 1) return;
+        if (input.Length < 2) return;
         var image = input[1..];
         if (input[0] == '1') PutChecksumsRight(image);
         using var files = new Files();
-        var path = files.Write(image);
-        if (!ChunkedImage.IsOne(path)) return;
-        if (!Check.TryParse(() => ChunkedSource.Open(path), out var source, GuestMemoryError.InvalidImage)) return;
+        using var file = ImageFile.Open(files.Write(image));
+        if (!ChunkedImage.IsOne(file.Handle)) return;
+        if (!Check.TryParse(() => new ChunkedSource(file), out var source, GuestMemoryError.InvalidImage)) return;
         using (source)
         {
             Check.True(source.Length > 0, "an image without bytes");
@@ -67,7 +67,7 @@ internal static class ChunkedImageTarget
         {
             var path = files.Next();
             ChunkedImage.Write(memory, path, overwrite: false, compression);
-            using var source = ChunkedSource.Open(path);
+            using var source = new ChunkedSource(ImageFile.Open(path));
             Check.SameItems<byte>(content, Read(source), $"the image, written with {compression}");
         }
     }

@@ -7,7 +7,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Fuzz.Targets;
 
-/// <summary>JSON in a memfd that another process gave. The first byte says what is expected: figures, written pages, the list of a VM.</summary>
+/// <summary>JSON in a memfd that another process gave. The first byte says what is expected: figures, written pages, the list of a VM, what is known of an image.</summary>
 internal static class SharedJsonTarget
 {
     public static void Run(byte[] input)
@@ -27,6 +27,9 @@ internal static class SharedJsonTarget
                     break;
                 case (byte)'l':
                     if (Check.TryParse(() => KeptVm.ReadList(file), out var list, GuestMemoryError.InvalidMapping)) CheckList(list);
+                    break;
+                case (byte)'i':
+                    if (Check.TryParse(() => KeptImages.Read(file), out var record, GuestMemoryError.ImageChanged)) CheckRecord(record);
                     break;
             }
         });
@@ -48,6 +51,14 @@ internal static class SharedJsonTarget
         var again = WrittenPages.FromFile(file);
         Check.Same(bitmaps.Length, again.Length, "the number of bitmaps");
         for (var i = 0; i < again.Length; i++) Check.SameItems(bitmaps[i].AsWords(), again[i].AsWords(), "the bits");
+    }
+
+    private static void CheckRecord(ImageRecord record)
+    {
+        using var file = JsonFile.Create("fuzz", record, HostJson.Default.ImageRecord);
+        var again = KeptImages.Read(file);
+        Check.Same(string.Join(' ', record.Files), string.Join(' ', again.Files), "the files");
+        Check.Same(record.Layout, again.Layout, "the layout");
     }
 
     private static void CheckList(VmList list)

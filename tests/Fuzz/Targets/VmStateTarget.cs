@@ -30,6 +30,8 @@ internal static class VmStateTarget
         var content = new byte[(int)UffdVmState.SizeOf(Pages) + Guard];
         var vm = s_vm.Value;
         Apply(input.AsSpan(1), content.AsSpan(0, content.Length - Guard));
+        // A state without it is refused.
+        UffdVmState.WriteHeader(content.AsSpan(UffdVmState.HeaderOffset, UffdVmState.HeaderSize));
         SetAddresses(content.AsSpan(0, UffdVmState.HistogramOffset), vm.Mappings[0].BaseHostVirtAddr);
         Check.ClosesEverything(() =>
         {

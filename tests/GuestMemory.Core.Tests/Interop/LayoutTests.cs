@@ -28,6 +28,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(IoVec)] = "iovec",
         [typeof(PollFd)] = "pollfd",
         [typeof(Statx)] = "statx",
+        [typeof(StatxTimestamp)] = "statx_timestamp",
         [typeof(Passwd)] = "passwd",
         [typeof(PmScanArg)] = "pm_scan_arg",
         [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",

@@ -482,6 +482,9 @@ static void files(void)
     STRUCT_OFFSET(statx, stx_rdev_minor);
     STRUCT_OFFSET(statx, stx_dev_major);
     STRUCT_OFFSET(statx, stx_dev_minor);
+    STRUCT_SIZE(statx_timestamp);
+    STRUCT_OFFSET(statx_timestamp, tv_sec);
+    STRUCT_OFFSET(statx_timestamp, tv_nsec);
     CONSTANT(S_IFMT);
     CONSTANT(S_IFSOCK);
     CONSTANT(S_IFLNK);

@@ -79,7 +79,8 @@ public sealed class SourceErrorTests : IDisposable
         using var process = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--order", "seq"]) { UseShellExecute = false })!;
         Assert.True(process.WaitForExit(TimeSpan.FromSeconds(10)));
         Assert.Equal(128 + 9, process.ExitCode);
-        Host.Until(() => handler.ConnectionCount == 1);
+        // The VMM is dead before its service says why.
+        Host.Until(() => handler is { ConnectionCount: 1, Error: not null });
         Assert.Equal((1, UffdHandlerState.Serving), (handler.ConnectionCount, handler.State));
         Assert.Contains("killed", handler.Error, StringComparison.Ordinal);
         AssertPage(4);

@@ -166,7 +166,7 @@ public sealed class SourceTests : IDisposable
         new Random(3).NextBytes(bytes);
         memory.Write(new GuestAddress(0), bytes);
         Assert.InRange(ChunkedImage.Write(memory, _folder["image"], overwrite: false, compression).BytesWritten, 100UL * 4096, 101UL * 4096);
-        using var source = ChunkedSource.Open(_folder["image"]);
+        using var source = new ChunkedSource(ImageFile.Open(_folder["image"]));
         using var scratch = new PageScratch();
         for (ulong at = 0; at < 100 * 4096;)
         {
@@ -202,10 +202,11 @@ public sealed class SourceTests : IDisposable
         int Refused(byte[] bytes)
         {
             File.WriteAllBytes(_folder["bad"], bytes);
-            if (bytes.Length > 0 && !ChunkedImage.IsOne(_folder["bad"])) return 1;
             try
             {
-                ChunkedSource.Open(_folder["bad"]).Dispose();
+                using var file = ImageFile.Open(_folder["bad"]);
+                if (!ChunkedImage.IsOne(file.Handle)) return 1;
+                new ChunkedSource(file).Dispose();
                 return 0;
             }
             catch (GuestMemoryException exception) when (exception.Error is GuestMemoryError.InvalidImage or GuestMemoryError.ImageUnreadable)

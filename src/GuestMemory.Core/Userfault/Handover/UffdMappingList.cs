@@ -78,7 +78,6 @@ public static class UffdMappingList
             if (m.BaseHostVirtAddr + m.Size < m.Size) throw Invalid($"{Show(m)} passes the last address, 2^64 - 1.");
             if (m.Offset > imageLength || m.Size > imageLength - m.Offset)
                 throw Invalid($"{Show(m)} ends at offset {(UInt128)m.Offset + m.Size} of an image that is {imageLength} bytes long. Is it the image of this VM?");
-            if (m.Size > imageLength - Math.Min(total, imageLength)) throw Invalid($"The mappings have more bytes in all than the image, which is {imageLength} bytes long.");
             if (m.Size > MaxTotal - total) throw Invalid($"The mappings have more than {MaxTotal} bytes in all.");
             total += m.Size;
         }
@@ -89,6 +88,8 @@ public static class UffdMappingList
             if (sorted[i].BaseHostVirtAddr - sorted[i - 1].BaseHostVirtAddr < sorted[i - 1].Size)
                 throw Invalid($"{Show(sorted[i - 1])} and {Show(sorted[i])} overlap in the VMM's address space.");
         }
+
+        if (total > imageLength) throw Invalid($"The mappings have more bytes in all than the image, which is {imageLength} bytes long.");
     }
 
     /// <summary>Checks that a memfd can be the memory of a VM: sealed against shrinking, of pages as the list says, and long enough.</summary>

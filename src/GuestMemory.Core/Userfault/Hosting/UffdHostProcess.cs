@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.InteropServices;
 using System.Text.Json;
 using GuestMemory.Core.Interop;
 
@@ -9,6 +10,10 @@ internal static class UffdHostProcess
 {
     private const string Name = "GuestMemory.UffdHost";
     private const int MaxErrorText = 2000;
+
+    // The folder of a program: what was linked for one C library does not run on another.
+    private static readonly string s_system = (RuntimeInformation.RuntimeIdentifier.Contains("musl", StringComparison.Ordinal) ? "linux-musl-" : "linux-")
+        + RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant();
 
     /// <summary>The variable that, at 0, keeps .NET from making a socket in /tmp for debuggers.</summary>
     public const string NoDiagnosticSocket = "DOTNET_EnableDiagnostics_IPC";
@@ -83,8 +88,8 @@ internal static class UffdHostProcess
             $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " Its error output: " + errors : "")}");
     }
 
-    /// <summary>The program as it was published, or the library of a build with the dotnet of this host.</summary>
-    private static ProcessStartInfo Command()
+    /// <summary>The program that was compiled ahead for this system, or the library of a build with the dotnet of this host.</summary>
+    internal static ProcessStartInfo Command()
     {
 #pragma warning disable IL3000 // Empty in a single file, where the base directory is right.
         var here = Path.GetDirectoryName(typeof(UffdHostProcess).Assembly.Location);
@@ -92,14 +97,15 @@ internal static class UffdHostProcess
         string[] folders = [Path.Combine(here ?? "", "uffdhost"), Path.Combine(AppContext.BaseDirectory, "uffdhost"), AppContext.BaseDirectory];
         foreach (var folder in folders)
         {
-            var program = Path.Combine(folder, Name);
+            var program = Path.Combine(folder, s_system, Name);
             if (File.Exists(program))
             {
                 MakeExecutable(program);
                 return new ProcessStartInfo(program);
             }
 
-            if (File.Exists(program + ".dll")) return new ProcessStartInfo(Dotnet(), [program + ".dll"]);
+            var library = Path.Combine(folder, Name + ".dll");
+            if (File.Exists(library)) return new ProcessStartInfo(Dotnet(), [library]);
         }
 
         throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed,

@@ -12,7 +12,8 @@ internal sealed unsafe class UffdRecorder : IDisposable
     private readonly ulong _imageLength;
     private readonly Lock _lock = new();
 
-    // Written under the lock.
+    // These are written under the lock.
+    private volatile bool _goesOn;
     private int _count;
 
     // Of the handler's thread.
@@ -20,7 +21,7 @@ internal sealed unsafe class UffdRecorder : IDisposable
 
     /// <param name="path">The file.</param>
     /// <param name="imageLength">The bytes of the image.</param>
-    /// <param name="goesOn">Whether what stands in the file is the beginning, which a process that is gone has written.</param>
+    /// <param name="goesOn">Whether what stands in the file at the first touch is the beginning, which another process has written.</param>
     /// <exception cref="GuestMemoryException">InvalidRecord: the place cannot be written to.</exception>
     public UffdRecorder(string path, ulong imageLength, bool goesOn = false)
     {
@@ -33,26 +34,17 @@ internal sealed unsafe class UffdRecorder : IDisposable
         _memory = Mman.Map((nuint)(list + PageBits.SizeOf(count)), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a record of touches");
         _pages = (uint*)_memory.Address;
         _seen = new PageBits((ulong*)(_memory.Address + (nint)list), count);
-        if (goesOn) TakeOver();
-        if (TrySave(always: true) is not { } error) return;
+        _goesOn = goesOn;
+        // What another process still writes is left alone.
+        if (goesOn || TrySave(always: true) is not { } error) return;
         _memory.Dispose();
         throw new GuestMemoryException(GuestMemoryError.InvalidRecord, error);
     }
 
     public void Touch(ulong offset, ulong length)
     {
-        for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++)
-        {
-            if (_seen.IsSet(page)) continue;
-            lock (_lock)
-            {
-                if (_seen.IsSet(page)) continue;
-                _seen.Set(page);
-                _pages[_count] = (uint)page;
-                // Who saves the list reads it without the lock, up to here.
-                Volatile.Write(ref _count, _count + 1);
-            }
-        }
+        if (_goesOn) TakeOver();
+        for (var page = offset / HostPage.Size; page < (offset + length) / HostPage.Size; page++) Note(page);
     }
 
     /// <summary>Writes the file where something has come since; what went wrong, or null.</summary>
@@ -74,15 +66,35 @@ internal sealed unsafe class UffdRecorder : IDisposable
 
     public void Dispose() => _memory.Dispose();
 
+    private void Note(ulong page)
+    {
+        if (_seen.IsSet(page)) return;
+        lock (_lock)
+        {
+            if (_seen.IsSet(page)) return;
+            _seen.Set(page);
+            _pages[_count] = (uint)page;
+            // Who saves the list reads it without the lock, up to here.
+            Volatile.Write(ref _count, _count + 1);
+        }
+    }
+
+    /// <summary>Begins with what another process has written; no other thread notes anything before.</summary>
     private void TakeOver()
     {
-        try
+        lock (_lock)
         {
-            foreach (var page in TouchRecord.Load(_path, _imageLength)) Touch(page * HostPage.Size, HostPage.Size);
-        }
-        catch (GuestMemoryException)
-        {
-            // Somebody took it away: then it begins here.
+            if (!_goesOn) return;
+            try
+            {
+                foreach (var page in TouchRecord.Load(_path, _imageLength)) Note(page);
+            }
+            catch (GuestMemoryException)
+            {
+                // It was taken away: then it begins here.
+            }
+
+            _goesOn = false;
         }
     }
 }

@@ -11,6 +11,9 @@ internal readonly unsafe struct EventReads(int* count)
     /// <summary>How long to wait for another process's step, in ticks of <see cref="Stopwatch"/>.</summary>
     public static readonly long Patience = Stopwatch.Frequency / 1000;
 
+    /// <summary>The number.</summary>
+    public int Count => Volatile.Read(ref *count);
+
     public bool IsUnderWay => IsOdd(Volatile.Read(ref *count));
 
     public void Begin() => Interlocked.Increment(ref *count);

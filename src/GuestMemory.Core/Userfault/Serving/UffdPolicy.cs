@@ -33,9 +33,10 @@ internal sealed class UffdPolicy : IDisposable
     /// <summary>How the options say that VMs are served.</summary>
     /// <param name="options">The options.</param>
     /// <param name="source">Where the pages come from.</param>
-    /// <param name="isSuccessor">Whether a process that is gone has begun.</param>
+    /// <param name="isSuccessor">Whether another process has begun.</param>
+    /// <param name="failed">Called with what a successor goes on without.</param>
     /// <exception cref="GuestMemoryException">ValueNotSupported: they contradict each other; or what is wrong with a record.</exception>
-    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false)
+    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false, Action<string>? failed = null)
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
@@ -55,9 +56,23 @@ internal sealed class UffdPolicy : IDisposable
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
             TrackDirty = options.TrackDirty,
-            Replay = options.ReplayPath is null ? null : new UffdReplay(TouchRecord.Load(options.ReplayPath, source.Length), source.Length),
+            Replay = options.ReplayPath is null ? null : LoadReplay(options.ReplayPath, source.Length, isSuccessor ? failed : null),
             Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length, isSuccessor),
         };
+    }
+
+    private static UffdReplay? LoadReplay(string path, ulong imageLength, Action<string>? failed)
+    {
+        try
+        {
+            return new UffdReplay(TouchRecord.Load(path, imageLength), imageLength);
+        }
+        catch (GuestMemoryException exception) when (failed is not null)
+        {
+            // For a record VMs that run are not left: their pages come when they are touched.
+            failed(exception.Message);
+            return null;
+        }
     }
 
     private static GuestMemoryException Refuse(string why) => new(GuestMemoryError.ValueNotSupported, why);

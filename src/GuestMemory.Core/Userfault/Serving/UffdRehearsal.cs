@@ -22,6 +22,8 @@ internal static class UffdRehearsal
     /// <param name="start">Starts what serves at a path until it is disposed; null for a handler of this process.</param>
     public static void Run(UffdPolicy policy, PageSource? source, Func<string, UffdPolicy, PageSource, IDisposable>? start = null)
     {
+        // A program that was compiled ahead has nothing to rehearse.
+        if (!RuntimeFeature.IsDynamicCodeCompiled) return;
         if (source is not null)
         {
             using var scratch = new PageScratch();

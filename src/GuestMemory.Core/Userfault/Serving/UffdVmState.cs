@@ -1,5 +1,7 @@
+using System.Buffers.Binary;
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -14,13 +16,23 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>How many events are read at once.</summary>
     public const int Batch = 64;
 
+    /// <summary>Which layout this program's states have. Every change of what lies where, or of what it means, takes the next number.</summary>
+    public const uint Version = 1;
+
+    // "GMVMSTAT".
+    private const ulong Magic = 0x5441_5453_4d56_4d47;
+
     private const ulong CountersOffset = 2048;
     private const ulong SyncOffset = 2432;
+    internal const int HeaderOffset = 2544;
     private const ulong FoundOffset = 2560;
     private const int FoundCapacity = 64;
     internal const int HistogramOffset = 4096;
     internal const int MovesOffset = 12288;
     private const ulong BitsOffset = 16384;
+
+    // The magic and the version; the rest is kept free.
+    internal const int HeaderSize = 16;
 
     // What is counted, or left out, at once.
     private const long BytesOfBlock = 4096;
@@ -34,8 +46,10 @@ internal sealed unsafe class UffdVmState : IDisposable
     private readonly PageRegion* _found;
 
     /// <param name="pageCount">The pages of all the VM's regions, of the host's page size.</param>
-    /// <param name="shared">A memfd of <see cref="SizeOf"/> bytes, zero where the VM is new; null for memory of this process alone.</param>
-    public UffdVmState(ulong pageCount, SafeDescriptor? shared = null)
+    /// <param name="shared">A memfd of <see cref="SizeOf"/> bytes; null for memory of this process alone.</param>
+    /// <param name="isNew">Whether the memfd is all zeros; else a process with this layout must have made a state of it.</param>
+    /// <exception cref="GuestMemoryException">InvalidMapping: the memfd is not one for a state. StateMismatch: the state has another layout.</exception>
+    public UffdVmState(ulong pageCount, SafeDescriptor? shared = null, bool isNew = false)
     {
         var length = (nuint)SizeOf(pageCount);
         if (shared is null)
@@ -47,11 +61,13 @@ internal sealed unsafe class UffdVmState : IDisposable
             using var lease = new DescriptorLease(shared);
             // One that can become shorter would end this process.
             if ((Memfd.Seals(shared) & Memfd.F_SEAL_SHRINK) == 0) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is no sealed memfd.");
+            if (!isNew) CheckHeader(shared);
             if (FileStatus.Get(shared).stx_size < length) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is smaller than its regions need.");
             _mapping = Mman.Map(length, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, 0, "Mapping the state of a VM");
         }
 
         var start = (byte*)_mapping.Address;
+        if (isNew) WriteHeader(new Span<byte>(start + HeaderOffset, HeaderSize));
         Messages = (UffdMsg*)start;
         Counters = (UffdCounters*)(start + CountersOffset);
         _sync = (UffdVmSync*)(start + SyncOffset);
@@ -226,4 +242,22 @@ internal sealed unsafe class UffdVmState : IDisposable
     public void Lock() => _ = Mman.TryLock(_mapping.Address, (nuint)HostPage.Size);
 
     public void Dispose() => _mapping.Dispose();
+
+    internal static void WriteHeader(Span<byte> header)
+    {
+        BinaryPrimitives.WriteUInt64LittleEndian(header, Magic);
+        BinaryPrimitives.WriteUInt32LittleEndian(header[8..], Version);
+    }
+
+    private static void CheckHeader(SafeDescriptor file)
+    {
+        using var handle = new SafeFileHandle(file.Number, ownsHandle: false);
+        Span<byte> header = stackalloc byte[HeaderSize];
+        var isState = RandomAccess.Read(handle, header, HeaderOffset) == HeaderSize && BinaryPrimitives.ReadUInt64LittleEndian(header) == Magic;
+        var version = BinaryPrimitives.ReadUInt32LittleEndian(header[8..]);
+        if (isState && version == Version) return;
+        throw new GuestMemoryException(GuestMemoryError.StateMismatch, isState
+            ? $"The state of the VM has layout {version}, and this program knows layout {Version}: the VM can be served only by a program that knows its layout."
+            : $"The state of the VM has no layout number: a program from before layout {Version} wrote it, and only such a program can serve the VM.");
+    }
 }

@@ -1,45 +1,33 @@
 using System.Buffers.Binary;
+using System.Globalization;
 using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>An image of compressed chunks. Those that were unpacked last are kept for all threads.</summary>
 internal sealed unsafe class ChunkedSource : PageSource
 {
-    private readonly SafeFileHandle _file;
+    private readonly ImageFile _file;
     private readonly byte[] _index;
     private readonly int _chunkSize;
     private readonly ChunkCompression _compression;
     private readonly ChunkCache _cache;
 
-    private ChunkedSource(SafeFileHandle file, string path)
+    /// <summary>Takes the file over where it succeeds.</summary>
+    /// <exception cref="GuestMemoryException">InvalidImage.</exception>
+    public ChunkedSource(ImageFile file)
     {
         _file = file;
-        Name = path;
-        (Length, _chunkSize, _compression, _index) = ChunkedImage.ReadIndex(file, path);
+        (Length, _chunkSize, _compression, _index) = ChunkedImage.ReadIndex(file.Handle, file.Path);
         _cache = new ChunkCache(_chunkSize);
     }
 
-    public override string Name { get; }
+    public override string Name => _file.Path;
 
     public override ulong Length { get; }
 
-    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable, InvalidImage.</exception>
-    public static ChunkedSource Open(string path)
-    {
-        var file = ImageFile.Open(path);
-        try
-        {
-            return new ChunkedSource(file, path);
-        }
-        catch
-        {
-            file.Dispose();
-            throw;
-        }
-    }
+    public override string Layout => string.Create(CultureInfo.InvariantCulture, $"{Length} bytes in chunks of {_chunkSize}, index {ChunkedImage.Crc(_index):x8}");
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
     {
@@ -123,7 +111,7 @@ internal sealed unsafe class ChunkedSource : PageSource
         var packed = new Span<byte>(room, stored);
         try
         {
-            if (RandomAccess.Read(_file, packed, (long)BinaryPrimitives.ReadUInt64LittleEndian(entry)) != stored) return Errno.EIO;
+            if (RandomAccess.Read(_file.Handle, packed, (long)BinaryPrimitives.ReadUInt64LittleEndian(entry)) != stored) return Errno.EIO;
         }
         catch (IOException)
         {

@@ -4,61 +4,129 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>Files that pages are read from.</summary>
-internal static class ImageFile
+/// <summary>
+/// A memory image, or a layer of one, as an open file, locked against writers that ask. The descriptor is what VMs are served from,
+/// whatever becomes of the path; the lock is the file's until the last duplicate of the descriptor is closed, in whichever process.
+/// </summary>
+internal sealed class ImageFile : IDisposable
 {
-    /// <summary>Opens a file of at least one byte for reading, locked against writers that ask.</summary>
-    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static SafeFileHandle Open(string path)
-    {
-        RequireFile(path);
-        SafeFileHandle? file = null;
-        try
-        {
-            file = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
-            if (RandomAccess.GetLength(file) > 0) return file;
-            file.Dispose();
-        }
-        catch (Exception exception)
-        {
-            file?.Dispose();
-            throw exception switch
-            {
-                FileNotFoundException or DirectoryNotFoundException => new GuestMemoryException(GuestMemoryError.ImageNotFound, $"There is no memory image at {path}.", exception),
-                IOException or UnauthorizedAccessException => new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"The memory image {path} cannot be opened for reading: {exception.Message}", exception),
-                _ => exception,
-            };
-        }
+    // A worker is given each by a message of its own, which must all find room in the channel.
+    private const int MaxLayers = 64;
 
-        throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"The memory image {path} is empty.");
+    private ImageFile(string path, SafeDescriptor descriptor, bool isMap = false)
+    {
+        Path = path;
+        IsMap = isMap;
+        Descriptor = descriptor;
+        Handle = new SafeFileHandle(descriptor.Number, ownsHandle: false);
     }
 
-    /// <summary>The source that a file is: an image of chunks, or a raw one, with layers of changes above it.</summary>
-    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable, InvalidImage, BaseSizeMismatch.</exception>
-    public static PageSource OpenSource(string path, IReadOnlyList<string> layerPaths)
+    /// <summary>The path by which it was opened.</summary>
+    public string Path { get; }
+
+    /// <summary>Whether it tells which pages the layer before it has (<see cref="DirtySidecar"/>).</summary>
+    public bool IsMap { get; }
+
+    public SafeDescriptor Descriptor { get; }
+
+    /// <summary>The same descriptor, for reading.</summary>
+    public SafeFileHandle Handle { get; }
+
+    public ulong Length => FileStatus.Get(Descriptor).stx_size;
+
+    /// <summary>Opens a file of at least one byte for reading.</summary>
+    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
+    public static ImageFile Open(string path) => Open(path, isMap: false);
+
+    private static ImageFile Open(string path, bool isMap)
     {
-        var opened = new List<MappedFileSource>(layerPaths.Count);
-        PageSource? image = null;
+        // Opening a pipe would wait for a writer.
+        if (FileStatus.IsSpecial(path))
+            throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"{path} is a directory, a device, a pipe or a socket; a memory image is a file.");
         try
         {
-            RequireFile(path);
-            image = ChunkedImage.IsOne(path) ? ChunkedSource.Open(path) : MappedFileSource.Open(path);
-            if (layerPaths.Count == 0) return image;
-            foreach (var layer in layerPaths) opened.Add(MappedFileSource.Open(layer));
-            return new LayeredSource(image, opened);
+            using var opened = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+            if (RandomAccess.GetLength(opened) == 0) throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"The memory image {path} is empty.");
+            var descriptor = new SafeDescriptor((int)opened.DangerousGetHandle());
+            // A handle of .NET's would release the lock for all duplicates when it is closed.
+            opened.SetHandleAsInvalid();
+            return new ImageFile(path, descriptor, isMap);
+        }
+        catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.ImageNotFound, $"There is no memory image at {path}.", exception);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"The memory image {path} cannot be opened for reading: {exception.Message}", exception);
+        }
+    }
+
+    /// <summary>A file that another process has opened. The descriptor is taken over.</summary>
+    /// <param name="path">The path by which that process opened it.</param>
+    /// <param name="descriptor">The descriptor.</param>
+    /// <param name="isMap">See <see cref="IsMap"/>.</param>
+    public static ImageFile Adopt(string path, SafeDescriptor descriptor, bool isMap) => new(path, descriptor, isMap);
+
+    /// <summary>Opens an image and its layers, and behind each layer the file of its bits, where one lies beside it.</summary>
+    /// <param name="path">The image.</param>
+    /// <param name="layerPaths">The layers, the oldest first.</param>
+    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable; ValueNotSupported: more than 64 layers.</exception>
+    public static IReadOnlyList<ImageFile> OpenAll(string path, IReadOnlyList<string> layerPaths)
+    {
+        if (layerPaths.Count > MaxLayers)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{layerPaths.Count} layers are more than the {MaxLayers} that a handler serves.");
+        var files = new List<ImageFile>(layerPaths.Count + 1);
+        try
+        {
+            files.Add(Open(path));
+            foreach (var layer in layerPaths)
+            {
+                files.Add(Open(layer));
+                if (System.IO.Path.Exists(DirtySidecar.PathOf(layer))) files.Add(Open(DirtySidecar.PathOf(layer), isMap: true));
+            }
+
+            return files;
         }
         catch
         {
-            image?.Dispose();
-            foreach (var layer in opened) layer.Dispose();
+            foreach (var file in files) file.Dispose();
             throw;
         }
     }
 
-    private static void RequireFile(string path)
+    /// <summary>The source that files are: an image of chunks, or a raw one, with layers of changes above it. They are taken over.</summary>
+    /// <param name="files">The image and its layers, the oldest first, each with the file of its bits behind it.</param>
+    /// <exception cref="GuestMemoryException">ImageUnreadable, InvalidImage, BaseSizeMismatch, LayerUntrusted.</exception>
+    public static PageSource OpenSource(IReadOnlyList<ImageFile> files)
     {
-        // Opening a pipe would wait for somebody who writes.
-        if (FileStatus.IsSpecial(path))
-            throw new GuestMemoryException(GuestMemoryError.ImageUnreadable, $"{path} is a directory, a device, a pipe or a socket; a memory image is a file.");
+        var opened = new List<PageSource>(files.Count);
+        try
+        {
+            opened.Add(ChunkedImage.IsOne(files[0].Handle) ? new ChunkedSource(files[0]) : new MappedFileSource(files[0]));
+            if (files.Count == 1) return opened[0];
+            for (var i = 1; i < files.Count; i++)
+            {
+                if (files[i].IsMap) continue;
+                var map = i + 1 < files.Count && files[i + 1].IsMap ? files[i + 1] : null;
+                opened.Add(MappedFileSource.OpenLayer(files[i], map, opened[0]));
+                // All of it was read.
+                map?.Dispose();
+            }
+
+            return new LayeredSource(opened[0], [.. opened.Skip(1).Cast<MappedFileSource>()]);
+        }
+        catch
+        {
+            foreach (var source in opened) source.Dispose();
+            foreach (var file in files) file.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose()
+    {
+        Handle.Dispose();
+        Descriptor.Dispose();
     }
 }

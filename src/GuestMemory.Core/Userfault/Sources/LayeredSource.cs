@@ -1,9 +1,8 @@
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// An image with the changes of later snapshots above it, each a sparse file of the same length: the page of the last layer that has
-/// data there is the one. A layer must have been written with its holes; a copy that made them of zeros, or zeros of them, is another
-/// memory.
+/// An image with the changes of later snapshots above it, each a file of the same length: the page of the last layer that has
+/// one there is the one.
 /// </summary>
 internal sealed class LayeredSource : PageSource
 {
@@ -13,15 +12,8 @@ internal sealed class LayeredSource : PageSource
     /// <summary>Takes the sources over where it succeeds.</summary>
     /// <param name="image">The base.</param>
     /// <param name="layers">The layers, the oldest first.</param>
-    /// <exception cref="GuestMemoryException">BaseSizeMismatch.</exception>
     public LayeredSource(PageSource image, IReadOnlyList<MappedFileSource> layers)
     {
-        foreach (var layer in layers)
-        {
-            if (layer.Length != image.Length)
-                throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"The layer {layer.Name} is {layer.Length} bytes long and the image {image.Name} {image.Length}: it is not of this memory.");
-        }
-
         _base = image;
         _layers = [.. layers.Reverse()];
     }
@@ -29,6 +21,8 @@ internal sealed class LayeredSource : PageSource
     public override string Name => _base.Name;
 
     public override ulong Length => _base.Length;
+
+    public override string Layout => string.Join("; ", _layers.Reverse().Select(static layer => layer.LayerLayout).Prepend(_base.Layout));
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run) => Find(offset, ref length).Locate(offset, length, scratch, out run);
 

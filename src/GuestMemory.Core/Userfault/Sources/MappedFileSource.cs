@@ -1,20 +1,21 @@
+using System.Globalization;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// A memory image, mapped for the handler. The kernel copies out of the mapping, so that a page that cannot be read is an error of
-/// that copy and not a signal to this process. The holes of a sparse file are zeros that nobody reads. The file is locked against
-/// writers that ask (flock, shared) while it is served.
+/// that copy and not a signal to this process. The holes of a sparse file are zeros that nobody reads.
 /// </summary>
 internal sealed unsafe class MappedFileSource : PageSource
 {
     private const ulong PopulateChunk = 16 << 20;
     private const int Nice = 10;
 
-    private readonly SafeFileHandle _file;
+    private readonly ImageFile _file;
     private readonly SafeMapping _mapping;
     private readonly ulong[] _words;
     private readonly PageBits _data;
@@ -24,41 +25,58 @@ internal sealed unsafe class MappedFileSource : PageSource
     // Of the thread that has the source.
     private Thread? _populate;
 
-    private MappedFileSource(SafeFileHandle file, SafeMapping mapping, string path, ulong length)
+    /// <summary>Takes the file over where it succeeds.</summary>
+    /// <param name="file">The file.</param>
+    /// <param name="pages">Which pages it has; null where its holes tell that.</param>
+    /// <exception cref="GuestMemoryException">The file cannot be mapped.</exception>
+    public MappedFileSource(ImageFile file, ulong[]? pages = null)
     {
+        Length = file.Length;
+        using (var lease = new DescriptorLease(file.Descriptor))
+            _mapping = Mman.Map((nuint)Length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {file.Path}");
         _file = file;
-        _mapping = mapping;
-        Name = path;
-        Length = length;
-        var pages = (length + HostPage.Size - 1) / HostPage.Size;
-        _words = GC.AllocateArray<ulong>(checked((int)((pages + 63) / 64)), pinned: true);
-        _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), pages);
-        _isSparse = FindData();
+        _words = GC.AllocateArray<ulong>(DirtySidecar.WordCount(Length), pinned: true);
+        _data = new PageBits((ulong*)Unsafe.AsPointer(ref _words[0]), (Length + HostPage.Size - 1) / HostPage.Size);
+        if (pages is null) FindData();
+        else pages.CopyTo(_words, 0);
+        _isSparse = _data.Next(0, _data.PageCount, set: false) < _data.PageCount;
     }
 
-    public override string Name { get; }
+    public override string Name => _file.Path;
 
     public override ulong Length { get; }
 
-    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static MappedFileSource Open(string path)
+    // Whether a page of zeros is a hole makes no difference to an image.
+    public override string Layout => string.Create(CultureInfo.InvariantCulture, $"{Length} bytes");
+
+    /// <summary>The same for a layer, where it makes all the difference.</summary>
+    public string LayerLayout => string.Create(CultureInfo.InvariantCulture, $"{_data.Count()} pages, map {ChunkedImage.Crc(MemoryMarshal.AsBytes<ulong>(_words)):x8}");
+
+    /// <summary>Opens a layer, which is of no use unless it is known which pages it has. The file is taken over where that succeeds.</summary>
+    /// <param name="file">The layer.</param>
+    /// <param name="map">The file of its bits; null where there is none.</param>
+    /// <param name="image">What it is a layer of.</param>
+    /// <exception cref="GuestMemoryException">BaseSizeMismatch, InvalidImage, LayerUntrusted.</exception>
+    public static MappedFileSource OpenLayer(ImageFile file, ImageFile? map, PageSource image)
     {
-        SafeFileHandle? file = null;
-        SafeMapping? mapping = null;
-        try
+        if (file.Length != image.Length)
+            throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"The layer {file.Path} is {file.Length} bytes long and the image {image.Name} {image.Length}: it is not of this memory.");
+        var status = FileStatus.Get(file.Descriptor);
+        if (map is not null)
         {
-            file = ImageFile.Open(path);
-            var length = RandomAccess.GetLength(file);
-            using (var lease = new DescriptorLease(file))
-                mapping = Mman.Map((nuint)length, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_NORESERVE, lease.Number, 0, $"Mapping the memory image {path}");
-            return new MappedFileSource(file, mapping, path, (ulong)length);
+            if (status.stx_mtime.Nanoseconds > FileStatus.Get(map.Descriptor).stx_mtime.Nanoseconds)
+                throw Untrusted($"{file.Path} was written after {map.Path}, which tells of the pages of another diff, then. If nothing but the time has changed, 'touch' the latter");
+            return new MappedFileSource(file, DirtySidecar.Read(map.Handle, map.Path, file.Length));
         }
-        catch
-        {
-            mapping?.Dispose();
-            file?.Dispose();
-            throw;
-        }
+
+        if (status.stx_blksize > HostPage.Size)
+            throw Untrusted($"{file.Path} lies on a file system that keeps its holes in pieces of {status.stx_blksize} bytes, in which pages that were not written hide those of the image");
+        var layer = new MappedFileSource(file);
+        if (layer._isSparse) return layer;
+        layer.Dispose();
+        throw Untrusted($"{file.Path} has no hole: a file that was copied without its holes looks like that, and hides the whole image");
+
+        GuestMemoryException Untrusted(string why) => new(GuestMemoryError.LayerUntrusted, $"{why}. Which pages a layer has {DirtySidecar.PathOf(file.Path)} would tell, which is written with a diff.");
     }
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
@@ -106,19 +124,17 @@ internal sealed unsafe class MappedFileSource : PageSource
         GC.KeepAlive(_words);
     }
 
-    private bool FindData()
+    private void FindData()
     {
         var length = (long)Length;
-        for (long at = 0; (at = Extents.NextData(_file, at, length)) < length;)
+        for (long at = 0; (at = Extents.NextData(_file.Descriptor, at, length)) < length;)
         {
-            var end = Extents.NextHole(_file, at, length);
+            var end = Extents.NextHole(_file.Descriptor, at, length);
             if (end <= at) end = length;
             var first = (ulong)at / HostPage.Size;
             _data.Set(first, (((ulong)end + HostPage.Size - 1) / HostPage.Size) - first);
             at = end;
         }
-
-        return _data.Next(0, _data.PageCount, set: false) < _data.PageCount;
     }
 
     /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>

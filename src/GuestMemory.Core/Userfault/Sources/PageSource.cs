@@ -12,6 +12,9 @@ internal abstract unsafe class PageSource : IDisposable
     /// <summary>The bytes there are, holes included.</summary>
     public abstract ulong Length { get; }
 
+    /// <summary>How the bytes lie in the files, as a text that is another one where another page could come of it.</summary>
+    public virtual string Layout => "";
+
     /// <summary>
     /// Where the bytes from an offset on are, as many as lie together, at most <paramref name="length"/>. Offsets and lengths are
     /// multiples of the host's page size and lie inside. The kernel copies from there, so that the address may be one that cannot

@@ -16,6 +16,9 @@ internal sealed class ServiceManager : IDisposable
         _socket.Bind(new UnixDomainSocketEndPoint(path));
     }
 
+    /// <summary>How long the service may be silent; null for ever.</summary>
+    public TimeSpan? Watchdog { get; init; }
+
     /// <summary>What was told so far.</summary>
     public List<string> Told { get; } = [];
 
@@ -25,18 +28,22 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>What is kept, by name.</summary>
     public List<(string Name, SafeDescriptor Descriptor)> Kept { get; } = [];
 
+    /// <summary>The names of what is kept, in the order of the alphabet.</summary>
+    public string KeptNames => string.Join(' ', Kept.Select(item => item.Name).Order(StringComparer.Ordinal));
+
     /// <summary>Starts the handler's program with the descriptors that are kept, in the way sd_listen_fds(3) describes.</summary>
     public int Start(string runtimeFolder, params string[] arguments)
     {
-        var program = Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll");
+        var start = UffdHostProcess.Command();
         using var nothing = File.OpenHandle("/dev/null", FileMode.Open, FileAccess.ReadWrite);
         using var log = File.OpenHandle(_path + ".log", FileMode.Append, FileAccess.Write, FileShare.ReadWrite);
         var (none, errors) = ((int)nothing.DangerousGetHandle(), (int)log.DangerousGetHandle());
-        string[] command = ["sh", "-c", "export LISTEN_PID=$$; exec dotnet \"$@\"", "sh", program, .. arguments];
+        string[] command = ["sh", "-c", "export LISTEN_PID=$$; exec \"$@\"", "sh", start.FileName, .. start.ArgumentList, .. arguments];
         string[] environment =
         [
             .. Environment.GetEnvironmentVariables().Cast<System.Collections.DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}"),
             $"NOTIFY_SOCKET={_path}", $"{UffdRuntimeFolder.Variable}={runtimeFolder}", "DOTNET_EnableDiagnostics_IPC=0",
+            .. Watchdog is { } limit ? [$"WATCHDOG_USEC={(long)limit.TotalMicroseconds}"] : Array.Empty<string>(),
             .. Kept.Count == 0 ? Array.Empty<string>() : ["LISTEN_FDS=" + Kept.Count.ToString(CultureInfo.InvariantCulture), "LISTEN_FDNAMES=" + string.Join(':', Kept.Select(item => item.Name))],
         ];
         return Spawn.Start("/bin/sh", command, environment, [none, errors, errors, .. Kept.Select(item => item.Descriptor.Number)]);
@@ -45,14 +52,13 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
     public bool Hear(Func<string, bool> what, int seconds = 20)
     {
-        for (var i = 0; i < seconds * 100; i++)
+        for (var i = 0; ; i++)
         {
             Listen();
             if (Told.Exists(text => what(text))) return true;
+            if (i >= seconds * 100) return false;
             Thread.Sleep(10);
         }
-
-        return false;
     }
 
     public void Dispose()

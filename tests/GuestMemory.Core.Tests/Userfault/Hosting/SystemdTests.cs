@@ -27,21 +27,16 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         var first = Start(manager);
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 0 VMs", StringComparison.Ordinal)));
-        Assert.Equal("listener", Assert.Single(manager.Kept).Name);
+        Assert.Equal("image-0 images listener", manager.KeptNames);
 
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         AssertPages(memory, 0, 16);
         memory.Regions[0].GetMmapRegion().Discard(0, 4096);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.Equal("listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", string.Join(' ', manager.Kept.Select(item => item.Name).Order(StringComparer.Ordinal)));
+        Assert.Equal("image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
 
-        // As systemd ends a service whose main process has died: all of it.
-        var handler = Assert.Single(UffdHandler.FindAll());
-        var worker = handler.WorkerProcessId;
-        End(first, 9);
-        End(worker, 9);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Kill(first);
         manager.Told.Clear();
 
         var second = Start(manager);
@@ -54,16 +49,91 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         var other = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], other);
         AssertPages(other, 0, 64);
-        handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal((second, 2), (handler.ProcessId, handler.ConnectionCount));
 
         foreach (var region in _regions) region.Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.True(manager.Hear(text => text.StartsWith("FDSTOREREMOVE=1\nFDNAME=vm-2-list", StringComparison.Ordinal)));
-        Assert.All(manager.Kept, item => Assert.Equal("listener", item.Name));
+        Assert.Equal("image-0 images listener", manager.KeptNames);
         handler.Stop();
         Assert.True(manager.Hear(text => text == "STOPPING=1"));
         Assert.False(File.Exists(_folder["h.sock"]));
+    }
+
+    /// <summary>A path may name another file by the time of a restart; the VMs' memory stays what it was.</summary>
+    [UffdFact]
+    public void AVmHasThePagesOfOneImageAlsoAfterARestart()
+    {
+        using var manager = new ServiceManager(_folder["notify"]);
+        var memory = StartAndDie(manager);
+        File.Move(_folder.WriteImage("other", 64, firstNumber: 1000), _folder["image"], overwrite: true);
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        AssertPages(memory, 16, 48);
+        Assert.Contains($"another file lies at {_folder["image"]}", Assert.Single(UffdHandler.FindAll()).Error, StringComparison.Ordinal);
+    }
+
+    [UffdFact]
+    public void AnImageThatWasOverwrittenIsRefusedByTheNextSupervisor()
+    {
+        using var manager = new ServiceManager(_folder["notify"]);
+        StartAndDie(manager);
+        using (var file = File.Open(_folder["image"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
+        AssertRefused(manager, [], $"ImageChanged: The memory image or layer {_folder["image"]} was written to since VMs were given it: it was inode ");
+        // The VMs are still kept, for whoever can put the image right.
+        Assert.Contains("vm-1-uffd", manager.KeptNames, StringComparison.Ordinal);
+    }
+
+    [UffdFact]
+    public void AnotherImageThanVmsWereGivenIsRefused()
+    {
+        using var manager = new ServiceManager(_folder["notify"]);
+        StartAndDie(manager);
+        _folder.WriteImage("layer", 64);
+        AssertRefused(manager, ["--layer-paths", _folder["layer"]],
+            $"ImageChanged: VMs were given {_folder["image"]}, and this handler is to serve {_folder["image"]} with {_folder["layer"]}.");
+    }
+
+    /// <summary>Without a VM nothing was promised: what lies at the path now is served.</summary>
+    [UffdFact]
+    public void AnImageThatNoVmHasIsOpenedAnew()
+    {
+        _folder.WriteImage("image", 64, firstNumber: 1000);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        Assert.Equal(3, manager.Kept.Count);
+        Kill(first);
+        File.Move(_folder.WriteImage("other", 64), _folder["image"], overwrite: true);
+        manager.Told.Clear();
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 64);
+        Assert.Null(Assert.Single(UffdHandler.FindAll()).Error);
+        Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
+    }
+
+    /// <summary>A state that another version of the program wrote is not read as if it were this one's.</summary>
+    [UffdFact]
+    public void AVmWhoseStateHasAnotherLayoutIsRefusedAndKept()
+    {
+        using var manager = new ServiceManager(_folder["notify"]);
+        StartAndDie(manager);
+        using (var state = new Microsoft.Win32.SafeHandles.SafeFileHandle(manager.Kept.Find(item => item.Name == "vm-1-state").Descriptor.Number, ownsHandle: false))
+            RandomAccess.Write(state, BitConverter.GetBytes(UffdVmState.Version + 8), UffdVmState.HeaderOffset + 8);
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var handler = Assert.Single(UffdHandler.FindAll());
+        Assert.Equal(0, handler.ConnectionCount);
+        Assert.Contains($"VM 1 cannot be taken over: The state of the VM has layout {UffdVmState.Version + 8}", handler.Error, StringComparison.Ordinal);
+        // A new VM takes nothing of its place.
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 64);
+        Assert.True(manager.Hear(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
     }
 
     /// <summary>Of a VMM that closed its socket the descriptor of its process alone tells the end, also to a supervisor that comes later.</summary>
@@ -78,15 +148,12 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
         _processes.Add(vmm.Id);
         Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 6));
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
         for (var round = 0; round < 2; round++)
         {
             var handler = Assert.Single(UffdHandler.FindAll());
             Assert.Equal(1, handler.ConnectionCount);
-            var worker = handler.WorkerProcessId;
-            End(first, 9);
-            End(worker, 9);
-            Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+            Kill(first);
             if (round == 1) vmm.Kill();
             manager.Told.Clear();
             first = Start(manager);
@@ -114,8 +181,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         memory.Write(new GuestAddress(2 * 4096), [1]);
         memory.Write(new GuestAddress(9 * 4096), [1]);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 6));
-        var handler = Assert.Single(UffdHandler.FindAll());
+        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
         if (trackedBefore)
         {
             // Taken, and nobody has said that it arrived.
@@ -123,16 +189,13 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
             client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out _)!.Dispose();
         }
 
-        var worker = handler.WorkerProcessId;
-        End(first, 9);
-        End(worker, 9);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Kill(first);
         manager.Told.Clear();
 
         Start(manager, "--track-dirty");
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         memory.Write(new GuestAddress(20 * 4096), [1]);
-        handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal(trackedBefore ? [2, 9, 20] : [0, 1, 2, 3, 4, 5, 6, 7, 9, 20], Dirty(handler));
         Assert.Empty(Dirty(handler));
         foreach (var page in new ulong[] { 3, 9, 30 }) memory.Write(new GuestAddress(page * 4096), [2]);
@@ -140,6 +203,29 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         foreach (var region in _regions) region.Dispose();
         handler.Stop();
     }
+
+    [Fact]
+    public void AWatchdogHearsThatTheSupervisorRuns()
+    {
+        _folder.WriteImage("image", 8);
+        using var manager = new ServiceManager(_folder["notify"]) { Watchdog = TimeSpan.FromMilliseconds(200) };
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        manager.Told.Clear();
+        Assert.True(manager.Hear(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 3));
+        Assert.Single(UffdHandler.FindAll()).Stop();
+    }
+
+    [Theory]
+    [InlineData("30000000", null, 15000)]
+    [InlineData("30000000", "42", 15000)]
+    [InlineData("30000000", "43", null)]
+    [InlineData(null, null, null)]
+    [InlineData("0", "42", null)]
+    [InlineData("-5", null, null)]
+    [InlineData("no number", null, null)]
+    public void AWatchdogIsForTheProcessThatItNames(string? microseconds, string? process, int? milliseconds) =>
+        Assert.Equal(milliseconds, (int?)UffdHost.Systemd.WatchdogOf(microseconds, process, 42)?.TotalMilliseconds);
 
     [UffdFact]
     public void AListeningSocketIsTakenFromTheManager()
@@ -160,6 +246,41 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         foreach (var region in _regions) region.Dispose();
         Assert.Single(UffdHandler.FindAll()).Stop();
         Assert.True(File.Exists(_folder["h.sock"]));
+    }
+
+    /// <summary>A handler under the manager, with a VM that has touched 16 of 64 pages, that was killed as systemd does.</summary>
+    private GuestMemoryMmap StartAndDie(ServiceManager manager)
+    {
+        _folder.WriteImage("image", 64);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var memory = Memory(64);
+        UffdRegistration.Connect(_folder["h.sock"], memory);
+        AssertPages(memory, 0, 16);
+        Assert.True(manager.Hear(_ => manager.Kept.Exists(item => item.Name == "vm-1-list")));
+        Kill(first);
+        manager.Told.Clear();
+        return memory;
+    }
+
+    /// <summary>As systemd ends a service whose main process has died: all of it.</summary>
+    private static void Kill(int supervisor)
+    {
+        var handler = Assert.Single(UffdHandler.FindAll());
+        var children = File.ReadAllText($"/proc/{supervisor}/task/{supervisor}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries);
+        End(supervisor, 9);
+        foreach (var child in children) End(int.Parse(child, System.Globalization.CultureInfo.InvariantCulture), 9);
+        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+    }
+
+    private void AssertRefused(ServiceManager manager, string[] arguments, string error)
+    {
+        using var process = Pidfd.TryOpen(Start(manager, arguments), out _)!;
+        string? how = null;
+        Host.Until(() => (how = Pidfd.TryReap(process)) is not null);
+        Assert.Equal("exit code 1", how);
+        Assert.Contains(error, manager.Log, StringComparison.Ordinal);
+        Assert.False(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal), seconds: 0));
     }
 
     private static void End(int process, int signal)

@@ -1,0 +1,56 @@
+using System.Globalization;
+using System.Text.Json.Serialization;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+
+namespace GuestMemory.UffdHost;
+
+/// <summary>What a supervisor knows of the image and its layers, and a service manager keeps for the next one.</summary>
+internal sealed record ImageRecord
+{
+    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
+    [JsonRequired]
+    public IReadOnlyList<ImageIdentity> Files { get; init; } = [];
+
+    /// <summary>How the bytes lie in them, as the first worker said; null before.</summary>
+    public string? Layout { get; init; }
+}
+
+/// <summary>A file and the state it is in. Times are nanoseconds since 1970.</summary>
+internal sealed record ImageIdentity
+{
+    [JsonRequired]
+    public string Path { get; init; } = "";
+
+    public uint DeviceMajor { get; init; }
+
+    public uint DeviceMinor { get; init; }
+
+    public ulong Inode { get; init; }
+
+    public ulong Size { get; init; }
+
+    public long Written { get; init; }
+
+    /// <summary>See <see cref="ImageFile.IsMap"/>.</summary>
+    public bool IsMap { get; init; }
+
+    public static ImageIdentity Of(ImageFile file)
+    {
+        var status = FileStatus.Get(file.Descriptor);
+        return new ImageIdentity
+        {
+            Path = file.Path,
+            DeviceMajor = status.stx_dev_major,
+            DeviceMinor = status.stx_dev_minor,
+            Inode = status.stx_ino,
+            Size = status.stx_size,
+            Written = status.stx_mtime.Nanoseconds,
+            IsMap = file.IsMap,
+        };
+    }
+
+    /// <summary>For people.</summary>
+    public override string ToString() => string.Create(CultureInfo.InvariantCulture,
+        $"inode {Inode} of device {DeviceMajor}:{DeviceMinor}, {Size} bytes, written {DateTime.UnixEpoch.AddTicks(Written / 100):yyyy-MM-dd HH:mm:ss.fffffff}");
+}
