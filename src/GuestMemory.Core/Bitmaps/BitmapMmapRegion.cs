@@ -122,12 +122,14 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     }
 
     /// <summary>Marks in a tracker of another kind, or, for a slice or a clone, in the bitmap that it was made of.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private void MarkOtherwise(IDirtyTracker? tracker, ulong offset, ulong length)
     {
         tracker?.MarkDirty(offset, length);
         if (_original is not null && offset <= ulong.MaxValue - _base) _original.MarkDirty(_base + offset, length);
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     private void MarkAgain(ulong offset, ulong length)
     {
         int replacements;

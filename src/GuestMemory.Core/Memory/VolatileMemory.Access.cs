@@ -184,8 +184,7 @@ public abstract unsafe partial class VolatileMemory
     /// <summary>The error where <see cref="BeginTouch"/> fails.</summary>
     private protected virtual GuestMemoryException NotTouchable(ulong offset, MemoryProtection access, int error) => NotAccessible(offset, access, error);
 
-    /// <summary>Marks what was written, or says that the memory was taken away. Not inlined, which keeps it out of the way of untracked writes.</summary>
-    [MethodImpl(MethodImplOptions.NoInlining)]
+    /// <summary>Marks what was written, or says that the memory was taken away. The compiler inlines it where writes are mostly tracked.</summary>
     internal void Mark(ulong origin, ulong length)
     {
         if ((State & Disposed) != 0) throw RegionDisposed();
