@@ -252,10 +252,12 @@ internal sealed partial class Supervisor
         _stopping = true;
         _startAt = 0;
         _ = _worker?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
-        // It has nothing that it would have to put in order.
+        // It has nothing that it would have to put in order. Where no process may be signalled, the word is enough.
+        _ = _spare?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
         _spare?.Kill();
         var started = Stopwatch.GetTimestamp();
-        while (_worker is not null || _spare is not null)
+        // One that can neither be asked nor killed ends with its channel, when this process ends.
+        while ((_worker is not null || _spare is not null) && Stopwatch.GetElapsedTime(started) < StopTimeout + TimeSpan.FromSeconds(1))
         {
             if (Stopwatch.GetElapsedTime(started) > StopTimeout) _worker?.Kill();
             _ = Step(50);

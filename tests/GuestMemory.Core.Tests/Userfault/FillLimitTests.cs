@@ -125,7 +125,7 @@ public sealed partial class FillLimitTests : IDisposable
     {
         const ulong pages = 1UL << 31;
         using var file = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(pages), 0);
-        using var state = new UffdVmState(pages, file);
+        using var state = new UffdVmState(pages, file, isNew: true);
         state.Filled.Set(0, 10);
         state.Filled.Set(pages - 3, 3);
         state.Removed.Set(pages / 2, 100_000);

@@ -52,6 +52,21 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         handler.Dispose();
     }
 
+    /// <summary>The kernel refuses such an address like a part of a huge page.</summary>
+    [UffdTheory]
+    [InlineData(0xffff_8000_0000_0000)]
+    [InlineData(0x1000)]
+    public void AConnectionWithoutMemoryBehindItIsTheEnd(ulong address)
+    {
+        _folder.WriteImage("image", Pages);
+        using var handler = Start(process: false);
+        using var peer = new RawPeer(handler.SocketPath);
+        peer.Send([new GuestRegionUffdMapping(address, Pages * 4096, 0, 4096)]);
+        Host.Until(() => handler.TotalConnectionCount == 1);
+        peer.CloseSocket();
+        Host.Until(() => handler.ConnectionCount == 0);
+    }
+
     [CompilerFact]
     public void ItsVmEndsWithItsProcess() => EndsWithItsProcess();
 
@@ -67,11 +82,10 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         UffdHandler? handler = null;
         Sandbox.WithoutSignals(() => handler = Start(process, UffdOnError.Kill, truncated: true));
         Assert.Equal(128 + 7, TouchWhatIsNotThere(handler!));
-        Host.Until(() => handler!.Error is not null);
-        Assert.Contains("could not be killed (EPERM)", handler!.Error, StringComparison.Ordinal);
-        Assert.Contains("is poisoned", handler.Error, StringComparison.Ordinal);
-        Host.Until(() => handler.ConnectionCount == 0);
-        handler.Stop();
+        // The supervisor may say first that it starts no further worker, since the image has changed.
+        Host.Until(() => handler!.Error is { } error && error.Contains("could not be killed (EPERM)", StringComparison.Ordinal) && error.Contains("is poisoned", StringComparison.Ordinal));
+        Host.Until(() => handler!.ConnectionCount == 0);
+        handler!.Stop();
         handler.Dispose();
     }
 
@@ -83,9 +97,8 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         UffdHandler? handler = null;
         Sandbox.WithoutPoison(() => handler = Start(process, UffdOnError.Poison, truncated: true));
         Assert.Equal(128 + 9, TouchWhatIsNotThere(handler!));
-        Host.Until(() => handler!.ConnectionCount == 0 && handler.Error is not null);
-        Assert.Contains("Linux 6.6", handler!.Error, StringComparison.Ordinal);
-        handler.Stop();
+        Host.Until(() => handler!.ConnectionCount == 0 && handler.Error is { } error && error.Contains("Linux 6.6", StringComparison.Ordinal));
+        handler!.Stop();
         handler.Dispose();
     }
 

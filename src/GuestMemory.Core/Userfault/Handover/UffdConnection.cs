@@ -171,7 +171,10 @@ internal sealed class UffdConnection : IDisposable
     {
         if (vm.Userfaultfd.IsClosed) return Errno.ESRCH;
         using var lease = new DescriptorLease(vm.Userfaultfd);
-        return Userfaultfd.TryProbeRange(lease.Number, address & ~(HostPage.Size - 1), HostPage.Size);
+        var page = address & ~(HostPage.Size - 1);
+        var error = Userfaultfd.TryProbeRange(lease.Number, page, HostPage.Size);
+        // A part of a huge page is refused like an address that no process can have; only the latter cannot be woken.
+        return error == Errno.EINVAL && Userfaultfd.TryWake(lease.Number, page, HostPage.Size) == Errno.EINVAL ? Errno.ENOENT : error;
     }
 
     private long Deadline() => Stopwatch.GetTimestamp() + (long)(_limit.TotalSeconds * Stopwatch.Frequency);

@@ -72,6 +72,12 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
                 connection = new UffdConnection(socket, process, peer, handoverTimeout);
                 return true;
             }
+            else if (error is Errno.EMFILE or Errno.ENFILE)
+            {
+                socket.Dispose();
+                Pause(error);
+                return false;
+            }
             else if (error != Errno.ESRCH)
             {
                 failed($"Process {peer.pid} of user {peer.uid} was refused, since its end could not be noticed ({Errno.Name(error)}).");
