@@ -211,7 +211,7 @@ internal sealed partial class Supervisor
 
         if (_worker is null && _spare is not null)
         {
-            Fail($"{what}; worker {_spare.ProcessId} has its {_vms.Count} VMs now");
+            Fail($"{what}; worker {_spare.ProcessId} has its VMs now");
             try
             {
                 _images!.Check();
