@@ -32,4 +32,26 @@ public sealed class TestFolder : IDisposable
         var word = (ulong)(number + 1) * 0x9E3779B97F4A7C15;
         for (var at = 0; at < page.Length; at += 8) BinaryPrimitives.WriteUInt64LittleEndian(page[at..], word);
     }
+
+    /// <summary>Pages of 4096 bytes at the addresses that follow from their numbers.</summary>
+    public static void AssertPages(GuestMemoryMmap memory, int first, int count) => AssertPages(memory, (ulong)first * 4096, first, count);
+
+    /// <summary>
+    /// Each page has its number in it, and comes within half a minute: a read that waits for ever is given up. That takes a timer and
+    /// a thread, for which a process without descriptors has no room; there it is not limited.
+    /// </summary>
+    public static void AssertPages(GuestMemoryMmap memory, ulong address, int firstNumber, int count, int pageSize = 4096, bool isLimited = true)
+    {
+        var page = new byte[pageSize];
+        var expected = new byte[pageSize];
+        for (var i = 0; i < count; i++)
+        {
+            var at = new GuestAddress(address + ((ulong)i * (ulong)pageSize));
+            using var limit = isLimited ? new CancellationTokenSource(TimeSpan.FromSeconds(30)) : null;
+            if (limit is null) memory.ReadExact(at, page);
+            else memory.ReadExact(at, page.AsMemory(), limit.Token);
+            Fill(expected, firstNumber + i);
+            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {firstNumber + i}");
+        }
+    }
 }

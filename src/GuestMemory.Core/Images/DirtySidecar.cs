@@ -24,32 +24,21 @@ internal static class DirtySidecar
 
     /// <summary>Writes the bits of a diff, which must have been written already.</summary>
     /// <exception cref="IOException">They cannot be written; what was there stays.</exception>
-    public static void Write(string diff, ulong length, ReadOnlySpan<ulong> words)
+    public static void Write(string diff, ulong length, ulong[] words)
     {
-        var bits = MemoryMarshal.AsBytes(words);
-        Span<byte> header = stackalloc byte[HeaderSize];
-        header.Clear();
+        var bits = MemoryMarshal.AsBytes(words.AsSpan());
+        var header = new byte[HeaderSize];
         Magic.CopyTo(header);
-        BinaryPrimitives.WriteUInt64LittleEndian(header[8..], length);
-        BinaryPrimitives.WriteUInt32LittleEndian(header[16..], (uint)HostPage.Size);
-        BinaryPrimitives.WriteUInt32LittleEndian(header[20..], ChunkedImage.Crc(bits));
-        var beside = $"{PathOf(diff)}.{Guid.NewGuid():N}.part";
-        try
+        BinaryPrimitives.WriteUInt64LittleEndian(header.AsSpan(8), length);
+        BinaryPrimitives.WriteUInt32LittleEndian(header.AsSpan(16), (uint)HostPage.Size);
+        BinaryPrimitives.WriteUInt32LittleEndian(header.AsSpan(20), ChunkedImage.Crc(bits));
+        _ = CompleteFile.Write(PathOf(diff), overwrite: true, file =>
         {
-            using (var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.Write, FileShare.None))
-            {
-                RandomAccess.Write(file, header, 0);
-                RandomAccess.Write(file, bits, HeaderSize);
-                RandomAccess.FlushToDisk(file);
-            }
-
-            File.Move(beside, PathOf(diff), overwrite: true);
-        }
-        catch
-        {
-            File.Delete(beside);
-            throw;
-        }
+            RandomAccess.Write(file, header, 0);
+            RandomAccess.Write(file, MemoryMarshal.AsBytes(words.AsSpan()), HeaderSize);
+            RandomAccess.FlushToDisk(file);
+            return true;
+        });
     }
 
     /// <summary>Reads the bits of a diff.</summary>

@@ -217,47 +217,15 @@ public static class RawImage
     internal static (ulong Bytes, long Pages) WriteBeside(string path, ulong size, bool overwrite, Func<SafeFileHandle, (ulong Bytes, long Pages)> write, CancellationToken cancellation)
     {
         CheckTarget(path, overwrite);
-        var beside = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/", $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
-        var file = Create(beside, path);
-        try
+        var written = CompleteFile.Write(path, overwrite, file =>
         {
-            (ulong, long) written;
-            using (file)
-            {
-                RandomAccess.SetLength(file, (long)size);
-                written = write(file);
-                Flush(file, cancellation);
-            }
-
-            try
-            {
-                File.Move(beside, path, overwrite);
-            }
-            catch (IOException) when (!overwrite && Path.Exists(path))
-            {
-                throw FileExists(path);
-            }
-
-            DirtySidecar.Remove(path);
-            return written;
-        }
-        catch
-        {
-            File.Delete(beside);
-            throw;
-        }
-    }
-
-    private static SafeFileHandle Create(string beside, string path)
-    {
-        try
-        {
-            return File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
-        }
-        catch (UnauthorizedAccessException exception)
-        {
-            throw new UnauthorizedAccessException($"{path} cannot be written: this user may not create files in {Path.GetDirectoryName(beside)}.", exception);
-        }
+            RandomAccess.SetLength(file, (long)size);
+            var counts = write(file);
+            Flush(file, cancellation);
+            return counts;
+        });
+        DirtySidecar.Remove(path);
+        return written;
     }
 
     /// <summary>Waits until the disk has it, so that after a crash the name never stands for half a file; who cancels leaves the disk alone with it.</summary>
@@ -299,7 +267,7 @@ public static class RawImage
         }
     }
 
-    private static GuestMemoryException FileExists(string path) =>
+    internal static GuestMemoryException FileExists(string path) =>
         new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} exists. Give another path.");
 
     /// <summary>Writes pages at their places and counts them.</summary>

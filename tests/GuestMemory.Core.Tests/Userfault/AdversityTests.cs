@@ -30,7 +30,7 @@ public sealed class AdversityTests : IDisposable
         storm.Start();
         var memory = GuestMemoryMmap.FromRegions([calm]);
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertWhole(memory);
+        TestFolder.AssertPages(memory, 0, Pages);
         // It blew all the time.
         Assert.True(storm.IsAlive);
         Volatile.Write(ref over, true);
@@ -56,7 +56,7 @@ public sealed class AdversityTests : IDisposable
             foreach (var region in regions) UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([region]));
             Host.Until(() => handler.ConnectionCount == 500);
             Assert.Equal(500, handler.ConnectionCount);
-            for (var i = 0; i < 500; i += 7) AssertWhole(GuestMemoryMmap.FromRegions([regions[i]]));
+            for (var i = 0; i < 500; i += 7) TestFolder.AssertPages(GuestMemoryMmap.FromRegions([regions[i]]), 0, Pages);
             Host.Until(() => handler.GetFigures().PercentPresent >= 100);
             Assert.Equal((500, 500L * Pages), (handler.GetFigures().Vms.Count, handler.GetFigures().PresentPageCount));
             foreach (var region in regions) region.Dispose();
@@ -140,7 +140,7 @@ public sealed class AdversityTests : IDisposable
             peer.Send([new GuestRegionUffdMapping(late.HostAddress, Pages * 4096, 0, 4096)]);
             Host.Until(() => handler.Error is not null);
             Assert.Contains("ulimit -n", handler.Error, StringComparison.Ordinal);
-            AssertWhole(memory);
+            TestFolder.AssertPages(memory, 0, 0, Pages, isLimited: false);
         }
         finally
         {
@@ -148,7 +148,7 @@ public sealed class AdversityTests : IDisposable
             Assert.Equal(0, Compiler.Run("prlimit", "--pid", id, $"--nofile={limit}:").Code);
         }
 
-        AssertWhole(GuestMemoryMmap.FromRegions([late]));
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([late]), 0, Pages);
         Assert.Equal(2, handler.ConnectionCount);
         late.Dispose();
         peer.Dispose();
@@ -177,25 +177,13 @@ public sealed class AdversityTests : IDisposable
         {
             var memory = GuestMemoryMmap.FromRegions([region]);
             UffdRegistration.Connect(handler.SocketPath, memory);
-            AssertWhole(memory);
+            TestFolder.AssertPages(memory, 0, Pages);
         }
 
         Host.AssertNoneLeft(before);
     }
 
     private static GuestRegionMmap Region() => new(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-
-    private static void AssertWhole(GuestMemoryMmap memory)
-    {
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var i = 0; i < Pages; i++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)i * 4096), page);
-            TestFolder.Fill(expected, i);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
-        }
-    }
 
     private UffdHandler Start(UffdStrategy strategy) => UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
 }

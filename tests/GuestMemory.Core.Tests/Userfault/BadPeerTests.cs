@@ -199,7 +199,7 @@ public sealed class BadPeerTests : IDisposable
                 Assert.True(Task.Run(() => Assert.Equal(0, Mman.TryAdvise(at, 4096, Mman.MADV_POPULATE_READ))).Wait(TimeSpan.FromSeconds(10)));
                 peer.MakeBlocking();
                 // Nothing is to be read from the blocking one now, and the other VM is served all the same.
-                AssertPage(others, page);
+                TestFolder.AssertPages(others, page, 1);
             }
         }
 
@@ -274,21 +274,11 @@ public sealed class BadPeerTests : IDisposable
         {
             var memory = GuestMemoryMmap.FromRegions([region]);
             UffdRegistration.Connect(_handler.SocketPath, memory);
-            AssertPage(memory, 2);
+            TestFolder.AssertPages(memory, 2, 1);
         }
 
         AssertNothingIsLeft();
         Assert.Equal(0, _handler.ConnectionCount);
-    }
-
-    private static void AssertPage(GuestMemoryMmap memory, int number)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var page = new byte[4096];
-        memory.ReadExact(new GuestAddress((ulong)number * 4096), page.AsMemory(), limit.Token);
-        var expected = new byte[4096];
-        TestFolder.Fill(expected, number);
-        Assert.Equal(expected, page);
     }
 
     private void AssertNothingIsLeft() => Host.AssertNoneLeft(_before);

@@ -33,8 +33,8 @@ public sealed partial class FillLimitTests : IDisposable
         var first = Connect(handler);
         Host.Until(() => handler.GetFigures().FillByteCount > 0);
         var second = Connect(handler);
-        AssertPages(first);
-        AssertPages(second);
+        TestFolder.AssertPages(first, 0, Pages);
+        TestFolder.AssertPages(second, 0, Pages);
         Host.Until(() => handler.FaultCount >= (2 * Pages) - 1);
         Assert.Equal((4096L, (2 * Pages) - 1L, UffdHandlerState.Serving), (handler.GetFigures().FillByteCount, handler.FaultCount, handler.State));
     }
@@ -49,8 +49,8 @@ public sealed partial class FillLimitTests : IDisposable
         var second = Connect(handler);
         Host.Until(() => handler.State == UffdHandlerState.Limited && handler.ConnectionCount == 2);
         Assert.Equal(10 * 4096, handler.GetFigures().FillByteCount);
-        AssertPages(first);
-        AssertPages(second);
+        TestFolder.AssertPages(first, 0, Pages);
+        TestFolder.AssertPages(second, 0, Pages);
         Assert.Equal(10 * 4096, handler.GetFigures().FillByteCount);
         Assert.Null(handler.Error);
         // Nothing is missing that a limit could keep away.
@@ -69,7 +69,7 @@ public sealed partial class FillLimitTests : IDisposable
         _regions[0].Dispose();
         Host.Until(() => handler.GetFigures() is { IsRestored: true, Vms.Count: 1 });
         Assert.Equal((Pages * 4096L, 0L), (handler.GetFigures().Vms[0].FillByteCount, handler.FaultCount));
-        AssertPages(late);
+        TestFolder.AssertPages(late, 0, Pages);
         Assert.Equal(UffdHandlerState.Serving, handler.State);
     }
 
@@ -82,7 +82,7 @@ public sealed partial class FillLimitTests : IDisposable
         Host.Until(() => handler.State == UffdHandlerState.Limited);
         Assert.Equal(10 * 4096, handler.GetFigures().FillByteCount);
         using (var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!) Assert.Equal(0, Pidfd.TryKill(worker));
-        AssertPages(memory);
+        TestFolder.AssertPages(memory, 0, Pages);
         Assert.Equal(10 * 4096, handler.GetFigures().FillByteCount);
     }
 
@@ -149,18 +149,6 @@ public sealed partial class FillLimitTests : IDisposable
         var memory = GuestMemoryMmap.FromRegions([_regions[^1]]);
         UffdRegistration.Connect(handler.SocketPath, memory);
         return memory;
-    }
-
-    private static void AssertPages(GuestMemoryMmap memory)
-    {
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var i = 0; i < Pages; i++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)i * 4096), page);
-            TestFolder.Fill(expected, i);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
-        }
     }
 
     /// <summary>Zeros, and how often they were to be read ahead.</summary>

@@ -20,8 +20,8 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start(pages: 64);
         var memory = Memory((0, 32), (0x10000000, 32));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 32);
-        AssertPages(memory, 0x10000000, 32, 32);
+        TestFolder.AssertPages(memory, 0, 0, 32);
+        TestFolder.AssertPages(memory, 0x10000000, 32, 32);
         Host.Until(() => handler.FaultCount == 64);
         Assert.Equal((64L, 64L * 4096, UffdHandlerState.Serving, 1), (handler.FaultCount, handler.ByteCount, handler.State, handler.ConnectionCount));
         Assert.True(handler.LatencyP50 > TimeSpan.Zero && handler.LatencyP50 <= handler.LatencyP99 && handler.LatencyP99 <= handler.LatencyMax);
@@ -52,7 +52,7 @@ public sealed class HandlerTests : IDisposable
         var registration = UffdRegistration.Connect(handler.SocketPath, memory);
         Assert.Equal(256, registration.Mappings.Count);
         Assert.True(UffdMappingList.ToJson(registration.Mappings).Length > 1024);
-        for (var i = 0; i < 256; i++) AssertPages(memory, (ulong)i * 0x100000, i * 2, 2);
+        for (var i = 0; i < 256; i++) TestFolder.AssertPages(memory, (ulong)i * 0x100000, i * 2, 2);
     }
 
     [UffdFact]
@@ -67,7 +67,7 @@ public sealed class HandlerTests : IDisposable
             var at = 0;
             foreach (var region in memory.Regions)
             {
-                AssertPages(memory, region.GuestAddress, at, (int)(region.Size / 4096));
+                TestFolder.AssertPages(memory, region.GuestAddress, at, (int)(region.Size / 4096));
                 at += (int)(region.Size / 4096);
             }
         }))).ToArray();
@@ -84,7 +84,7 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start(pages: 8);
         var memory = Memory(new MmapRegionBuilder(8 * 4096).WithMemfd().Build());
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 8);
+        TestFolder.AssertPages(memory, 0, 0, 8);
         // MADV_REMOVE on shared memory: the page reads as zero afterwards.
         memory.Regions[0].GetMmapRegion().Discard(4096, 4096);
         var page = new byte[4096];
@@ -101,14 +101,14 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start();
         var memory = Memory(new MmapRegionBuilder(4 * (2 << 20)).WithHugePages(2 << 20).Build());
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 4, 2 << 20);
+        TestFolder.AssertPages(memory, 0, 0, 4, 2 << 20);
         Host.Until(() => handler.FaultCount == 4);
         Assert.Equal((4L, 4L * (2 << 20)), (handler.FaultCount, handler.ByteCount));
         memory.Regions[0].GetMmapRegion().Discard(2 << 20, 2 << 20);
         var page = new byte[2 << 20];
         memory.ReadExact(new GuestAddress(2 << 20), page);
         Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
-        AssertPages(memory, 4 << 20, 2, 2, 2 << 20);
+        TestFolder.AssertPages(memory, 4 << 20, 2, 2, 2 << 20);
         foreach (var region in memory.Regions) region.Dispose();
     }
 
@@ -201,13 +201,13 @@ public sealed class HandlerTests : IDisposable
         using var handler = Start(pages: 64);
         var memory = Memory((0, 64));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 8);
+        TestFolder.AssertPages(memory, 0, 0, 8);
         Assert.Equal(0, Compiler.Run("truncate", "-s", "131072", _folder["image"]).Code);
         var error = Assert.Throws<GuestMemoryException>(() => memory.ReadExact(new GuestAddress(40 * 4096), new byte[8]));
         Assert.Equal(GuestMemoryError.PageNotAccessible, error.Error);
         Host.Until(() => handler.Error is not null);
         Assert.Contains("truncated", handler.Error, StringComparison.Ordinal);
-        AssertPages(memory, 8 * 4096, 8, 8);
+        TestFolder.AssertPages(memory, 8 * 4096, 8, 8);
         Assert.Equal(UffdHandlerState.Serving, handler.State);
     }
 
@@ -218,12 +218,12 @@ public sealed class HandlerTests : IDisposable
         var memory = Memory((0, 2), (0x10000, 2));
         UffdRegistration.Connect(handler.SocketPath, memory);
         Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => memory.Regions[0].GetMmapRegion().Release(force: false)).Error);
-        AssertPages(memory, 0, 0, 2);
+        TestFolder.AssertPages(memory, 0, 0, 2);
         Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => UffdRegistration.Connect(handler.SocketPath, memory)).Error);
         memory.Regions[0].Dispose();
         Assert.True(memory.Regions[0].IsDisposed);
         // The other region of the same VM is served on.
-        AssertPages(memory, 0x10000, 2, 2);
+        TestFolder.AssertPages(memory, 0x10000, 2, 2);
         handler.Stop();
         Assert.Equal(1, handler.AbandonedCount);
         memory.Regions[1].GetMmapRegion().Release(force: false);
@@ -264,7 +264,7 @@ public sealed class HandlerTests : IDisposable
         // What has come already can still be read.
         var memory = Memory((0, 4));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 2);
+        TestFolder.AssertPages(memory, 0, 0, 2);
         handler.Stop();
         memory.ReadExact(new GuestAddress(0), new byte[8192].AsMemory(), CancellationToken.None);
         error = Assert.Throws<GuestMemoryException>(() => memory.WriteExact(new GuestAddress(0), new byte[12288].AsMemory(), CancellationToken.None));
@@ -298,7 +298,7 @@ public sealed class HandlerTests : IDisposable
             using var handler = Start(pages: 4);
             var memory = Memory((0, 4));
             UffdRegistration.Connect(handler.SocketPath, memory);
-            AssertPages(memory, 0, 0, 4);
+            TestFolder.AssertPages(memory, 0, 0, 4);
             memory.Regions[0].Dispose();
             handler.Stop();
             Assert.Equal(0, handler.AbandonedCount);
@@ -337,17 +337,5 @@ public sealed class HandlerTests : IDisposable
         var regions = parts.Select(part => new GuestRegionMmap(part.Mapping, new GuestAddress(part.Address))).ToArray();
         _regions.AddRange(regions);
         return GuestMemoryMmap.FromRegions(regions);
-    }
-
-    private static void AssertPages(GuestMemoryMmap memory, ulong address, int firstNumber, int count, int pageSize = 4096)
-    {
-        var page = new byte[pageSize];
-        var expected = new byte[pageSize];
-        for (var i = 0; i < count; i++)
-        {
-            memory.ReadExact(new GuestAddress(address + ((ulong)i * (ulong)pageSize)), page);
-            TestFolder.Fill(expected, firstNumber + i);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {firstNumber + i}");
-        }
     }
 }

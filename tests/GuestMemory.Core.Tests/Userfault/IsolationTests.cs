@@ -5,7 +5,7 @@ namespace GuestMemory.Core.Tests;
 /// <summary>What a VM does, or what befalls it, is in no other VM's way: each test shows another VM's faults answered while it lasts.</summary>
 public sealed partial class IsolationTests : IDisposable
 {
-    private const int Pages = 64;
+    private const int Pages = TrickySource.Pages;
     private const ulong Gib = 1UL << 30;
 
     private readonly TestFolder _folder = new();
@@ -31,8 +31,8 @@ public sealed partial class IsolationTests : IDisposable
         var peer = Keep(new RawPeer(handler.SocketPath, wild));
         peer.Send([new GuestRegionUffdMapping(start, Gib, 0, Gib)]);
         var memory = GuestMemoryMmap.FromRegions([wild]);
-        AssertPage(memory, 5, start - wild.HostAddress);
-        AssertPages(quiet, 0, Pages);
+        TestFolder.AssertPages(memory, start - wild.HostAddress + (5 * 4096), 5, 1);
+        TestFolder.AssertPages(quiet, 0, Pages);
         // The page behind the data, and one in the middle of a hole.
         AssertZero(memory, start - wild.HostAddress + (Pages * 4096));
         AssertZero(memory, start - wild.HostAddress + (Gib / 2));
@@ -75,7 +75,7 @@ public sealed partial class IsolationTests : IDisposable
         try
         {
             Host.Until(() => handler.GetFigures().DeferredCount >= 1);
-            AssertPages(Connect(handler, Pages), 0, Pages);
+            TestFolder.AssertPages(Connect(handler, Pages), 0, Pages);
             Assert.All(threads, static thread => Assert.True(thread.IsAlive));
         }
         finally
@@ -106,7 +106,7 @@ public sealed partial class IsolationTests : IDisposable
         Host.Until(() => handler.GetFigures().DeferredCount >= 1);
         var quiet = Keep(new GuestRegionMmap(new MmapRegionBuilder(4 * Gib).WithFlags(MapFlags.Private | MapFlags.Anonymous | MapFlags.NoReserve).Build(), new GuestAddress(0)));
         UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([quiet]));
-        AssertPages(GuestMemoryMmap.FromRegions([quiet]), 0, Pages);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([quiet]), 0, Pages);
         Host.Until(() => handler.GetFigures().Vms.Any(static vm => vm.PageCount * 4096 == (long)(4 * Gib) && vm.MissingPageCount == 0));
         Assert.True(touch.IsAlive);
         Assert.Contains("Enlarge the pool of huge pages", handler.Error, StringComparison.Ordinal);
@@ -127,15 +127,15 @@ public sealed partial class IsolationTests : IDisposable
         using var handler = Start(new TrickySource { BadPage = 7, Exception = exception }, UffdStrategy.OnDemand, onError);
         var quiet = Connect(handler, Pages);
         var wild = Connect(handler, Pages);
-        AssertPages(wild, 0, 4);
+        TestFolder.AssertPages(wild, 0, 4);
         _ = Assert.ThrowsAny<GuestMemoryException>(() => ReadPage(wild, 7));
-        AssertPages(quiet, 0, 7);
+        TestFolder.AssertPages(quiet, 0, 7);
         Host.Until(() => handler.ConnectionCount == 1);
         Assert.Equal(UffdHandlerState.Serving, handler.State);
         Assert.Contains("not served any more", handler.Error, StringComparison.Ordinal);
         // Nothing is left that a thread could wait for, and what had come is there.
         Assert.All(Enumerable.Range(8, Pages - 8), page => Assert.ThrowsAny<GuestMemoryException>(() => ReadPage(wild, page)));
-        AssertPages(quiet, 8, Pages - 8);
+        TestFolder.AssertPages(quiet, 8, Pages - 8);
     }
 
     /// <summary>The filler waits for a disk with a piece of a VM whose end comes: others are served, others come, others end.</summary>
@@ -153,10 +153,10 @@ public sealed partial class IsolationTests : IDisposable
             Host.Until(() => handler.ConnectionCount == 2);
             foreach (var region in ending.Regions) region.Dispose();
             Host.Until(() => handler.ConnectionCount == 1);
-            AssertPages(quiet, 0, Pages / 2);
+            TestFolder.AssertPages(quiet, 0, Pages / 2);
             var late = Connect(handler, Pages);
-            AssertPages(late, 0, Pages);
-            AssertPages(quiet, Pages / 2, Pages / 2);
+            TestFolder.AssertPages(late, 0, Pages);
+            TestFolder.AssertPages(quiet, Pages / 2, Pages / 2);
             Assert.Equal((2, UffdHandlerState.Serving), (handler.ConnectionCount, handler.State));
             Assert.True(source.Waiting > 0);
         }
@@ -180,12 +180,12 @@ public sealed partial class IsolationTests : IDisposable
             var cold = Enumerable.Range(16, 24).Select(page => new Thread(() => _ = Record.Exception(() => ReadPage(memory, page)))).ToArray();
             foreach (var thread in cold) thread.Start();
             Host.Until(() => source.Waiting > 0 && handler.GetFigures().QueueDepth == cold.Length);
-            AssertPages(memory, 0, 16);
-            AssertPages(Connect(handler, Pages), 0, 16);
+            TestFolder.AssertPages(memory, 0, 16);
+            TestFolder.AssertPages(Connect(handler, Pages), 0, 16);
             Assert.All(cold, static thread => Assert.True(thread.IsAlive));
             gate.Set();
             Assert.All(cold, static thread => Assert.True(thread.Join(TimeSpan.FromSeconds(30))));
-            AssertPages(memory, 16, Pages - 16);
+            TestFolder.AssertPages(memory, 16, Pages - 16);
         }
         finally
         {
@@ -206,8 +206,8 @@ public sealed partial class IsolationTests : IDisposable
         {
             var memory = Connect(handler, Pages);
             Host.Until(() => source.Waiting > 0);
-            AssertPages(memory, 1, Pages - 1);
-            AssertPages(Connect(handler, Pages), 0, Pages);
+            TestFolder.AssertPages(memory, 1, Pages - 1);
+            TestFolder.AssertPages(Connect(handler, Pages), 0, Pages);
             Assert.True(source.Waiting > 0);
             gate.Set();
             Host.Until(() => handler.GetFigures().IsRestored);
@@ -250,8 +250,8 @@ public sealed partial class IsolationTests : IDisposable
                     AssertZero(GuestMemoryMmap.FromRegions([wild]), page++ % Pages * 4096);
                     return IsInRead("uffd-vm-");
                 });
-                AssertPages(quiet, 0, Pages);
-                AssertPages(Connect(handler, Pages), 0, Pages);
+                TestFolder.AssertPages(quiet, 0, Pages);
+                TestFolder.AssertPages(Connect(handler, Pages), 0, Pages);
                 Assert.Equal(3, handler.ConnectionCount);
             }
             finally
@@ -263,7 +263,7 @@ public sealed partial class IsolationTests : IDisposable
             peer.Dispose();
             wild.Dispose();
             Host.Until(() => handler.ConnectionCount == 2);
-            AssertPages(Connect(handler, Pages), 0, Pages);
+            TestFolder.AssertPages(Connect(handler, Pages), 0, Pages);
             Assert.Null(handler.Error);
         }
 
@@ -280,18 +280,18 @@ public sealed partial class IsolationTests : IDisposable
         _folder.WriteImage("image", Pages);
         using var handler = Start(UffdStrategy.OnDemand, limit);
         var quiet = Connect(handler, Pages);
-        AssertPages(quiet, 0, 4);
+        TestFolder.AssertPages(quiet, 0, 4);
         var region = Keep(new GuestRegionMmap(new MmapRegionBuilder(4096).Build(), new GuestAddress(0)));
         var peer = Keep(new RawPeer(handler.SocketPath, region));
         for (var vm = 0; vm < 1500; vm++) peer.Send([new GuestRegionUffdMapping(region.HostAddress, 4096, 0, 4096)]);
-        AssertPages(quiet, 4, Pages / 2);
+        TestFolder.AssertPages(quiet, 4, Pages / 2);
         Host.Until(() => handler.Error is not null);
         Assert.Contains("limit", handler.Error, StringComparison.Ordinal);
         // When the last message is refused all before it were looked at.
         peer.Send("nonsense", 1);
         Host.Until(() => handler.Error!.Contains("JSON", StringComparison.Ordinal));
         Assert.Equal((Math.Min(limit, 65), Math.Min(limit, 65)), (handler.TotalConnectionCount, handler.ConnectionCount));
-        AssertPages(quiet, 4 + (Pages / 2), Pages - 4 - (Pages / 2));
+        TestFolder.AssertPages(quiet, 4 + (Pages / 2), Pages - 4 - (Pages / 2));
     }
 
     /// <summary>A list may not have more bytes than the image, however often it names the same ones.</summary>
@@ -309,25 +309,10 @@ public sealed partial class IsolationTests : IDisposable
 
         Assert.Contains("more bytes in all than the image", handler.Error, StringComparison.Ordinal);
         Assert.Equal(1, handler.TotalConnectionCount);
-        AssertPages(quiet, 0, Pages);
+        TestFolder.AssertPages(quiet, 0, Pages);
     }
 
     private static void ReadPage(GuestMemoryMmap memory, int page) => memory.ReadExact(new GuestAddress((ulong)page * 4096), new byte[4096]);
-
-    private static void AssertPages(GuestMemoryMmap memory, int first, int count)
-    {
-        for (var page = first; page < first + count; page++) AssertPage(memory, page);
-    }
-
-    private static void AssertPage(GuestMemoryMmap memory, int page, ulong at = 0)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var bytes = new byte[4096];
-        var expected = new byte[4096];
-        memory.ReadExact(new GuestAddress(at + ((ulong)page * 4096)), bytes.AsMemory(), limit.Token);
-        TestFolder.Fill(expected, page);
-        Assert.True(expected.AsSpan().SequenceEqual(bytes), $"page {page}");
-    }
 
     private static void AssertZero(GuestMemoryMmap memory, ulong at)
     {
@@ -400,55 +385,4 @@ public sealed partial class IsolationTests : IDisposable
 
     private UffdHandler Start(PageSource source, UffdStrategy strategy, UffdOnError onError) =>
         UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "", Strategy = strategy, OnError = onError }, source);
-
-    /// <summary>Pages of which one raises an exception, or which come from a disk that answers when its gate opens.</summary>
-    private sealed unsafe class TrickySource : PageSource
-    {
-        private readonly byte[] _bytes = Bytes();
-        private int _waiting;
-
-        public int BadPage { get; init; } = -1;
-
-        public string Exception { get; init; } = "";
-
-        public ManualResetEventSlim? Gate { get; init; }
-
-        /// <summary>The first of the pages that only the disk has; none where it is not said.</summary>
-        public int ColdFrom { get; init; } = Pages;
-
-        /// <summary>How many threads wait for the disk.</summary>
-        public int Waiting => Volatile.Read(ref _waiting);
-
-        public override string Name => "the tricky source";
-
-        public override ulong Length => Pages * 4096;
-
-        public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)
-        {
-            if (offset / 4096 == (ulong)BadPage) throw Exception == nameof(GuestMemoryException) ? new GuestMemoryException(GuestMemoryError.ImageUnreadable, "as the test wants") : new InvalidOperationException("as the test wants");
-            run = new PageRunData((byte*)System.Runtime.CompilerServices.Unsafe.AsPointer(ref _bytes[0]) + offset, length);
-            return 0;
-        }
-
-        public override bool IsReady(ulong offset, ulong length) => Gate is null || Gate.IsSet || offset + length <= (ulong)ColdFrom * 4096;
-
-        public override void Prepare(ulong offset, ulong length, PageScratch scratch)
-        {
-            if (Gate is null) return;
-            Interlocked.Increment(ref _waiting);
-            Gate.Wait();
-            Interlocked.Decrement(ref _waiting);
-        }
-
-        public override void Dispose()
-        {
-        }
-
-        private static byte[] Bytes()
-        {
-            var bytes = GC.AllocateArray<byte>(Pages * 4096, pinned: true);
-            for (var i = 0; i < Pages; i++) TestFolder.Fill(bytes.AsSpan(i * 4096, 4096), i);
-            return bytes;
-        }
-    }
 }

@@ -32,14 +32,14 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         {
             peer.Send($$"""[{"base_host_virt_addr":{{region.HostAddress}},"size":{{Pages * 4096}},"offset":0,"page_size_kib":4096}]""", 1);
             peer.CloseSocket();
-            AssertPages(region, 0, 64);
+            TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 0, 64);
             Assert.Equal(1, handler.ConnectionCount);
             if (process)
             {
                 using var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!;
                 Assert.Equal(0, Pidfd.TryKill(worker));
                 Host.Until(() => Pidfd.HasEnded(worker));
-                AssertPages(region, 64, 64);
+                TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 64, 64);
                 Assert.Equal(1, handler.ConnectionCount);
             }
             else
@@ -144,19 +144,5 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         var handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
         if (truncated) Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
         return handler;
-    }
-
-    private static void AssertPages(GuestRegionMmap region, int first, int count)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var memory = GuestMemoryMmap.FromRegions([region]);
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var number = first; number < first + count; number++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)number * 4096), page.AsMemory(), limit.Token);
-            TestFolder.Fill(expected, number);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
-        }
     }
 }

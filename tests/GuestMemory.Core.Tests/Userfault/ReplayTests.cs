@@ -141,13 +141,6 @@ public sealed class ReplayTests : IDisposable
 
     private static void AssertPages(GuestMemoryMmap memory, int[] pages)
     {
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        foreach (var number in pages)
-        {
-            memory.ReadExact(new GuestAddress((ulong)number * 4096), page);
-            TestFolder.Fill(expected, number);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
-        }
+        foreach (var page in pages) TestFolder.AssertPages(memory, page, 1);
     }
 }

@@ -34,7 +34,7 @@ public sealed class SharedMemoryTests : IDisposable
         using (var peer = new RawPeer(handler.SocketPath, region, Shared))
         {
             peer.SendWith(List(region), region.GetMmapRegion().File!.File);
-            AssertPages(region);
+            TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 0, Pages);
             Assert.Equal(1, handler.ConnectionCount);
             // The memfd has the pages: they were copied into it.
             var expected = new byte[4096];
@@ -88,7 +88,7 @@ public sealed class SharedMemoryTests : IDisposable
         using var peer = new RawPeer(handler.SocketPath, region, Async | (isShared ? Shared : Userfaultfd.UFFD_FEATURE_EVENT_REMOVE), MissingAndWp);
         if (isShared) peer.SendWith(List(region), region.GetMmapRegion().File!.File);
         else peer.Send(List(region), 1);
-        AssertPages(region);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 0, Pages);
         Assert.Empty(Written(region));
         var memory = GuestMemoryMmap.FromRegions([region]);
         foreach (var page in new ulong[] { 3, 4, 60 }) memory.Write(new GuestAddress(page * 4096), [1]);
@@ -104,7 +104,7 @@ public sealed class SharedMemoryTests : IDisposable
         using var region = Memfd();
         using var peer = new RawPeer(handler.SocketPath, region, Shared, MissingAndWp);
         peer.SendWith(List(region), region.GetMmapRegion().File!.File);
-        AssertPages(region);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 0, Pages);
         peer.Protect(region.HostAddress, 4 * 4096);
         GuestMemoryMmap.FromRegions([region]).Write(new GuestAddress(4096), [1]);
         Host.Until(() => handler.GetFigures().WriteProtectedCount == 1);
@@ -117,7 +117,7 @@ public sealed class SharedMemoryTests : IDisposable
         var handler = Start(process: false);
         using var region = Memfd();
         UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([region]), sharesMemory: true);
-        AssertPages(region);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([region]), 0, Pages);
         Assert.Equal(1, handler.ConnectionCount);
         Assert.Null(handler.Error);
     }
@@ -156,19 +156,5 @@ public sealed class SharedMemoryTests : IDisposable
         var count = Pagemap.TryScanWritten(pagemap, region.HostAddress, region.HostAddress + region.Size, found, protect: false, out _);
         Assert.InRange(count, 0, Pages);
         return [.. found.Take((int)count).SelectMany(range => Enumerable.Range(0, (int)((range.end - range.start) / 4096)).Select(page => ((range.start - region.HostAddress) / 4096) + (ulong)page))];
-    }
-
-    private static void AssertPages(GuestRegionMmap region)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var memory = GuestMemoryMmap.FromRegions([region]);
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var number = 0; number < Pages; number++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)number * 4096), page.AsMemory(), limit.Token);
-            TestFolder.Fill(expected, number);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
-        }
     }
 }

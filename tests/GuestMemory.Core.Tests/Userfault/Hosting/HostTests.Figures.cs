@@ -9,10 +9,7 @@ public sealed partial class HostTests
     [UffdFact]
     public void TheLastFaultOfAVmThatEndsIsCounted()
     {
-        var handler = StartHolding();
-        var memory = Memory((0, 1));
-        UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 1);
+        var (handler, memory) = ServeWithoutCounting();
         memory.Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.Equal(0, handler.FaultCount);
@@ -25,10 +22,7 @@ public sealed partial class HostTests
     [UffdFact]
     public void AVmThatEndsWithItsWorkerIsReleased()
     {
-        var handler = StartHolding();
-        var memory = Memory((0, 1));
-        UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 1);
+        var (handler, memory) = ServeWithoutCounting();
         memory.Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.Contains("uffd-state", File.ReadAllText($"/proc/{handler.ProcessId}/maps"), StringComparison.Ordinal);
@@ -39,10 +33,7 @@ public sealed partial class HostTests
     [UffdFact]
     public void WhatIsRestoredHasAllItsFaultsCounted()
     {
-        var handler = StartHolding();
-        var memory = Memory((0, 1));
-        UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 1);
+        var (handler, memory) = ServeWithoutCounting();
         Assert.False(handler.GetFigures().IsRestored);
         File.Delete(Hold);
         Host.Until(() => handler.GetFigures().IsRestored);
@@ -52,10 +43,7 @@ public sealed partial class HostTests
     [UffdFact]
     public void TheLastFiguresHaveWhatTheWorkerCountedBeforeItEnded()
     {
-        var handler = StartHolding();
-        var memory = Memory((0, 2));
-        UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 1);
+        var (handler, _) = ServeWithoutCounting(pages: 2);
         var stopping = Task.Run(handler.Stop);
         Host.Until(() => !File.Exists(handler.SocketPath));
         File.Delete(Hold);
@@ -77,12 +65,15 @@ public sealed partial class HostTests
         Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0);
     }
 
-    /// <summary>A handler whose worker counts no fault as long as <see cref="Hold"/> exists.</summary>
-    private UffdHandler StartHolding()
+    /// <summary>A handler whose worker counts no fault as long as <see cref="Hold"/> exists, and memory whose first page it has answered.</summary>
+    private (UffdHandler Handler, GuestMemoryMmap Memory) ServeWithoutCounting(int pages = 1)
     {
         var handler = WithDebug($"hold-counts={Hold}", () => Start(2));
         File.WriteAllText(Hold, "");
-        return handler;
+        var memory = Memory((0, pages));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 1);
+        return (handler, memory);
     }
 
     private static UffdHandler WithDebug(string? setting, Func<UffdHandler> start)

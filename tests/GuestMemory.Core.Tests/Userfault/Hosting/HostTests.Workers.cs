@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 
 namespace GuestMemory.Core.Tests;
@@ -13,10 +14,10 @@ public sealed partial class HostTests
         var handler = Start(64);
         var memory = Memory((0, 64));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 8);
+        TestFolder.AssertPages(memory, 0, 0, 8);
         var killed = new HashSet<int>();
         var isRecovering = false;
-        var waiting = Task.Run(() => AssertPages(memory, 8 * 4096, 8, 1));
+        var waiting = Task.Run(() => TestFolder.AssertPages(memory, 8 * 4096, 8, 1));
         Host.Until(() =>
         {
             // Faster than a worker is ready.
@@ -30,7 +31,7 @@ public sealed partial class HostTests
         });
         Assert.True(isRecovering);
         Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)), $"{handler.State}: {handler.Error}");
-        AssertPages(memory, 9 * 4096, 9, 55);
+        TestFolder.AssertPages(memory, 9 * 4096, 9, 55);
         Host.Until(() => handler.State == UffdHandlerState.Serving);
         Assert.Equal((UffdHandlerState.Serving, 1), (handler.State, handler.ConnectionCount));
     }
@@ -42,10 +43,10 @@ public sealed partial class HostTests
         var handler = Start(16);
         var memory = Memory((0, 16));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 4);
+        TestFolder.AssertPages(memory, 0, 0, 4);
         var worker = handler.WorkerProcessId;
         Assert.True(Signal(worker, 19));
-        var touching = Task.Run(() => AssertPages(memory, 4 * 4096, 4, 12));
+        var touching = Task.Run(() => TestFolder.AssertPages(memory, 4 * 4096, 4, 12));
         Assert.True(touching.Wait(TimeSpan.FromSeconds(60)), $"{handler.State}: {handler.Error}");
         Host.Until(() => handler.WorkerCount == 2);
         Assert.NotEqual(worker, handler.WorkerProcessId);
@@ -60,11 +61,11 @@ public sealed partial class HostTests
         var handler = Start(16);
         var memory = Memory((0, 16));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 4);
+        TestFolder.AssertPages(memory, 0, 0, 4);
         Host.Until(() => Children(handler.ProcessId).Length == 2);
         var (first, spare) = (handler.WorkerProcessId, Children(handler.ProcessId).Single(child => child != handler.WorkerProcessId));
         Assert.True(Signal(first, 9));
-        AssertPages(memory, 4 * 4096, 4, 12);
+        TestFolder.AssertPages(memory, 4 * 4096, 4, 12);
         // Figures are those of some milliseconds ago, and it takes no longer.
         Host.Until(() => handler.WorkerCount == 2);
         Assert.Equal((spare, 2), (handler.WorkerProcessId, handler.WorkerCount));
@@ -84,7 +85,7 @@ public sealed partial class HostTests
         var handler = Start(16);
         var memory = Memory((0, 16));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        AssertPages(memory, 0, 0, 4);
+        TestFolder.AssertPages(memory, 0, 0, 4);
         foreach (var child in Children(handler.ProcessId)) Signal(child, 9);
         // The next one may be ready before this is seen.
         Host.Until(() => handler.State == UffdHandlerState.Recovering || handler.WorkerCount > 1);
@@ -134,5 +135,106 @@ public sealed partial class HostTests
         {
             return [];
         }
+    }
+
+    /// <summary>
+    /// The worker dies again and again while pages are touched and removed: at any moment, and, where it is told to, exactly
+    /// between reading events and answering. GUESTMEMORY_CRASH_ROUNDS says how often (100 is what a release is tried with),
+    /// GUESTMEMORY_CRASH_MIB how large the VM is.
+    /// </summary>
+    [UffdTheory]
+    [InlineData(false, UffdStrategy.OnDemand)]
+    [InlineData(false, UffdStrategy.Background)]
+    [InlineData(true, UffdStrategy.OnDemand)]
+    public void NoVmIsLostWhenItsWorkerDies(bool betweenReadAndAnswer, UffdStrategy strategy)
+    {
+        var rounds = Setting("GUESTMEMORY_CRASH_ROUNDS", 8);
+        var pages = Setting("GUESTMEMORY_CRASH_MIB", 128) * 256;
+        var handler = WithDebug(betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null, () => Start(pages, strategy));
+        var memory = Memory((0x100000000, pages));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        var touching = new Touching(memory, pages);
+        var killed = 0;
+        var deadline = Stopwatch.StartNew();
+        while (!touching.IsDone && (betweenReadAndAnswer || killed < rounds))
+        {
+            Assert.True(deadline.Elapsed < TimeSpan.FromMinutes(10), $"hung: {touching.Progress} of {pages} pages; {handler.State}, {handler.Error}");
+            Thread.Sleep(betweenReadAndAnswer ? 20 : Random.Shared.Next(1, 40));
+            if (betweenReadAndAnswer || handler.WorkerProcessId is not (var worker and > 0) || touching.Progress < (long)pages * killed / (rounds + 1)) continue;
+            if (Signal(worker, 9)) killed++;
+        }
+
+        touching.Join();
+        var deaths = handler.WorkerCount - 1;
+        Assert.True(deaths >= (betweenReadAndAnswer ? rounds / 2 : rounds * 3 / 4), $"only {deaths} workers died");
+        Assert.Equal(UffdHandlerState.Serving, handler.State);
+    }
+
+    /// <summary>Memory that cannot be write-protected, since there is none, is refused by the worker; that is no reason to refuse others.</summary>
+    [UffdFact]
+    public void VmsThatCannotBeTakenAreInNobodysWay()
+    {
+        var handler = StartTracking(32, UffdStrategy.OnDemand);
+        using var peer = Connect(handler, 32, isAsync: false);
+        Host.Until(() => handler.ConnectionCount == 1);
+        for (var i = 1; i <= 20; i++)
+        {
+            using var bad = new RawPeer(handler.SocketPath);
+            bad.Send([new GuestRegionUffdMapping(4096, 4096, 0, 4096)]);
+            // While the bad one is there, and when it is not any more.
+            TestFolder.AssertPages(GuestMemoryMmap.FromRegions(_regions), (ulong)i * 4096, i, 1);
+            Host.Until(() => handler.TotalConnectionCount == i + 1 && handler.ConnectionCount == 1);
+        }
+
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, 0, 32);
+        Assert.Equal((21, 1, 1), (handler.TotalConnectionCount, handler.ConnectionCount, handler.WorkerCount));
+    }
+
+    [UffdFact]
+    public void ARecordGoesOnWhenTheWorkerDies()
+    {
+        _folder.WriteImage("image", 16);
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, RecordPath = _folder["record"] });
+        var first = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, first);
+        TestFolder.AssertPages(first, 9 * 4096, 9, 1);
+        TestFolder.AssertPages(first, 2 * 4096, 2, 1);
+        first.Regions[0].Dispose();
+        Host.Until(() => Record().Length == 2);
+        Assert.Equal([9, 2], Record());
+        var second = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, second);
+        TestFolder.AssertPages(second, 7 * 4096, 7, 1);
+        // A page is there before it is noted; what dies in between is not counted, and not recorded.
+        Host.Until(() => handler.FaultCount == 3);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        TestFolder.AssertPages(second, 4 * 4096, 4, 1);
+        second.Regions[0].Dispose();
+        Host.Until(() => Record().Length == 4);
+        Assert.Equal([9, 2, 7, 4], Record());
+
+        uint[] Record() => TouchRecord.Load(_folder["record"], 16 * 4096);
+    }
+
+    [UffdTheory]
+    [InlineData("exec \"$@\" 2>/dev/full")]
+    [InlineData("trap '' CHLD; exec \"$@\" 2>/dev/null")]
+    public void HoweverItIsStartedItLosesNoVm(string command)
+    {
+        _folder.WriteImage("image", 16);
+        var start = UffdHostProcess.Command();
+        using var process = Process.Start("sh", ["-c", command, "sh", start.FileName, .. start.ArgumentList, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand"]);
+        Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
+        var handler = Assert.Single(UffdHandler.FindAll());
+        using (var bad = new RawPeer(handler.SocketPath)) bad.Send("nonsense", userfaultfds: 0);
+        var memory = Memory((0, 16));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 0, 8);
+        Assert.True(Signal(handler.WorkerProcessId, 9));
+        TestFolder.AssertPages(memory, 8 * 4096, 8, 8);
+        Host.Until(() => handler.WorkerCount == 2);
+        handler.Stop();
+        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(20)));
+        Assert.Equal(0, process.ExitCode);
     }
 }

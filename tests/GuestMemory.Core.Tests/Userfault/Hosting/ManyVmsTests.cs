@@ -150,19 +150,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
     }
 
-    private void AssertPages(int vm, int first, int count)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var memory = GuestMemoryMmap.FromRegions([_vms[vm].Region]);
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var i = first; i < first + count; i++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)i * 4096), page.AsMemory(), limit.Token);
-            TestFolder.Fill(expected, i);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"VM {vm}, page {i}");
-        }
-    }
+    private void AssertPages(int vm, int first, int count) => TestFolder.AssertPages(GuestMemoryMmap.FromRegions([_vms[vm].Region]), first, count);
 
     private static long MemoryOf(UffdHandler handler) => new[] { handler.ProcessId, handler.WorkerProcessId }.Sum(static process =>
         File.ReadLines($"/proc/{process}/smaps_rollup").Where(static line => line.StartsWith("Pss:", StringComparison.Ordinal))

@@ -31,7 +31,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
 
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        AssertPages(memory, 0, 16);
+        TestFolder.AssertPages(memory, 0, 16);
         memory.Regions[0].GetMmapRegion().Discard(0, 4096);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
         Assert.Equal("image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
@@ -41,14 +41,14 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
 
         var second = Start(manager);
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        AssertPages(memory, 16, 48);
+        TestFolder.AssertPages(memory, 16, 48);
         var page = new byte[4096];
         memory.ReadExact(new GuestAddress(0), page);
         Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
         // The socket is the same, and so is whoever connects to it.
         var other = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], other);
-        AssertPages(other, 0, 64);
+        TestFolder.AssertPages(other, 0, 64);
         var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal((second, 2), (handler.ProcessId, handler.ConnectionCount));
 
@@ -70,7 +70,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         File.Move(_folder.WriteImage("other", 64, firstNumber: 1000), _folder["image"], overwrite: true);
         Start(manager);
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        AssertPages(memory, 16, 48);
+        TestFolder.AssertPages(memory, 16, 48);
         Assert.Contains($"another file lies at {_folder["image"]}", Assert.Single(UffdHandler.FindAll()).Error, StringComparison.Ordinal);
     }
 
@@ -111,7 +111,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        AssertPages(memory, 0, 64);
+        TestFolder.AssertPages(memory, 0, 64);
         Assert.Null(Assert.Single(UffdHandler.FindAll()).Error);
         Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
     }
@@ -132,7 +132,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         // A new VM takes nothing of its place.
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        AssertPages(memory, 0, 64);
+        TestFolder.AssertPages(memory, 0, 64);
         Assert.True(manager.Hear(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
     }
 
@@ -177,7 +177,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        AssertPages(memory, 0, 8);
+        TestFolder.AssertPages(memory, 0, 8);
         memory.Write(new GuestAddress(2 * 4096), [1]);
         memory.Write(new GuestAddress(9 * 4096), [1]);
         Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
@@ -241,7 +241,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         UffdRegistration.Connect(_folder["h.sock"], memory);
         Start(manager);
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        AssertPages(memory, 0, 8);
+        TestFolder.AssertPages(memory, 0, 8);
         Assert.DoesNotContain(manager.Kept, item => item.Name == "listener");
         foreach (var region in _regions) region.Dispose();
         Assert.Single(UffdHandler.FindAll()).Stop();
@@ -256,7 +256,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        AssertPages(memory, 0, 16);
+        TestFolder.AssertPages(memory, 0, 16);
         Assert.True(manager.Hear(_ => manager.Kept.Exists(item => item.Name == "vm-1-list")));
         Kill(first);
         manager.Told.Clear();
@@ -310,18 +310,5 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         var region = new GuestRegionMmap(new MmapRegionBuilder((ulong)pages * 4096).Build(), new GuestAddress(0));
         _regions.Add(region);
         return GuestMemoryMmap.FromRegions([region]);
-    }
-
-    private static void AssertPages(GuestMemoryMmap memory, int first, int count)
-    {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
-        var page = new byte[4096];
-        var expected = new byte[4096];
-        for (var i = first; i < first + count; i++)
-        {
-            memory.ReadExact(new GuestAddress((ulong)i * 4096), page.AsMemory(), limit.Token);
-            TestFolder.Fill(expected, i);
-            Assert.True(expected.AsSpan().SequenceEqual(page), $"page {i}");
-        }
     }
 }

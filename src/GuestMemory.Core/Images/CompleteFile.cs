@@ -1,0 +1,52 @@
+using Microsoft.Win32.SafeHandles;
+
+namespace GuestMemory.Core.Images;
+
+/// <summary>Files whose names never stand for half of what is to be in them.</summary>
+internal static class CompleteFile
+{
+    /// <summary>Writes a file beside its place, and renames it when it is complete; where that fails, what was there stays.</summary>
+    /// <param name="path">Its place.</param>
+    /// <param name="overwrite">Whether it takes the place of a file that is there.</param>
+    /// <param name="write">Writes it, and flushes it where it must outlive a crash of the host.</param>
+    /// <exception cref="GuestMemoryException">FileExists: a file has come to its place meanwhile.</exception>
+    /// <exception cref="UnauthorizedAccessException">No file can be created in its folder.</exception>
+    public static T Write<T>(string path, bool overwrite, Func<SafeFileHandle, T> write)
+    {
+        var folder = Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/";
+        var beside = Path.Combine(folder, $".{Path.GetFileName(path)}.{Guid.NewGuid():N}.part");
+        var file = Create(beside, path, folder);
+        try
+        {
+            T written;
+            using (file) written = write(file);
+            try
+            {
+                File.Move(beside, path, overwrite);
+            }
+            catch (IOException) when (!overwrite && Path.Exists(path))
+            {
+                throw RawImage.FileExists(path);
+            }
+
+            return written;
+        }
+        catch
+        {
+            File.Delete(beside);
+            throw;
+        }
+    }
+
+    private static SafeFileHandle Create(string beside, string path, string folder)
+    {
+        try
+        {
+            return File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+        }
+        catch (UnauthorizedAccessException exception)
+        {
+            throw new UnauthorizedAccessException($"{path} cannot be written: this user may not create files in {folder}.", exception);
+        }
+    }
+}
