@@ -56,7 +56,19 @@ internal sealed class Reception : IWatched, IDisposable
 
     public void Ready()
     {
-        while (_entrance.TryAccept(_connections.Count, out var connection)) Add(new KeptConnection(connection, Receive));
+        while (_entrance.TryAccept(_connections.Count, out var accepted))
+        {
+            var connection = new KeptConnection(accepted, Receive);
+            try
+            {
+                Add(connection);
+            }
+            catch (SyscallException exception)
+            {
+                _failed(exception.Message);
+                Close(connection);
+            }
+        }
     }
 
     /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
@@ -122,7 +134,7 @@ internal sealed class Reception : IWatched, IDisposable
     {
         if (_entrance.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
         {
-            handover.Userfaultfd.Dispose();
+            handover.Close();
             _failed(why);
             // The VMs that came before go on.
             if (connection.Vms.Count == 0) connection.Connection.IsEnded = true;

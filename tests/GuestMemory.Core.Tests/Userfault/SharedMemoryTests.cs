@@ -139,9 +139,25 @@ public sealed class SharedMemoryTests : IDisposable
         Assert.Equal((0, null), (handler.TotalConnectionCount, handler.Error));
     }
 
-    private UffdHandler Start(bool process, UffdStrategy strategy = UffdStrategy.OnDemand)
+    /// <summary>A peer may not use up the supervisor's descriptors by VMs that are refused.</summary>
+    [UffdFact]
+    public void ARefusedVmLeavesNoDescriptor()
     {
-        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy };
+        var handler = Start(process: true, maxConnections: 1);
+        using var first = Memfd();
+        using var peer = new RawPeer(handler.SocketPath, first, Shared);
+        peer.SendWith(List(first), first.GetMmapRegion().File!.File);
+        Host.Until(() => handler.ConnectionCount == 1);
+        using var refused = Interop.Memfd.CreateSealed("refused", Pages * 4096, 0);
+        peer.SendWith(List(first), refused);
+        Host.Until(() => handler.Error is { } error && error.Contains("MaxConnections", StringComparison.Ordinal));
+        Assert.DoesNotContain(Directory.GetFiles($"/proc/{handler.ProcessId}/fd"), static file => new FileInfo(file).LinkTarget?.Contains("refused", StringComparison.Ordinal) == true);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions([first]), 0, Pages);
+    }
+
+    private UffdHandler Start(bool process, UffdStrategy strategy = UffdStrategy.OnDemand, int maxConnections = int.MaxValue)
+    {
+        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, MaxConnections = maxConnections };
         return _handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
     }
 
