@@ -30,6 +30,7 @@
         'Read-GuestMemory'
         'Remove-GuestVm'
         'Remove-MmapRegion'
+        'Restart-UffdHandler'
         'Set-DirtyBitmap'
         'Start-UffdHandler'
         'Start-VmMemoryService'

@@ -60,7 +60,7 @@ if (( $# == 0 )) && [[ -d $native ]]; then
     trap 'rm -rf -- "$beside"' EXIT
     cp -r -- "$native" "$beside"
     echo "The tests of the handler's processes, with the program that was compiled ahead:"
-    run library-native -class '*.HostTests' -class '*.SystemdTests' -class '*.ManyVmsTests'
+    run library-native -class '*.HostTests' -class '*.SystemdTests' -class '*.UpgradeTests' -class '*.ManyVmsTests'
 fi
 
 echo "{ \"passed\": $passed, \"failed\": $failed, \"skipped\": $skipped }" >"$results/library.json"

@@ -45,7 +45,12 @@ internal sealed class HostScenario(string[] options)
             MeasureCollections();
             MeasureMemory();
             MeasureFirstPages();
-            MeasureCrash();
+            MeasureSwitch("whose worker is killed", static handler =>
+            {
+                using var worker = Process.GetProcessById(handler.WorkerProcessId);
+                worker.Kill();
+            });
+            MeasureSwitch("that is handed to a new program", static handler => handler.Upgrade(TimeSpan.FromMinutes(1)));
             if (_write is not null) WriteSection(_write, "host", $"Images of {_mib} MiB, medians of {_rounds} rounds:\n\n{_table}");
             return 0;
         }
@@ -139,7 +144,7 @@ internal sealed class HostScenario(string[] options)
         }
     }
 
-    private void MeasureCrash()
+    private void MeasureSwitch(string what, Action<UffdHandler> act)
     {
         var longest = new List<double>();
         for (var round = 0; round < _rounds; round++)
@@ -148,14 +153,14 @@ internal sealed class HostScenario(string[] options)
             {
                 using var client = Client(s_anywhere, Socket, _mib, "--touches", $"{CrashTouches}", "--image", Image);
                 while (handler.FaultCount < FaultsBeforeKill) Thread.Sleep(1);
-                if (client.HasExited) throw new InvalidOperationException("The client was done before its worker could be killed.");
-                using (var worker = Process.GetProcessById(handler.WorkerProcessId)) worker.Kill();
+                if (client.HasExited) throw new InvalidOperationException("The client was done before its worker could be changed.");
+                act(handler);
                 longest.Add(Figure(client, "max_us") / 1000);
                 if (handler.WorkerCount != 2) throw new InvalidOperationException($"There were {handler.WorkerCount} workers.");
             });
         }
 
-        Row("longest touch of a VM whose worker is killed during its restore", string.Create(CultureInfo.InvariantCulture, $"{Median(longest):0} ms ({longest.Min():0} to {longest.Max():0})"), "");
+        Row($"longest touch of a VM {what} during its restore", string.Create(CultureInfo.InvariantCulture, $"{Median(longest):0} ms ({longest.Min():0} to {longest.Max():0})"), "");
     }
 
     /// <summary>A handler for as long as the body runs, and until its processes have ended.</summary>

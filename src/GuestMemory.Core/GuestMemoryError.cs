@@ -225,6 +225,8 @@ public enum GuestMemoryError
     HandlerFailed,
     /// <summary>The handler's process could not be started, or ended before it listened.</summary>
     HandlerStartFailed,
+    /// <summary>The handler's new program could not take over; the process that served goes on, and no VM is lost.</summary>
+    UpgradeFailed,
     /// <summary>The handler's process does not answer, or not as it must.</summary>
     ControlFailed,
     /// <summary>What was waited for did not come in time.</summary>

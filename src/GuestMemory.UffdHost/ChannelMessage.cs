@@ -4,7 +4,7 @@ using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
-/// <summary>What a message between supervisor and worker is about.</summary>
+/// <summary>What a message between supervisor and worker, or between a supervisor and the one that takes over from it, is about.</summary>
 internal enum ChannelMessageType
 {
     /// <summary>To the worker: the image, then each layer, with the open file; <see cref="ChannelMessage.Message"/> is its path.</summary>
@@ -13,7 +13,7 @@ internal enum ChannelMessageType
     Start,
     /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
-    /// <summary>To the worker: end.</summary>
+    /// <summary>To the worker: end. With a <see cref="ChannelMessage.Message"/> no other process will serve the VMs, and it says why.</summary>
     Stop,
     /// <summary>To the worker, and back: a sign of life.</summary>
     Beat,
@@ -29,9 +29,19 @@ internal enum ChannelMessageType
     Gone,
     /// <summary>From the worker: it does not serve the VM any more, whether the VM has ended or not. Its figures are final.</summary>
     Closed,
+    /// <summary>To a successor: a descriptor that is kept; <see cref="ChannelMessage.Message"/> is its name.</summary>
+    Kept,
+    /// <summary>To a successor: everything was sent that it needs for now.</summary>
+    TakeOver,
+    /// <summary>From a successor: it has the VMs, and can serve them.</summary>
+    Prepared,
+    /// <summary>To a successor: no other process serves the VMs any more; it does from now on.</summary>
+    Serve,
+    /// <summary>From a successor: its worker serves every VM.</summary>
+    Serving,
 }
 
-/// <summary>One message between supervisor and worker.</summary>
+/// <summary>One message between supervisor and worker, or supervisor and successor.</summary>
 internal sealed record ChannelMessage
 {
     [JsonRequired]
@@ -78,7 +88,7 @@ internal sealed record VmList
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
     Converters =
     [
-        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>),
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>), typeof(ListConverter<VmError>),
     ])]
 [JsonSerializable(typeof(string[]))]
 [JsonSerializable(typeof(GuestRegionUffdMapping[]))]
@@ -86,4 +96,6 @@ internal sealed record VmList
 [JsonSerializable(typeof(VmList))]
 [JsonSerializable(typeof(ImageIdentity[]))]
 [JsonSerializable(typeof(ImageRecord))]
+[JsonSerializable(typeof(VmError[]))]
+[JsonSerializable(typeof(HandedOver))]
 internal sealed partial class HostJson : JsonSerializerContext;

@@ -6,7 +6,7 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <summary>The control socket: this user and root may ask for the handler's figures, stop it, and hear its last words.</summary>
-internal sealed class ControlServer : IWatched, IDisposable
+internal sealed partial class ControlServer : IWatched, IDisposable
 {
     private const int MaxClients = 256;
     private const int AcceptPause = 100;
@@ -25,7 +25,8 @@ internal sealed class ControlServer : IWatched, IDisposable
         Path = path;
     }
 
-    public string Path { get; }
+    /// <summary>Where it is; removed with it.</summary>
+    public string Path { get; set; }
 
     /// <summary>Whether somebody waits for an answer that could not be given yet, or to come in.</summary>
     public bool IsWaiting => _pausedUntil != 0 || _clients.Exists(static client => client.Waiting is not null);
@@ -137,10 +138,13 @@ internal sealed class ControlServer : IWatched, IDisposable
                 // The answer are the last words.
                 _actions.Stop();
                 break;
+            case UffdControlRequest.Upgrade:
+                Upgrade(client, request);
+                break;
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, upgrade, stop and wait." });
                 break;
         }
     }
@@ -186,13 +190,17 @@ internal sealed class ControlServer : IWatched, IDisposable
     /// <param name="Dirty">Tells what the VMs wrote, and takes it where asked to; null where that is to be tried again.</param>
     /// <param name="Cleared">What was taken has arrived.</param>
     /// <param name="Stop">Stops the handler.</param>
-    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop);
+    /// <param name="Upgrade">Hands the handler to another program; the answer comes later.</param>
+    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop, Action<UffdControlRequest> Upgrade);
 
     private sealed class Client(ControlServer server, SafeDescriptor socket) : IWatched
     {
         private readonly JsonLines _lines = new(socket);
 
         public SafeDescriptor Socket => socket;
+
+        /// <summary>Whether nothing is open between it and this process.</summary>
+        public bool IsIdle => Waiting is null && _lines.IsEmpty;
 
         /// <summary>What could not be answered yet; null where nothing is open.</summary>
         public UffdControlRequest? Waiting { get; set; }

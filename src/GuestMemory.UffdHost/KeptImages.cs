@@ -31,17 +31,20 @@ internal sealed class KeptImages : IDisposable
     public bool IsStored => _isStored;
 
     /// <summary>
-    /// The files that came with this process, where VMs came too; else those that lie at the paths now. What is kept and not used is
+    /// The files that came with this process, where VMs came too or will; else those that lie at the paths now. What is kept and not used is
     /// closed.
     /// </summary>
+    /// <param name="options">The handler's.</param>
+    /// <param name="systemd">What came with this process.</param>
+    /// <param name="isSuccessor">Whether VMs will come.</param>
     /// <exception cref="GuestMemoryException">ImageChanged: the files are not what the VMs were given. ImageNotFound, ImageUnreadable.</exception>
-    public static KeptImages Open(UffdHandlerOptions options, Systemd systemd)
+    public static KeptImages Open(UffdHandlerOptions options, Systemd systemd, bool isSuccessor)
     {
         var kept = systemd.Descriptors.FindAll(static item => IsName(item.Name));
         _ = systemd.Descriptors.RemoveAll(static item => IsName(item.Name));
         try
         {
-            if (systemd.Descriptors.Exists(static item => KeptVms.Parse(item.Name) is not null) && kept.Find(static item => item.Name == RecordName) is { Descriptor: { } record })
+            if ((isSuccessor || systemd.Descriptors.Exists(static item => KeptVms.Parse(item.Name) is not null)) && kept.Find(static item => item.Name == RecordName) is { Descriptor: { } record })
                 return Restore(options, Read(record), kept);
             return new KeptImages(ImageFile.OpenAll(options.MemoryPath, options.LayerPaths), null);
         }
@@ -92,6 +95,15 @@ internal sealed class KeptImages : IDisposable
             systemd.Remove(name);
             systemd.Store(name, descriptor);
         }
+    }
+
+    /// <summary>Gives the files, and what is known of them, to a program that takes over.</summary>
+    /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
+    public void Give(Successor successor)
+    {
+        using var record = JsonFile.Create("uffd-images", _record, HostJson.Default.ImageRecord);
+        successor.Give(RecordName, record);
+        for (var i = 0; i < _files.Count; i++) successor.Give(Name(i), _files[i].Descriptor);
     }
 
     /// <summary>The handler ends for good: no other process is to keep them.</summary>

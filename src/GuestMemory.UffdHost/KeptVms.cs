@@ -6,7 +6,7 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <summary>The VMs that are kept, here and, where there is one, with the service manager; and the figures of those that have ended.</summary>
-internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
+internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
 {
     // More VMs than come in the life of a handler; the next one must have a number too.
     private const int MaxId = 1 << 30;
@@ -31,7 +31,8 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
         lock (_lock) _vms.Add(vm);
         _total++;
         _last = Math.Max(_last, vm.Id);
-        if (!systemd.IsThere) return;
+        // One that was restored is there.
+        if (!systemd.IsThere || vm.IsUsed) return;
         foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Id, kind), descriptor);
     }
 
@@ -91,7 +92,7 @@ internal sealed class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposabl
                 restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
-            catch (GuestMemoryException exception)
+            catch (GuestMemoryException exception) when (!TakesAll)
             {
                 failed($"VM {group.Key} cannot be taken over: {exception.Message}");
             }

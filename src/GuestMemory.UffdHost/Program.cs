@@ -1,3 +1,4 @@
+using System.Collections;
 using System.Runtime.InteropServices;
 using System.Text.Json;
 using GuestMemory.Core;
@@ -9,41 +10,81 @@ namespace GuestMemory.UffdHost;
 /// <summary>
 /// The page-fault handler as a program: "GuestMemory.UffdHost --socket-path PATH --memory-path PATH [...]" serves in the foreground,
 /// for a service manager; with --detach it leaves the terminal, says on standard output what became of it, and writes a log.
+/// "upgrade PID" and "stop PID" are requests to one that runs (<see cref="ControlCommand"/>).
 /// </summary>
 internal static class Program
 {
     /// <summary>What makes this program a worker.</summary>
     public const string WorkerArgument = "worker";
 
-    private const string DetachArgument = "--detach";
+    /// <summary>What has this program take a handler over from the process that starts it.</summary>
+    public const string SuccessorArgument = "--successor";
+
+    public const string DetachArgument = "--detach";
+
+    /// <summary>How this program was started, without its arguments: its path, or that of dotnet and of the library.</summary>
+    public static List<string> CommandLine()
+    {
+        var program = Environment.ProcessPath ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "This program does not know its own path.");
+        return Path.GetFileName(program) == "dotnet" ? [program, Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll")] : [program];
+    }
+
+    /// <summary>The environment of the processes that this one starts.</summary>
+    public static string[] Variables()
+    {
+        // A killed process would leave the runtime's diagnostic socket behind.
+        Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
+        return [.. Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}")];
+    }
 
     private static int Main(string[] arguments)
     {
         if (arguments is [WorkerArgument]) return Worker.Run();
         var isDetached = arguments.Contains(DetachArgument, StringComparer.Ordinal);
+        var isSuccessor = arguments.Contains(SuccessorArgument, StringComparer.Ordinal);
         try
         {
-            return Supervise(UffdArguments.Parse([.. arguments.Where(argument => argument != DetachArgument)]), isDetached);
+            if (arguments is [var request, var process] && ControlCommand.Knows(request)) return ControlCommand.Run(request, process);
+            var systemd = new Systemd();
+            if (isSuccessor) return Succeed(arguments, systemd, isDetached);
+            return Supervise(Options(arguments), systemd, null, isDetached);
         }
         catch (GuestMemoryException exception)
         {
-            if (isDetached) Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message }, UffdControlJson.Default.UffdControlReply));
+            if (isDetached && !isSuccessor) Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ErrorId = exception.Error.ToString(), Message = exception.Message }, UffdControlJson.Default.UffdControlReply));
             else Console.Error.WriteLine($"{exception.Error}: {exception.Message}");
             return 1;
         }
     }
 
-    private static int Supervise(UffdHandlerOptions options, bool isDetached)
+    private static UffdHandlerOptions Options(string[] arguments) => UffdArguments.Parse([.. arguments.Where(static argument => argument is not (DetachArgument or SuccessorArgument))]);
+
+    /// <summary>Takes a handler over. Until it is this process's, nothing of it is put in order here: the process that has it goes on.</summary>
+    private static int Succeed(string[] arguments, Systemd systemd, bool isDetached)
     {
-        var systemd = new Systemd();
-        using var supervisor = new Supervisor(options, systemd);
+        using var predecessor = Predecessor.Meet(systemd);
+        try
+        {
+            return Supervise(Options(arguments), systemd, predecessor, isDetached);
+        }
+        catch (GuestMemoryException exception)
+        {
+            predecessor.Refuse(exception);
+            throw;
+        }
+    }
+
+    private static int Supervise(UffdHandlerOptions options, Systemd systemd, Predecessor? predecessor, bool isDetached)
+    {
+        var supervisor = new Supervisor(options, systemd, predecessor, isDetached);
         // From here on whoever ends this process leaves nothing behind.
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop);
         using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Stop);
         using var hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, static context => context.Cancel = true);
         var controlPath = UffdRuntimeFolder.SocketOf(UffdRuntimeFolder.Make(), Environment.ProcessId);
         var log = UffdRuntimeFolder.LogOf(controlPath);
-        if (isDetached)
+        var isReported = isDetached && predecessor is null;
+        if (isReported)
         {
             OwnSession.Begin();
             OwnSession.RedirectErrors(log);
@@ -53,22 +94,33 @@ internal static class Program
         {
             supervisor.Start(controlPath);
         }
-        catch when (isDetached)
+        catch when (predecessor is null)
         {
-            File.Delete(log);
+            supervisor.Dispose();
+            if (isReported) File.Delete(log);
             throw;
         }
 
-        if (isDetached)
+        if (isReported)
         {
             Console.Out.WriteLine(JsonSerializer.Serialize(new UffdControlReply { ControlPath = controlPath, Handler = supervisor.Status() }, UffdControlJson.Default.UffdControlReply));
             OwnSession.RedirectOthers();
             UffdDebug.WhenStarted();
         }
 
-        var code = supervisor.Run();
+        var code = 1;
+        try
+        {
+            code = supervisor.Run();
+        }
+        finally
+        {
+            // What was handed over is the other process's, paths too; the kernel closes what this one has of it.
+            if (!supervisor.IsHandedOver) supervisor.Dispose();
+        }
+
         // Who failed leaves behind why.
-        if (isDetached && code == 0) File.Delete(log);
+        if (isDetached && code == 0 && !supervisor.IsHandedOver) File.Delete(log);
         return code;
 
         void Stop(PosixSignalContext context)

@@ -10,6 +10,9 @@ internal sealed class Reception : IWatched, IDisposable
     /// <summary>The name under which a service manager keeps the listening socket that was made here.</summary>
     public const string StoredListener = "listener";
 
+    /// <summary>The name under which a successor is given one that a service manager made.</summary>
+    public const string ForeignListener = "socket";
+
     private readonly UffdEntrance _entrance;
     private readonly UffdHandlerOptions _options;
     private readonly Epoll _epoll;
@@ -30,7 +33,12 @@ internal sealed class Reception : IWatched, IDisposable
         _failed = failed;
     }
 
-    public string Path => _entrance.Listener.Path;
+    public UnixListener Listener => _entrance.Listener;
+
+    public string Path => Listener.Path;
+
+    /// <summary>Whether no hand-over is under way.</summary>
+    public bool IsQuiet => !_connections.Exists(static connection => connection.Connection.MillisecondsLeft is not null);
 
     /// <summary>Takes over what came with this process, a listening socket and VMs, or listens afresh.</summary>
     /// <param name="options">The handler's.</param>
@@ -46,7 +54,7 @@ internal sealed class Reception : IWatched, IDisposable
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
         var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-        var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 ? null : options.AcceptTimeout, failed);
+        var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
         if (systemd.IsThere && inherited is null) systemd.Store(StoredListener, listener.Socket);
@@ -95,6 +103,11 @@ internal sealed class Reception : IWatched, IDisposable
     {
         if (_connections.Find(connection => connection.Vms.Contains(vm)) is { } connection) Close(connection);
     }
+
+    /// <summary>Lets no VMM in until <see cref="Resume"/>; those that connect wait.</summary>
+    public void Suspend() => _entrance.Suspend();
+
+    public void Resume() => _entrance.Resume();
 
     public void Dispose() => _entrance.Dispose();
 

@@ -52,7 +52,7 @@ internal sealed partial class Supervisor
         _epoll.Add(worker.Channel.Socket, worker.Channel);
         var isSpare = _worker is not null;
         _ = _images.TrySend(worker.Channel);
-        _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare });
+        _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare || (_predecessor is not null && _workers == 0) });
         Log.Write(isSpare ? $"worker {worker.ProcessId} started as the spare one" : $"worker {worker.ProcessId} started");
         if (isSpare) _spare = worker;
         else Employ(worker);
@@ -125,6 +125,13 @@ internal sealed partial class Supervisor
             case ChannelMessageType.Gone:
                 if (message.Message is not null)
                 {
+                    // Another process still has it, and goes on.
+                    if (_isTakingOver)
+                    {
+                        _failure = new GuestMemoryException(GuestMemoryError.HandlerStartFailed, message.Message);
+                        break;
+                    }
+
                     // It could not be taken.
                     Fail(message.Message);
                     worker.Untaken--;
@@ -251,7 +258,7 @@ internal sealed partial class Supervisor
     {
         _stopping = true;
         _startAt = 0;
-        _ = _worker?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
+        _ = _worker?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop, Message = AppliesOnError ? "the handler was stopped for good." : null });
         // It has nothing that it would have to put in order. Where no process may be signalled, the word is enough.
         _ = _spare?.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
         _spare?.Kill();

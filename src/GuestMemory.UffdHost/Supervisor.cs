@@ -43,11 +43,20 @@ internal sealed partial class Supervisor : IDisposable
     private int _taken;
     private volatile bool _stopping;
 
-    public Supervisor(UffdHandlerOptions options, Systemd systemd)
+    // Whether no other process is to go on with the VMs.
+    private bool _isFinal;
+
+    /// <param name="options">The handler's.</param>
+    /// <param name="systemd">The service manager, and what came from it.</param>
+    /// <param name="predecessor">The supervisor that this one takes over from; null where it starts afresh.</param>
+    /// <param name="isDetached">Whether it was started to leave the terminal.</param>
+    public Supervisor(UffdHandlerOptions options, Systemd systemd, Predecessor? predecessor, bool isDetached)
     {
         _options = options;
         _systemd = systemd;
-        _vms = new KeptVms(systemd);
+        _predecessor = predecessor;
+        _isDetached = isDetached;
+        _vms = new KeptVms(systemd) { TakesAll = predecessor is not null };
         _epoll.Add(_wake, _wake);
     }
 
@@ -55,7 +64,7 @@ internal sealed partial class Supervisor : IDisposable
     /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
     public void Start(string controlPath)
     {
-        _images = KeptImages.Open(_options, _systemd);
+        _images = KeptImages.Open(_options, _systemd, _predecessor is not null);
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
@@ -66,10 +75,20 @@ internal sealed partial class Supervisor : IDisposable
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         // Before any VM, which would be worth nothing without them.
         _images.Store(_systemd);
+        _predecessor?.TakeVms();
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
-        _metrics = OpenMetrics();
-        _control = ControlServer.Open(_epoll, controlPath, new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, Stop));
-        OfferMore();
+        var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, StopForGood, Upgrade);
+        if (_predecessor is not null)
+        {
+            TakeOver(_predecessor, controlPath, actions);
+        }
+        else
+        {
+            _metrics = OpenMetrics();
+            _control = ControlServer.Open(_epoll, controlPath, actions);
+            OfferMore();
+        }
+
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
             Log.Write($"the inherited descriptor '{name}' cannot be used");
@@ -84,13 +103,18 @@ internal sealed partial class Supervisor : IDisposable
 
         _systemd.Notify("READY=1");
         Staff();
-        Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {controlPath}");
+        Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
+        _control.AnswerUpgrade(null);
     }
 
     /// <summary>Runs until it is stopped, or fails as it was told to or because the image has changed; returns the exit code.</summary>
     public int Run()
     {
-        while (!_stopping && _failure is null) Step();
+        while (!_stopping && _failure is null && !IsHandedOver) Step();
+        if (IsHandedOver) return Leave();
+        if (_successor is not null) GiveUp(Successor.Failed("the handler ends."));
+        // Only a stop by the control socket is known to be the last: the end of a service may be one half of its restart.
+        var isKept = _systemd.IsThere && !_isFinal;
         _systemd.Notify("STOPPING=1");
         // What ended at the same time as the handler is no VM that was left alone.
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
@@ -98,15 +122,18 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _abandoned = _vms.Count;
-        Log.Write(_failure is null ? $"stopped; {_abandoned} VMs were still served" : $"failed: {_failure.Message}");
+        Log.Write(_failure is not null ? $"failed: {_failure.Message}"
+            : $"stopped; {_abandoned} VMs were still served{(isKept ? ", and wait for the next start if the service manager keeps them" : "")}");
+        if (isKept) _reception?.Listener.KeepPath();
         _reception?.Dispose();
-        if (_failure is null)
+        if (_failure is null && !isKept)
         {
             _vms.Forget();
             _images?.Forget(_systemd);
         }
 
         EndWorkers();
+        if (AppliesOnError) _abandoned = _vms.Count;
         // With all that the worker has counted.
         _control?.End(Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 });
         return _failure is null ? 0 : 1;
@@ -133,10 +160,16 @@ internal sealed partial class Supervisor : IDisposable
 
     private MetricsEndpoint? OpenMetrics()
     {
-        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, Text);
-        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, Text) : null;
+        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, MetricsText);
+        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, MetricsText) : null;
+    }
 
-        string Text() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error));
+    private string MetricsText() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error));
+
+    private void StopForGood()
+    {
+        _isFinal = true;
+        Stop();
     }
 
     private void Step() => Step(Timeout());
@@ -170,6 +203,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
         if (_reception?.LookAtTheClock() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
+        ContinueUpgrade();
         return ready;
     }
 
@@ -183,7 +217,7 @@ internal sealed partial class Supervisor : IDisposable
     private int Timeout()
     {
         var timeout = _reception?.Timeout() ?? -1;
-        if (_systemd.HasPending) timeout = Sooner(timeout, TellPause);
+        if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
         timeout = Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout);
         return _startAt == 0 ? timeout : Sooner(timeout, (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds)));

@@ -25,11 +25,21 @@ internal sealed class Systemd
     /// <summary>Whether descriptors can be kept; the manager decides how many (FileDescriptorStoreMax=).</summary>
     public bool IsThere => _notify is not null;
 
-    /// <summary>Whether something is still to be told.</summary>
-    public bool HasPending => _pending.Count > 0;
+    /// <summary>Whether it does not hear this process yet: it knows another one as the service's main process.</summary>
+    public bool IsHeld { get; set; }
+
+    /// <summary>Whether something is still to be told, and may be.</summary>
+    public bool HasPending => !IsHeld && _pending.Count > 0;
+
+    /// <summary>The variables by which a program that takes over finds the service manager.</summary>
+    public IEnumerable<string> Variables()
+    {
+        if (_notify is not null) yield return $"NOTIFY_SOCKET={_notify}";
+        if (_watchdog is { } half) yield return string.Create(CultureInfo.InvariantCulture, $"WATCHDOG_USEC={(long)(half * 2).TotalMicroseconds}");
+    }
 
     /// <summary>Milliseconds until it must hear again that this process runs; -1 where it does not ask for that (WatchdogSec=).</summary>
-    public int WatchdogTimeout => _watchdog is not { } interval ? -1 : (int)Math.Clamp((interval - Stopwatch.GetElapsedTime(_aliveAt)).TotalMilliseconds, 0, int.MaxValue);
+    public int WatchdogTimeout => IsHeld || _watchdog is not { } interval ? -1 : (int)Math.Clamp((interval - Stopwatch.GetElapsedTime(_aliveAt)).TotalMilliseconds, 0, int.MaxValue);
 
     /// <summary>Tells it where it is time that this process runs.</summary>
     public void KeepAlive()
@@ -52,7 +62,7 @@ internal sealed class Systemd
     /// <summary>Tells what could not be told yet, because the manager does not keep up; the handler never waits for it.</summary>
     public void Flush()
     {
-        while (_pending.TryPeek(out var next))
+        while (!IsHeld && _pending.TryPeek(out var next))
         {
             var error = TrySend(next.Text, next.Descriptor);
             if (error == Errno.EAGAIN) return;

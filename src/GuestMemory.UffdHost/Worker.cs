@@ -121,7 +121,7 @@ internal sealed class Worker : IDisposable
             {
                 if (message.Type == ChannelMessageType.Stop)
                 {
-                    _server.Stop();
+                    _server.Stop(message.Message);
                     return;
                 }
 

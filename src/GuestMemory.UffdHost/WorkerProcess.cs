@@ -1,4 +1,3 @@
-using System.Collections;
 using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
@@ -43,22 +42,16 @@ internal sealed class WorkerProcess : IDisposable
 
     public static WorkerProcess Start()
     {
-        var program = Environment.ProcessPath ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "This program does not know its own path.");
-        List<string> arguments = [program];
-        // Run by dotnet, it is the library that must be named. A program of its own starts itself again, also where another version
-        // lies at its path by now.
-        if (Path.GetFileName(program) == "dotnet") arguments.Add(Path.Combine(AppContext.BaseDirectory, "GuestMemory.UffdHost.dll"));
-        else program = "/proc/self/exe";
+        List<string> arguments = Program.CommandLine();
+        // A program of its own starts itself again, also where another version lies at its path by now.
+        var program = arguments.Count == 1 ? "/proc/self/exe" : arguments[0];
         arguments.Add(Program.WorkerArgument);
-        // A killed process would leave the runtime's diagnostic socket behind.
-        Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
-        var environment = Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}").ToArray();
         var (near, far) = UnixSocket.CreatePair(nonBlocking: true);
         try
         {
             using var mine = far;
             using var nothing = File.OpenHandle("/dev/null");
-            var process = Spawn.Start(program, arguments, environment, [(int)nothing.DangerousGetHandle(), 2, 2, far.Number]);
+            var process = Spawn.Start(program, arguments, Program.Variables(), [(int)nothing.DangerousGetHandle(), 2, 2, far.Number]);
             var end = Pidfd.TryOpen(process, out var error) ?? throw new SyscallException("pidfd_open", error, "Watching the worker");
             return new WorkerProcess(process, end, new Channel(near));
         }

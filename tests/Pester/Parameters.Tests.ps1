@@ -117,7 +117,7 @@ Describe 'The tabulator' {
     }
 
     It 'offers a word that was begun once, and nothing that the line editor fails on: <_>' -ForEach @(
-        'Stop-UffdHandler w', 'Wait-UffdHandler w', 'Get-UffdHandler w', 'Remove-MmapRegion b', 'Get-MmapRegion b', 'Remove-GuestVm w', 'Get-GuestVm w', 'Stop-VmMemoryService w', 'Get-VmMemoryService w'
+        'Stop-UffdHandler w', 'Restart-UffdHandler w', 'Wait-UffdHandler w', 'Get-UffdHandler w', 'Remove-MmapRegion b', 'Get-MmapRegion b', 'Remove-GuestVm w', 'Get-GuestVm w', 'Stop-VmMemoryService w', 'Get-VmMemoryService w'
         'Stop-UffdHandler ', 'Wait-UffdHandler ', 'Remove-MmapRegion ', 'Remove-GuestVm ', 'Stop-VmMemoryService ', 'Stop-UffdHandler -SocketPath ', 'Remove-GuestVm -Name '
     ) {
         $kvm = Test-GuestMemorySupport Kvm

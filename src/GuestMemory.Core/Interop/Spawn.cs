@@ -7,6 +7,7 @@ internal static unsafe partial class Spawn
 {
     public const short POSIX_SPAWN_SETSIGDEF = 0x04;
     public const short POSIX_SPAWN_SETSIGMASK = 0x08;
+    public const short POSIX_SPAWN_SETSID = 0x80;
 
     // posix_spawn_file_actions_t, posix_spawnattr_t and sigset_t are opaque; the C libraries here need at most 336 bytes.
     private const int Opaque = 1024;
@@ -15,8 +16,13 @@ internal static unsafe partial class Spawn
     /// Starts a program with default signals and the given descriptors as its 0, 1, 2 and so on. The program gets no other
     /// descriptor that is close-on-exec, as all of this library are; each number must be above the count of them. Returns the process id.
     /// </summary>
+    /// <param name="program">Its path.</param>
+    /// <param name="arguments">Its arguments, its name first.</param>
+    /// <param name="environment">Its environment, NAME=VALUE each.</param>
+    /// <param name="descriptors">Its descriptors.</param>
+    /// <param name="inOwnSession">Whether it begins a session, and with it a process group (<see cref="ProcessGroup"/>), of its own number.</param>
     /// <exception cref="SyscallException">The program could not be started.</exception>
-    public static int Start(string program, IReadOnlyList<string> arguments, IReadOnlyList<string> environment, ReadOnlySpan<int> descriptors)
+    public static int Start(string program, IReadOnlyList<string> arguments, IReadOnlyList<string> environment, ReadOnlySpan<int> descriptors, bool inOwnSession = false)
     {
         var actions = stackalloc byte[Opaque];
         var attributes = stackalloc byte[Opaque];
@@ -30,7 +36,7 @@ internal static unsafe partial class Spawn
             _ = posix_spawnattr_setsigmask(attributes, signals);
             _ = sigfillset(signals);
             _ = posix_spawnattr_setsigdefault(attributes, signals);
-            _ = posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+            _ = posix_spawnattr_setflags(attributes, (short)(POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | (inOwnSession ? POSIX_SPAWN_SETSID : 0)));
             for (var i = 0; i < descriptors.Length; i++) _ = posix_spawn_file_actions_adddup2(actions, descriptors[i], i);
             argv = Strings(arguments);
             envp = Strings(environment);

@@ -5,6 +5,7 @@ internal sealed class UnixListener : IDisposable
 {
     private readonly ulong _inode;
     private readonly uint? _allowed;
+    private bool _keepsPath;
 
     private UnixListener(SafeDescriptor socket, string path, ulong inode, uint? allowed)
     {
@@ -74,12 +75,15 @@ internal sealed class UnixListener : IDisposable
     /// <summary>Whether the peer's user may connect.</summary>
     public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
 
+    /// <summary>Has the path stay: another process goes on with the socket.</summary>
+    public void KeepPath() => _keepsPath = true;
+
     public void Dispose()
     {
         try
         {
             // Only the socket that this listener made; another process may have replaced it.
-            if (IsOurs && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
+            if (IsOurs && !_keepsPath && FileStatus.TryGet(Path, out var status) == 0 && status.stx_ino == _inode) File.Delete(Path);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {

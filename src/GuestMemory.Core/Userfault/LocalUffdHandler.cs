@@ -117,6 +117,9 @@ internal sealed class LocalUffdHandler : UffdHandler
         _metrics?.Dispose();
     }
 
+    public override void Upgrade(TimeSpan timeout, CancellationToken cancellation = default) =>
+        throw new GuestMemoryException(GuestMemoryError.UpgradeFailed, $"The handler at {SocketPath} runs inside this process, and ends with it: no other process can take its VMs over.");
+
     private protected override void Dispose(bool disposing)
     {
         if (!disposing) return;

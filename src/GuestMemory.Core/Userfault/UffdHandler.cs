@@ -124,6 +124,15 @@ public abstract class UffdHandler : IDisposable
     /// <exception cref="GuestMemoryException">ControlFailed: the handler's process does not answer.</exception>
     public abstract void Stop();
 
+    /// <summary>
+    /// Hands every VM, and whoever is connected, to a new process that runs the program of this library's installation. The old process ends when
+    /// the new one has answered that it serves; where the new one cannot, the old one goes on, and no VM notices. The figures go on, <see cref="ProcessId"/> and <see cref="Id"/> change.
+    /// </summary>
+    /// <param name="timeout">How long the new program may take to start.</param>
+    /// <param name="cancellation">Gives up waiting; the upgrade goes on.</param>
+    /// <exception cref="GuestMemoryException">UpgradeFailed: the old process goes on, and the message says why; HandlerGone; ControlFailed: the handler's process does not answer.</exception>
+    public abstract void Upgrade(TimeSpan timeout, CancellationToken cancellation = default);
+
     /// <summary>Stops a handler of this process; lets go of one in a process of its own, which goes on.</summary>
     public void Dispose()
     {

@@ -17,6 +17,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -580,8 +581,11 @@ static void processes(void)
 {
     CONSTANT(POSIX_SPAWN_SETSIGDEF);
     CONSTANT(POSIX_SPAWN_SETSIGMASK);
+    CONSTANT(POSIX_SPAWN_SETSID);
     CONSTANT(SIGKILL);
     CONSTANT(P_PIDFD);
+    CONSTANT(P_PGID);
+    CONSTANT(PR_SET_CHILD_SUBREAPER);
     CONSTANT(SIGTERM);
     CONSTANT(SIGSTOP);
     CONSTANT(WNOHANG);

@@ -53,6 +53,28 @@ public sealed class MetricsEndpoint : IDisposable
         return Open(new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified), new UnixDomainSocketEndPoint(path), path, type, metrics);
     }
 
+    /// <summary>Goes on at a listening socket that another process made.</summary>
+    /// <param name="listener">The socket; taken over.</param>
+    /// <param name="path">Its path, which is removed with it; null where it is a port.</param>
+    /// <param name="type">The media type of the answer.</param>
+    /// <param name="metrics">Gives the answer; called on a thread of this object.</param>
+    internal static MetricsEndpoint Adopt(Interop.SafeDescriptor listener, string? path, string type, Func<string> metrics)
+    {
+        // The socket closes the number; the descriptor must not.
+        var handle = new SafeSocketHandle(listener.Number, ownsHandle: true);
+        listener.SetHandleAsInvalid();
+        return new MetricsEndpoint(new Socket(handle), path, type, metrics);
+    }
+
+    /// <summary>A second descriptor of the listening socket, by which another process can go on with it.</summary>
+    internal Interop.SafeDescriptor Duplicate()
+    {
+        using var copy = Interop.Descriptor.Duplicate(_listener.SafeHandle);
+        var descriptor = new Interop.SafeDescriptor((int)copy.DangerousGetHandle());
+        copy.SetHandleAsInvalid();
+        return descriptor;
+    }
+
     /// <summary>Closes the socket; an answer that is under way ends first.</summary>
     public void Dispose()
     {

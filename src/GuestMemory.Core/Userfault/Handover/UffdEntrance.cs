@@ -21,6 +21,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
     private object? _owner;
     private long _pausedUntil;
     private long _deadline;
+    private bool _isSuspended;
 
     public UnixListener Listener => listener;
 
@@ -45,6 +46,22 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
         if (acceptTimeout is { } limit) _deadline = Stopwatch.GetTimestamp() + (long)(limit.TotalSeconds * Stopwatch.Frequency);
     }
 
+    /// <summary>Lets no VMM in; those that connect wait in the queue of the socket.</summary>
+    public void Suspend()
+    {
+        if (_isSuspended) return;
+        _isSuspended = true;
+        if (_pausedUntil == 0) _epoll!.Remove(listener.Socket);
+    }
+
+    /// <summary>Lets VMMs in again.</summary>
+    public void Resume()
+    {
+        if (!_isSuspended) return;
+        _isSuspended = false;
+        if (_pausedUntil == 0) _epoll!.Add(listener.Socket, _owner!);
+    }
+
     /// <summary>The next VMM that waits and may come in; others are turned away. The caller owns it.</summary>
     /// <param name="connections">How many are connected.</param>
     /// <param name="connection">The connection.</param>
@@ -54,10 +71,10 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
         while (true)
         {
             var error = 0;
-            var socket = _pausedUntil != 0 ? null : UnixSocket.TryAccept(listener.Socket, out error);
+            var socket = _pausedUntil != 0 || _isSuspended ? null : UnixSocket.TryAccept(listener.Socket, out error);
             if (socket is null)
             {
-                if (_pausedUntil != 0 || error == Errno.EAGAIN) return false;
+                if (_pausedUntil != 0 || _isSuspended || error == Errno.EAGAIN) return false;
                 if (error is Errno.ECONNABORTED or Errno.EINTR) continue;
                 Pause(error);
                 return false;
@@ -105,7 +122,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
         if (_pausedUntil != 0 && now >= _pausedUntil && !listener.Socket.IsClosed)
         {
             _pausedUntil = 0;
-            _epoll!.Add(listener.Socket, _owner!);
+            if (!_isSuspended) _epoll!.Add(listener.Socket, _owner!);
         }
 
         return _deadline == 0 || now < _deadline ? null
@@ -115,7 +132,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
     public void Dispose()
     {
         if (listener.Socket.IsClosed) return;
-        if (_pausedUntil == 0) _epoll?.Remove(listener.Socket);
+        if (_pausedUntil == 0 && !_isSuspended) _epoll?.Remove(listener.Socket);
         listener.Dispose();
     }
 

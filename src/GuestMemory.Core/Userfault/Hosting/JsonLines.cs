@@ -21,6 +21,9 @@ internal sealed class JsonLines(SafeDescriptor socket, bool keepsDescriptor = fa
     /// <summary>Whether the other end has closed the connection and nothing is left to take.</summary>
     public bool IsEnded { get; private set; }
 
+    /// <summary>Whether nothing has come that was not taken.</summary>
+    public bool IsEmpty => _length == 0;
+
     /// <summary>Takes the next line that is complete; false where none is, see <see cref="IsEnded"/>.</summary>
     /// <exception cref="GuestMemoryException">ControlFailed: a line is too long or not the JSON it must be.</exception>
     public bool TryTake<T>(JsonTypeInfo<T> type, out T value)

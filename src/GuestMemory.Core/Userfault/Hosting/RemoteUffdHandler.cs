@@ -7,14 +7,19 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>A handler in a process of its own, seen through its control socket. Its figures are asked for when they are read.</summary>
 internal sealed class RemoteUffdHandler : UffdHandler
 {
+    private const int MaxLooks = 5;
+
+    // The old program itself says that the time is over, and needs some for what it has begun.
+    private static readonly TimeSpan UpgradeMargin = TimeSpan.FromSeconds(30);
+
     // The properties of one row of a table are of one moment.
     private static readonly TimeSpan Fresh = TimeSpan.FromMilliseconds(20);
     private static readonly ConcurrentDictionary<string, RemoteUffdHandler> s_known = new(StringComparer.Ordinal);
 
-    private readonly string _controlPath;
     private readonly UffdControlClient _client;
     private readonly Lock _lock = new();
     private UffdStatus _status;
+    private volatile string _controlPath;
     private long _askedAt;
 
     private RemoteUffdHandler(string controlPath, UffdControlClient client, UffdStatus status)
@@ -33,7 +38,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override UffdStrategy Strategy => _status.Strategy;
 
-    public override int ProcessId => _status.ProcessId;
+    public override int ProcessId => Current.ProcessId;
 
     public override UffdHandlerState State => Current.State;
 
@@ -101,9 +106,24 @@ internal sealed class RemoteUffdHandler : UffdHandler
         foreach (var (path, handler) in s_known)
         {
             if (handler._client.WaitForEnd(0)) s_known.TryRemove(path, out _);
+            else if (!File.Exists(path)) handler.Follow();
         }
 
-        return [.. UffdRuntimeFolder.Sockets().Select(TryConnect).OfType<RemoteUffdHandler>().OrderBy(handler => handler.Id)];
+        var found = new List<RemoteUffdHandler>();
+        for (var look = 0; look < MaxLooks; look++)
+        {
+            found.Clear();
+            var hasMoved = false;
+            foreach (var path in UffdRuntimeFolder.Sockets().ToArray())
+            {
+                if (TryConnect(path, ref hasMoved) is { } handler) found.Add(handler);
+            }
+
+            // The process that has it now has given it another name meanwhile.
+            if (!hasMoved) break;
+        }
+
+        return [.. found.DistinctBy(static handler => handler._status.ProcessId).OrderBy(static handler => handler._status.ProcessId)];
     }
 
     public override UffdFigures GetFigures()
@@ -143,6 +163,15 @@ internal sealed class RemoteUffdHandler : UffdHandler
         s_known.TryRemove(_controlPath, out _);
     }
 
+    public override void Upgrade(TimeSpan timeout, CancellationToken cancellation = default)
+    {
+        var request = new UffdControlRequest { Request = UffdControlRequest.Upgrade, Program = UffdHostProcess.CommandLine(), Timeout = (int)Math.Clamp(timeout.TotalMilliseconds, 1, int.MaxValue) };
+        if (_client.Ask(request, cancellation, timeout + UpgradeMargin) is null)
+            throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended.");
+        lock (_lock) _askedAt = 0;
+        Follow();
+    }
+
     private protected override void Dispose(bool disposing)
     {
         if (!disposing) return;
@@ -150,11 +179,11 @@ internal sealed class RemoteUffdHandler : UffdHandler
         _client.Dispose();
     }
 
-    private static RemoteUffdHandler? TryConnect(string path)
+    private static RemoteUffdHandler? TryConnect(string path, ref bool hasMoved)
     {
         try
         {
-            return Connect(path);
+            return Connect(path, ref hasMoved);
         }
         catch (GuestMemoryException)
         {
@@ -164,13 +193,14 @@ internal sealed class RemoteUffdHandler : UffdHandler
     }
 
     /// <summary>The handler behind a control socket; null where there is none, and then the socket is taken away.</summary>
-    private static RemoteUffdHandler? Connect(string path)
+    private static RemoteUffdHandler? Connect(string path, ref bool hasMoved)
     {
         if (s_known.TryGetValue(path, out var known) && !known._client.WaitForEnd(0)) return known;
         var client = UffdControlClient.TryConnect(path, out var error);
         if (client is null)
         {
             if (error == Errno.ECONNREFUSED) File.Delete(path);
+            hasMoved |= error == Errno.ENOENT;
             return null;
         }
 
@@ -184,6 +214,16 @@ internal sealed class RemoteUffdHandler : UffdHandler
         {
             if (status is null) client.Dispose();
         }
+    }
+
+    /// <summary>Keeps the handler under the name that its control socket has now, where another process has taken it over.</summary>
+    private void Follow()
+    {
+        var (before, now) = (_controlPath, UffdRuntimeFolder.SocketOf(Path.GetDirectoryName(_controlPath)!, Current.ProcessId));
+        if (now == before) return;
+        s_known.TryRemove(new KeyValuePair<string, RemoteUffdHandler>(before, this));
+        s_known[now] = this;
+        _controlPath = now;
     }
 
     private UffdStatus LastWords() => _client.Ended ?? (_status.State is UffdHandlerState.Stopped or UffdHandlerState.Failed ? _status : _status with

@@ -42,9 +42,12 @@ internal sealed class UffdControlClient : IDisposable
 
     /// <summary>Asks and waits for the answer. Null where the handler has ended: <see cref="Ended"/> are its last words, if it had any.</summary>
     /// <exception cref="GuestMemoryException">ControlFailed: no answer within 5 s, or one that is none; or what the handler answers as its error.</exception>
-    public UffdStatus? Ask(UffdControlRequest request, CancellationToken cancellation)
+    /// <param name="request">The request.</param>
+    /// <param name="cancellation">Gives up waiting.</param>
+    /// <param name="limit">How long the answer may take, where that is not 5 s.</param>
+    public UffdStatus? Ask(UffdControlRequest request, CancellationToken cancellation, TimeSpan? limit = null)
     {
-        lock (_lock) return Exchange(request, cancellation)?.Handler;
+        lock (_lock) return Exchange(request, cancellation, limit ?? AnswerTimeout)?.Handler;
     }
 
     /// <summary>Asks for something that comes as a file. Null where the handler has ended.</summary>
@@ -53,7 +56,7 @@ internal sealed class UffdControlClient : IDisposable
     {
         lock (_lock)
         {
-            var reply = Exchange(request, cancellation);
+            var reply = Exchange(request, cancellation, AnswerTimeout);
             number = reply?.Number ?? 0;
             if (reply is null) return null;
             return _lines.TakeDescriptor() ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no file.");
@@ -80,7 +83,7 @@ internal sealed class UffdControlClient : IDisposable
         _lines.TakeDescriptor()?.Dispose();
     }
 
-    private UffdControlReply? Exchange(UffdControlRequest request, CancellationToken cancellation)
+    private UffdControlReply? Exchange(UffdControlRequest request, CancellationToken cancellation, TimeSpan limit)
     {
         if (IsOver) return null;
         _open++;
@@ -96,8 +99,8 @@ internal sealed class UffdControlClient : IDisposable
 
             if (IsOver) return null;
             cancellation.ThrowIfCancellationRequested();
-            if (Stopwatch.GetElapsedTime(asked) > AnswerTimeout)
-                throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process did not answer within {AnswerTimeout.TotalSeconds:0} s.");
+            if (Stopwatch.GetElapsedTime(asked) > limit)
+                throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process did not answer within {limit.TotalSeconds:0} s.");
             Poll(Slice);
         }
     }

@@ -88,6 +88,21 @@ internal static class UffdHostProcess
             $"The handler's process ({start.FileName}) ended before it listened.{(errors.Length > 0 ? " Its error output: " + errors : "")}");
     }
 
+    /// <summary>The same as the path of a program and its first arguments.</summary>
+    /// <exception cref="GuestMemoryException">HandlerStartFailed: it is not there.</exception>
+    public static IReadOnlyList<string> CommandLine()
+    {
+        var start = Command();
+        var program = start.FileName;
+        if (!Path.IsPathRooted(program))
+        {
+            program = (Environment.GetEnvironmentVariable("PATH") ?? "").Split(':', StringSplitOptions.RemoveEmptyEntries).Select(folder => Path.Combine(folder, start.FileName)).FirstOrDefault(File.Exists)
+                ?? throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"The handler's program needs {start.FileName}, which is not in PATH.");
+        }
+
+        return [program, .. start.ArgumentList];
+    }
+
     /// <summary>The program that was compiled ahead for this system, or the library of a build with the dotnet of this host.</summary>
     internal static ProcessStartInfo Command()
     {

@@ -52,7 +52,7 @@ internal sealed record UffdStatus
     }
 }
 
-/// <summary>One line to the control socket. Requests are status, figures, dirty, cleared and stop; whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. Requests are status, figures, dirty, cleared, upgrade and stop; whoever waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";
@@ -61,6 +61,7 @@ internal sealed record UffdControlRequest
     public const string Cleared = "cleared";
     public const string Stop = "stop";
     public const string Wait = "wait";
+    public const string Upgrade = "upgrade";
 
     [JsonRequired]
     public string Request { get; init; } = "";
@@ -70,6 +71,12 @@ internal sealed record UffdControlRequest
 
     /// <summary>With cleared: the number of the answer that has arrived.</summary>
     public int Number { get; init; }
+
+    /// <summary>With upgrade: the new program's path, and the arguments that come before the handler's.</summary>
+    public IReadOnlyList<string>? Program { get; init; }
+
+    /// <summary>With upgrade: the milliseconds after which the old program goes on.</summary>
+    public int Timeout { get; init; }
 }
 
 /// <summary>One line from the control socket.</summary>
@@ -99,9 +106,10 @@ internal sealed record UffdControlReply
 }
 
 [JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, IgnoreReadOnlyProperties = true,
-    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(ListConverter<UffdFigures>)])]
+    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(ListConverter<UffdFigures>), typeof(ListConverter<string>)])]
 [JsonSerializable(typeof(UffdControlRequest))]
 [JsonSerializable(typeof(UffdControlReply))]
 [JsonSerializable(typeof(UffdFigures))]
 [JsonSerializable(typeof(UffdFigures[]))]
+[JsonSerializable(typeof(string[]))]
 internal sealed partial class UffdControlJson : JsonSerializerContext;

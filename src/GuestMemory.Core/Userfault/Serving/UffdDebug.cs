@@ -7,7 +7,9 @@ namespace GuestMemory.Core.Userfault;
 /// Brings a handler's processes into states that are rare otherwise, for tests. GUESTMEMORY_UFFD_DEBUG is one of:
 /// die-after-read=N, a worker kills itself when it has read events for the N-th time and done nothing about them yet;
 /// hold-counts=PATH, a worker does not count the fault that it has just answered before the file PATH is gone;
-/// stop-when-started, the supervisor stops (SIGSTOP) after it has reported its start.
+/// stop-when-started, the supervisor stops (SIGSTOP) after it has reported its start;
+/// die-at-step=N and stop-at-step=N, a program that is to take a handler over kills or stops itself there: 1, started; 2, its worker is
+/// ready; 3, it has the VMs; 4, it was told to serve them; 5, its worker serves them, and it has not said so.
 /// </summary>
 internal static class UffdDebug
 {
@@ -32,6 +34,12 @@ internal static class UffdDebug
     public static void WhenStarted()
     {
         if (s_setting[0] == "stop-when-started") Signal(Pidfd.SIGSTOP);
+    }
+
+    public static void AtStep(int step)
+    {
+        if (!int.TryParse(ValueOf("die-at-step") ?? ValueOf("stop-at-step"), NumberStyles.None, CultureInfo.InvariantCulture, out var wanted) || wanted != step) return;
+        Signal(s_setting[0] == "die-at-step" ? Pidfd.SIGKILL : Pidfd.SIGSTOP);
     }
 
     private static string? ValueOf(string name) => s_setting is [var first, var value] && first == name ? value : null;

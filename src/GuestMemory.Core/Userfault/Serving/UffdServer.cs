@@ -37,6 +37,7 @@ internal sealed partial class UffdServer : IDisposable
 
     private volatile string? _error;
     private volatile bool _stopping;
+    private volatile string? _whyAbandoned;
     private int _accepted;
 
     /// <summary>
@@ -162,8 +163,10 @@ internal sealed partial class UffdServer : IDisposable
     }
 
     /// <summary>Ends <see cref="Run"/>; safe from any thread, at any time.</summary>
-    public void Stop()
+    /// <param name="whyAbandoned">Why no process will serve the VMs any more, so that what was ordered for errors follows; null where one may.</param>
+    public void Stop(string? whyAbandoned = null)
     {
+        _whyAbandoned = whyAbandoned;
         _stopping = true;
         Wake();
     }
@@ -178,7 +181,7 @@ internal sealed partial class UffdServer : IDisposable
 
     public void Dispose()
     {
-        foreach (var service in _services) service.Stop();
+        foreach (var service in _services) service.Stop(_whyAbandoned);
         while (_services.Count > 0)
         {
             if (_services[^1].Join(s_patience)) Remove(_services[^1]);

@@ -22,6 +22,7 @@ internal sealed class UffdVmService : IDisposable
     // Written by the handler's thread.
     private volatile bool _stopping;
     private long _stoppedAt;
+    private string? _whyStopped;
 
     // Written by the service's own thread.
     private volatile int _threadId;
@@ -67,9 +68,11 @@ internal sealed class UffdVmService : IDisposable
     }
 
     /// <summary>Has the service end; it does so on its own thread, in its own time. For the handler's thread.</summary>
-    public void Stop()
+    /// <param name="why">Why nothing will serve the VM any more; null where something may.</param>
+    public void Stop(string? why = null)
     {
         if (_stopping) return;
+        _whyStopped = why;
         _stoppedAt = Stopwatch.GetTimestamp();
         _stopping = true;
         EventFd.Signal(_wake);
@@ -119,6 +122,7 @@ internal sealed class UffdVmService : IDisposable
         // Each may wait for a disk, and only this thread does.
         if (_fill is not null) _helpers.Filler!.Remove(_fill);
         Vm.Fetches?.End();
+        if (!Vm.IsOver) why ??= _whyStopped;
         if (why is not null) Vm.Abandon(why);
         TellError();
         _finished(this);

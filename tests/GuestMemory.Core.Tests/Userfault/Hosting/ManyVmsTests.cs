@@ -48,10 +48,16 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         using (var worker = Pidfd.TryOpen(handler.WorkerProcessId, out _)!) Assert.Equal(0, Pidfd.TrySignal(worker, Pidfd.SIGKILL));
         for (var vm = 0; vm < count; vm++)
         {
-            if (vm % 50 != 0) AssertPages(vm, 8, 8);
+            if (vm % 50 != 0) AssertPages(vm, 8, 4);
         }
 
         Assert.Equal((count - 10, 2), (handler.ConnectionCount, handler.WorkerCount));
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+        Assert.Equal((count - 10, 3), (handler.ConnectionCount, handler.WorkerCount));
+        for (var vm = 0; vm < count; vm++)
+        {
+            if (vm % 50 != 0) AssertPages(vm, 12, 4);
+        }
     }
 
     /// <summary>What both processes have in memory, also of the states that they share; a page of the VM was touched, so that its service has run.</summary>

@@ -5,7 +5,7 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>The handler under a service manager: what it tells it, what it has it keep, and what it takes from it.</summary>
 [Collection(RuntimeFolder.Name)]
-public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
+public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
 {
     private readonly TestFolder _folder = new();
     private readonly List<GuestRegionMmap> _regions = [];

@@ -1,0 +1,62 @@
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+
+namespace GuestMemory.UffdHost;
+
+/// <content>The VMs on their way to another supervisor.</content>
+internal sealed partial class KeptVms
+{
+    /// <summary>Whether one VM that cannot be taken over is an error for all: another process still has them.</summary>
+    public bool TakesAll { get; init; }
+
+    public int LastId => _last;
+
+    /// <summary>The descriptors of every VM, by the names under which they are kept.</summary>
+    public IEnumerable<(string Name, SafeDescriptor Descriptor)> Parts() =>
+        _vms.SelectMany(static vm => Parts(vm).Select(part => (Name(vm.Id, part.Kind), part.Descriptor)));
+
+    /// <summary>What was counted for VMs that have ended, as the state of a VM without memory.</summary>
+    public unsafe SafeDescriptor EndedFigures()
+    {
+        var file = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(0), 0);
+        try
+        {
+            using var state = new UffdVmState(0, file, isNew: true);
+            lock (_lock)
+            {
+                state.Counters->Add(ref _ended);
+                state.Latency.Add(_endedLatency);
+                foreach (var vm in _ending)
+                {
+                    state.Counters->Add(ref *vm.State.Counters);
+                    state.Latency.Add(vm.State.Latency);
+                }
+            }
+
+            state.Counters->QueueDepth = 0;
+            return file;
+        }
+        catch
+        {
+            file.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Counts on where another supervisor stopped.</summary>
+    /// <param name="total">VMs that ever came to it.</param>
+    /// <param name="lastId">The number of the last.</param>
+    /// <param name="ended">What it counted for those that have ended; null where that is not known.</param>
+    public unsafe void Continue(int total, int lastId, SafeDescriptor? ended)
+    {
+        _total = total;
+        _last = Math.Max(_last, lastId);
+        if (ended is null) return;
+        using var state = new UffdVmState(0, ended);
+        lock (_lock)
+        {
+            _ended.Add(ref *state.Counters);
+            _endedLatency.Add(state.Latency);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+using System.Diagnostics;
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+
+namespace GuestMemory.UffdHost;
+
+/// <content>
+/// The handler on its way to another program, seen from both ends. The new supervisor gets the image, starts a worker, and gets the VMs; then the
+/// old one ends its worker, so that no two serve a VM, and the new one's takes over. Until that has said that it serves every VM the old
+/// supervisor can go on, with its spare worker; nobody is let in meanwhile.
+/// </content>
+internal sealed partial class Supervisor
+{
+    // How long each step may take while no worker, or nobody who answers, is there.
+    private static readonly TimeSpan SwitchLimit = TimeSpan.FromSeconds(10);
+
+    // How long the service manager may take to hear which process it has now.
+    private static readonly TimeSpan TellLimit = TimeSpan.FromSeconds(2);
+
+    private readonly Predecessor? _predecessor;
+    private readonly bool _isDetached;
+    private Successor? _successor;
+
+    // From the moment at which it has VMs that another process can take back.
+    private bool _isTakingOver;
+
+    /// <summary>Whether another process has everything; this one frees nothing of it, and ends.</summary>
+    public bool IsHandedOver { get; private set; }
+
+    private bool AppliesOnError => _isFinal && _systemd.IsThere && _failure is null && _options.OnError != UffdOnError.Stop;
+
+    /// <summary>Starts the program that is to take over; whoever asks for it is answered later.</summary>
+    /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
+    private void Upgrade(UffdControlRequest request)
+    {
+        try
+        {
+            _successor = StartSuccessor(request);
+            Log.Write($"process {_successor.ProcessId} is to take over ({string.Join(' ', request.Program!)})");
+        }
+        catch (GuestMemoryException exception)
+        {
+            Fail(exception.Message);
+            throw;
+        }
+    }
+
+    private Successor StartSuccessor(UffdControlRequest request)
+    {
+        if (_successor is not null) throw Successor.Failed("another one is about to.");
+        // Whoever has started a program in the foreground waits for its end.
+        if (!_isDetached && !_systemd.IsThere) throw Successor.Failed("this process runs in the foreground, without a service manager that could be told of the other.");
+        if (request.Program is not [var program, ..] || !Path.IsPathRooted(program) || !File.Exists(program)) throw Successor.Failed($"there is no file {request.Program?.FirstOrDefault()}");
+        if (request.Timeout <= 0) throw Successor.Failed("the time for it is over before it begins.");
+        string[] arguments = [Program.SuccessorArgument, .. _isDetached ? [Program.DetachArgument] : Array.Empty<string>(), .. UffdArguments.From(_options)];
+        var successor = Successor.Start(request.Program, arguments, [.. Program.Variables(), .. _systemd.Variables()], TimeSpan.FromMilliseconds(request.Timeout), _systemd.KeepAlive);
+        try
+        {
+            _images!.Give(successor);
+            successor.Tell(ChannelMessageType.TakeOver);
+            return successor;
+        }
+        catch
+        {
+            successor.End();
+            throw;
+        }
+    }
+
+    private void ContinueUpgrade()
+    {
+        if (_successor is not { } successor || _stopping || IsHandedOver) return;
+        try
+        {
+            successor.Look();
+            if (!successor.IsReady) return;
+            // VMMs wait in the queue of the socket, and the hand-overs that are under way come to their end.
+            _reception!.Suspend();
+            if (_reception.IsQuiet) SwitchTo(successor);
+        }
+        catch (GuestMemoryException exception)
+        {
+            GiveUp(exception);
+        }
+    }
+
+    private void SwitchTo(Successor successor)
+    {
+        var limit = successor.Limit < SwitchLimit ? successor.Limit : SwitchLimit;
+        var listener = _reception!.Listener;
+        successor.Give(listener.IsOurs ? Reception.StoredListener : Reception.ForeignListener, listener.Socket);
+        foreach (var (name, descriptor) in _vms.Parts()) successor.Give(name, descriptor);
+        using (var metrics = _metrics?.Duplicate()) Predecessor.Give(successor, Record(), _control!, _worker?.End, metrics);
+        successor.Tell(ChannelMessageType.TakeOver);
+        successor.Await(ChannelMessageType.Prepared, limit);
+        EndWorker(limit);
+        Predecessor.GiveFigures(successor, _vms);
+        successor.Tell(ChannelMessageType.Serve);
+        successor.Await(ChannelMessageType.Serving, limit);
+        IsHandedOver = true;
+    }
+
+    /// <summary>Ends the worker that has the VMs as if it had died, which it may at any moment. What became of it the loop finds out where it is still needed.</summary>
+    private void EndWorker(TimeSpan limit)
+    {
+        if (_worker is null) return;
+        _worker.Kill();
+        Span<PollFd> entry = [new PollFd { fd = _worker.End.Number, events = Poll.POLLIN }];
+        if (Poll.Wait(entry, (int)limit.TotalMilliseconds) <= 0) throw Successor.Failed($"worker {_worker.ProcessId} of this process did not end.");
+    }
+
+    private HandedOver Record() => new()
+    {
+        ControlPath = _control!.Path,
+        Total = _vms.Total,
+        LastVm = _vms.LastId,
+        Workers = _workers,
+        Taken = _taken,
+        Error = _error,
+        VmErrors = [.. _vms.Where(static vm => vm.Error is not null).Select(static vm => new VmError { Vm = vm.Id, Error = vm.Error! })],
+    };
+
+    /// <summary>This process goes on.</summary>
+    private void GiveUp(GuestMemoryException exception)
+    {
+        // Before anything of the VMs: it may have given them to a worker.
+        _successor!.End();
+        _successor = null;
+        _reception!.Resume();
+        Fail(exception.Message);
+        _control!.AnswerUpgrade(exception.Error == GuestMemoryError.UpgradeFailed ? exception : Successor.Failed(exception.Message, exception));
+    }
+
+    /// <summary>The other process serves, and waits for the end of this one.</summary>
+    private int Leave()
+    {
+        _control!.DismissOthers();
+        // Everything after this the service manager hears from that process alone.
+        _systemd.Notify($"MAINPID={_successor!.ProcessId}");
+        for (var started = Stopwatch.GetTimestamp(); _systemd.HasPending && Stopwatch.GetElapsedTime(started) < TellLimit; _systemd.Flush()) Thread.Sleep(LookPause);
+        _spare?.Kill();
+        // A stop that came meanwhile was meant for the handler.
+        if (_stopping) _successor.Stop();
+        Log.Write($"process {_successor.ProcessId} has taken over");
+        return 0;
+    }
+
+    /// <summary>Goes on where the predecessor stops. VMs can connect when it returns.</summary>
+    private void TakeOver(Predecessor predecessor, string controlPath, ControlServer.Actions actions)
+    {
+        _isTakingOver = true;
+        _reception!.Suspend();
+        var record = predecessor.Record;
+        // What can fail comes before there is no way back.
+        _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
+        if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, MetricsText);
+        predecessor.AwaitTurn();
+        using (var figures = predecessor.TakeFigures()) _vms.Continue(record.Total, record.LastVm, figures);
+        OfferAll();
+        predecessor.AwaitEnd();
+        _isTakingOver = false;
+        _workers += record.Workers;
+        _taken = record.Taken;
+        _error = record.Error;
+        foreach (var (vm, error) in record.VmErrors.Select(item => (_vms.Find(item.Vm), item.Error)))
+        {
+            if (vm is not null) vm.Error ??= error;
+        }
+
+        if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
+        if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
+        predecessor.Dispose();
+        _reception.Resume();
+        Log.Write($"took {_vms.Count} VMs over");
+    }
+
+    /// <summary>Gives the worker every VM, and waits until it serves them. One that does not is no worker for them.</summary>
+    private void OfferAll()
+    {
+        OfferMore();
+        while (_worker is { Untaken: > 0 } || _vms.Any(static vm => !vm.IsOffered))
+        {
+            if (_worker is null || Pidfd.HasEnded(_worker.End)) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "its worker ended when it was given the VMs; the log may say why.");
+            Span<PollFd> entry = [new PollFd { fd = _worker.Channel.Socket.Number, events = Poll.POLLIN }];
+            _ = Poll.Wait(entry, TellPause);
+            Hear(_worker.Channel);
+            if (_failure is not null) throw _failure;
+            OfferMore();
+        }
+    }
+
+    private static bool TryRename(string before, string now)
+    {
+        try
+        {
+            File.Move(before, now, overwrite: true);
+            return true;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            Log.Write($"{before} keeps its name: {exception.Message}");
+            return false;
+        }
+    }
+}

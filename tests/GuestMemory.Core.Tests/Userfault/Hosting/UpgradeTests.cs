@@ -1,0 +1,161 @@
+using System.Diagnostics;
+using System.Globalization;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>A handler that is handed to another program while it serves, with this process as its VMM.</summary>
+[Collection(RuntimeFolder.Name)]
+public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
+{
+    private readonly TestFolder _folder = new();
+    private readonly List<GuestRegionMmap> _regions = [];
+
+    public void Dispose()
+    {
+        foreach (var region in _regions) region.Dispose();
+        runtime.StopAll();
+        _folder.Dispose();
+    }
+
+    /// <summary>
+    /// One upgrade after the other while pages are touched and removed. GUESTMEMORY_UPGRADE_ROUNDS says how many (100 is what a release
+    /// is tried with), GUESTMEMORY_CRASH_MIB how large the VM is.
+    /// </summary>
+    [UffdTheory]
+    [InlineData(UffdStrategy.OnDemand)]
+    [InlineData(UffdStrategy.Background)]
+    public void NoVmIsLostAndNoPageIsWrong(UffdStrategy strategy)
+    {
+        var rounds = Setting("GUESTMEMORY_UPGRADE_ROUNDS", 5);
+        var pages = Setting("GUESTMEMORY_CRASH_MIB", 128) * 256;
+        var handler = Start(pages, strategy);
+        var memory = Memory(pages);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        var touching = new Touching(memory, pages);
+        HashSet<int> processes = [handler.ProcessId];
+        for (var round = 1; round <= rounds; round++)
+        {
+            handler.Upgrade(TimeSpan.FromSeconds(60));
+            Assert.True(processes.Add(handler.ProcessId));
+            Assert.Equal(1, handler.ConnectionCount);
+            Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+        }
+
+        touching.Join();
+        Assert.Equal((UffdHandlerState.Serving, null), (handler.State, handler.Error));
+        Assert.Equal(rounds + 1, handler.WorkerCount);
+        // A new VM comes to the same socket.
+        var other = Memory(4);
+        UffdRegistration.Connect(handler.SocketPath, other);
+        TestFolder.AssertPages(other, 0, 4);
+        Host.Until(() => processes.Where(process => process != handler.ProcessId).All(static process => !IsAlive(process)));
+        AssertFiles(handler, "log", "sock");
+        handler.Stop();
+        Assert.False(File.Exists(handler.SocketPath));
+        Host.Until(() => Directory.GetFiles(runtime.Folder.Path).Length == 0);
+    }
+
+    [UffdFact]
+    public void FiguresAndConnectionsGoOn()
+    {
+        _folder.WriteImage("image", 64);
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, MetricsPort = 0, TrackDirty = true });
+        var gone = Memory(64);
+        UffdRegistration.Connect(handler.SocketPath, gone);
+        TestFolder.AssertPages(gone, 0, 16);
+        gone.Regions[0].Dispose();
+        Host.Until(() => handler.ConnectionCount == 0 && handler.FaultCount == 16);
+        var memory = Memory(64);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 8);
+        memory.Write(new GuestAddress(2 * 4096), [1]);
+        // The write is a fault too.
+        Host.Until(() => handler.FaultCount == 25);
+        var (port, longest, before) = (handler.MetricsPort, handler.LatencyMax, handler.ProcessId);
+        // One that waits for the end, and one that has taken marks and has not confirmed them.
+        var waiting = Task.Run(() => handler.Wait(TimeSpan.FromSeconds(60)));
+        using var taker = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!;
+        taker.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out var number)!.Dispose();
+
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+
+        Assert.NotEqual(before, handler.ProcessId);
+        Assert.Equal((25L, 24L * 4096, 1, 2, longest), (handler.FaultCount, handler.ByteCount, handler.ConnectionCount, handler.TotalConnectionCount, handler.LatencyMax));
+        Assert.Equal((port, 2), (handler.MetricsPort, handler.WorkerCount));
+        using (var http = new HttpClient())
+            Assert.Contains("guestmemory", http.GetStringAsync(new Uri($"http://127.0.0.1:{port}/metrics"), CancellationToken.None).GetAwaiter().GetResult(), StringComparison.Ordinal);
+        _ = taker.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
+        Assert.Equal(0, handler.GetDirtyBitmaps(clear: true)[0].DirtyCount);
+        memory.Write(new GuestAddress(3 * 4096), [1]);
+        Assert.Equal(1, handler.GetDirtyBitmaps()[0].DirtyCount);
+        Assert.False(waiting.IsCompleted);
+        handler.Stop();
+        Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)));
+        Assert.True(waiting.Result);
+        Assert.Equal(UffdHandlerState.Stopped, handler.State);
+    }
+
+    /// <summary>What lies at the path of the image by now is not what VMs were given; and a layer is a part of it.</summary>
+    [UffdFact]
+    public void TheNewProgramHasTheImageThatVmsWereGiven()
+    {
+        var handler = Start(16);
+        var memory = Memory(16);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 4);
+        File.Move(_folder.WriteImage("other", 16, firstNumber: 1000), _folder["image"], overwrite: true);
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+        TestFolder.AssertPages(memory, 4, 12);
+        Assert.Contains("another file lies at", handler.Error, StringComparison.Ordinal);
+    }
+
+    [UffdFact]
+    public void AHandlerInThisProcessHasNoOtherToGoTo()
+    {
+        _folder.WriteImage("image", 1);
+        using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"] });
+        Assert.Equal(GuestMemoryError.UpgradeFailed, Assert.Throws<GuestMemoryException>(() => handler.Upgrade(TimeSpan.FromSeconds(1))).Error);
+        Assert.Equal(UffdHandlerState.Listening, handler.State);
+    }
+
+    private static int Setting(string variable, int value) =>
+        int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
+
+    private static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
+
+    private static int[] Children(int process)
+    {
+        try
+        {
+            return [.. File.ReadAllText($"/proc/{process}/task/{process}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(static text => int.Parse(text, CultureInfo.InvariantCulture))];
+        }
+        catch (IOException)
+        {
+            return [];
+        }
+    }
+
+    private static bool Signal(int process, int signal)
+    {
+        using var descriptor = Pidfd.TryOpen(process, out _);
+        return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
+    }
+
+    /// <summary>Of the handler's process there is each of these, and nothing else of anything.</summary>
+    private void AssertFiles(UffdHandler handler, params string[] kinds) => Assert.Equal(
+        kinds.Select(kind => Path.Combine(runtime.Folder.Path, string.Create(CultureInfo.InvariantCulture, $"{handler.ProcessId}.{kind}"))),
+        Directory.GetFileSystemEntries(runtime.Folder.Path).Order(StringComparer.Ordinal));
+
+    private UffdHandler Start(int pages, UffdStrategy strategy = UffdStrategy.OnDemand)
+    {
+        _folder.WriteImage("image", pages);
+        return UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
+    }
+
+    private GuestMemoryMmap Memory(int pages)
+    {
+        var region = new GuestRegionMmap(new MmapRegionBuilder((ulong)pages * 4096).Build(), new GuestAddress(0));
+        _regions.Add(region);
+        return GuestMemoryMmap.FromRegions([region]);
+    }
+}
