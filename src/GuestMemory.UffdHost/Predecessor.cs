@@ -10,22 +10,23 @@ namespace GuestMemory.UffdHost;
 /// The supervisor that this process takes over from, as this process sees it. What it keeps comes under the names by which a service
 /// manager keeps it, and goes where such descriptors go (<see cref="Systemd.Descriptors"/>). Until it has let go, it can take everything back.
 /// </summary>
-internal sealed class Predecessor : IDisposable
+internal sealed class Predecessor : IWatched, IDisposable
 {
     private const string RecordName = "handler";
     private const string EndedName = "ended";
     private const string MetricsName = "metrics";
     private const string WorkerName = "worker";
     private const int MaxRecordBytes = 64 << 20;
-    private const int Slice = 100;
+    private const int Pause = 1;
 
-    // How long it may take to end once this process serves.
+    // How long it is waited for once this process serves; it has to tell the service manager, which may be busy.
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(5);
 
     private readonly Channel _channel;
     private readonly Systemd _systemd;
     private readonly List<(string Name, SafeDescriptor Descriptor)> _others = [];
     private readonly List<SafeDescriptor> _received = [];
+    private Epoll? _epoll;
 
     private Predecessor(Channel channel, Systemd systemd)
     {
@@ -102,18 +103,23 @@ internal sealed class Predecessor : IDisposable
     public SafeDescriptor? TakeFigures() => Take(EndedName);
 
     /// <summary>Says that the VMs are served, and waits until the predecessor has ended, which cannot take them back any more.</summary>
-    public void AwaitEnd()
+    /// <param name="epoll">What waits for its end where that takes longer. Until then the service manager does not hear this process.</param>
+    public void AwaitEnd(Epoll epoll)
     {
         UffdDebug.AtStep(5);
         _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Serving });
-        Span<PollFd> entry = [new PollFd { fd = _channel.Socket.Number, events = Poll.POLLIN | Poll.POLLRDHUP }];
         var started = Stopwatch.GetTimestamp();
-        while (Poll.Wait(entry, Slice) == 0 && Stopwatch.GetElapsedTime(started) < s_patience)
-        {
-            // It tells the service manager of this process first.
-        }
+        while (!UnixSocket.HasPeerEnded(_channel.Socket) && Stopwatch.GetElapsedTime(started) < s_patience) Thread.Sleep(Pause);
+        _epoll = epoll;
+        epoll.AddEnd(_channel.Socket, this);
+    }
 
+    /// <summary>It has ended.</summary>
+    public void Ready()
+    {
         _systemd.IsHeld = false;
+        _epoll!.Remove(_channel.Socket);
+        Dispose();
     }
 
     /// <summary>The control socket and who is connected to it.</summary>

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.Userfault;
@@ -14,9 +13,6 @@ internal sealed partial class Supervisor
 {
     // How long each step may take while no worker, or nobody who answers, is there.
     private static readonly TimeSpan SwitchLimit = TimeSpan.FromSeconds(10);
-
-    // How long the service manager may take to hear which process it has now.
-    private static readonly TimeSpan TellLimit = TimeSpan.FromSeconds(2);
 
     private readonly Predecessor? _predecessor;
     private readonly bool _isDetached;
@@ -136,10 +132,10 @@ internal sealed partial class Supervisor
     private int Leave()
     {
         _control!.DismissOthers();
-        // Everything after this the service manager hears from that process alone.
-        _systemd.Notify($"MAINPID={_successor!.ProcessId}");
-        for (var started = Stopwatch.GetTimestamp(); _systemd.HasPending && Stopwatch.GetElapsedTime(started) < TellLimit; _systemd.Flush()) Thread.Sleep(LookPause);
         _spare?.Kill();
+        // Everything after this the service manager hears from that process alone. Before it has heard it, the end of this one would be that of the service.
+        _systemd.Notify($"MAINPID={_successor!.ProcessId}");
+        for (; _systemd.HasPending; _systemd.Flush()) Thread.Sleep(LookPause);
         // A stop that came meanwhile was meant for the handler.
         if (_stopping) _successor.Stop();
         Log.Write($"process {_successor.ProcessId} has taken over");
@@ -158,7 +154,7 @@ internal sealed partial class Supervisor
         predecessor.AwaitTurn();
         using (var figures = predecessor.TakeFigures()) _vms.Continue(record.Total, record.LastVm, figures);
         OfferAll();
-        predecessor.AwaitEnd();
+        predecessor.AwaitEnd(_epoll);
         _isTakingOver = false;
         _workers += record.Workers;
         _taken = record.Taken;
@@ -170,7 +166,6 @@ internal sealed partial class Supervisor
 
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
-        predecessor.Dispose();
         _reception.Resume();
         Log.Write($"took {_vms.Count} VMs over");
     }

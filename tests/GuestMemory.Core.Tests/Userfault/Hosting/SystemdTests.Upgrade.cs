@@ -20,7 +20,9 @@ public sealed partial class SystemdTests
         var kept = manager.KeptNames;
         manager.Told.Clear();
 
-        Assert.Equal((0, ""), Request("upgrade", first));
+        var reloading = Task.Run(() => Request("upgrade", first));
+        Assert.True(manager.Hear(text => text.StartsWith("MAINPID=", StringComparison.Ordinal), seconds: 60), manager.Log);
+        Assert.Equal((0, ""), reloading.GetAwaiter().GetResult());
 
         var handler = Assert.Single(UffdHandler.FindAll());
         _processes.Add(handler.ProcessId);

@@ -70,7 +70,7 @@ public sealed partial class UpgradeTests
         var memory = Memory(Pages);
         UffdRegistration.Connect(handler.SocketPath, memory);
         var touching = new Touching(memory, Pages);
-        Host.Until(() => touching.Progress > 0 && Children(handler.ProcessId).Length == 2);
+        Settle(handler);
         var descriptors = Descriptors(handler.ProcessId);
         // Enough for a start, which a hang makes last to the end.
         var error = Refused(handler, Program($"export {UffdDebug.Variable}={debug}; exec {Real}"), milliseconds: debug.StartsWith("stop", StringComparison.Ordinal) ? 8000 : 60000);
@@ -87,10 +87,11 @@ public sealed partial class UpgradeTests
     [UffdFact]
     public void WheneverTheOldProgramDiesTheVmIsServed()
     {
+        const int Pages = 2048;
+        _folder.WriteImage("image", Pages);
         for (var round = 0; round < 6; round++)
         {
-            const int Pages = 2048;
-            var handler = Start(Pages);
+            var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand });
             var memory = Memory(Pages);
             UffdRegistration.Connect(handler.SocketPath, memory);
             var touching = new Touching(memory, Pages);
@@ -100,12 +101,15 @@ public sealed partial class UpgradeTests
             var upgrading = Task.Run(() => Ask(before, UffdHostProcess.CommandLine(), 60000));
             Host.Until(() => Children(before).Length > 2 || !IsAlive(before));
             Thread.Sleep(Random.Shared.Next(200));
+            var children = Children(before);
             Signal(before, 9);
             touching.Join();
             Host.Until(() => !IsAlive(before) && upgrading.IsCompleted);
             foreach (var region in _regions) region.Dispose();
             _regions.Clear();
             runtime.StopAll();
+            // The worker that was left alone too.
+            Host.Until(() => !Array.Exists(children, IsAlive));
             File.Delete(_folder["h.sock"]);
             foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);
         }
@@ -180,7 +184,8 @@ public sealed partial class UpgradeTests
 
     private static bool IsStopped(int process) => File.Exists($"/proc/{process}/stat") && File.ReadAllText($"/proc/{process}/stat").Contains(") T ", StringComparison.Ordinal);
 
-    private static int Descriptors(int process) => Directory.GetFiles($"/proc/{process}/fd").Length;
+    /// <summary>Without the assemblies that .NET loads as it goes.</summary>
+    private static int Descriptors(int process) => Directory.GetFiles($"/proc/{process}/fd").Count(static link => new FileInfo(link).LinkTarget?.EndsWith(".dll", StringComparison.Ordinal) == false);
 
     private static void WriteLayout(int process, uint version)
     {
@@ -205,9 +210,19 @@ public sealed partial class UpgradeTests
         var memory = Memory(64);
         UffdRegistration.Connect(handler.SocketPath, memory);
         TestFolder.AssertPages(memory, 0, 8);
-        // Worker and spare worker, so that what is open does not change any more.
-        Host.Until(() => Children(handler.ProcessId).Length == 2 && handler.ConnectionCount == 1);
+        Settle(handler);
         return (handler, memory);
+    }
+
+    /// <summary>Waits until what the supervisor has open does not change any more: it has worker and spare worker, and has answered after the start of that.</summary>
+    private static void Settle(UffdHandler handler)
+    {
+        Host.Until(() => Children(handler.ProcessId).Length == 2);
+        using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(Environment.GetEnvironmentVariable(UffdRuntimeFolder.Variable)!, handler.ProcessId), out _)!;
+        _ = client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
+        var open = Descriptors(handler.ProcessId);
+        client.Dispose();
+        Host.Until(() => Descriptors(handler.ProcessId) < open);
     }
 
     private IReadOnlyList<string> Program(string script)
