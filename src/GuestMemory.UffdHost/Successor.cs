@@ -155,7 +155,7 @@ internal sealed class Successor : IDisposable
     {
         var hasEnded = Pidfd.HasEnded(_end);
         var message = Receive();
-        if (message is null && (hasEnded || _channel.IsEnded)) throw Failed(hasEnded ? "it has ended; the log may say why." : "it does not listen.");
+        if (message is null && (hasEnded || _channel.IsEnded)) throw Failed("it has ended, or listens no more; the log may say why.");
         if (message is null) return false;
         if (message.Type == ChannelMessageType.Failed) throw Failed($"{message.ErrorId}: {message.Message}");
         if (message.Type != awaited) throw Failed($"it said {message.Type} where {awaited?.ToString() ?? "nothing"} was expected.");
