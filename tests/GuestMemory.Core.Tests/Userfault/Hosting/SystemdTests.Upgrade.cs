@@ -148,7 +148,7 @@ public sealed partial class SystemdTests
     private static (int Code, string Errors) Request(string request, int process)
     {
         var command = UffdHostProcess.CommandLine();
-        using var asking = Process.Start(new ProcessStartInfo(command[0], [.. command.Skip(1), request, process.ToString(System.Globalization.CultureInfo.InvariantCulture)]) { RedirectStandardError = true })!;
+        using var asking = Process.Start(new ProcessStartInfo(command[0], [.. command.Skip(1), request, process.ToString(System.Globalization.CultureInfo.InvariantCulture)]) { UseShellExecute = false, RedirectStandardError = true })!;
         var errors = asking.StandardError.ReadToEnd();
         Assert.True(asking.WaitForExit(TimeSpan.FromSeconds(100)));
         return (asking.ExitCode, errors);

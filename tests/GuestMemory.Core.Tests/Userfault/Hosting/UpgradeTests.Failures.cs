@@ -228,7 +228,7 @@ public sealed partial class UpgradeTests
     private IReadOnlyList<string> Program(string script)
     {
         File.WriteAllText(_folder["program"], $"#!/bin/sh\n{script}\n");
-        File.SetUnixFileMode(_folder["program"], UnixFileMode.UserRead | UnixFileMode.UserExecute | UnixFileMode.UserWrite);
+        Assert.Equal(0, FileStatus.TryChangeMode(_folder["program"], 0b111_000_000));
         return [_folder["program"]];
     }
 

@@ -144,7 +144,7 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
     /// <summary>Of the handler's process there is each of these, and nothing else of anything.</summary>
     private void AssertFiles(UffdHandler handler, params string[] kinds) => Assert.Equal(
         kinds.Select(kind => Path.Combine(runtime.Folder.Path, string.Create(CultureInfo.InvariantCulture, $"{handler.ProcessId}.{kind}"))),
-        Directory.GetFileSystemEntries(runtime.Folder.Path).Order(StringComparer.Ordinal));
+        Directory.GetFileSystemEntries(runtime.Folder.Path).Order(StringComparer.Ordinal), StringComparer.Ordinal);
 
     private UffdHandler Start(int pages, UffdStrategy strategy = UffdStrategy.OnDemand)
     {
