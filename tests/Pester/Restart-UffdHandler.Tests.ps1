@@ -8,7 +8,7 @@ Describe 'Restart-UffdHandler' {
     BeforeEach {
         $path = "$TestDrive/vm.sock"
         $content = Write-RandomFile "$TestDrive/vm.mem" 256KB
-        $handler = Start-UffdHandler $path "$TestDrive/vm.mem" -Strategy OnDemand
+        $handler = Start-UffdHandler $path "$TestDrive/vm.mem" -InProcess:$false -Strategy OnDemand
     }
 
     AfterEach {
@@ -37,7 +37,7 @@ Describe 'Restart-UffdHandler' {
     }
 
     It 'takes handlers from the pipeline, socket paths and wildcards' {
-        $second = Start-UffdHandler "$TestDrive/second.sock" "$TestDrive/vm.mem"
+        $second = Start-UffdHandler "$TestDrive/second.sock" "$TestDrive/vm.mem" -InProcess:$false
         $before = $handler.Id, $second.Id
         $restarted = Get-UffdHandler | Restart-UffdHandler -PassThru
         $restarted | Should -HaveCount 2
