@@ -78,6 +78,38 @@ signal_worker() {
     done
 }
 
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
+
+# TIMES: the program at the path takes over; the command comes back when it has.
+reload() {
+    local i before
+    for (( i = 0; i < $1; i++ )); do
+        before=$(main)
+        systemctl reload "$unit" || return
+        until_true is_replaced "$before" && until_true has_ended "$before" || return
+    done
+}
+
+restart() {
+    local i before
+    for (( i = 0; i < $1; i++ )); do
+        before=$(main)
+        systemctl restart "$unit" && is_replaced "$before" || return
+    done
+}
+
+# Nothing will serve the VM any more: the VMM gets SIGBUS at its next page.
+stop_for_good() {
+    local client status=0
+    /opt/check/uffd-client "$socket" "$(( $(stat -c %s "$image") >> 20 ))" --image "$image" --pause 2000 >/tmp/client 2>&1 &
+    client=$!
+    until_true has_vm || return
+    systemctl stop "$unit" || return
+    until_true has_ended "$client" || return
+    wait "$client" || status=$?
+    (( status == 128 + 7 )) || { echo "the VMM ended with $status: $(cat /tmp/client)"; return 1; }
+}
+
 stop() { systemctl stop "$unit" && ! is_listened_at; }
 
 test_that 'starts when it can be connected to' start
@@ -85,5 +117,10 @@ test_that 'serves every byte' serve
 test_that 'goes on when its worker is killed' while_touched signal_worker KILL 3
 test_that 'goes on when its main process is killed' while_touched signal_main KILL 3
 test_that 'is restarted by the watchdog when its main process stands still' while_touched signal_main STOP 1
+test_that 'hands the VMs to the new program when it is reloaded' while_touched reload 3
+test_that 'keeps the VMs when it is restarted' while_touched restart 3
+test_that 'goes on after all that when its main process is killed' while_touched signal_main KILL 1
 test_that 'stops' stop
+test_that 'starts again' start
+test_that 'leaves no VM waiting when it is stopped for good' stop_for_good
 echo 'check: done'

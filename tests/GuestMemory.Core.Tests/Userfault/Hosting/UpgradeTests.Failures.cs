@@ -214,10 +214,10 @@ public sealed partial class UpgradeTests
         return (handler, memory);
     }
 
-    /// <summary>Waits until what the supervisor has open does not change any more: it has worker and spare worker, and has answered after the start of that.</summary>
+    /// <summary>Waits until what the supervisor has open does not change any more: it has its VM, worker and spare worker, and has answered after the start of that.</summary>
     private static void Settle(UffdHandler handler)
     {
-        Host.Until(() => Children(handler.ProcessId).Length == 2);
+        Host.Until(() => Children(handler.ProcessId).Length == 2 && handler.ConnectionCount == 1);
         using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(Environment.GetEnvironmentVariable(UffdRuntimeFolder.Variable)!, handler.ProcessId), out _)!;
         _ = client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None);
         var open = Descriptors(handler.ProcessId);
