@@ -55,7 +55,7 @@ internal static class Program
         }
         catch when (isDetached)
         {
-            File.Delete(log);
+            UffdRuntimeFolder.Remove(log);
             throw;
         }
 
@@ -68,7 +68,7 @@ internal static class Program
 
         var code = supervisor.Run();
         // Who failed leaves behind why.
-        if (isDetached && code == 0) File.Delete(log);
+        if (isDetached && code == 0) UffdRuntimeFolder.Remove(log);
         return code;
 
         void Stop(PosixSignalContext context)

@@ -60,6 +60,7 @@ internal static unsafe partial class Userfaultfd
     public const ulong UFFD_FEATURE_MINOR_HUGETLBFS = 1 << 9;
     public const ulong UFFD_FEATURE_MINOR_SHMEM = 1 << 10;
     public const ulong UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
+    public const ulong UFFD_FEATURE_POISON = 1 << 14;
     public const ulong UFFD_FEATURE_WP_ASYNC = 1 << 15;
 
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>

@@ -55,18 +55,39 @@ internal static class TouchRecord
     /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
     public static uint[] Load(string path, ulong imageLength)
     {
-        byte[] bytes;
+        using var file = Open(path);
+        return Load(file, path, imageLength);
+    }
+
+    /// <summary>Opens a record.</summary>
+    /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord: it cannot be opened.</exception>
+    public static SafeFileHandle Open(string path)
+    {
         if (FileStatus.IsSpecial(path)) throw Invalid(path, "it is a directory, a device, a pipe or a socket");
         try
         {
-            using var file = File.OpenHandle(path);
-            bytes = ReadPages(file, path, imageLength);
+            return File.OpenHandle(path);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
             throw new GuestMemoryException(GuestMemoryError.RecordNotFound, $"There is no record of touches at {path}. A handler with a RecordPath writes one.", exception);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw Invalid(path, exception.Message);
+        }
+    }
+
+    /// <summary>The same of an open file, which lies at a path.</summary>
+    /// <exception cref="GuestMemoryException">InvalidRecord.</exception>
+    public static uint[] Load(SafeFileHandle file, string path, ulong imageLength)
+    {
+        byte[] bytes;
+        try
+        {
+            bytes = ReadPages(file, path, imageLength);
+        }
+        catch (IOException exception)
         {
             throw Invalid(path, exception.Message);
         }
