@@ -24,6 +24,7 @@
         'Get-UffdHandler'
         'Get-VmMemoryService'
         'Invoke-VmMemoryRequest'
+        'Merge-UffdRecord'
         'New-GuestVm'
         'New-MmapRegion'
         'New-VmMemoryRequest'
