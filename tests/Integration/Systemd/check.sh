@@ -22,7 +22,8 @@ until_true() {
 is_serving() { [[ $(systemctl show --property ActiveState,SubState --value "$unit" | tr '\n' ' ') == 'active running ' ]]; }
 is_replaced() { is_serving && [[ $(main) != "$1" ]]; }
 are_replaced() { [[ -n $(workers) && $(workers) != "$1" ]]; }
-is_listened_at() { [[ $(cat /proc/net/unix) == *"$socket"* ]]; }
+# The service has a network of its own.
+is_listened_at() { [[ $(cat "/proc/$(main)/net/unix" 2>/dev/null) == *"$socket"* ]]; }
 
 # test NAME COMMAND...
 test_that() {
