@@ -157,6 +157,10 @@ public enum GuestMemoryError
     HandlerGone,
     /// <summary>No such user.</summary>
     UserNotFound,
+    /// <summary>This process may not run as another user.</summary>
+    UserDenied,
+    /// <summary>A worker made a system call that a worker never makes, and the kernel ended it.</summary>
+    ForbiddenCall,
 
     // Images on disk
     /// <summary>The file is there already.</summary>

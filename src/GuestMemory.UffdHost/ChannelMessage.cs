@@ -9,6 +9,10 @@ internal enum ChannelMessageType
 {
     /// <summary>To the worker: the image, then each layer, with the open file; <see cref="ChannelMessage.Message"/> is its path.</summary>
     Image,
+    /// <summary>To the worker: the record that is replayed, as an open file.</summary>
+    Replay,
+    /// <summary>To the worker: the list of touches (<see cref="UffdRecorder"/>) that a worker before it began.</summary>
+    Record,
     /// <summary>To the worker: what to serve, and how.</summary>
     Start,
     /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
@@ -17,7 +21,7 @@ internal enum ChannelMessageType
     Stop,
     /// <summary>To the worker, and back: a sign of life.</summary>
     Beat,
-    /// <summary>From the worker: it can take VMs.</summary>
+    /// <summary>From the worker: it can take VMs; with the list of touches that it began, where it began one.</summary>
     Ready,
     /// <summary>From the worker: it cannot go on, and neither could another.</summary>
     Failed,
@@ -55,6 +59,9 @@ internal sealed record ChannelMessage
 
     /// <summary>With <see cref="ChannelMessageType.Start"/>: whether another worker has the VMs, so that none of them waits.</summary>
     public bool IsSpare { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.Vm"/>: the features that its userfaultfd was opened with.</summary>
+    public ulong Features { get; init; }
 
     public UffdHandlerOptions? Options { get; init; }
 

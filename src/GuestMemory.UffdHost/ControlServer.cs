@@ -104,7 +104,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
         foreach (var client in _clients.ToArray()) Close(client);
         if (_pausedUntil == 0) _epoll.Remove(_socket);
         _socket.Dispose();
-        File.Delete(Path);
+        UffdRuntimeFolder.Remove(Path);
     }
 
     /// <summary>No descriptor is left; who wants to come in stays in the queue.</summary>

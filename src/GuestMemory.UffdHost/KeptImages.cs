@@ -71,6 +71,9 @@ internal sealed class KeptImages : IDisposable
             throw new GuestMemoryException(GuestMemoryError.ImageChanged, $"The memory image {_files[0].Path} and its layers were '{_record.Layout}' when VMs were given them, and are '{layout}' now: some pages would be of another memory.");
     }
 
+    /// <summary>Whether one of them belongs to another user.</summary>
+    public bool HasFileOfOthers(uint user) => _files.Any(file => FileStatus.Get(file.Descriptor).stx_uid != user);
+
     /// <summary>Gives the files to a worker; false where it does not take them.</summary>
     public bool TrySend(Channel channel)
     {

@@ -25,6 +25,7 @@ internal sealed class KeptVm : IDisposable
         StateFile = stateFile;
         ListFile = listFile;
         List = list;
+        Features = Core.Interop.Userfaultfd.FeaturesOf(userfaultfd.Number);
         State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile, isNew);
         State.Lock();
         Writes = new WriteTracker(State, list.Mappings, userfaultfd, list.ProcessId);
@@ -45,6 +46,9 @@ internal sealed class KeptVm : IDisposable
     public SafeDescriptor ListFile { get; }
 
     public VmList List { get; }
+
+    /// <summary>The features that the userfaultfd was opened with, which a worker cannot read.</summary>
+    public ulong Features { get; }
 
     public UffdVmState State { get; }
 

@@ -12,6 +12,9 @@ namespace GuestMemory.UffdHost;
 /// </summary>
 internal sealed class Predecessor : IWatched, IDisposable
 {
+    /// <summary>The list of touched pages, which comes with the image.</summary>
+    public const string TouchesName = "touches";
+
     private const string RecordName = "handler";
     private const string EndedName = "ended";
     private const string MetricsName = "metrics";
@@ -130,6 +133,9 @@ internal sealed class Predecessor : IWatched, IDisposable
         return parts;
     }
 
+    /// <summary>The list of touched pages; null where they are not recorded.</summary>
+    public SafeDescriptor? TakeTouches() => Take(TouchesName);
+
     /// <summary>The listening socket of the metrics; null where there is none.</summary>
     public SafeDescriptor? TakeMetrics() => Take(MetricsName);
 
@@ -189,7 +195,7 @@ internal sealed class Predecessor : IWatched, IDisposable
             if (message.Type == last) return;
             if (message.Type != ChannelMessageType.Kept || _received.Count != 1 || message.Message is not { } name)
                 throw new GuestMemoryException(GuestMemoryError.StateMismatch, $"The process that was to be taken over from sent {message.Type} with {_received.Count} descriptors, which this program does not know.");
-            var isOther = name is RecordName or EndedName or MetricsName or WorkerName || ControlServer.IsPart(name);
+            var isOther = name is TouchesName or RecordName or EndedName or MetricsName or WorkerName || ControlServer.IsPart(name);
             (isOther ? _others : _systemd.Descriptors).Add((name, _received[0]));
             _received.Clear();
         }

@@ -32,8 +32,9 @@ internal static class Program
     /// <summary>The environment of the processes that this one starts.</summary>
     public static string[] Variables()
     {
-        // A killed process would leave the runtime's diagnostic socket behind.
+        // A killed process would leave the runtime's diagnostic socket, and its debugger's pipes, behind.
         Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnosticSocket, "0");
+        Environment.SetEnvironmentVariable(UffdHostProcess.NoDiagnostics, "0");
         return [.. Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}")];
     }
 
@@ -97,7 +98,7 @@ internal static class Program
         catch when (predecessor is null)
         {
             supervisor.Dispose();
-            if (isReported) File.Delete(log);
+            if (isReported) UffdRuntimeFolder.Remove(log);
             throw;
         }
 
@@ -120,7 +121,7 @@ internal static class Program
         }
 
         // Who failed leaves behind why.
-        if (isDetached && code == 0 && !supervisor.IsHandedOver) File.Delete(log);
+        if (isDetached && code == 0 && !supervisor.IsHandedOver) UffdRuntimeFolder.Remove(log);
         return code;
 
         void Stop(PosixSignalContext context)

@@ -53,7 +53,7 @@ internal sealed class Reception : IWatched, IDisposable
     {
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
-        var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
+        var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser ?? options.User, options.Force);
         var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);

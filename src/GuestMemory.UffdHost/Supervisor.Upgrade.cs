@@ -54,6 +54,7 @@ internal sealed partial class Supervisor
         try
         {
             _images!.Give(successor);
+            if (_recorder is not null) successor.Give(Predecessor.TouchesName, _recorder.List);
             successor.Tell(ChannelMessageType.TakeOver);
             return successor;
         }

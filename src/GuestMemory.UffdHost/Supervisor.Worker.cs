@@ -7,6 +7,8 @@ namespace GuestMemory.UffdHost;
 /// <content>The workers: one that has the VMs, and a spare one that is ready to have them; their start, what they say, and their end.</content>
 internal sealed partial class Supervisor
 {
+    private static readonly string s_forbidden = Core.Interop.Pidfd.HowOf(Core.Interop.Pidfd.SIGSYS);
+
     // The worker that has the VMs, or will have them when it is ready.
     private WorkerProcess? _worker;
 
@@ -33,7 +35,7 @@ internal sealed partial class Supervisor
         try
         {
             _images!.Check();
-            worker = WorkerProcess.Start();
+            worker = WorkerProcess.Start(_privileges!);
         }
         catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
         {
@@ -52,6 +54,8 @@ internal sealed partial class Supervisor
         _epoll.Add(worker.Channel.Socket, worker.Channel);
         var isSpare = _worker is not null;
         _ = _images.TrySend(worker.Channel);
+        if (_replay is not null) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Replay }, _replay);
+        if ((_recorder?.List ?? _touches) is { } touches) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Record }, touches);
         _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare || (_predecessor is not null && _workers == 0) });
         Log.Write(isSpare ? $"worker {worker.ProcessId} started as the spare one" : $"worker {worker.ProcessId} started");
         if (isSpare) _spare = worker;
@@ -104,6 +108,7 @@ internal sealed partial class Supervisor
                 worker.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;
+                KeepRecord();
                 if (worker == _worker && _reception is not null) OfferMore();
                 Staff();
                 break;
@@ -139,10 +144,12 @@ internal sealed partial class Supervisor
 
                 if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
                 _vms.Close(message.Vm);
+                SaveRecord();
                 OfferMore();
                 break;
             case ChannelMessageType.Closed:
                 _vms.Close(message.Vm);
+                SaveRecord();
                 break;
         }
     }
@@ -173,7 +180,7 @@ internal sealed partial class Supervisor
 
     /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
     public static bool TryOffer(Channel channel, KeptVm vm) =>
-        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
+        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed, Features = vm.Features }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
     {
@@ -200,11 +207,13 @@ internal sealed partial class Supervisor
         {
             _worker = null;
             _vms.CloseAll();
+            SaveRecord();
         }
 
         if (_stopping || _failure is not null) return;
         if (!wasReady) _failedStarts++;
-        Retry(wasSpare ? $"the spare worker {worker.ProcessId} ended ({how})" : $"worker {worker.ProcessId} ended ({how})");
+        var what = wasSpare ? $"the spare worker {worker.ProcessId} ended ({how})" : $"worker {worker.ProcessId} ended ({how})";
+        Retry(how == s_forbidden ? $"{nameof(GuestMemoryError.ForbiddenCall)}: {what}: it made a system call that a worker never makes, which an attack by a VM or a fault of this program has it do. The kernel's log has the number of the call (audit: type=1326)" : what);
     }
 
     /// <summary>A worker has ended, or could not be started. The VMs are never given up for it.</summary>

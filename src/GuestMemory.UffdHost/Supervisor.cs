@@ -38,6 +38,7 @@ internal sealed partial class Supervisor : IDisposable
     private string? _error;
     private ulong _imageLength;
     private KeptImages? _images;
+    private Privileges? _privileges;
     private int _abandoned;
     private int _told = -1;
     private int _taken;
@@ -64,7 +65,11 @@ internal sealed partial class Supervisor : IDisposable
     /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
     public void Start(string controlPath)
     {
+        var user = Privileges.UserOf(_options);
         _images = KeptImages.Open(_options, _systemd, _predecessor is not null);
+        _privileges = Privileges.Of(_options, user, _images);
+        _replay = OpenReplay();
+        _touches = _predecessor?.TakeTouches();
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
@@ -101,6 +106,8 @@ internal sealed partial class Supervisor : IDisposable
             foreach (var path in _images.ReplacedPaths()) Fail($"another file lies at {path} than VMs were given; all VMs of this handler, new ones too, have the pages of the one that they were given");
         }
 
+        // All that root was needed for is open.
+        _privileges.DropForSupervisor();
         _systemd.Notify("READY=1");
         Staff();
         Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
@@ -134,6 +141,7 @@ internal sealed partial class Supervisor : IDisposable
 
         EndWorkers();
         if (AppliesOnError) _abandoned = _vms.Count;
+        SaveRecord();
         // With all that the worker has counted.
         _control?.End(Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 });
         return _failure is null ? 0 : 1;
@@ -154,6 +162,9 @@ internal sealed partial class Supervisor : IDisposable
         _metrics?.Dispose();
         _vms.Dispose();
         _images?.Dispose();
+        _replay?.Dispose();
+        _touches?.Dispose();
+        _recorder?.Dispose();
         _epoll.Dispose();
         _wake.Dispose();
     }

@@ -2,6 +2,7 @@ using System.Collections.Concurrent;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.Userfault;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.UffdHost;
 
@@ -34,10 +35,12 @@ internal sealed class Worker : IDisposable
         try
         {
             var files = new List<ImageFile>();
-            if (TakeStart(channel, files) is not { Options: { } options } message) return 0;
-            using var worker = Open(channel, options, files, message.IsUsed);
+            if (TakeStart(channel, files, out var replay, out var touches) is not { Options: { } options } message) return 0;
+            using var worker = Open(channel, options, files, replay, touches, message.IsUsed);
+            replay?.Dispose();
             // For a successor that was not started before, VMs wait every millisecond.
             if (!message.IsUsed || message.IsSpare) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
+            Confine();
             worker.Serve(static exception =>
             {
                 // Whatever it is, a successor may do better.
@@ -67,31 +70,46 @@ internal sealed class Worker : IDisposable
     {
         var listener = new Thread(() => Listen(broken)) { IsBackground = true, Name = "uffd-control" };
         listener.Start();
-        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Layout = _source.Layout });
+        var ready = new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Layout = _source.Layout };
+        _ = _policy.Recorder is { } recorder ? _channel.TrySend(ready, recorder.List) : _channel.TrySend(ready);
         _server.Run();
     }
 
     /// <summary>Takes the image and its layers until it is told to start; null where that does not come.</summary>
-    private static ChannelMessage? TakeStart(Channel channel, List<ImageFile> files)
+    private static ChannelMessage? TakeStart(Channel channel, List<ImageFile> files, out SafeDescriptor? replay, out SafeDescriptor? touches)
     {
+        replay = touches = null;
         var descriptors = new List<SafeDescriptor>();
         while (Wait(channel, descriptors) is { } message)
         {
             if (message.Type == ChannelMessageType.Start) return files.Count > 0 ? message : null;
-            if (message.Type != ChannelMessageType.Image || descriptors.Count != 1) return null;
-            files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
+            if (descriptors.Count != 1) return null;
+            if (message.Type == ChannelMessageType.Image) files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
+            else if (message.Type == ChannelMessageType.Replay) replay = descriptors[0];
+            else if (message.Type == ChannelMessageType.Record) touches = descriptors[0];
+            else return null;
             descriptors.Clear();
         }
 
         return null;
     }
 
-    private static Worker Open(Channel channel, UffdHandlerOptions options, List<ImageFile> files, bool isSuccessor)
+    /// <summary>Gives up all that serving does not need; what it needs files for is open from then on.</summary>
+    private static void Confine()
+    {
+        HugePages.OpenPools();
+        UffdDebug.Prepare();
+        _ = Signals.Prepare();
+        WorkerFilter.Enter();
+    }
+
+    private static Worker Open(Channel channel, UffdHandlerOptions options, List<ImageFile> files, SafeDescriptor? replay, SafeDescriptor? touches, bool isSuccessor)
     {
         var source = ImageFile.OpenSource(files);
         try
         {
-            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Write));
+            using var record = replay is null ? null : new SafeFileHandle(replay.Number, ownsHandle: false);
+            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Write, record, () => new UffdRecorder(touches ?? UffdRecorder.CreateList(source.Length), source.Length, path: null)));
         }
         catch
         {
@@ -152,7 +170,7 @@ internal sealed class Worker : IDisposable
             var list = KeptVm.ReadList(descriptors[4]);
             UffdMappingList.Validate(list.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
-            var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy);
+            var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy, message.Features);
             if (message.IsUsed) vm.Recover();
             _ids[vm] = message.Vm;
             _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings);

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.ExceptionServices;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.Userfault;
@@ -40,18 +41,31 @@ internal sealed class WorkerProcess : IDisposable
 
     public bool IsReady => ReadyAt != 0;
 
-    public static WorkerProcess Start()
+    /// <summary>Starts one.</summary>
+    /// <param name="privileges">What it may do.</param>
+    /// <exception cref="GuestMemoryException">It could not be started.</exception>
+    public static WorkerProcess Start(Privileges privileges)
     {
         List<string> arguments = Program.CommandLine();
         // A program of its own starts itself again, also where another version lies at its path by now.
         var program = arguments.Count == 1 ? "/proc/self/exe" : arguments[0];
+        var library = arguments.Count == 1 ? null : arguments[1];
         arguments.Add(Program.WorkerArgument);
+        var environment = Program.Variables();
         var (near, far) = UnixSocket.CreatePair(nonBlocking: true);
         try
         {
             using var mine = far;
             using var nothing = File.OpenHandle("/dev/null");
-            var process = Spawn.Start(program, arguments, Program.Variables(), [(int)nothing.DangerousGetHandle(), 2, 2, far.Number]);
+            var (input, channel, process) = ((int)nothing.DangerousGetHandle(), far.Number, 0);
+            // Rights are a thread's, and what it starts has its.
+            OnOwnThread(() =>
+            {
+                privileges.DropForWorker();
+                if (library is not null && !FileStatus.CanRead(library))
+                    throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"A worker, which has no capabilities, may not read {library}: give its directories and files the right to be read by user {Users.Current} ('chmod').");
+                process = Spawn.Start(program, arguments, environment, [input, 2, 2, channel]);
+            });
             var end = Pidfd.TryOpen(process, out var error) ?? throw new SyscallException("pidfd_open", error, "Watching the worker");
             return new WorkerProcess(process, end, new Channel(near));
         }
@@ -66,6 +80,37 @@ internal sealed class WorkerProcess : IDisposable
     public bool IsOlderThan(TimeSpan age) => IsReady && Stopwatch.GetElapsedTime(Math.Max(ReadyAt, EmployedAt)) > age;
 
     public void Kill() => _ = Pidfd.TrySignal(End, Pidfd.SIGKILL);
+
+    private static void OnOwnThread(Action action)
+    {
+        ExceptionDispatchInfo? failure = null;
+        var thread = new Thread(Run) { IsBackground = true, Name = "uffd-start" };
+        try
+        {
+            thread.Start();
+        }
+        catch (Exception exception) when (exception is OutOfMemoryException or ThreadStartException)
+        {
+            throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The host has no thread to start a worker with (TasksMax=, 'ulimit -u', kernel.threads-max).", exception);
+        }
+
+        thread.Join();
+        failure?.Throw();
+
+        void Run()
+        {
+            try
+            {
+                action();
+            }
+#pragma warning disable CA1031 // It is thrown where it was asked for.
+            catch (Exception exception)
+            {
+                failure = ExceptionDispatchInfo.Capture(exception);
+            }
+#pragma warning restore CA1031
+        }
+    }
 
     public void Dispose()
     {

@@ -121,18 +121,4 @@ internal static unsafe partial class Sandbox
 
     [LibraryImport("libc")]
     private static partial int ioctl(int fd, nuint request, void* argument);
-
-    private struct SockFilter
-    {
-        public ushort code;
-        public byte jt;
-        public byte jf;
-        public uint k;
-    }
-
-    private struct SockFprog
-    {
-        public ushort len;
-        public SockFilter* filter;
-    }
 }

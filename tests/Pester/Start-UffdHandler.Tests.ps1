@@ -241,6 +241,7 @@ Describe 'Start-UffdHandler' {
             @{ What = 'a pipe as the record to replay'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ ReplayPath = 'pipe' } }
             @{ What = 'a pipe as the place of a record'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ RecordPath = 'pipe' } }
             @{ What = 'a user nobody knows'; Id = 'UserNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowUser = 'no-such-user' } }
+            @{ What = 'another user inside the shell'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ User = 'nobody' } }
             @{ What = 'a folder that everyone may write to'; Id = 'InsecureDirectory'; Category = 'SecurityError'; Socket = 'open/vm.sock'; Memory = 'vm.mem' }
             @{ What = 'a path of another provider'; Id = 'NotAFilePath'; Category = 'InvalidArgument'; Socket = 'Env:/vm.sock'; Memory = 'vm.mem' }
         ) {

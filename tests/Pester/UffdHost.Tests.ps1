@@ -80,6 +80,7 @@ Describe 'A handler in a process of its own' {
         { Start-UffdHandler $path "$TestDrive/none.mem" -InProcess:$false -ErrorAction Stop } | Should -Throw -ErrorId 'ImageNotFound,*'
         { Start-UffdHandler "$TestDrive/none/vm.sock" $image -InProcess:$false -ErrorAction Stop } | Should -Throw -ErrorId 'SocketNotFound,*'
         { Start-UffdHandler $path $image -InProcess:$false -AllowUser nobody-of-that-name -ErrorAction Stop } | Should -Throw -ErrorId 'UserNotFound,*'
+        { Start-UffdHandler $path $image -InProcess:$false -User nobody-of-that-name -ErrorAction Stop } | Should -Throw -ErrorId 'UserNotFound,*'
         $null = Start-UffdHandler $path $image -InProcess:$false
         { Start-UffdHandler $path $image -InProcess:$false -ErrorAction Stop } | Should -Throw -ErrorId 'SocketInUse,*'
         @(Get-UffdHandler).Count | Should -Be 1

@@ -114,6 +114,9 @@ internal static unsafe partial class FileStatus
     /// <summary>Whether this process may open the path for reading and writing.</summary>
     public static bool CanReadWrite(string path) => access(path, 6) == 0;
 
+    /// <summary>Whether this thread may read the path.</summary>
+    public static bool CanRead(string path) => access(path, 4) == 0;
+
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int statx(int dirfd, string pathname, int flags, uint mask, Statx* statxbuf);
 

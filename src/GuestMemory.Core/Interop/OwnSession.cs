@@ -10,8 +10,14 @@ internal static partial class OwnSession
     public const int O_CREAT = 0x40;
     public const int O_TRUNC = 0x200;
     public const int O_APPEND = 0x400;
+    public const int O_ACCMODE = 3;
+
+    /// <summary>O_TMPFILE without O_DIRECTORY, which alone makes nothing.</summary>
+    public const int UnnamedFile = 0x400000;
     public const int F_GETFD = 1;
     public const int F_SETFD = 2;
+    public const int F_GETFL = 3;
+    public const int F_SETFL = 4;
     public const int FD_CLOEXEC = 1;
 
     /// <summary>Leaves the terminal and its process group, so that neither Ctrl+C nor its end reaches this process.</summary>

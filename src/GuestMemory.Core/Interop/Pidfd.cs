@@ -8,6 +8,7 @@ internal static unsafe partial class Pidfd
     public const int SIGKILL = 9;
     public const int SIGTERM = 15;
     public const int SIGSTOP = 19;
+    public const int SIGSYS = 31;
     public const int SO_PEERPIDFD = 77;
 
     public const int P_PIDFD = 3;
@@ -79,8 +80,11 @@ internal static unsafe partial class Pidfd
         var information = stackalloc int[32];   // siginfo_t: 128 bytes; signo, errno, code, (padding), pid, uid, status
         new Span<int>(information, 32).Clear();
         if (waitid(P_PIDFD, (uint)lease.Number, information, WEXITED | WNOHANG) != 0 || information[0] == 0) return null;
-        return information[2] == CLD_EXITED ? $"exit code {information[6]}" : $"signal {information[6]}";
+        return information[2] == CLD_EXITED ? $"exit code {information[6]}" : HowOf(information[6]);
     }
+
+    /// <summary>How a process ended that a signal ended.</summary>
+    public static string HowOf(int signal) => signal == SIGSYS ? "signal 31, SIGSYS" : $"signal {signal}";
 
     /// <summary>Whether the process that has the peer's number has its user among its own (real, effective, saved); 0 or the error number.</summary>
     private static int TryCheckUser(UCred peer)

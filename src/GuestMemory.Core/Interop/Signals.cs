@@ -22,7 +22,10 @@ internal static partial class Signals
     public static int CurrentThread() => gettid();
 
     /// <summary>Interrupts the system call that a thread of this process is in; no effect where it is in none, or has ended.</summary>
-    public static void Wake(int thread) => _ = tgkill(Environment.ProcessId, thread, SIGURG);
+    public static void Wake(int thread) => Send(thread, SIGURG);
+
+    /// <summary>Sends a signal to a thread of this process.</summary>
+    public static void Send(int thread, int signal) => _ = tgkill(Environment.ProcessId, thread, signal);
 
     [LibraryImport("libc")]
     private static partial int gettid();

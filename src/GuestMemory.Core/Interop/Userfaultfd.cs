@@ -60,6 +60,7 @@ internal static unsafe partial class Userfaultfd
     public const ulong UFFD_FEATURE_MINOR_HUGETLBFS = 1 << 9;
     public const ulong UFFD_FEATURE_MINOR_SHMEM = 1 << 10;
     public const ulong UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
+    public const ulong UFFD_FEATURE_POISON = 1 << 14;
     public const ulong UFFD_FEATURE_WP_ASYNC = 1 << 15;
 
     /// <summary>The device that grants the right to create a userfaultfd by its file permissions (Linux 6.1 and later).</summary>
@@ -180,7 +181,7 @@ internal static unsafe partial class Userfaultfd
     public static int TryProtect(int uffd, ulong start, ulong length) => WriteProtect(uffd, start, length, UFFDIO_WRITEPROTECT_MODE_WP);
 
     /// <summary>The features that a userfaultfd was opened with, from /proc; 0 where they are not listed there.</summary>
-    /// <exception cref="GuestMemoryException">UffdUnsupported: /proc cannot be read.</exception>
+    /// <exception cref="GuestMemoryException">UffdUnsupported: /proc cannot be read; SyscallFailed: no descriptor is left to read it with.</exception>
     public static ulong FeaturesOf(int uffd)
     {
         string? line;
@@ -188,6 +189,10 @@ internal static unsafe partial class Userfaultfd
         {
             // "API:\taa:FEATURES:IOCTLS", hexadecimal.
             line = File.ReadLines($"/proc/self/fdinfo/{uffd}").FirstOrDefault(text => text.StartsWith("API:", StringComparison.Ordinal));
+        }
+        catch (IOException exception) when (exception.HResult is Errno.EMFILE or Errno.ENFILE)
+        {
+            throw new SyscallException("open", exception.HResult, "Reading what a userfaultfd can do", remedy: "Raise the limit of open files ('ulimit -n').");
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {

@@ -86,6 +86,7 @@ internal sealed class LocalUffdHandler : UffdHandler
         UffdPolicy? policy = null;
         try
         {
+            if (options.User is not null) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A handler in this process runs as its user; another one (User) needs a process of its own.");
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
             listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);

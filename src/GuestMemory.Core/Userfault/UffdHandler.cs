@@ -86,7 +86,7 @@ public abstract class UffdHandler : IDisposable
     /// Starts a handler in a process of its own, which goes on when this one ends; when it returns, VMs can connect. A second
     /// process, its worker, answers the faults; when that one dies another takes its place and no VM is lost.
     /// </summary>
-    /// <exception cref="GuestMemoryException">As <see cref="Start(UffdHandlerOptions)"/>; HandlerStartFailed where the process cannot be started.</exception>
+    /// <exception cref="GuestMemoryException">As <see cref="Start(UffdHandlerOptions)"/>; UserDenied; HandlerStartFailed where the process cannot be started.</exception>
     /// <exception cref="OperationCanceledException">Cancelled before the handler listened; its process has ended again.</exception>
     public static UffdHandler StartProcess(UffdHandlerOptions options, CancellationToken cancellation = default) => RemoteUffdHandler.Start(options, cancellation);
 

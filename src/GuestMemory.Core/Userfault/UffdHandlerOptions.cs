@@ -5,6 +5,9 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>What a page-fault handler serves, where, and for whom.</summary>
 public sealed class UffdHandlerOptions
 {
+    internal static readonly TimeSpan DefaultSourceTimeout = TimeSpan.FromSeconds(5);
+    internal static readonly TimeSpan MaxSourceTimeout = TimeSpan.FromSeconds(1e6);
+
     /// <summary>Where the handler listens; at most 107 bytes.</summary>
     public required string SocketPath { get; init; }
 
@@ -48,7 +51,20 @@ public sealed class UffdHandlerOptions
     /// <summary>What follows where a page cannot be read.</summary>
     public UffdOnError OnError { get; init; }
 
-    /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
+    /// <summary>
+    /// How long a page that cannot be read is tried again, after 10 ms and then less and less often, before <see cref="OnError"/> follows: 0 to
+    /// 1,000,000 s. The default, 5 s, is longer than the reset of a controller or the failover of a path, and shorter than the 20 s after which a
+    /// guest's kernel takes its processor for hung. Other faults of the VM, and other VMs, do not wait for it.
+    /// </summary>
+    public TimeSpan SourceTimeout { get; init; } = DefaultSourceTimeout;
+
+    /// <summary>
+    /// A user, by name or number, as which the handler's processes run from the moment on when socket, image and control socket are open; null for the
+    /// one that starts it. Needs root, and a handler in a process of its own. Its processes may connect, as those of a handler's user always may.
+    /// </summary>
+    public string? User { get; init; }
+
+    /// <summary>A further user, by name or number, whose processes may connect; the handler's own and root's always may.</summary>
     public string? AllowUser { get; init; }
 
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>

@@ -1,6 +1,6 @@
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>What follows where a page cannot be read, also after several tries.</summary>
+/// <summary>What follows where a page cannot be read, also not within <see cref="UffdHandlerOptions.SourceTimeout"/>.</summary>
 public enum UffdOnError
 {
     /// <summary>That page alone is poisoned: a thread that touches it gets SIGBUS. A kernel before 6.6 cannot do that; there the VMM is killed.</summary>

@@ -30,6 +30,10 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(Statx)] = "statx",
         [typeof(StatxTimestamp)] = "statx_timestamp",
         [typeof(Passwd)] = "passwd",
+        [typeof(SockFilter)] = "sock_filter",
+        [typeof(SockFprog)] = "sock_fprog",
+        [typeof(UserCapHeader)] = "__user_cap_header_struct",
+        [typeof(UserCapData)] = "__user_cap_data_struct",
         [typeof(PmScanArg)] = "pm_scan_arg",
         [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",
         [typeof(KvmDirtyLog)] = "kvm_dirty_log",
@@ -69,7 +73,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC", "UFFD_FEATURE_POISON", "PR_SET_VMA"];
 
     // The state of a vCPU, which only x86-64 has here.
     private static readonly HashSet<string> s_x86 = new(StringComparer.Ordinal)
@@ -159,6 +163,27 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         Assert.Equal("282", match.Groups["number"].Value);
     }
 
+    /// <summary>The numbers of this machine's architecture by its headers, those of aarch64 by the generic table.</summary>
+    [CompilerFact]
+    public void SystemCallNumbersEqualTheHeaders()
+    {
+        var headers = Headers();
+        foreach (var name in SystemCalls.Names)
+        {
+            var isHere = headers.TryGetValue($"call.{name}", out var number);
+            Assert.True((isHere ? (int)number : -1) == SystemCalls.Number(name), $"{name}: header {(isHere ? number : "none")}, ours {SystemCalls.Number(name)}");
+        }
+
+        var table = new Dictionary<string, int>(StringComparer.Ordinal);
+        foreach (Match line in GenericCall().Matches(File.ReadAllText("/usr/include/asm-generic/unistd.h"))) table[line.Groups["name"].Value] = int.Parse(line.Groups["number"].Value, CultureInfo.InvariantCulture);
+        foreach (var name in SystemCalls.Names)
+        {
+            // The table has the name that the call has on all architectures.
+            var number = table.GetValueOrDefault(name == "newfstatat" ? "fstatat" : name, -1);
+            Assert.True(number == SystemCalls.Number(name, Architecture.Arm64), $"{name}: generic table {number}, ours {SystemCalls.Number(name, Architecture.Arm64)}");
+        }
+    }
+
     private static uint Ioc(uint direction, uint type, uint number, int size) => direction << 30 | (uint)size << 16 | type << 8 | number;
 
     private static ulong Bits(object value) => value is ulong or uint or ushort or byte ? Convert.ToUInt64(value, CultureInfo.InvariantCulture) : unchecked((ulong)Convert.ToInt64(value, CultureInfo.InvariantCulture));
@@ -178,6 +203,9 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
 
         return values;
     }
+
+    [GeneratedRegex(@"^#define __NR(3264)?_(?<name>\w+) (?<number>\d+)$", RegexOptions.ExplicitCapture | RegexOptions.Multiline, 1000)]
+    private static partial Regex GenericCall();
 
     [GeneratedRegex("^[A-Z][A-Z0-9_]+$", RegexOptions.ExplicitCapture, 1000)]
     private static partial Regex CName();

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stddef.h>
@@ -30,7 +31,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/falloc.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
 #if __has_include(<linux/ioprio.h>)
@@ -39,10 +43,13 @@
 #include <linux/kvm.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
+#include <linux/prctl.h>
+#include <linux/seccomp.h>
 #include <linux/sockios.h>
 #include <linux/userfaultfd.h>
 
 #define CONSTANT(name) printf("%s 0x%llx\n", #name, (unsigned long long)(name))
+#define CALL(name) printf("call.%s %d\n", #name, __NR_##name)
 #define SIZE(type, name) printf("sizeof.%s %zu\n", #name, sizeof(type))
 #define OFFSET(type, name, member) printf("offsetof.%s.%s %zu\n", #name, #member, offsetof(type, member))
 #define STRUCT_SIZE(name) SIZE(struct name, name)
@@ -253,6 +260,9 @@ static void userfault(void)
 #ifdef UFFD_FEATURE_WP_UNPOPULATED
     CONSTANT(UFFD_FEATURE_WP_UNPOPULATED);
 #endif
+#ifdef UFFD_FEATURE_POISON
+    CONSTANT(UFFD_FEATURE_POISON);
+#endif
 #ifdef UFFD_FEATURE_WP_ASYNC
     CONSTANT(UFFD_FEATURE_WP_ASYNC);
 #endif
@@ -432,6 +442,7 @@ static void files(void)
     CONSTANT(O_EXCL);
     CONSTANT(O_TRUNC);
     CONSTANT(O_APPEND);
+    CONSTANT(O_ACCMODE);
     CONSTANT(O_CLOEXEC);
     CONSTANT(O_NONBLOCK);
     CONSTANT(O_NOFOLLOW);
@@ -588,6 +599,7 @@ static void processes(void)
     CONSTANT(PR_SET_CHILD_SUBREAPER);
     CONSTANT(SIGTERM);
     CONSTANT(SIGSTOP);
+    CONSTANT(SIGSYS);
     CONSTANT(WNOHANG);
     CONSTANT(WEXITED);
     CONSTANT(CLD_EXITED);
@@ -760,6 +772,335 @@ static void virtual_cpus(void)
 }
 #endif
 
+static void rights(void)
+{
+    CONSTANT(CAP_FOWNER);
+    CONSTANT(CAP_KILL);
+    CONSTANT(CAP_SETGID);
+    CONSTANT(CAP_SETUID);
+    CONSTANT(CAP_SETPCAP);
+    CONSTANT(PR_SET_KEEPCAPS);
+    CONSTANT(PR_CAPBSET_READ);
+    CONSTANT(PR_CAPBSET_DROP);
+    CONSTANT(PR_SET_NO_NEW_PRIVS);
+    CONSTANT(PR_CAP_AMBIENT);
+    CONSTANT(PR_CAP_AMBIENT_RAISE);
+    CONSTANT(PR_CAP_AMBIENT_CLEAR_ALL);
+    CONSTANT(PR_SET_NAME);
+#ifdef PR_SET_VMA
+    CONSTANT(PR_SET_VMA);
+#endif
+    printf("LINUX_CAPABILITY_VERSION_3 0x%x\n", _LINUX_CAPABILITY_VERSION_3);
+
+    STRUCT_SIZE(__user_cap_header_struct);
+    STRUCT_OFFSET(__user_cap_header_struct, version);
+    STRUCT_OFFSET(__user_cap_header_struct, pid);
+
+    STRUCT_SIZE(__user_cap_data_struct);
+    STRUCT_OFFSET(__user_cap_data_struct, effective);
+    STRUCT_OFFSET(__user_cap_data_struct, permitted);
+    STRUCT_OFFSET(__user_cap_data_struct, inheritable);
+
+    CONSTANT(CLONE_VM);
+    CONSTANT(CLONE_FS);
+    CONSTANT(CLONE_FILES);
+    CONSTANT(CLONE_SIGHAND);
+    CONSTANT(CLONE_THREAD);
+    CONSTANT(CLONE_SYSVSEM);
+    CONSTANT(CLONE_SETTLS);
+    CONSTANT(CLONE_PARENT_SETTID);
+    CONSTANT(CLONE_CHILD_CLEARTID);
+    CONSTANT(CLONE_DETACHED);
+}
+
+static void system_calls(void)
+{
+    CONSTANT(SECCOMP_SET_MODE_FILTER);
+    CONSTANT(SECCOMP_FILTER_FLAG_TSYNC);
+    CONSTANT(SECCOMP_RET_KILL_PROCESS);
+    CONSTANT(SECCOMP_RET_ERRNO);
+    CONSTANT(SECCOMP_RET_ALLOW);
+    CONSTANT(AUDIT_ARCH_X86_64);
+    CONSTANT(AUDIT_ARCH_AARCH64);
+    CONSTANT(BPF_LD);
+    CONSTANT(BPF_ALU);
+    CONSTANT(BPF_JMP);
+    CONSTANT(BPF_RET);
+    CONSTANT(BPF_W);
+    CONSTANT(BPF_ABS);
+    CONSTANT(BPF_K);
+    CONSTANT(BPF_AND);
+    CONSTANT(BPF_JA);
+    CONSTANT(BPF_JEQ);
+    CONSTANT(BPF_JGE);
+
+    STRUCT_SIZE(sock_filter);
+    STRUCT_OFFSET(sock_filter, code);
+    STRUCT_OFFSET(sock_filter, jt);
+    STRUCT_OFFSET(sock_filter, jf);
+    STRUCT_OFFSET(sock_filter, k);
+
+    STRUCT_SIZE(sock_fprog);
+    STRUCT_OFFSET(sock_fprog, len);
+    STRUCT_OFFSET(sock_fprog, filter);
+
+#ifdef __NR_access
+    CALL(access);
+#endif
+#ifdef __NR_brk
+    CALL(brk);
+#endif
+#ifdef __NR_capget
+    CALL(capget);
+#endif
+#ifdef __NR_capset
+    CALL(capset);
+#endif
+#ifdef __NR_clock_getres
+    CALL(clock_getres);
+#endif
+#ifdef __NR_clock_gettime
+    CALL(clock_gettime);
+#endif
+#ifdef __NR_clock_nanosleep
+    CALL(clock_nanosleep);
+#endif
+#ifdef __NR_clone
+    CALL(clone);
+#endif
+#ifdef __NR_clone3
+    CALL(clone3);
+#endif
+#ifdef __NR_close
+    CALL(close);
+#endif
+#ifdef __NR_epoll_ctl
+    CALL(epoll_ctl);
+#endif
+#ifdef __NR_epoll_pwait
+    CALL(epoll_pwait);
+#endif
+#ifdef __NR_epoll_wait
+    CALL(epoll_wait);
+#endif
+#ifdef __NR_eventfd2
+    CALL(eventfd2);
+#endif
+#ifdef __NR_exit
+    CALL(exit);
+#endif
+#ifdef __NR_exit_group
+    CALL(exit_group);
+#endif
+#ifdef __NR_faccessat
+    CALL(faccessat);
+#endif
+#ifdef __NR_faccessat2
+    CALL(faccessat2);
+#endif
+#ifdef __NR_fcntl
+    CALL(fcntl);
+#endif
+#ifdef __NR_fstat
+    CALL(fstat);
+#endif
+#ifdef __NR_ftruncate
+    CALL(ftruncate);
+#endif
+#ifdef __NR_futex
+    CALL(futex);
+#endif
+#ifdef __NR_getcpu
+    CALL(getcpu);
+#endif
+#ifdef __NR_getcwd
+    CALL(getcwd);
+#endif
+#ifdef __NR_getdents64
+    CALL(getdents64);
+#endif
+#ifdef __NR_getpid
+    CALL(getpid);
+#endif
+#ifdef __NR_getrandom
+    CALL(getrandom);
+#endif
+#ifdef __NR_getrusage
+    CALL(getrusage);
+#endif
+#ifdef __NR_gettid
+    CALL(gettid);
+#endif
+#ifdef __NR_gettimeofday
+    CALL(gettimeofday);
+#endif
+#ifdef __NR_ioctl
+    CALL(ioctl);
+#endif
+#ifdef __NR_ioprio_set
+    CALL(ioprio_set);
+#endif
+#ifdef __NR_lseek
+    CALL(lseek);
+#endif
+#ifdef __NR_lstat
+    CALL(lstat);
+#endif
+#ifdef __NR_madvise
+    CALL(madvise);
+#endif
+#ifdef __NR_membarrier
+    CALL(membarrier);
+#endif
+#ifdef __NR_mincore
+    CALL(mincore);
+#endif
+#ifdef __NR_mmap
+    CALL(mmap);
+#endif
+#ifdef __NR_mprotect
+    CALL(mprotect);
+#endif
+#ifdef __NR_mremap
+    CALL(mremap);
+#endif
+#ifdef __NR_munmap
+    CALL(munmap);
+#endif
+#ifdef __NR_nanosleep
+    CALL(nanosleep);
+#endif
+#ifdef __NR_newfstatat
+    CALL(newfstatat);
+#endif
+#ifdef __NR_open
+    CALL(open);
+#endif
+#ifdef __NR_openat
+    CALL(openat);
+#endif
+#ifdef __NR_pidfd_send_signal
+    CALL(pidfd_send_signal);
+#endif
+#ifdef __NR_pipe2
+    CALL(pipe2);
+#endif
+#ifdef __NR_poll
+    CALL(poll);
+#endif
+#ifdef __NR_ppoll
+    CALL(ppoll);
+#endif
+#ifdef __NR_prctl
+    CALL(prctl);
+#endif
+#ifdef __NR_pread64
+    CALL(pread64);
+#endif
+#ifdef __NR_preadv2
+    CALL(preadv2);
+#endif
+#ifdef __NR_process_vm_readv
+    CALL(process_vm_readv);
+#endif
+#ifdef __NR_read
+    CALL(read);
+#endif
+#ifdef __NR_readlink
+    CALL(readlink);
+#endif
+#ifdef __NR_readlinkat
+    CALL(readlinkat);
+#endif
+#ifdef __NR_recvfrom
+    CALL(recvfrom);
+#endif
+#ifdef __NR_recvmsg
+    CALL(recvmsg);
+#endif
+#ifdef __NR_restart_syscall
+    CALL(restart_syscall);
+#endif
+#ifdef __NR_rseq
+    CALL(rseq);
+#endif
+#ifdef __NR_rt_sigaction
+    CALL(rt_sigaction);
+#endif
+#ifdef __NR_rt_sigprocmask
+    CALL(rt_sigprocmask);
+#endif
+#ifdef __NR_rt_sigreturn
+    CALL(rt_sigreturn);
+#endif
+#ifdef __NR_sched_get_priority_max
+    CALL(sched_get_priority_max);
+#endif
+#ifdef __NR_sched_get_priority_min
+    CALL(sched_get_priority_min);
+#endif
+#ifdef __NR_sched_getaffinity
+    CALL(sched_getaffinity);
+#endif
+#ifdef __NR_sched_getparam
+    CALL(sched_getparam);
+#endif
+#ifdef __NR_sched_getscheduler
+    CALL(sched_getscheduler);
+#endif
+#ifdef __NR_sched_setaffinity
+    CALL(sched_setaffinity);
+#endif
+#ifdef __NR_sched_setscheduler
+    CALL(sched_setscheduler);
+#endif
+#ifdef __NR_sched_yield
+    CALL(sched_yield);
+#endif
+#ifdef __NR_seccomp
+    CALL(seccomp);
+#endif
+#ifdef __NR_sendmsg
+    CALL(sendmsg);
+#endif
+#ifdef __NR_set_robust_list
+    CALL(set_robust_list);
+#endif
+#ifdef __NR_setgroups
+    CALL(setgroups);
+#endif
+#ifdef __NR_setpriority
+    CALL(setpriority);
+#endif
+#ifdef __NR_setresgid
+    CALL(setresgid);
+#endif
+#ifdef __NR_setresuid
+    CALL(setresuid);
+#endif
+#ifdef __NR_sigaltstack
+    CALL(sigaltstack);
+#endif
+#ifdef __NR_stat
+    CALL(stat);
+#endif
+#ifdef __NR_statx
+    CALL(statx);
+#endif
+#ifdef __NR_sysinfo
+    CALL(sysinfo);
+#endif
+#ifdef __NR_tgkill
+    CALL(tgkill);
+#endif
+#ifdef __NR_unlink
+    CALL(unlink);
+#endif
+#ifdef __NR_write
+    CALL(write);
+#endif
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -770,6 +1111,8 @@ int main(void)
     events();
     files();
     processes();
+    rights();
+    system_calls();
     virtual_machines();
 #ifdef __x86_64__
     virtual_cpus();

@@ -140,7 +140,7 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
     private UffdHandler Start(bool process, UffdOnError onError = UffdOnError.Poison, bool truncated = false)
     {
         if (truncated) _folder.WriteImage("image", Pages);
-        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = onError };
+        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = onError, SourceTimeout = TimeSpan.FromMilliseconds(200) };
         var handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
         if (truncated) Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
         return handler;

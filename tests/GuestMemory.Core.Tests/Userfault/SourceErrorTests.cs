@@ -6,6 +6,7 @@ namespace GuestMemory.Core.Tests;
 public sealed class SourceErrorTests : IDisposable
 {
     private const int Pages = 16;
+    private static readonly TimeSpan s_short = TimeSpan.FromMilliseconds(200);
     private readonly TestFolder _folder = new();
     private readonly GuestRegionMmap _region = new(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
     private readonly GuestMemoryMmap _memory;
@@ -24,11 +25,76 @@ public sealed class SourceErrorTests : IDisposable
     [InlineData(UffdStrategy.Window)]
     public void AnErrorThatPassesIsTriedAgain(UffdStrategy strategy)
     {
-        using var handler = Start(new FailingSource(failures: 3, badPage: 5), strategy, UffdOnError.Stop);
+        using var source = new FailingSource(failures: 3, badPage: 5);
+        using var handler = Start(source, strategy, UffdOnError.Stop, TimeSpan.FromMinutes(5));
         UffdRegistration.Connect(handler.SocketPath, _memory);
         AssertPage(5);
         AssertPage(6);
         Assert.Null(handler.Error);
+        Assert.Equal(3, source.Failed);
+    }
+
+    /// <summary>A disk that is away for some time, and then is back: no VM has an error, and only the thread that touched that page has waited.</summary>
+    [UffdTheory]
+    [InlineData(UffdOnError.Poison)]
+    [InlineData(UffdOnError.Kill)]
+    [InlineData(UffdOnError.Stop)]
+    public void APageComesWhenItsSourceIsBackInTime(UffdOnError onError)
+    {
+        using var source = new FailingSource(int.MaxValue, badPage: 5);
+        using var handler = Start(source, UffdStrategy.OnDemand, onError, TimeSpan.FromMinutes(5));
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        var waiting = Task.Run(() => AssertPage(5));
+        for (var tries = 1; tries <= 9; tries++)
+        {
+            // Meanwhile the other pages come, those of another VM too.
+            Host.Until(() => source.Failed >= tries);
+            AssertPage(tries < 5 ? tries : tries + 1);
+        }
+
+        using (var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0)))
+        {
+            var other = GuestMemoryMmap.FromRegions([region]);
+            UffdRegistration.Connect(handler.SocketPath, other);
+            TestFolder.AssertPages(other, 0, 5);
+        }
+
+        Assert.False(waiting.IsCompleted);
+        source.Heal();
+        Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)));
+        Assert.Null(handler.Error);
+        Assert.Equal((UffdHandlerState.Serving, 0L), (handler.State, handler.GetFigures().PoisonedCount));
+    }
+
+    /// <summary>Without any time a source is asked once.</summary>
+    [UffdFact]
+    public void ASourceIsAskedOnceWhereNoTimeIsGiven()
+    {
+        using var source = new FailingSource(int.MaxValue, badPage: 5);
+        using var handler = Start(source, UffdStrategy.OnDemand, UffdOnError.Poison, TimeSpan.Zero);
+        UffdRegistration.Connect(handler.SocketPath, _memory);
+        Assert.Throws<GuestMemoryException>(() => AssertPage(5));
+        Assert.Equal(1, source.Failed);
+    }
+
+    [Theory]
+    [InlineData(-1)]
+    [InlineData(1e7)]
+    public void ATimeThatIsNoneIsRefused(double seconds)
+    {
+        var error = Assert.Throws<GuestMemoryException>(() => Start(new FailingSource(0, badPage: 5), UffdStrategy.OnDemand, UffdOnError.Poison, TimeSpan.FromSeconds(seconds)));
+        Assert.Equal(GuestMemoryError.ValueNotSupported, error.Error);
+        Assert.Contains("SourceTimeout", error.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void TheTimeIsAnArgumentOfTheProcess()
+    {
+        string[] needed = ["--socket-path", "/s", "--memory-path", "/m"];
+        Assert.Equal(TimeSpan.FromSeconds(5), UffdArguments.Parse(needed).SourceTimeout);
+        var options = UffdArguments.Parse([.. needed, "--source-timeout", "00:01:30"]);
+        Assert.Equal(TimeSpan.FromSeconds(90), options.SourceTimeout);
+        Assert.Equal(options.SourceTimeout, UffdArguments.Parse([.. UffdArguments.From(options)]).SourceTimeout);
     }
 
     [UffdTheory]
@@ -70,7 +136,7 @@ public sealed class SourceErrorTests : IDisposable
         _folder.WriteImage("image", 256);
         using var handler = UffdHandler.Start(new UffdHandlerOptions
         {
-            SocketPath = _folder["k.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = UffdOnError.Kill,
+            SocketPath = _folder["k.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = UffdOnError.Kill, SourceTimeout = s_short,
         });
         UffdRegistration.Connect(handler.SocketPath, _memory);
         AssertPage(3);
@@ -86,8 +152,8 @@ public sealed class SourceErrorTests : IDisposable
         AssertPage(4);
     }
 
-    private UffdHandler Start(PageSource source, UffdStrategy strategy, UffdOnError onError) => UffdHandler.Start(
-        new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "", Strategy = strategy, OnError = onError, WindowSize = 32768 }, source);
+    private UffdHandler Start(PageSource source, UffdStrategy strategy, UffdOnError onError, TimeSpan? timeout = null) => UffdHandler.Start(
+        new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = "", Strategy = strategy, OnError = onError, WindowSize = 32768, SourceTimeout = timeout ?? s_short }, source);
 
     private void AssertPage(int number)
     {
@@ -103,6 +169,13 @@ public sealed class SourceErrorTests : IDisposable
     {
         private readonly byte[] _bytes = Bytes();
         private int _left = failures;
+        private int _failed;
+
+        /// <summary>How often it has failed.</summary>
+        public int Failed => Volatile.Read(ref _failed);
+
+        /// <summary>From now on it does not fail.</summary>
+        public void Heal() => Volatile.Write(ref _left, 0);
 
         public override string Name => "the failing source";
 
@@ -112,9 +185,10 @@ public sealed class SourceErrorTests : IDisposable
         {
             run = default;
             var bad = (ulong)badPage * 4096;
-            if (offset == bad && _left > 0)
+            if (offset == bad && Volatile.Read(ref _left) > 0)
             {
-                _left--;
+                _ = Interlocked.Decrement(ref _left);
+                _ = Interlocked.Increment(ref _failed);
                 return Errno.EIO;
             }
 

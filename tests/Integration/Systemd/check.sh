@@ -22,7 +22,8 @@ until_true() {
 is_serving() { [[ $(systemctl show --property ActiveState,SubState --value "$unit" | tr '\n' ' ') == 'active running ' ]]; }
 is_replaced() { is_serving && [[ $(main) != "$1" ]]; }
 are_replaced() { [[ -n $(workers) && $(workers) != "$1" ]]; }
-is_listened_at() { [[ $(cat /proc/net/unix) == *"$socket"* ]]; }
+# The service has a network of its own.
+is_listened_at() { [[ $(cat "/proc/$(main)/net/unix" 2>/dev/null) == *"$socket"* ]]; }
 
 # test NAME COMMAND...
 test_that() {
@@ -112,6 +113,7 @@ stop_for_good() {
 
 stop() { systemctl stop "$unit" && ! is_listened_at; }
 
+useradd --system uffd
 test_that 'starts when it can be connected to' start
 test_that 'serves every byte' serve
 test_that 'goes on when its worker is killed' while_touched signal_worker KILL 3

@@ -1,4 +1,6 @@
+using System.Collections.Concurrent;
 using System.Globalization;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core;
 
@@ -11,6 +13,9 @@ public sealed record HugePagePool(ulong PageSize, long Total, long Free);
 /// <summary>The pools of huge pages (<c>/sys/kernel/mm/hugepages</c>).</summary>
 public static class HugePages
 {
+    // The files of pools that are read again and again, as long as the process lives.
+    private static readonly ConcurrentDictionary<string, SafeFileHandle> s_files = new(StringComparer.Ordinal);
+
     private const string Folder = "/sys/kernel/mm/hugepages";
 
     /// <summary>
@@ -48,23 +53,36 @@ public static class HugePages
     internal static long Available(ulong pageSize)
     {
         var pool = FolderOf(pageSize);
-        if (!Directory.Exists(pool)) return 0;
         try
         {
-            var onDemand = Math.Max(0, Read(pool, "nr_overcommit_hugepages") - Read(pool, "surplus_hugepages"));
-            return Math.Max(0, Read(pool, "free_hugepages") - Read(pool, "resv_hugepages")) + onDemand;
+            var onDemand = Math.Max(0, ReadKept(pool, "nr_overcommit_hugepages") - ReadKept(pool, "surplus_hugepages"));
+            return Math.Max(0, ReadKept(pool, "free_hugepages") - ReadKept(pool, "resv_hugepages")) + onDemand;
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            // No descriptor is left to read the files with: the caller tries again.
+            // There is no such pool, or no descriptor is left to read its files with: the caller tries again.
             return 0;
         }
+    }
+
+    /// <summary>Opens what <see cref="Available"/> reads, for a process that will open no more files.</summary>
+    internal static void OpenPools()
+    {
+        foreach (var pool in Pools()) _ = Available(pool.PageSize);
     }
 
     /// <summary>The command by which root enlarges a pool; N stands for the number of pages.</summary>
     internal static string EnlargeCommand(ulong pageSize) => $"echo N > {FolderOf(pageSize)}/nr_hugepages";
 
     private static string FolderOf(ulong pageSize) => Path.Combine(Folder, string.Create(CultureInfo.InvariantCulture, $"hugepages-{pageSize / 1024}kB"));
+
+    // The kernel makes the content anew when it is read from the beginning.
+    private static long ReadKept(string pool, string file)
+    {
+        Span<byte> text = stackalloc byte[32];
+        var length = RandomAccess.Read(s_files.GetOrAdd(Path.Combine(pool, file), static path => File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite)), text, 0);
+        return long.TryParse(text[..length].TrimEnd((byte)'\n'), NumberStyles.None, CultureInfo.InvariantCulture, out var number) ? number : 0;
+    }
 
     private static long Read(string pool, string file) =>
         long.TryParse(File.ReadAllText(Path.Combine(pool, file)), NumberStyles.Integer, CultureInfo.InvariantCulture, out var number) ? number : 0;

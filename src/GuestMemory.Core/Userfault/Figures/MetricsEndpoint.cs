@@ -82,7 +82,7 @@ public sealed class MetricsEndpoint : IDisposable
         _disposed = true;
         _listener.Dispose();
         _thread.Join();
-        if (_path is not null) File.Delete(_path);
+        if (_path is not null) UffdRuntimeFolder.Remove(_path);
     }
 
     private static MetricsEndpoint Open(Socket listener, EndPoint place, string? path, string type, Func<string> metrics)

@@ -18,6 +18,9 @@ internal static class UffdHostProcess
     /// <summary>The variable that, at 0, keeps .NET from making a socket in /tmp for debuggers.</summary>
     public const string NoDiagnosticSocket = "DOTNET_EnableDiagnostics_IPC";
 
+    /// <summary>The variable that, at 0, keeps .NET from waiting for a debugger or a profiler.</summary>
+    public const string NoDiagnostics = "DOTNET_EnableDiagnostics";
+
     /// <summary>Starts it and waits until the handler listens; returns the path of its control socket, and what it says about itself.</summary>
     /// <exception cref="GuestMemoryException">What the handler says; HandlerStartFailed where it says nothing.</exception>
     public static (string ControlPath, UffdStatus Status) Start(UffdHandlerOptions options, CancellationToken cancellation)

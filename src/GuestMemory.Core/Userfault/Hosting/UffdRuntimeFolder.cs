@@ -36,6 +36,21 @@ internal static class UffdRuntimeFolder
 
     public static string LogOf(string controlPath) => Path.ChangeExtension(controlPath, ".log");
 
+    /// <summary>
+    /// Takes a file away. A handler that runs as another user by now may not: its socket goes with the next look at the folder, its log stays.
+    /// </summary>
+    public static void Remove(string path)
+    {
+        try
+        {
+            File.Delete(path);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            // The name stays.
+        }
+    }
+
     /// <summary>The process that a control socket is named after.</summary>
     public static int? ProcessOf(string controlPath) =>
         int.TryParse(Path.GetFileNameWithoutExtension(controlPath), NumberStyles.None, CultureInfo.InvariantCulture, out var process) ? process : null;

@@ -55,7 +55,15 @@ internal static class TouchRecord
     /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
     public static uint[] Load(string path, ulong imageLength)
     {
-        var (length, pages) = Load(path);
+        using var file = Open(path);
+        return Load(file, path, imageLength);
+    }
+
+    /// <summary>The same of an open file, which lies at a path.</summary>
+    /// <exception cref="GuestMemoryException">InvalidRecord.</exception>
+    public static uint[] Load(SafeFileHandle file, string path, ulong imageLength)
+    {
+        var (length, pages) = Load(file, path);
         return length == imageLength ? pages : throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
     }
 
@@ -63,15 +71,34 @@ internal static class TouchRecord
     /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
     public static (ulong ImageLength, uint[] Pages) Load(string path)
     {
+        using var file = Open(path);
+        return Load(file, path);
+    }
+
+    /// <summary>Opens a record.</summary>
+    /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord: it cannot be opened.</exception>
+    public static SafeFileHandle Open(string path)
+    {
         if (FileStatus.IsSpecial(path)) throw Invalid(path, "it is a directory, a device, a pipe or a socket");
         try
         {
-            using var file = File.OpenHandle(path);
-            return Read(file, path);
+            return File.OpenHandle(path);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
             throw new GuestMemoryException(GuestMemoryError.RecordNotFound, $"There is no record of touches at {path}. A handler with a RecordPath writes one.", exception);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw Invalid(path, exception.Message);
+        }
+    }
+
+    private static (ulong ImageLength, uint[] Pages) Load(SafeFileHandle file, string path)
+    {
+        try
+        {
+            return Read(file, path);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {

@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Runtime.CompilerServices;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -6,7 +7,7 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>
 /// Brings a handler's processes into states that are rare otherwise, for tests. GUESTMEMORY_UFFD_DEBUG is one of:
 /// die-after-read=N, a worker kills itself when it has read events for the N-th time and done nothing about them yet;
-/// hold-counts=PATH, a worker does not count the fault that it has just answered before the file PATH is gone;
+/// hold-counts=PATH, a worker does not count the fault that it has just answered while the file PATH, which is there from the start, has content;
 /// stop-when-started, the supervisor stops (SIGSTOP) after it has reported its start;
 /// die-at-step=N and stop-at-step=N, a program that is to take a handler over kills or stops itself there: 1, started; 2, its worker is
 /// ready; 3, it has the VMs; 4, it was told to serve them; 5, its worker serves them, and it has not said so.
@@ -16,10 +17,13 @@ internal static class UffdDebug
     public const string Variable = "GUESTMEMORY_UFFD_DEBUG";
 
     private static readonly string[] s_setting = (Environment.GetEnvironmentVariable(Variable) ?? "").Split('=', 2);
-    private static readonly string? s_hold = ValueOf("hold-counts");
+    private static readonly FileStream? s_hold = ValueOf("hold-counts") is { } path ? new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite) : null;
     private static int s_reads = int.TryParse(ValueOf("die-after-read"), NumberStyles.None, CultureInfo.InvariantCulture, out var reads) ? reads : 0;
 
     public static readonly bool IsArmed = s_reads > 0 || s_hold is not null;
+
+    /// <summary>Opens what it needs, for a process that will open no more files.</summary>
+    public static void Prepare() => RuntimeHelpers.RunClassConstructor(typeof(UffdDebug).TypeHandle);
 
     public static void AfterRead(int events)
     {
@@ -28,7 +32,7 @@ internal static class UffdDebug
 
     public static void BeforeCount()
     {
-        while (File.Exists(s_hold)) Thread.Sleep(1);
+        while (s_hold is { Length: > 0 }) Thread.Sleep(1);
     }
 
     public static void WhenStarted()
@@ -46,7 +50,6 @@ internal static class UffdDebug
 
     private static void Signal(int signal)
     {
-        using var self = Pidfd.TryOpen(Environment.ProcessId, out _);
-        if (self is not null) _ = Pidfd.TrySignal(self, signal);
+        Signals.Send(Signals.CurrentThread(), signal);
     }
 }

@@ -13,6 +13,9 @@ internal struct UffdFault
     /// <summary>How often its source has failed.</summary>
     public int Attempts;
 
+    /// <summary>When its source failed first.</summary>
+    public long FailingSince;
+
     /// <summary>How often a removal was under way when it was tried.</summary>
     public int Removals;
 

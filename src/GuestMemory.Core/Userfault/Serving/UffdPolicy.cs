@@ -1,3 +1,5 @@
+using Microsoft.Win32.SafeHandles;
+
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>How the VMs of a handler are served; the same for all of them.</summary>
@@ -15,6 +17,9 @@ internal sealed class UffdPolicy : IDisposable
     public ulong MemoryLimit { get; init; }
 
     public UffdOnError OnError { get; init; }
+
+    /// <summary>How long a page that cannot be read is tried again before <see cref="OnError"/> follows.</summary>
+    public TimeSpan SourceTimeout { get; init; } = UffdHandlerOptions.DefaultSourceTimeout;
 
     /// <summary>Whether it is tracked what VMs write.</summary>
     public bool TrackDirty { get; init; }
@@ -35,8 +40,10 @@ internal sealed class UffdPolicy : IDisposable
     /// <param name="source">Where the pages come from.</param>
     /// <param name="isSuccessor">Whether another process has begun.</param>
     /// <param name="failed">Called with what a successor goes on without.</param>
+    /// <param name="replay">The file of ReplayPath where another process has opened it; null where this one does.</param>
+    /// <param name="recorder">Makes what notes touches for another process to save; null where this one saves.</param>
     /// <exception cref="GuestMemoryException">ValueNotSupported: they contradict each other; or what is wrong with a record.</exception>
-    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false, Action<string>? failed = null)
+    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false, Action<string>? failed = null, SafeFileHandle? replay = null, Func<UffdRecorder>? recorder = null)
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
@@ -48,6 +55,8 @@ internal sealed class UffdPolicy : IDisposable
             throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
         if ((options.FillRate != 0 || options.MemoryLimit != 0) && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
             throw Refuse($"A rate or a limit of what is filled (FillRate, MemoryLimit) needs the strategy Background, FaultAll or Replay; with {options.Strategy} nothing is filled without a fault.");
+        if (options.SourceTimeout < TimeSpan.Zero || options.SourceTimeout > UffdHandlerOptions.MaxSourceTimeout)
+            throw Refuse($"A page that cannot be read is tried again for 0 to {UffdHandlerOptions.MaxSourceTimeout.TotalSeconds:0} s (SourceTimeout), not for {options.SourceTimeout.TotalSeconds:0.###} s.");
         return new UffdPolicy
         {
             Strategy = options.Strategy,
@@ -55,17 +64,32 @@ internal sealed class UffdPolicy : IDisposable
             MemoryLimit = options.MemoryLimit,
             Window = options.Strategy == UffdStrategy.Window ? options.WindowSize : 0,
             OnError = options.OnError,
+            SourceTimeout = options.SourceTimeout,
             TrackDirty = options.TrackDirty,
-            Replay = options.ReplayPath is null ? null : LoadReplay(options.ReplayPath, source.Length, isSuccessor ? failed : null),
-            Recorder = options.RecordPath is null ? null : new UffdRecorder(options.RecordPath, source.Length, isSuccessor),
+            Replay = options.ReplayPath is null ? null : LoadReplay(replay, options.ReplayPath, source.Length, isSuccessor ? failed : null),
+            Recorder = options.RecordPath is null ? null : recorder is null ? Record(options.RecordPath, source.Length) : recorder(),
         };
     }
 
-    private static UffdReplay? LoadReplay(string path, ulong imageLength, Action<string>? failed)
+    private static UffdRecorder Record(string path, ulong imageLength)
+    {
+        var recorder = new UffdRecorder(UffdRecorder.CreateList(imageLength), imageLength, path);
+        try
+        {
+            return recorder.Begin();
+        }
+        catch
+        {
+            recorder.Dispose();
+            throw;
+        }
+    }
+
+    private static UffdReplay? LoadReplay(SafeFileHandle? file, string path, ulong imageLength, Action<string>? failed)
     {
         try
         {
-            return new UffdReplay(TouchRecord.Load(path, imageLength), imageLength);
+            return new UffdReplay(file is null ? TouchRecord.Load(path, imageLength) : TouchRecord.Load(file, path, imageLength), imageLength);
         }
         catch (GuestMemoryException exception) when (failed is not null)
         {

@@ -12,9 +12,9 @@ internal sealed unsafe partial class UffdVm
     private const int ShortPatience = 4;
     private const int MaxRemovalShift = 3;
 
-    // How often a source is asked in all: after 10, 20, 40, 80 and 160 ms.
-    private const int Tries = 6;
+    // A source that fails is asked again after 10, 20, 40 ms and so on, and from the seventh time on every 640 ms.
     private const int FirstPause = 10;
+    private const int MaxPauseShift = 6;
 
     /// <summary>Answers one fault; false where it must be tried again later: at its time, or when its fetch is done.</summary>
     private bool TryAnswer(ref UffdFault fault, PageScratch scratch)
@@ -179,9 +179,13 @@ internal sealed unsafe partial class UffdVm
         if (ofSource)
         {
             _counters->SourceErrors++;
-            if (++fault.Attempts < Tries)
+            var now = Stopwatch.GetTimestamp();
+            if (fault.Attempts == 0) fault.FailingSince = now;
+            var left = fault.FailingSince + (long)(_policy.SourceTimeout.TotalSeconds * Stopwatch.Frequency) - now;
+            if (left > 0)
             {
-                fault.Due = Stopwatch.GetTimestamp() + (s_millisecond * FirstPause << (fault.Attempts - 1));
+                // The last try is at the end of that time.
+                fault.Due = now + Math.Min(left, s_millisecond * FirstPause << Math.Min(fault.Attempts++, MaxPauseShift));
                 // The next try may wait for the disk again.
                 fault.IsFetched = false;
                 return true;

@@ -11,13 +11,15 @@ internal sealed unsafe partial class UffdVm
     /// <summary>The pages that were written or given back.</summary>
     public WriteTracker Writes(int processId) => new(_state, _mappings, _descriptor, processId);
 
+    private ulong Features => _features ?? Userfaultfd.FeaturesOf(_uffd);
+
     private static bool IsWrite(ulong flags) => (flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WRITE) != 0;
 
     /// <summary>Adds write protection to what the VMM registered.</summary>
     /// <exception cref="GuestMemoryException">UffdUnsupported.</exception>
     private void Protect()
     {
-        var features = Userfaultfd.FeaturesOf(_uffd);
+        var features = Features;
         _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;
         var mode = Userfaultfd.UFFDIO_REGISTER_MODE_MISSING | Userfaultfd.UFFDIO_REGISTER_MODE_WP;
         var minor = (features & (Userfaultfd.UFFD_FEATURE_MINOR_SHMEM | Userfaultfd.UFFD_FEATURE_MINOR_HUGETLBFS)) == 0 ? 0 : Userfaultfd.UFFDIO_REGISTER_MODE_MINOR;
@@ -40,7 +42,7 @@ internal sealed unsafe partial class UffdVm
     /// Whether the VMM has the kernel note what the VM writes (WP_ASYNC, as e2b's fork of Firecracker does). Pages come write-protected
     /// then, since the kernel takes every other page for a written one. With synchronous protection the VMM protects pages itself.
     /// </summary>
-    private bool IsTrackedByVmm() => (Userfaultfd.FeaturesOf(_uffd) & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0
+    private bool IsTrackedByVmm() => (Features & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0
         && Array.TrueForAll(_byPage, region => Userfaultfd.TryProbeRange(_uffd, region.Base, region.PageSize, Userfaultfd.UFFDIO_COPY_MODE_WP) != Errno.EINVAL);
 
     /// <summary>How a page comes that is touched: who wants to write need not fault twice.</summary>

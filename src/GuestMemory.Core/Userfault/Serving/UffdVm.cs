@@ -30,6 +30,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     private readonly FillGate _gate;
     private readonly Func<PageScratch, bool> _help;
     private readonly int _uffd;
+    private readonly ulong? _features;
     private int _last;
     private bool _knowsNoWait = true;
     private string? _untold;
@@ -51,7 +52,8 @@ internal sealed unsafe partial class UffdVm : IDisposable
     /// <param name="state">What must survive this process.</param>
     /// <param name="source">Where the pages come from.</param>
     /// <param name="policy">How they are brought in.</param>
-    public UffdVm(SafeDescriptor userfaultfd, IReadOnlyList<GuestRegionUffdMapping> mappings, UffdVmState state, PageSource source, UffdPolicy policy)
+    /// <param name="features">The features that the userfaultfd was opened with; null where this process is to read them.</param>
+    public UffdVm(SafeDescriptor userfaultfd, IReadOnlyList<GuestRegionUffdMapping> mappings, UffdVmState state, PageSource source, UffdPolicy policy, ulong? features = null)
     {
         _descriptor = userfaultfd;
         _uffd = _descriptor.Number;
@@ -63,6 +65,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _message = state.Messages;
         _counters = state.Counters;
         _mappings = mappings;
+        _features = features;
         SetRegions(UffdVmRegion.Of(mappings, state.Moves));
         if (policy.TrackDirty) Protect();
         else if (IsTrackedByVmm()) _protection = Userfaultfd.UFFDIO_COPY_MODE_WP;

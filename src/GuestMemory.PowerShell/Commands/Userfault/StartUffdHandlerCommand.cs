@@ -75,6 +75,11 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Parameter]
     public UffdOnError OnError { get; set; }
 
+    /// <summary>How many seconds a page that cannot be read is tried again.</summary>
+    [Parameter]
+    [ValidateRange(0, 1e6)]
+    public double SourceTimeout { get; set; } = 5;
+
     /// <summary>Tracks what VMs write; Get-DirtyBitmap -Handler gives it.</summary>
     [Parameter]
     public SwitchParameter TrackDirty { get; set; }
@@ -103,6 +108,12 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Parameter]
     [ValidateNotNullOrEmpty]
     public string? MetricsPath { get; set; }
+
+    /// <summary>The user as whom the handler runs once it has opened socket and image.</summary>
+    [Parameter(ParameterSetName = ImageSet)]
+    [ArgumentCompleter(typeof(UserCompleter))]
+    [ValidateNotNullOrEmpty]
+    public string? User { get; set; }
 
     /// <summary>A further user whose processes may connect.</summary>
     [Parameter]
@@ -151,12 +162,14 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             FillRate = FillRate,
             MemoryLimit = MemoryLimit,
             OnError = OnError,
+            SourceTimeout = TimeSpan.FromSeconds(SourceTimeout),
             TrackDirty = TrackDirty,
             MaxConnections = MaxConnections,
             HandoverTimeout = TimeSpan.FromSeconds(HandoverTimeout),
             AcceptTimeout = AcceptTimeout > 0 ? TimeSpan.FromSeconds(AcceptTimeout) : null,
             MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
             MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
+            User = User,
             AllowUser = AllowUser,
             Force = Force,
         };

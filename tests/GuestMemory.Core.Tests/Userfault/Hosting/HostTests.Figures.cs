@@ -13,7 +13,7 @@ public sealed partial class HostTests
         memory.Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.Equal(0, handler.FaultCount);
-        File.Delete(Hold);
+        File.WriteAllText(Hold, "");
         Host.Until(() => handler.FaultCount == 1);
         Assert.Equal(4096, handler.ByteCount);
     }
@@ -35,7 +35,7 @@ public sealed partial class HostTests
     {
         var (handler, memory) = ServeWithoutCounting();
         Assert.False(handler.GetFigures().IsRestored);
-        File.Delete(Hold);
+        File.WriteAllText(Hold, "");
         Host.Until(() => handler.GetFigures().IsRestored);
         Assert.Equal((1L, 4096L), (handler.FaultCount, handler.ByteCount));
     }
@@ -46,7 +46,7 @@ public sealed partial class HostTests
         var (handler, _) = ServeWithoutCounting(pages: 2);
         var stopping = Task.Run(handler.Stop);
         Host.Until(() => !File.Exists(handler.SocketPath));
-        File.Delete(Hold);
+        File.WriteAllText(Hold, "");
         stopping.GetAwaiter().GetResult();
         Assert.Equal((UffdHandlerState.Stopped, 1L, 1), (handler.State, handler.FaultCount, handler.AbandonedCount));
     }
@@ -65,11 +65,13 @@ public sealed partial class HostTests
         Host.Until(() => Directory.GetFileSystemEntries(runtime.Folder.Path).Length == 0);
     }
 
-    /// <summary>A handler whose worker counts no fault as long as <see cref="Hold"/> exists, and memory whose first page it has answered.</summary>
+    /// <summary>A handler whose worker counts no fault as long as <see cref="Hold"/> has content, and memory whose first page it has answered.</summary>
     private (UffdHandler Handler, GuestMemoryMmap Memory) ServeWithoutCounting(int pages = 1)
     {
-        var handler = WithDebug($"hold-counts={Hold}", () => Start(2));
+        // A worker opens no file once it serves.
         File.WriteAllText(Hold, "");
+        var handler = WithDebug($"hold-counts={Hold}", () => Start(2));
+        File.WriteAllText(Hold, "hold");
         var memory = Memory((0, pages));
         UffdRegistration.Connect(handler.SocketPath, memory);
         TestFolder.AssertPages(memory, 0, 1);
