@@ -90,10 +90,19 @@ internal sealed class Reception : IWatched, IDisposable
         return _entrance.LookAtTheClock();
     }
 
-    /// <summary>Closes the connection of a VM, and what else came over it.</summary>
+    /// <summary>A VM has ended; with the last one that came over a connection that ends too.</summary>
     public void Close(KeptVm vm)
     {
-        if (_connections.Find(connection => connection.Vms.Contains(vm)) is { } connection) Close(connection);
+        if (_connections.Find(connection => connection.Vms.Contains(vm)) is not { } connection) return;
+        if (connection.Vms.Count == 1)
+        {
+            Close(connection);
+            return;
+        }
+
+        connection.Vms.Remove(vm);
+        _vms.Remove(vm);
+        vm.Dispose();
     }
 
     public void Dispose() => _entrance.Dispose();
@@ -111,6 +120,7 @@ internal sealed class Reception : IWatched, IDisposable
         var connection = new KeptConnection(new UffdConnection(vm.Socket, vm.Process, peer, _options.HandoverTimeout, new UffdHandover(vm.List.Mappings, vm.Userfaultfd)), Receive);
         connection.Vms.Add(vm);
         Add(connection);
+        if (vm.List.Name is null) vm.List = vm.List with { Name = UffdVmName.Choose(peer.pid, Path, vm.Id, _vms.Names()) };
         _vms.Add(vm);
     }
 
@@ -145,9 +155,8 @@ internal sealed class Reception : IWatched, IDisposable
         try
         {
             UffdMappingList.Validate(handover.Mappings, _imageLength());
-            vm = KeptVm.Create(_vms.NextId(), connection.Connection, handover);
-            // It is filled by its userfaultfd like any other.
-            handover.Memory?.Dispose();
+            var id = _vms.NextId();
+            vm = KeptVm.Create(id, UffdVmName.Choose(connection.Connection.Peer.pid, Path, id, _vms.Names()), connection.Connection, handover);
         }
         catch
         {

@@ -122,6 +122,20 @@ public sealed class HandlerIdCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{handler.SocketPath}: {handler.State}"));
 }
 
+/// <summary>Names of the VMs that handlers serve.</summary>
+public sealed class UffdVmNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdVmLookup.All(out _).Select(vm => (vm.Name, $"VM {vm.Id} of {vm.SocketPath}: process {vm.ProcessId}, {Formatting.Size(vm.MemorySize)}, {vm.State}"));
+}
+
+/// <summary>Numbers of the VMs that handlers serve.</summary>
+public sealed class UffdVmIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdVmLookup.All(out _).Select(vm => (vm.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{vm.Name} of {vm.SocketPath}: process {vm.ProcessId}, {vm.State}"));
+}
+
 /// <summary>Features of a host.</summary>
 public sealed class FeatureCompleter : ListCompleter
 {

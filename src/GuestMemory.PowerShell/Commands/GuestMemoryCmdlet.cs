@@ -95,7 +95,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses => ErrorCategory.NotImplemented,
         GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
-        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed => ErrorCategory.InvalidOperation,
+        GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed or GuestMemoryError.MemoryNotShared => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied => ErrorCategory.PermissionDenied,
         GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
         GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused or GuestMemoryError.Disconnected => ErrorCategory.ConnectionError,
