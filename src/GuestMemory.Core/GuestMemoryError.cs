@@ -159,6 +159,8 @@ public enum GuestMemoryError
     HandlerGone,
     /// <summary>No such user.</summary>
     UserNotFound,
+    /// <summary>No such group.</summary>
+    GroupNotFound,
 
     // Images on disk
     /// <summary>The file is there already.</summary>

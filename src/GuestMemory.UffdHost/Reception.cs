@@ -45,7 +45,7 @@ internal sealed class Reception : IWatched, IDisposable
     {
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
-        var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
+        var listener = inherited ?? UnixListener.Open(options.SocketPath, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force);
         var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
@@ -185,7 +185,7 @@ internal sealed class Reception : IWatched, IDisposable
         {
             if (UnixSocket.ListeningPath(item.Descriptor) is not { } path) continue;
             systemd.Descriptors.Remove(item);
-            return UnixListener.Adopt(item.Descriptor, path, options.AllowUser, isOurs: item.Name == StoredListener);
+            return UnixListener.Adopt(item.Descriptor, path, AllowedPeers.Find(options.AllowUser, options.AllowGroup), isOurs: item.Name == StoredListener);
         }
 
         return null;

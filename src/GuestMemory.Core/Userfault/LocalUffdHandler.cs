@@ -104,7 +104,7 @@ internal sealed class LocalUffdHandler : UffdHandler
         {
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
-            listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
+            listener = UnixListener.Open(options.SocketPath, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force);
             var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy, files);
             handler.OfferMetrics(options);
             return handler;

@@ -115,6 +115,16 @@ public sealed class UserCompleter : ListCompleter
         .Select(line => line.Split(':')).Where(fields => fields.Length > 2).Select(fields => (fields[0], $"user {fields[2]}"));
 }
 
+/// <summary>Groups of this host.</summary>
+public sealed class GroupCompleter : ListCompleter
+{
+    private const string Groups = "/etc/group";
+
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => !File.Exists(Groups) ? [] : File.ReadLines(Groups)
+        .Select(line => line.Split(':')).Where(fields => fields.Length > 2).Select(fields => (fields[0], $"group {fields[2]}"));
+}
+
 /// <summary>Numbers of live handlers.</summary>
 public sealed class HandlerIdCompleter : ListCompleter
 {

@@ -84,7 +84,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.NotPageAligned or GuestMemoryError.InvalidAddress or GuestMemoryError.InvalidOffset
             or GuestMemoryError.AllocSizeZero or GuestMemoryError.BadAlignment or GuestMemoryError.IOPortOutOfRange or GuestMemoryError.InvalidAlloc
             or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds => ErrorCategory.InvalidArgument,
-        GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound
+        GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound or GuestMemoryError.GroupNotFound
             or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.SlotNotFound
             or GuestMemoryError.ServiceNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge

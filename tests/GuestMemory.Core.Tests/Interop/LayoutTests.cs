@@ -30,6 +30,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(Statx)] = "statx",
         [typeof(StatxTimestamp)] = "statx_timestamp",
         [typeof(Passwd)] = "passwd",
+        [typeof(Interop.Group)] = "group",
         [typeof(PmScanArg)] = "pm_scan_arg",
         [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",
         [typeof(KvmDirtyLog)] = "kvm_dirty_log",

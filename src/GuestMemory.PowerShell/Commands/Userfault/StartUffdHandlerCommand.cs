@@ -104,11 +104,17 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? MetricsPath { get; set; }
 
-    /// <summary>A further user whose processes may connect.</summary>
+    /// <summary>Further users whose processes may connect.</summary>
     [Parameter]
     [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
-    public string? AllowUser { get; set; }
+    public string[] AllowUser { get; set; } = [];
+
+    /// <summary>Groups whose members' processes may connect.</summary>
+    [Parameter]
+    [ArgumentCompleter(typeof(GroupCompleter))]
+    [ValidateNotNullOrEmpty]
+    public string[] AllowGroup { get; set; } = [];
 
     /// <summary>Runs the handler inside this shell; it ends with the shell.</summary>
     [Parameter(ParameterSetName = ImageSet)]
@@ -158,6 +164,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             MetricsPort = MyInvocation.BoundParameters.ContainsKey(nameof(MetricsPort)) ? MetricsPort : null,
             MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
             AllowUser = AllowUser,
+            AllowGroup = AllowGroup,
             Force = Force,
         };
         if (!ShouldProcess(options.SocketPath, $"Serve page faults from {(ParameterSetName == MemorySet ? "memory of this shell" : options.MemoryPath)}")) return;
