@@ -25,6 +25,7 @@
         'Get-UffdVm'
         'Get-VmMemoryService'
         'Invoke-VmMemoryRequest'
+        'Merge-UffdRecord'
         'New-GuestVm'
         'New-MmapRegion'
         'New-VmMemoryRequest'

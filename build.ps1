@@ -170,16 +170,16 @@ function Invoke-LibraryTest {
     @{ passed = 0; failed = 1; skipped = 0 }
 }
 
-function Invoke-PesterSuite([string] $Name, [string] $Pester) {
+function Invoke-PesterSuite([string] $Name, [string] $Path, [string] $Pester) {
     $count = @{ passed = 0; failed = 0; skipped = 0 }
     if (-not $Pester) {
-        $count.skipped = @(Get-ChildItem (Join-Path $root tests $Name *.Tests.ps1)).Count
-        Write-Host "Skipped: tests/${Name}: $($count.skipped) files: Pester could not be restored, and is not on the module path."
+        $count.skipped = @(Get-ChildItem $Path -Filter *.Tests.ps1).Count
+        Write-Host "Skipped: ${Path}: $($count.skipped) files: Pester could not be restored, and is not on the module path."
         return $count
     }
 
     $run = {
-        param($Pester, $Path, $Report, $Summary)
+        param($Pester, $Path, $Report, $Summary, $Failed)
         $ErrorActionPreference = 'Stop'
         Import-Module $Pester
         $run = Invoke-Pester -Configuration @{
@@ -192,6 +192,9 @@ function Invoke-PesterSuite([string] $Name, [string] $Pester) {
             "Skipped: $($test.ExpandedPath): $($reason ? $reason : 'no reason given')"
         }
         # A file or a block that broke before its tests ran is a failure too.
+        $broken = @($run.Failed) + @($run.FailedBlocks) + @($run.FailedContainers)
+        $broken.ForEach{ "    $($_.ExpandedPath ?? $_.Item)"; $_.ErrorRecord.ForEach{ "      $_`n$($_.ScriptStackTrace)" -replace "`n", "`n      " } } |
+            Set-Content $Failed
         @{
             passed  = $run.PassedCount
             failed  = $run.FailedCount + $run.FailedBlocksCount + $run.FailedContainersCount
@@ -199,12 +202,13 @@ function Invoke-PesterSuite([string] $Name, [string] $Pester) {
         } | ConvertTo-Json | Set-Content $Summary
     }
     $summary = Join-Path $results "$Name.json"
-    $command = Get-ChildCommand $run $Pester, (Join-Path $root tests $Name), (Join-Path $results "$Name.xml"), $summary
+    $command = Get-ChildCommand $run $Pester, $Path, (Join-Path $results "$Name.xml"), $summary,
+        (Join-Path $results "$Name.failed")
     & (Join-Path $root tests watch.sh) 120 (Join-Path $results "$Name.log") @command | Out-Host
     if (Test-Path $summary) {
         return Get-Content -Raw $summary | ConvertFrom-Json -AsHashtable
     }
-    Write-Host "Failed: tests/$Name ended with exit code $LASTEXITCODE before its tests were done."
+    Write-Host "Failed: $Path ended with exit code $LASTEXITCODE before its tests were done."
     $count.failed = 1
     $count
 }
@@ -214,17 +218,16 @@ function Invoke-Test {
     $null = New-Item -ItemType Directory -Force $results
     $pester = Find-Pester
     Write-Host "PowerShell $($PSVersionTable.PSVersion) ($PSHOME), Pester $($pester ? $pester : 'not to be had')"
-    $suites = [ordered] @{
-        Library     = { Invoke-LibraryTest }
-        Pester      = { Invoke-PesterSuite Pester $pester }
-        Integration = { Invoke-PesterSuite Integration $pester }
-    }
+    $suites = [ordered] @{ Library = $null; Pester = Join-Path $root tests Pester }
+    Get-ChildItem (Join-Path $root tests Integration) -Filter *.Tests.ps1 | ForEach-Object { $suites[$_.Name -replace '\.Tests\.ps1$'] = $_.FullName }
     $minutes = [ordered] @{}
     $counts = foreach ($suite in $suites.Keys) {
         $watch = [Diagnostics.Stopwatch]::StartNew()
-        & $suites.$suite
+        $suites.$suite ? (Invoke-PesterSuite $suite $suites.$suite $pester) : (Invoke-LibraryTest)
         $minutes.$suite = $watch.Elapsed.TotalMinutes
     }
+    # What failed, once more: it stands far above.
+    Get-ChildItem $results -Filter *.failed | Get-Content | Out-Host
     Write-Host "Minutes: $($minutes.Keys.ForEach{ '{0} {1:0.0}' -f $_, $minutes.$_ } -join ', ')"
     $passed, $failed, $skipped = ('passed', 'failed', 'skipped').ForEach{ ($counts.$_ | Measure-Object -Sum).Sum }
     Write-Host "$passed passed, $failed failed, $skipped skipped"

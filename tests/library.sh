@@ -3,8 +3,8 @@
 #
 # Prints what failed, and what was skipped and why, and counts both in RESULTS/library.json. RESULTS/library.log has the start
 # and the end of every test, and the stacks of one that hung; RESULTS/library.trx is the report. All is counted from the log,
-# which is there however the tests end. Where RESULTS/native has the handler's program, and no filters are given, the tests of its
-# processes run again with that, and have RESULTS/library-native.log.
+# which is there however the tests end; RESULTS/library.failed is what failed, out of it. Where RESULTS/native has the handler's
+# program, and no filters are given, the tests of its processes run again with that, and have RESULTS/library-native.log.
 set -uo pipefail
 
 configuration=$1 results=$2
@@ -36,16 +36,17 @@ run() {
 
     count() { grep -c "^    [^ ].* \[$1\]" "$log"; }
     fails=$(count FAIL)
+    awk '/^    [^ ]/ { failed = / \[FAIL\]$/ } failed && (/^    [^ ]/ || /^     /)' "$log" >>"$results/library.failed"
     skipped=$(( skipped + $(count SKIP) ))
     passed=$(( passed + $(count FINISHED) - fails - $(count SKIP) - $(count 'NOT RUN') ))
     if (( status == 124 )); then
         # What has begun and has not ended, of what the log says in order.
         sed -n 's/^    \([^ ].*\) \[\(STARTING\|FINISHED\)\].*/\2 \1/p' "$log" |
             awk '{ name = substr($0, index($0, " ") + 1) } /^STARTING/ { running[name] = 1 } /^FINISHED/ { delete running[name] }
-                 END { for (name in running) print "Failed: hangs: " name }'
+                 END { for (name in running) print "Failed: hangs: " name }' | tee -a "$results/library.failed"
     fi
     if (( status != 0 && (fails == 0 || status > 1) )); then
-        (( status == 124 )) || echo "Failed: the library's tests ended with exit code $status."
+        (( status == 124 )) || echo "Failed: the library's tests ended with exit code $status." | tee -a "$results/library.failed"
         fails=$(( fails + 1 ))
     fi
     failed=$(( failed + fails ))

@@ -37,7 +37,7 @@ public sealed class TestFolder : IDisposable
     public static void AssertPages(GuestMemoryMmap memory, int first, int count) => AssertPages(memory, (ulong)first * 4096, first, count);
 
     /// <summary>
-    /// Each page has its number in it, and comes within half a minute: a read that waits for ever is given up. That takes a timer and
+    /// Each page has its number in it, and comes: a read that waits for ever is given up. That takes a timer and
     /// a thread, for which a process without descriptors has no room; there it is not limited.
     /// </summary>
     public static void AssertPages(GuestMemoryMmap memory, ulong address, int firstNumber, int count, int pageSize = 4096, bool isLimited = true)
@@ -47,7 +47,7 @@ public sealed class TestFolder : IDisposable
         for (var i = 0; i < count; i++)
         {
             var at = new GuestAddress(address + ((ulong)i * (ulong)pageSize));
-            using var limit = isLimited ? new CancellationTokenSource(TimeSpan.FromSeconds(30)) : null;
+            using var limit = isLimited ? new CancellationTokenSource(Host.Patience) : null;
             if (limit is null) memory.ReadExact(at, page);
             else memory.ReadExact(at, page.AsMemory(), limit.Token);
             Fill(expected, firstNumber + i);

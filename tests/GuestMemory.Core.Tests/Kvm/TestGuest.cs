@@ -45,7 +45,7 @@ internal sealed class TestGuest : IDisposable
     /// <summary>Runs on until the guest comes back; a guest that does not within 20 s fails the test.</summary>
     public KvmExit Run()
     {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
+        using var limit = new CancellationTokenSource(Host.Patience);
         return Vcpu.Run(limit.Token);
     }
 

@@ -91,7 +91,7 @@ public sealed class AdversityTests : IDisposable
         Assert.True(touch.IsAlive);
         using (new HugePagePoolOf(Huge, 1))
         {
-            Assert.True(touch.Join(TimeSpan.FromSeconds(30)), handler.Error);
+            Assert.True(touch.Join(Host.Patience), handler.Error);
             Assert.Null(failure);
             var expected = new byte[Huge];
             TestFolder.Fill(expected, 0);

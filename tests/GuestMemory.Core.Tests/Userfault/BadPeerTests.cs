@@ -196,7 +196,7 @@ public sealed class BadPeerTests : IDisposable
             {
                 // Outside managed code: the handler is in this process.
                 var at = address + (page * 4096);
-                Assert.True(Task.Run(() => Assert.Equal(0, Mman.TryAdvise(at, 4096, Mman.MADV_POPULATE_READ))).Wait(TimeSpan.FromSeconds(10)));
+                Assert.True(Task.Run(() => Assert.Equal(0, Mman.TryAdvise(at, 4096, Mman.MADV_POPULATE_READ))).Wait(Host.Patience));
                 peer.MakeBlocking();
                 // Nothing is to be read from the blocking one now, and the other VM is served all the same.
                 TestFolder.AssertPages(others, page, 1);

@@ -153,11 +153,27 @@ public sealed partial class FiguresTests : IDisposable
         Host.AssertNoneLeft(before);
     }
 
+    [Fact]
+    public void LatenciesAreCountedBetweenBounds()
+    {
+        var histogram = new LatencyHistogram();
+        foreach (var microseconds in new[] { 1, 3, 7, 60, 2_000_000, 60_000_000 }) histogram.Record(microseconds * 1000L);
+        var bounds = UffdFigures.LatencyBounds;
+        var counts = histogram.CountBetween(bounds);
+        Assert.Equal(bounds.Count + 1, counts.Length);
+        Assert.Equal(bounds.Order(), bounds);
+        var found = counts.Select((count, i) => (count, At: i == bounds.Count ? "longer" : $"{bounds[i].TotalMicroseconds}")).Where(static entry => entry.count > 0);
+        Assert.Equal([(2L, "5"), (1L, "10"), (1L, "100"), (1L, "10000000"), (1L, "longer")], found);
+        Assert.InRange(histogram.Sum.TotalSeconds, 62 * 0.97, 62 * 1.03);
+    }
+
     private static void AssertOpenMetrics(string text)
     {
         Assert.EndsWith("# EOF\n", text, StringComparison.Ordinal);
         Assert.Contains(",outcome=\"copied\"} 5\n", text, StringComparison.Ordinal);
         Assert.Contains(",path=\"fault\"} 20480\n", text, StringComparison.Ordinal);
+        Assert.Contains(",le=\"+Inf\"} 5\n", text, StringComparison.Ordinal);
+        Assert.Contains("# TYPE guestmemory_uffd_latency_seconds histogram\n# UNIT guestmemory_uffd_latency_seconds seconds\n", text, StringComparison.Ordinal);
         var families = new HashSet<string>(StringComparer.Ordinal);
         foreach (var line in text.TrimEnd('\n').Split('\n'))
         {

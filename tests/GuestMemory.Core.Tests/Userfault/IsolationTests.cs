@@ -110,7 +110,7 @@ public sealed partial class IsolationTests : IDisposable
         Host.Until(() => handler.GetFigures().Vms.Any(static vm => vm.PageCount * 4096 == (long)(4 * Gib) && vm.MissingPageCount == 0));
         Assert.True(touch.IsAlive);
         Assert.Contains("Enlarge the pool of huge pages", handler.Error, StringComparison.Ordinal);
-        using (new HugePagePoolOf(Huge, 1)) Assert.True(touch.Join(TimeSpan.FromSeconds(30)), handler.Error);
+        using (new HugePagePoolOf(Huge, 1)) Assert.True(touch.Join(Host.Patience), handler.Error);
     }
 
     public static TheoryData<string, UffdOnError> Exceptions => new()
@@ -184,7 +184,7 @@ public sealed partial class IsolationTests : IDisposable
             TestFolder.AssertPages(Connect(handler, Pages), 0, 16);
             Assert.All(cold, static thread => Assert.True(thread.IsAlive));
             gate.Set();
-            Assert.All(cold, static thread => Assert.True(thread.Join(TimeSpan.FromSeconds(30))));
+            Assert.All(cold, static thread => Assert.True(thread.Join(Host.Patience)));
             TestFolder.AssertPages(memory, 16, Pages - 16);
         }
         finally

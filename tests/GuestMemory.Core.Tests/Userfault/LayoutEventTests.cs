@@ -44,7 +44,7 @@ public sealed class LayoutEventTests : IDisposable
         Start(process: false, "fork", UffdOnError.Kill);
         Assert.Equal("right", Line());
         Go();
-        Assert.True(_peer!.WaitForExit(TimeSpan.FromSeconds(30)));
+        Assert.True(_peer!.WaitForExit(Host.Patience));
         Assert.Equal(128 + 9, _peer.ExitCode);
         Assert.Contains("forked", _handler!.Error, StringComparison.Ordinal);
     }
@@ -109,7 +109,7 @@ public sealed class LayoutEventTests : IDisposable
     private string? Line()
     {
         var line = _peer!.StandardOutput.ReadLineAsync();
-        return line.Wait(TimeSpan.FromSeconds(30)) ? line.Result : $"nothing within 30 s; {_handler!.Error}";
+        return line.Wait(Host.Patience) ? line.Result : $"nothing within {Host.Patience.TotalSeconds} s; {_handler!.Error}";
     }
 
     private void Go()

@@ -127,7 +127,7 @@ public sealed class PeerEndTests(RuntimeFolder runtime) : IDisposable
         using var vmm = Process.Start(new ProcessStartInfo(Client(), [handler.SocketPath, "1", "--order", "seq"]) { UseShellExecute = false })!;
         try
         {
-            return vmm.WaitForExit(TimeSpan.FromSeconds(30)) ? vmm.ExitCode : -1;
+            return vmm.WaitForExit(Host.Patience) ? vmm.ExitCode : -1;
         }
         finally
         {

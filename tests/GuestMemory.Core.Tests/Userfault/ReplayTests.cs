@@ -108,6 +108,37 @@ public sealed class ReplayTests : IDisposable
         Assert.Equal(GuestMemoryError.RecordNotFound, Assert.ThrowsAny<GuestMemoryException>(() => TouchRecord.Load(_folder["none"], 1)).Error);
     }
 
+    [Theory]
+    [InlineData(false, new uint[] { 2, 7, 1, 0, 3 })]
+    [InlineData(true, new uint[] { 7, 1 })]
+    public void RecordsAreMergedInTheOrderOfTheEarliestTouch(bool commonOnly, uint[] expected)
+    {
+        const ulong length = (8 * 4096) - 100;
+        TouchRecord.Save(_folder["a"], length, [7, 1, 0]);
+        TouchRecord.Save(_folder["b"], length, [2, 7, 3, 1]);
+        string[] all = [_folder["a"], _folder["b"], _folder["a"]];
+        var merged = UffdRecord.Merge(all, _folder["merged"], commonOnly);
+        Assert.Equal(expected, TouchRecord.Load(_folder["merged"], length));
+        // The last page is shorter.
+        Assert.Equal(new UffdRecord(_folder["merged"], length, expected.Length, ((ulong)expected.Length * 4096) - 100), merged);
+        Assert.Equal(GuestMemoryError.FileExists, Assert.Throws<GuestMemoryException>(() => UffdRecord.Merge(all, _folder["a"])).Error);
+        UffdRecord.Merge(all, _folder["a"], commonOnly, force: true);
+        Assert.Equal(expected, TouchRecord.Load(_folder["a"], length));
+    }
+
+    [Fact]
+    public void RecordsThatCannotBeMergedLeaveTheFileAsItIs()
+    {
+        TouchRecord.Save(_folder["a"], 8 * 4096, [7, 1]);
+        TouchRecord.Save(_folder["other"], 9 * 4096, [7, 1]);
+        File.WriteAllText(_folder["bad"], "nonsense");
+        File.WriteAllText(_folder["merged"], "kept");
+        foreach (var (second, error) in new[] { ("other", GuestMemoryError.InvalidRecord), ("bad", GuestMemoryError.InvalidRecord), ("none", GuestMemoryError.RecordNotFound) })
+            Assert.Equal(error, Assert.Throws<GuestMemoryException>(() => UffdRecord.Merge([_folder["a"], _folder[second]], _folder["merged"], force: true)).Error);
+        Assert.Equal(GuestMemoryError.ValueNotSupported, Assert.Throws<GuestMemoryException>(() => UffdRecord.Merge([], _folder["merged"], force: true)).Error);
+        Assert.Equal("kept", File.ReadAllText(_folder["merged"]));
+    }
+
     [Fact]
     public void OptionsThatContradictEachOther()
     {

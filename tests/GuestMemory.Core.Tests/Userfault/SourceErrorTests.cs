@@ -59,7 +59,7 @@ public sealed class SourceErrorTests : IDisposable
         UffdRegistration.Connect(handler.SocketPath, _memory);
         var error = Assert.Throws<GuestMemoryException>(() => _memory.ReadExact(new GuestAddress(5 * 4096), new byte[8].AsMemory(), CancellationToken.None));
         Assert.Equal(GuestMemoryError.HandlerGone, error.Error);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(10)));
+        Assert.True(handler.Wait(Host.Patience));
         Assert.Equal(UffdHandlerState.Failed, handler.State);
         Assert.Contains("cannot be read at offset 0x5000", handler.Error, StringComparison.Ordinal);
     }
@@ -77,7 +77,7 @@ public sealed class SourceErrorTests : IDisposable
         Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
         using var process = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--order", "seq"]) { UseShellExecute = false })!;
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(10)));
+        Assert.True(process.WaitForExit(Host.Patience));
         Assert.Equal(128 + 9, process.ExitCode);
         // The VMM is dead before its service says why.
         Host.Until(() => handler is { ConnectionCount: 1, Error: not null });

@@ -75,7 +75,7 @@ public sealed class TouchTests : IDisposable
             Assert.DoesNotContain(page, value => value != 0);
         }
 
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(10)));
+        Assert.True(process.WaitForExit(Host.Patience));
         Assert.Contains("\"faults\":1001", process.StandardError.ReadToEnd(), StringComparison.Ordinal);
     }
 

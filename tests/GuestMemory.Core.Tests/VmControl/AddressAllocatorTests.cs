@@ -199,6 +199,17 @@ public sealed class AddressAllocatorTests
         Assert.Equal(FailureKind.InvalidAlloc, Kind(() => set.AddressFromPciOffset(A(1), 0, 1)));
     }
 
+    [Fact]
+    public void TheTextForADebuggerNamesThePools()
+    {
+        var low = new AddressAllocator([new AddressInterval(0x1000, 0x1fff), new AddressInterval(0x5000, 0x5fff)]);
+        low.Allocate(0x10, A(0), "");
+        Assert.Equal("1 allocated from 0x1000..=0x1fff, 0x5000..=0x5fff", low.ToString());
+        Assert.Equal("0 allocated from no pool; " + low, new AddressAllocatorSet(new AddressAllocator([]), low).ToString());
+        var machine = new SystemAllocator(new SystemAllocatorConfig { Io = new AddressInterval(0xc000, 0xffff), LowMmio = new AddressInterval(0x10000, 0x1ffff), HighMmio = new AddressInterval(0x40000, 0x4ffff) });
+        Assert.Equal("MMIO: 0 allocated from 0x10000..=0x1ffff; 0 allocated from 0x40000..=0x4ffff; ports: 0 allocated from 0xc000..=0xffff", machine.ToString());
+    }
+
     private static Alloc A(ulong id) => new Alloc.Anon(id);
 
     private static FailureKind Kind(Action action) => Assert.Throws<GuestMemoryException>(action).Error;

@@ -112,7 +112,7 @@ public sealed class GuestVmTests : IDisposable
         {
             other.Start();
             stop.CancelAfter(50);
-            Assert.True(other.Join(TimeSpan.FromSeconds(10)));
+            Assert.True(other.Join(Host.Patience));
         }
 
         Assert.IsAssignableFrom<OperationCanceledException>(failure);
@@ -192,7 +192,7 @@ public sealed class GuestVmTests : IDisposable
         Assert.False(ioEvent.Wait(TimeSpan.Zero));
         ioEvent.Signal();
         ioEvent.Signal();
-        Assert.True(ioEvent.Wait(TimeSpan.FromSeconds(10)));
+        Assert.True(ioEvent.Wait(Host.Patience));
         Assert.False(ioEvent.Wait(TimeSpan.FromMilliseconds(1)));
         ioEvent.Dispose();
         Assert.Throws<ObjectDisposedException>(ioEvent.Signal);

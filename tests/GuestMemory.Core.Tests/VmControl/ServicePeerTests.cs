@@ -196,7 +196,7 @@ public sealed class ServicePeerTests : ServiceTest
             Assert.Equal(new VmMemoryResponse.RegisterMemory(Address, 1), slow.Receive(VmControlJson.Default.VmMemoryResponse));
             other.UnregisterMemory(Address);
             Assert.Equal((302L, 0L), (service.RequestCount, service.ErrorCount));
-            await Task.Run(service.Dispose).WaitAsync(TimeSpan.FromSeconds(5));
+            await Task.Run(service.Dispose).WaitAsync(Host.Patience);
             Assert.Equal(VmMemoryServiceState.Stopped, service.State);
         }
 

@@ -298,6 +298,18 @@ public sealed class TubeTests : IDisposable
         Assert.Equal(1U, _far.Receive(Type<uint>()));
     }
 
+    [Fact]
+    public void TheTextForADebuggerNamesTheDescriptor()
+    {
+        var (one, other) = Tube.Pair();
+        using (other)
+        {
+            Assert.Equal($"tube on descriptor {one.Socket.Number}", one.ToString());
+            one.Dispose();
+            Assert.Equal("closed tube", one.ToString());
+        }
+    }
+
     private void Raw(string json, SafeHandle[] files) =>
         Assert.Equal(Encoding.UTF8.GetByteCount(json), UnixSocket.TrySend(_near.Socket, Encoding.UTF8.GetBytes(json), [.. files.Select(static file => (int)file.DangerousGetHandle())]));
 

@@ -70,6 +70,32 @@ internal sealed unsafe class LatencyHistogram
         return Max;
     }
 
+    /// <summary>The sum of all latencies, to about 3 %.</summary>
+    public TimeSpan Sum
+    {
+        get
+        {
+            double nanoseconds = 0;
+            for (var i = 0; i < Buckets; i++) nanoseconds += (double)Middle(i) * Volatile.Read(ref _counts[i]);
+            GC.KeepAlive(_own);
+            return TimeSpan.FromTicks((long)(nanoseconds / TimeSpan.NanosecondsPerTick));
+        }
+    }
+
+    /// <summary>How many latencies stayed at or below each of some bounds, which ascend, and above the one before; and how many were longer than all.</summary>
+    public long[] CountBetween(IReadOnlyList<TimeSpan> bounds)
+    {
+        var counts = new long[bounds.Count + 1];
+        for (int i = 0, at = 0; i < Buckets; i++)
+        {
+            while (at < bounds.Count && Middle(i) > bounds[at].Ticks * TimeSpan.NanosecondsPerTick) at++;
+            counts[at] += Volatile.Read(ref _counts[i]);
+        }
+
+        GC.KeepAlive(_own);
+        return counts;
+    }
+
     private static int Bucket(ulong value)
     {
         if (value < 1 << SubBits) return (int)value;

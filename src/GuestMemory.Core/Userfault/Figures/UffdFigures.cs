@@ -110,6 +110,19 @@ public sealed record UffdFigures
     /// <summary>The longest.</summary>
     public required TimeSpan LatencyMax { get; init; }
 
+    /// <summary>The bounds of <see cref="LatencyCounts"/>.</summary>
+    public static IReadOnlyList<TimeSpan> LatencyBounds { get; } =
+        [.. new[] { 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 250_000, 1_000_000, 10_000_000 }.Select(static microseconds => TimeSpan.FromMicroseconds(microseconds))];
+
+    /// <summary>
+    /// How many answers took no longer than each of <see cref="LatencyBounds"/> and longer than the one before, and how many took longer
+    /// than all. Unlike percentiles, those of several handlers can be added up.
+    /// </summary>
+    public IReadOnlyList<long> LatencyCounts { get; init => field = value ?? []; } = [];
+
+    /// <summary>What all answers took together, to about 3 %.</summary>
+    public TimeSpan LatencySum { get; init; }
+
     /// <summary>The time from the hand-over to the first answer; null before, and for all VMs together.</summary>
     public required TimeSpan? TimeToFirstPage { get; init; }
 
@@ -147,6 +160,8 @@ public sealed record UffdFigures
         LatencyP99 = latency.Percentile(0.99),
         LatencyP999 = latency.Percentile(0.999),
         LatencyMax = latency.Max,
+        LatencyCounts = latency.CountBetween(LatencyBounds),
+        LatencySum = latency.Sum,
         TimeToFirstPage = counters.FirstPageAt == 0 ? null : Stopwatch.GetElapsedTime(counters.StartedAt, counters.FirstPageAt),
         Error = error,
     };

@@ -47,9 +47,19 @@ public static class UffdFiguresText
         Sample(text, "vms", handler, figures.Vms.Count);
         Head(text, "queue_depth", "gauge", "Page faults that are read and not answered.");
         Sample(text, "queue_depth", handler, figures.QueueDepth);
-        text.Append("# TYPE guestmemory_uffd_latency_seconds summary\n# UNIT guestmemory_uffd_latency_seconds seconds\n# HELP guestmemory_uffd_latency_seconds From reading a fault to its answer.\n");
-        foreach (var (quantile, time) in Quantiles(figures)) Sample(text, "latency_seconds", $"{handler},quantile=\"{quantile}\"", time.TotalSeconds);
-        Sample(text, "latency_seconds_count", handler, figures.FaultCount);
+        Head(text, "latency_seconds", "histogram", "From reading a fault to its answer.");
+        long recorded = 0;
+        for (var i = 0; i < figures.LatencyCounts.Count; i++)
+        {
+            recorded += figures.LatencyCounts[i];
+            var bound = i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds.ToString(CultureInfo.InvariantCulture) : "+Inf";
+            Sample(text, "latency_seconds_bucket", $"{handler},le=\"{bound}\"", recorded);
+        }
+
+        Sample(text, "latency_seconds_count", handler, recorded);
+        Sample(text, "latency_seconds_sum", handler, figures.LatencySum.TotalSeconds);
+        Head(text, "latency_max_seconds", "gauge", "The longest time from reading a fault to its answer.");
+        Sample(text, "latency_max_seconds", handler, figures.LatencyMax.TotalSeconds);
         Head(text, "present_ratio", "gauge", "How much of a VM's memory has come.");
         foreach (var vm in figures.Vms) Sample(text, "present_ratio", Labels(handler, vm), vm.PercentPresent / 100);
         Head(text, "vm_faults", "counter", "Page faults of a VM that were answered.");
@@ -112,8 +122,12 @@ public static class UffdFiguresText
     private static (string Quantile, TimeSpan Time)[] Quantiles(UffdFigures figures) =>
         [("0.5", figures.LatencyP50), ("0.9", figures.LatencyP90), ("0.99", figures.LatencyP99), ("0.999", figures.LatencyP999), ("1", figures.LatencyMax)];
 
-    private static void Head(StringBuilder text, string name, string type, string help) =>
-        text.Append(CultureInfo.InvariantCulture, $"# TYPE guestmemory_uffd_{name} {type}\n# HELP guestmemory_uffd_{name} {help}\n");
+    private static void Head(StringBuilder text, string name, string type, string help)
+    {
+        text.Append(CultureInfo.InvariantCulture, $"# TYPE guestmemory_uffd_{name} {type}\n");
+        if (name.EndsWith("_seconds", StringComparison.Ordinal)) text.Append(CultureInfo.InvariantCulture, $"# UNIT guestmemory_uffd_{name} seconds\n");
+        text.Append(CultureInfo.InvariantCulture, $"# HELP guestmemory_uffd_{name} {help}\n");
+    }
 
     private static void Sample(StringBuilder text, string name, string labels, double value) =>
         text.Append(CultureInfo.InvariantCulture, $"guestmemory_uffd_{name}{{{labels}}} {value:R}\n");

@@ -26,6 +26,9 @@ public sealed class UffdRegistration : IRegionHolder
         Mappings = UffdMappingList.FromMemory(memory);
     }
 
+    /// <summary>For a debugger and for logs: the number of regions, and the handler.</summary>
+    public override string ToString() => $"{Mappings.Count} {(Mappings.Count == 1 ? "region" : "regions")} served by the handler at {SocketPath}{(IsLive ? "" : ", not any more")}";
+
     /// <summary>Where the handler listens.</summary>
     public string SocketPath { get; }
 

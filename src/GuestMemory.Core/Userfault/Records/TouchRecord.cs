@@ -55,12 +55,19 @@ internal static class TouchRecord
     /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
     public static uint[] Load(string path, ulong imageLength)
     {
-        byte[] bytes;
+        var (length, pages) = Load(path);
+        return length == imageLength ? pages : throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
+    }
+
+    /// <summary>Reads a record of whichever image: the image's length, and the pages, of which each lies inside and stands there once.</summary>
+    /// <exception cref="GuestMemoryException">RecordNotFound; InvalidRecord.</exception>
+    public static (ulong ImageLength, uint[] Pages) Load(string path)
+    {
         if (FileStatus.IsSpecial(path)) throw Invalid(path, "it is a directory, a device, a pipe or a socket");
         try
         {
             using var file = File.OpenHandle(path);
-            bytes = ReadPages(file, path, imageLength);
+            return Read(file, path);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
@@ -70,23 +77,10 @@ internal static class TouchRecord
         {
             throw Invalid(path, exception.Message);
         }
-
-        var all = PagesOf(imageLength);
-        var seen = new AtomicBitmap(all, 1);
-        var pages = new uint[bytes.Length / sizeof(uint)];
-        for (var i = 0; i < pages.Length; i++)
-        {
-            pages[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)));
-            if (pages[i] >= all) throw Invalid(path, $"page {pages[i]} lies behind the image's end");
-            if (seen.IsBitSet(pages[i])) throw Invalid(path, $"page {pages[i]} stands in it twice");
-            seen.SetBit(pages[i]);
-        }
-
-        return pages;
     }
 
-    /// <summary>Checks the header and the length, and only then reads the rest: no more than the image has pages.</summary>
-    private static byte[] ReadPages(SafeFileHandle file, string path, ulong imageLength)
+    /// <summary>Checks the header and the length, and only then reads the rest.</summary>
+    private static (ulong ImageLength, uint[] Pages) Read(SafeFileHandle file, string path)
     {
         var size = RandomAccess.GetLength(file);
         Span<byte> header = stackalloc byte[HeaderSize];
@@ -94,16 +88,32 @@ internal static class TouchRecord
         var length = BinaryPrimitives.ReadUInt64LittleEndian(header[8..]);
         var pageSize = BinaryPrimitives.ReadUInt32LittleEndian(header[16..]);
         var count = BinaryPrimitives.ReadUInt64LittleEndian(header[24..]);
-        if (length != imageLength) throw Invalid(path, $"it is of an image of {length} bytes, and this one has {imageLength}");
+        var all = PagesOf(length);
         if (pageSize != HostPage.Size) throw Invalid(path, $"its pages have {pageSize} bytes, and this host's {HostPage.Size}");
         if (count != (ulong)(size - HeaderSize) / sizeof(uint) || size % sizeof(uint) != 0) throw Invalid(path, $"it says {count} pages and is {size} bytes long");
-        if (count > PagesOf(imageLength) || count > (ulong)Array.MaxLength / sizeof(uint)) throw Invalid(path, $"it says {count} pages, and the image has {PagesOf(imageLength)}");
-        var pages = new byte[count * sizeof(uint)];
-        return RandomAccess.Read(file, pages, HeaderSize) == pages.Length ? pages : throw Invalid(path, "it changes");
+        if (count > all || count > (ulong)Array.MaxLength / sizeof(uint)) throw Invalid(path, $"it says {count} pages, and the image has {all}");
+        var bytes = new byte[count * sizeof(uint)];
+        if (RandomAccess.Read(file, bytes, HeaderSize) != bytes.Length) throw Invalid(path, "it changes");
+        var pages = new uint[count];
+        for (var i = 0; i < pages.Length; i++)
+        {
+            pages[i] = BinaryPrimitives.ReadUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)));
+            if (pages[i] >= all) throw Invalid(path, $"page {pages[i]} lies behind the image's end");
+        }
+
+        // Sorted, since only the image of a record that is right limits the size of a bitmap.
+        var sorted = pages.AsSpan().ToArray();
+        Array.Sort(sorted);
+        for (var i = 1; i < sorted.Length; i++)
+        {
+            if (sorted[i] == sorted[i - 1]) throw Invalid(path, $"page {sorted[i]} stands in it twice");
+        }
+
+        return (length, pages);
     }
 
-    private static ulong PagesOf(ulong imageLength) => (imageLength + HostPage.Size - 1) / HostPage.Size;
+    private static ulong PagesOf(ulong imageLength) => (imageLength / HostPage.Size) + (imageLength % HostPage.Size == 0 ? 0UL : 1);
 
     private static GuestMemoryException Invalid(string path, string why) =>
-        new(GuestMemoryError.InvalidRecord, $"{path} cannot be replayed: {why}.");
+        new(GuestMemoryError.InvalidRecord, $"{path} is no record that can be used: {why}.");
 }

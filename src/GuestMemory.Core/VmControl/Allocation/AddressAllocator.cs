@@ -34,6 +34,9 @@ public sealed class AddressAllocator
         foreach (var pool in pools.Where(static pool => !pool.IsEmpty)) InsertAt(pool);
     }
 
+    /// <summary>For a debugger and for logs: the allocations and the pools.</summary>
+    public override string ToString() => $"{_allocs.Count} allocated from {(_pools.Count == 0 ? "no pool" : string.Join(", ", _pools))}";
+
     /// <summary>The pools, as they were given.</summary>
     public IReadOnlyList<AddressInterval> Pools => _pools;
 

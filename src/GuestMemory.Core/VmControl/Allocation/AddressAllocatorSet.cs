@@ -11,6 +11,9 @@ public sealed class AddressAllocatorSet
     /// <summary>A set; the order is the order of asking.</summary>
     public AddressAllocatorSet(params IEnumerable<AddressAllocator> allocators) => _allocators = [.. allocators];
 
+    /// <summary>For a debugger and for logs: what each allocator says.</summary>
+    public override string ToString() => string.Join("; ", _allocators.AsEnumerable());
+
     /// <summary>See <see cref="AddressAllocator.AllocateWithAlign"/>.</summary>
     /// <exception cref="GuestMemoryException">The last allocator's; OutOfSpace where there is none.</exception>
     public ulong AllocateWithAlign(ulong size, Alloc alloc, string tag, ulong alignment)

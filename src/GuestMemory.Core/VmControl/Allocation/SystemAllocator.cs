@@ -64,6 +64,9 @@ public sealed class SystemAllocator
     /// <summary>MMIO below 4 GiB.</summary>
     public AddressAllocator LowMmio { get; }
 
+    /// <summary>For a debugger and for logs: the MMIO and the ports.</summary>
+    public override string ToString() => $"MMIO: {Mmio}{(_io is null ? "" : $"; ports: {_io}")}";
+
     /// <summary>MMIO above the memory.</summary>
     public AddressAllocator HighMmio { get; }
 

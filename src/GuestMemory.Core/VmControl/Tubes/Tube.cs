@@ -31,6 +31,9 @@ public sealed class Tube : IDisposable
     /// <summary>Takes a connected SOCK_SEQPACKET socket over.</summary>
     public Tube(SafeDescriptor socket) => Socket = socket ?? throw new ArgumentNullException(nameof(socket));
 
+    /// <summary>For a debugger and for logs: the descriptor of the socket.</summary>
+    public override string ToString() => Socket.IsClosed ? "closed tube" : $"tube on descriptor {Socket.Number}{(IsOutOfStep ? ", out of step" : "")}";
+
     internal SafeDescriptor Socket { get; }
 
     /// <summary>Whether packets that belong to an earlier request, or its answer, may still come, so that none can be understood any more.</summary>

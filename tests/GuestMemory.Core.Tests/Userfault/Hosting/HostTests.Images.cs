@@ -32,7 +32,7 @@ public sealed partial class HostTests
         TestFolder.AssertPages(memory, 0, 0, 4);
         using (var file = File.Open(_folder["image"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
         Assert.True(Signal(handler.WorkerProcessId, 9));
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.True(handler.Wait(Host.Patience));
         Assert.Equal(UffdHandlerState.Failed, handler.State);
         Assert.Contains($"{_folder["image"]} was written to", handler.Error, StringComparison.Ordinal);
         foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);

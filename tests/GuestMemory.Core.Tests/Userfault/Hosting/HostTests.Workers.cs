@@ -30,7 +30,7 @@ public sealed partial class HostTests
             return killed.Count >= Deaths;
         });
         Assert.True(isRecovering);
-        Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)), $"{handler.State}: {handler.Error}");
+        Assert.True(waiting.Wait(Host.Patience), $"{handler.State}: {handler.Error}");
         TestFolder.AssertPages(memory, 9 * 4096, 9, 55);
         Host.Until(() => handler.State == UffdHandlerState.Serving);
         Assert.Equal((UffdHandlerState.Serving, 1), (handler.State, handler.ConnectionCount));
@@ -153,21 +153,26 @@ public sealed partial class HostTests
         var handler = WithDebug(betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null, () => Start(pages, strategy));
         var memory = Memory((0x100000000, pages));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        var touching = new Touching(memory, pages);
-        var killed = 0;
+        var touching = new Touching(memory, pages, Limit(0));
+        var (killed, last) = (0, 0);
         var deadline = Stopwatch.StartNew();
         while (!touching.IsDone && (betweenReadAndAnswer || killed < rounds))
         {
             Assert.True(deadline.Elapsed < TimeSpan.FromMinutes(10), $"hung: {touching.Progress} of {pages} pages; {handler.State}, {handler.Error}");
             Thread.Sleep(betweenReadAndAnswer ? 20 : Random.Shared.Next(1, 40));
-            if (betweenReadAndAnswer || handler.WorkerProcessId is not (var worker and > 0) || touching.Progress < (long)pages * killed / (rounds + 1)) continue;
-            if (Signal(worker, 9)) killed++;
+            if (betweenReadAndAnswer || handler.WorkerProcessId is not (var worker and > 0) || worker == last || touching.Progress < (long)pages * killed / (rounds + 1)) continue;
+            if (!Signal(worker, 9)) continue;
+            last = worker;
+            touching.Limit = Limit(++killed);
         }
 
         touching.Join();
         var deaths = handler.WorkerCount - 1;
-        Assert.True(deaths >= (betweenReadAndAnswer ? rounds / 2 : rounds * 3 / 4), $"only {deaths} workers died");
+        Assert.True(deaths >= (betweenReadAndAnswer ? rounds / 2 : rounds), $"only {deaths} workers died");
         Assert.Equal(UffdHandlerState.Serving, handler.State);
+
+        // A kill is due at each of so many parts of the pages; those of the part after the next wait for it.
+        long Limit(int killed) => betweenReadAndAnswer || killed == rounds ? long.MaxValue : (long)pages * (killed + 2) / (rounds + 1);
     }
 
     /// <summary>Memory that cannot be write-protected, since there is none, is refused by the worker; that is no reason to refuse others.</summary>
@@ -234,7 +239,7 @@ public sealed partial class HostTests
         TestFolder.AssertPages(memory, 8 * 4096, 8, 8);
         Host.Until(() => handler.WorkerCount == 2);
         handler.Stop();
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(20)));
+        Assert.True(process.WaitForExit(Host.Patience));
         Assert.Equal(0, process.ExitCode);
     }
 }

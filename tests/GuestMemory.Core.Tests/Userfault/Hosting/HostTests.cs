@@ -57,7 +57,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         using var cancellation = new CancellationTokenSource(20);
         Assert.Throws<OperationCanceledException>(() => handler.Wait(Timeout.InfiniteTimeSpan, cancellation.Token));
         Signal(handler.ProcessId, 15);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.True(handler.Wait(Host.Patience));
         Assert.Equal((UffdHandlerState.Stopped, 1), (handler.State, handler.AbandonedCount));
     }
 
@@ -127,7 +127,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         TestFolder.AssertPages(memory, 0, 0, 8);
         var worker = handler.WorkerProcessId;
         Signal(handler.ProcessId, 9);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.True(handler.Wait(Host.Patience));
         Assert.Equal(UffdHandlerState.Failed, handler.State);
         Assert.Contains("has ended", handler.Error, StringComparison.Ordinal);
         Host.Until(() => UffdHandler.FindAll().Count == 0 && Directory.GetFiles(runtime.Folder.Path, "*.sock").Length == 0);
@@ -178,7 +178,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
 
         Assert.True(Signal(supervisor, 18));
         Assert.True(Signal(worker, 18));
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
+        using var limit = new CancellationTokenSource(Host.Patience);
         GuestMemoryMmap.FromRegions(_regions).ReadExact(new GuestAddress(4096), new byte[8].AsMemory(), limit.Token);
         Assert.Equal((UffdHandlerState.Serving, 1, worker), (handler.State, handler.ConnectionCount, handler.WorkerProcessId));
     }

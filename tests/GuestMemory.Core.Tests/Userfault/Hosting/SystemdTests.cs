@@ -307,7 +307,7 @@ public sealed class SystemdTests(RuntimeFolder runtime) : IDisposable
         var children = File.ReadAllText($"/proc/{supervisor}/task/{supervisor}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries);
         End(supervisor, 9);
         foreach (var child in children) End(int.Parse(child, System.Globalization.CultureInfo.InvariantCulture), 9);
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(20)));
+        Assert.True(handler.Wait(Host.Patience));
     }
 
     private void AssertRefused(ServiceManager manager, string[] arguments, string error)

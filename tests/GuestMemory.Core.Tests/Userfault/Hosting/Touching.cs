@@ -10,11 +10,11 @@ internal sealed class Touching
     private readonly int[] _order;
     private readonly Thread[] _threads;
     private readonly Exception?[] _failures = new Exception?[2];
-    private long _progress;
+    private long _progress, _limit;
 
-    public Touching(GuestMemoryMmap memory, int pages)
+    public Touching(GuestMemoryMmap memory, int pages, long limit = long.MaxValue)
     {
-        _memory = memory;
+        (_memory, _limit) = (memory, limit);
         _order = [.. Enumerable.Range(0, pages)];
         new Random(1).Shuffle(_order);
         _threads = [.. Enumerable.Range(0, 2).Select(half => new Thread(() => _failures[half] = Record.Exception(() => Touch(half))))];
@@ -23,6 +23,9 @@ internal sealed class Touching
 
     /// <summary>Pages that were touched.</summary>
     public long Progress => Interlocked.Read(ref _progress);
+
+    /// <summary>No more pages than about so many are touched, so that what is to happen meanwhile does so on a busy machine too.</summary>
+    public long Limit { set => Volatile.Write(ref _limit, value); }
 
     public bool IsDone => Array.TrueForAll(_threads, static thread => !thread.IsAlive);
 
@@ -40,6 +43,7 @@ internal sealed class Touching
         var expected = new byte[4096];
         for (var i = half; i < _order.Length; i += 2)
         {
+            while (Progress >= Volatile.Read(ref _limit)) Thread.Sleep(1);
             var number = _order[i];
             var address = new GuestAddress(start + ((ulong)number * 4096));
             _memory.ReadExact(address, page);
