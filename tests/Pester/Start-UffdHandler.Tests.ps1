@@ -157,7 +157,7 @@ Describe 'Start-UffdHandler' {
             $peer = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'nonsense'); s.recv(1)"
             function Test-Peer([object] $Handler, [int] $User, [int] $Group, [string] $Groups) {
                 $more = if ($Groups) { "--groups=$Groups" } else { '--clear-groups' }
-                setpriv "--reuid=$User" "--regid=$Group" $more python3 -c $peer $path 2>$null
+                setpriv "--reuid=$User" "--regid=$Group" $more /usr/bin/env python3 -c $peer $path 2>$null
                 Wait-Until { $LASTEXITCODE -or $Handler.Error }
                 [bool] ($Handler.Error -match "of user ${User}: The mapping list is not the expected JSON")
             }
