@@ -192,9 +192,14 @@ function Invoke-PesterSuite([string] $Name, [string] $Path, [string] $Pester) {
             "Skipped: $($test.ExpandedPath): $($reason ? $reason : 'no reason given')"
         }
         # A file or a block that broke before its tests ran is a failure too.
-        $broken = @($run.Failed) + @($run.FailedBlocks) + @($run.FailedContainers)
-        $broken.ForEach{ "    $($_.ExpandedPath ?? $_.Item)"; $_.ErrorRecord.ForEach{ "      $_`n$($_.ScriptStackTrace)" -replace "`n", "`n      " } } |
-            Set-Content $Failed
+        $(foreach ($broken in @($run.Failed) + @($run.FailedBlocks) + @($run.FailedContainers)) {
+            "    $($broken.ExpandedPath ?? $broken.Item)"
+            foreach ($record in $broken.ErrorRecord) {
+                # Without Pester's own lines.
+                $stack = ($record.ScriptStackTrace -split "`n") -notmatch 'Pester\.(psm1|ScriptScope)|<No file>'
+                (@("$record") + $stack) -join "`n" -replace '(?m)^', '      '
+            }
+        }) | Set-Content $Failed
         @{
             passed  = $run.PassedCount
             failed  = $run.FailedCount + $run.FailedBlocksCount + $run.FailedContainersCount

@@ -2,86 +2,42 @@
 
 BeforeDiscovery {
     # What the script in the machine tells of itself.
-    $script = Get-Content (Join-Path $PSScriptRoot Systemd check.sh)
-    $names = $script.ForEach{ if ($_ -match "^test_that '(.+?)'") { $Matches[1] } }
+    $names = (Get-Content (Join-Path $PSScriptRoot Systemd check.sh)).ForEach{ if ($_ -match "^test_that '(.+?)'") { $Matches[1] } }
 }
 
 BeforeAll {
     $root = Split-Path (Split-Path $PSScriptRoot)
-    Import-Module (Join-Path $root GuestMemory.psd1)
-    # That of the kernel that is booted.
-    $architecture = 'x64'
-    $program = Join-Path $root artifacts test-results native "linux-$architecture"
-
-    $commands = [ordered] @{
+    Import-Module (Join-Path $PSScriptRoot Machine.psm1) -Force
+    $program = Join-Path $root artifacts test-results native linux-x64 GuestMemory.UffdHost
+    $lacking = Get-Lack @{
         'qemu-system-x86_64' = 'qemu-system-x86'
         debootstrap          = 'debootstrap'
         cpio                 = 'cpio'
         gcc                  = 'gcc'
-    }
-    $packages = $commands.Keys.Where{ -not (Get-Command $_ -CommandType Application -ErrorAction Ignore) }.ForEach{ $commands[$_] }
-    $lacking = if ($packages) {
-        "needs $($packages -join ', '): apt-get install $($packages -join ' ')"
-    }
-    elseif ((id -u) -ne '0') {
-        'needs root, which debootstrap needs'
-    }
-    elseif (-not (Test-Path $program)) {
-        "needs the handler's program compiled ahead for $architecture, which the library's tests do where gcc is"
-    }
+    } $program
+    if ($lacking) { return }
 
-    function New-Overlay([string] $Path) {
-        # What is laid over the machine's root: the program, its unit, an image, a VMM, and the script that uses them.
-        $null = New-Item -ItemType Directory (Join-Path $Path opt uffd), (Join-Path $Path opt check), (Join-Path $Path srv vm), (Join-Path $Path etc systemd system)
-        $bin = Join-Path opt uffd bin uffdhost "linux-$architecture"
-        $null = New-Item -ItemType Directory (Join-Path $Path $bin)
-        Copy-Item (Join-Path $program GuestMemory.UffdHost) (Join-Path $Path $bin)
-        Copy-Item (Join-Path $PSScriptRoot Systemd check.sh) (Join-Path $Path opt check)
-        $client = Join-Path $root bench baseline uffd-client.c
-        gcc -O2 -static -o (Join-Path $Path opt check uffd-client) $client -lpthread
-        $LASTEXITCODE | Should -Be 0
-
-        # As the guide has it, but for a watchdog that does not take half a minute.
-        $guide = Get-Content -Raw (Join-Path $root docs operations.md)
-        $guide -match '(?s)`/etc/systemd/system/uffd@\.service`.*?```ini\n(.*?)```' | Should -BeTrue
-        $Matches[1].Replace('PATH/', '/opt/uffd/').Replace('ARCH', $architecture).Replace('WatchdogSec=30', 'WatchdogSec=5') |
-            Set-Content (Join-Path $Path etc systemd system 'uffd@.service')
-        @'
-[Unit]
-After=multi-user.target
-SuccessAction=poweroff-force
-FailureAction=poweroff-force
-
-[Service]
-Type=oneshot
-ExecStart=/opt/check/check.sh
-StandardOutput=tty
-StandardError=tty
-TTYPath=/dev/console
-
-[Install]
-WantedBy=multi-user.target
-'@ | Set-Content (Join-Path $Path etc systemd system check.service)
-        $wants = Join-Path $Path etc systemd system multi-user.target.wants
-        $null = New-Item -ItemType Directory $wants
-        $null = New-Item -ItemType SymbolicLink (Join-Path $wants check.service) -Target /etc/systemd/system/check.service
-
-        # Every page is another, and none is empty.
-        $bytes = [byte[]]::new(16MB)
-        [Random]::new(1).NextBytes($bytes)
-        [IO.File]::WriteAllBytes((Join-Path $Path srv vm web.mem), $bytes)
+    $overlay = [IO.Directory]::CreateTempSubdirectory('guestmemory-systemd-').FullName
+    $folders = @{
+        Program = "$overlay/opt/uffd/bin/uffdhost/linux-x64"
+        Check   = "$overlay/opt/check"
+        Image   = "$overlay/srv/vm"
+        Units   = "$overlay/etc/systemd/system"
     }
+    $null = New-Item -ItemType Directory @($folders.Values)
+    Copy-Item $program $folders.Program
+    Copy-Item (Join-Path $PSScriptRoot Systemd check.sh) $folders.Check
+    Copy-Item (Join-Path $PSScriptRoot Systemd check.service) $folders.Units
+    $wants = New-Item -ItemType Directory "$($folders.Units)/multi-user.target.wants"
+    $null = New-Item -ItemType SymbolicLink "$wants/check.service" -Target /etc/systemd/system/check.service
+    New-Client "$($folders.Check)/uffd-client" gcc
+    New-Image "$($folders.Image)/web.mem" 16MB
 
-    if (-not $lacking) {
-        $overlay = [IO.Directory]::CreateTempSubdirectory('guestmemory-systemd-').FullName
-        New-Overlay $overlay
-        Write-Host 'watch: 600 s: a Debian is put together, and boots'
-        $output = & (Join-Path $PSScriptRoot Systemd machine.sh) (Join-Path $root artifacts systemd) $overlay 400 2>&1 | ForEach-Object {
-            Write-Host ($line = "$_".TrimEnd("`r"))
-            $line
-        }
-        $exitCode = $LASTEXITCODE
-    }
+    # As the guide has it, but for a watchdog that does not take half a minute.
+    $guide = Get-Content -Raw (Join-Path $root docs operations.md)
+    $guide -match '(?s)`/etc/systemd/system/uffd@\.service`.*?```ini\n(.*?)```' | Should -BeTrue
+    $Matches[1].Replace('PATH/', '/opt/uffd/').Replace('ARCH', 'x64').Replace('WatchdogSec=30', 'WatchdogSec=5') | Set-Content "$($folders.Units)/uffd@.service"
+    $machine = Invoke-Machine systemd $overlay
 }
 
 AfterAll {
@@ -94,8 +50,6 @@ Describe 'The handler as a service of systemd' {
     }
 
     It '<_>' -ForEach $names {
-        $name = $_
-        $lines = $output.Where{ $_ -ceq "check: ok $name" -or $_.StartsWith("check: not ok ${name}:", [StringComparison]::Ordinal) }
-        $lines | Should -Be "check: ok $name" -Because "the machine ended with exit code $exitCode"
+        Get-Verdict $machine $_ | Should -Be "check: ok $_" -Because "the machine ended with exit code $($machine.ExitCode)"
     }
 }

@@ -11,7 +11,7 @@ BeforeAll {
             $null = Read-GuestMemory -Memory $region -Address ($number * 4KB) -Size 1 -Raw
         }
         Wait-Until { (Get-UffdHandler -SocketPath $handler.SocketPath).FaultCount -eq $Page.Count }
-        Remove-MmapRegion $region
+        Remove-MmapRegion $region -Force
         $null = $handler | Stop-UffdHandler
         $Path | Should -Exist
     }

@@ -53,6 +53,10 @@ BeforeAll {
                 @{ Response = 'Err'; RegionId = $null; Slot = $null; Chain = $text }
                 @{ Response = 'RegisterMemory'; RegionId = $high; Slot = 32763; Chain = $null }
             }
+            record {
+                @{ PageCount = 1; Size = 4096ul; ImageLength = 4096ul; Path = '/srv/a.touch' }
+                @{ PageCount = 1234567890; Size = $wide; ImageLength = $wide; Path = $path }
+            }
             service {
                 @{ Id = 1; State = 'Running'; VmName = 'a'; ConnectionCount = 0; RequestCount = 0; ErrorCount = 0; SocketPath = '/run/a.sock'; Error = $null }
                 @{ Id = 1234; State = 'Stopped'; VmName = 'a-vm-with-a-long-name'; ConnectionCount = 12345; RequestCount = 123456789; ErrorCount = 123456789; SocketPath = $path; Error = $text }

@@ -31,14 +31,15 @@ public sealed class HandoverStressTests : IDisposable
         var region = Map();
         var (handovers, accesses, removed, turn) = (0L, 0L, 0L, 0);
         var (duration, clock) = (Stress.Duration(6), System.Diagnostics.Stopwatch.StartNew());
+        bool IsEnough() => Interlocked.Read(ref handovers) > 5 && Interlocked.Read(ref removed) > 0 && Interlocked.Read(ref accesses) > handovers;
         void HandOver()
         {
             var former = region;
             UffdRegistration.Connect(_handler.SocketPath, GuestMemoryMmap.FromRegions([former]));
-            handovers++;
+            Interlocked.Increment(ref handovers);
             // Served for a while: as long as it takes to access it a few times, or until the other threads have ended.
             var target = Interlocked.Read(ref accesses) + 20;
-            Host.Until(() => Interlocked.Read(ref accesses) > target || clock.Elapsed >= duration);
+            Host.Until(() => Interlocked.Read(ref accesses) > target || (clock.Elapsed >= duration && IsEnough()));
             Volatile.Write(ref region, Map());
             former.Dispose();
         }
@@ -70,9 +71,9 @@ public sealed class HandoverStressTests : IDisposable
             Thread.Sleep(1);
         }
 
-        Stress.Repeat(duration, HandOver, Collect, Access, Access, Access, Access);
+        Stress.Repeat(duration, IsEnough, HandOver, Collect, Access, Access, Access, Access);
         region.Dispose();
-        Assert.True(handovers > 5 && removed > 0 && accesses > handovers, $"{handovers} hand-overs, {accesses} accesses, {removed} of removed regions");
+        Assert.True(IsEnough(), $"{handovers} hand-overs, {accesses} accesses, {removed} of removed regions");
         Assert.Null(_handler.Error);
     }
 
@@ -90,7 +91,7 @@ public sealed class HandoverStressTests : IDisposable
         void Discard()
         {
             region.GetMmapRegion().Discard((ulong)random.Next((int)Pages) * 4096, 4096);
-            discards++;
+            Interlocked.Increment(ref discards);
         }
 
         void Access()
@@ -113,8 +114,9 @@ public sealed class HandoverStressTests : IDisposable
             Thread.Sleep(1);
         }
 
-        Stress.Repeat(Stress.Duration(6), Discard, Collect, Access, Access);
-        Assert.True(discards > 100 && accesses > 100, $"{discards} pages given back, {accesses} accesses");
+        bool IsEnough() => Interlocked.Read(ref discards) > 100 && Interlocked.Read(ref accesses) > 100;
+        Stress.Repeat(Stress.Duration(6), IsEnough, Discard, Collect, Access, Access);
+        Assert.True(IsEnough(), $"{discards} pages given back, {accesses} accesses");
         Assert.Null(_handler.Error);
     }
 

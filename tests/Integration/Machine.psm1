@@ -1,0 +1,47 @@
+# What the tests need that run the handler in a machine of QEMU's: its parts, a VMM, an image, and what was said on the console.
+Set-StrictMode -Version 3.0
+$ErrorActionPreference = 'Stop'
+
+$root = Split-Path (Split-Path $PSScriptRoot)
+
+function Get-Lack([Collections.IDictionary] $Packages, [string] $Program) {
+    # Why such a test cannot run here; nothing where it can. The packages by the commands that come with them.
+    $missing = @($Packages.Keys).Where{ -not (Get-Command $_ -CommandType Application -ErrorAction Ignore) }.ForEach{ $Packages[$_] } | Sort-Object
+    if ($missing) {
+        "needs $($missing -join ', '): apt-get install $($missing -join ' ')"
+    }
+    elseif ((id -u) -ne '0') {
+        'needs root, to put the machine together'
+    }
+    elseif (-not (Test-Path $Program)) {
+        "needs the handler's program compiled ahead, which the tests before these do where gcc is: $([IO.Path]::GetRelativePath($root, $Program))"
+    }
+}
+
+function New-Client([string] $Path, [string] $Compiler) {
+    # A VMM that has its memory from the handler and compares every byte with the image.
+    & $Compiler -O2 -static -o $Path (Join-Path $root bench baseline uffd-client.c) -lpthread
+    if ($LASTEXITCODE -ne 0) { throw "$Compiler ended with exit code $LASTEXITCODE." }
+}
+
+function New-Image([string] $Path, [int] $Size) {
+    # Every page is another, and none is empty.
+    $bytes = [byte[]]::new($Size)
+    [Random]::new(1).NextBytes($bytes)
+    [IO.File]::WriteAllBytes($Path, $bytes)
+}
+
+function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400) {
+    # Boots a machine with what is laid over its root, and gives the lines of its console and how it ended.
+    Write-Host "watch: 900 s: a machine ($Kind) is put together, and boots"
+    $lines = & (Join-Path $PSScriptRoot machine.sh) $Kind (Join-Path $root artifacts machines $Kind) $Overlay $Seconds 2>&1 | ForEach-Object {
+        Write-Host ($line = "$_".TrimEnd("`r"))
+        $line
+    }
+    @{ Lines = @($lines); ExitCode = $LASTEXITCODE }
+}
+
+function Get-Verdict([Collections.IDictionary] $Machine, [string] $Name) {
+    # What the machine said of a test.
+    $Machine.Lines.Where{ $_ -ceq "check: ok $Name" -or $_.StartsWith("check: not ok ${Name}:", [StringComparison]::Ordinal) }
+}

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Boots a machine in QEMU and prints its console: machine.sh KIND BASE OVERLAY SECONDS
+#
+# KIND systemd: a Debian whose init is systemd, for x86-64. Making it takes root (debootstrap).
+# KIND arm64:   the kernel, the C library and Busybox of a Debian for arm64; its init comes with OVERLAY.
+#
+# BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
+# its root; something in it runs what is to run and powers the machine off. All is in memory, so nothing is left behind. Ends with 124
+# where that takes longer than SECONDS.
+set -euo pipefail
+
+kind=$1 base=$2 overlay=$3 limit=$4
+
+# TARGET FOLDER: the folder as an archive that the kernel unpacks. Uncompressed, it boots faster.
+archive() {
+    (cd -- "$2" && find . -print0 | cpio --quiet --null --create --format=newc --owner=0:0) >"$1.new"
+    mv -- "$1.new" "$1"
+}
+
+# PACKAGE [OPTIONS OF APT]: the newest kernel, which the package of that name depends on.
+newest_kernel() {
+    apt-cache "${@:2}" depends "$1" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1
+}
+
+make_systemd() {
+    local source suite
+    read -r source suite < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Identifier: Packages' | head -n 1)
+    debootstrap --variant=minbase --include=systemd-sysv "$suite" "$work/root" "$source" </dev/null
+    rm -rf -- "$work"/root/{var/cache/apt,var/lib/apt/lists,usr/share/doc,usr/share/man,usr/share/locale,usr/share/zoneinfo}
+    ln -s lib/systemd/systemd "$work/root/init"
+    echo 0123456789abcdef0123456789abcdef >"$work/root/etc/machine-id"
+    (cd -- "$work" && apt-get download "$(newest_kernel linux-image-cloud-amd64)" && dpkg --extract linux-image-*.deb kernel)
+}
+
+make_arm64() {
+    # Packages of another architecture, beside what this machine knows of its own.
+    local apt=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State=$work/state" -o "Dir::State::status=$work/status"
+        -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
+    mkdir -p -- "$work"/state/lists/partial "$work"/cache/archives/partial "$work/root"
+    : >"$work/status"
+    apt-get "${apt[@]}" update
+    (
+        cd -- "$work"
+        apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}")" busybox-static libc6 libgcc-s1 libstdc++6
+        dpkg --extract linux-image-*.deb kernel
+        rm -- linux-image-*.deb
+        for package in ./*.deb; do dpkg --extract "$package" root; done
+    )
+    rm -rf -- "$work/root/usr/share"
+}
+
+mkdir -p -- "$base"
+if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
+    work=$(mktemp -d)
+    trap 'rm -rf -- "$work"' EXIT
+    "make_$kind" >"$base/made.log" 2>&1 || { tail -n 5 "$base/made.log"; exit 1; }
+    archive "$base/root.cpio" "$work/root"
+    cp -- "$work"/kernel/boot/vmlinuz-* "$base/vmlinuz"
+    rm -rf -- "$work"
+    trap - EXIT
+fi
+
+initrd=$(mktemp)
+trap 'rm -f -- "$initrd" "$initrd.over"' EXIT
+archive "$initrd.over" "$overlay"
+# The kernel unpacks one archive after the other.
+cat -- "$base/root.cpio" "$initrd.over" >"$initrd"
+case $kind in
+    systemd) qemu=(qemu-system-x86_64 -M q35 -cpu max -m 2G -append 'console=ttyS0 panic=-1 quiet systemd.getty_auto=no systemd.show_status=no') ;;
+    arm64) qemu=(qemu-system-aarch64 -M virt -cpu cortex-a72 -m 1G -append 'console=ttyAMA0 panic=-1 quiet') ;;
+esac
+timeout --kill-after=5 "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -nographic -no-reboot -nic none \
+    -kernel "$base/vmlinuz" -initrd "$initrd" </dev/null
