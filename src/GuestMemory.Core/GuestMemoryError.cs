@@ -127,6 +127,8 @@ public enum GuestMemoryError
     HandoverTooManyDescriptors,
     /// <summary>The descriptor that came is not a userfaultfd.</summary>
     HandoverNotUserfaultfd,
+    /// <summary>The VMM did not hand its memory over (a memfd of ordinary pages), so that no other process can read it.</summary>
+    MemoryNotShared,
     /// <summary>The second descriptor that came is not a memfd that is sealed against shrinking.</summary>
     HandoverNotMemfd,
     /// <summary>The hand-over is larger than the limit.</summary>
@@ -161,6 +163,8 @@ public enum GuestMemoryError
     UserDenied,
     /// <summary>A worker made a system call that a worker never makes, and the kernel ended it.</summary>
     ForbiddenCall,
+    /// <summary>No such group.</summary>
+    GroupNotFound,
 
     // Images on disk
     /// <summary>The file is there already.</summary>
@@ -213,7 +217,7 @@ public enum GuestMemoryError
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,
-    /// <summary>A region of that name is there already.</summary>
+    /// <summary>A region or a VM of that name is there already.</summary>
     NameInUse,
     /// <summary>No region has that name.</summary>
     RegionNotFound,

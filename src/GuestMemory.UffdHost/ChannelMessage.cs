@@ -17,6 +17,10 @@ internal enum ChannelMessageType
     Start,
     /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
+    /// <summary>To the worker: what follows where a page of a VM cannot be read.</summary>
+    SetVm,
+    /// <summary>To the worker: end the service of a VM, killing its VMM or poisoning what has not come.</summary>
+    StopVm,
     /// <summary>To the worker: end. With a <see cref="ChannelMessage.Message"/> no other process will serve the VMs, and it says why.</summary>
     Stop,
     /// <summary>To the worker, and back: a sign of life.</summary>
@@ -63,6 +67,9 @@ internal sealed record ChannelMessage
     /// <summary>With <see cref="ChannelMessageType.Vm"/>: the features that its userfaultfd was opened with.</summary>
     public ulong Features { get; init; }
 
+    /// <summary>With <see cref="ChannelMessageType.SetVm"/> and <see cref="ChannelMessageType.StopVm"/>.</summary>
+    public UffdOnError? OnError { get; init; }
+
     public UffdHandlerOptions? Options { get; init; }
 
     /// <summary>The bytes of the image.</summary>
@@ -90,6 +97,14 @@ internal sealed record VmList
 
     [JsonRequired]
     public IReadOnlyList<GuestRegionUffdMapping> Mappings { get; init; } = [];
+
+    // These change while the VM is served. They come last, so that what is before them stays as it is.
+
+    /// <summary>What follows where a page cannot be read, where that is not as with all VMs of the handler.</summary>
+    public UffdOnError? OnError { get; init; }
+
+    /// <summary>The VM's name; null in a list that an older program made.</summary>
+    public string? Name { get; init; }
 }
 
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,

@@ -134,6 +134,9 @@ internal sealed partial class ControlServer : IWatched, IDisposable
                 _actions.Cleared(request.Number);
                 client.Send(new UffdControlReply());
                 break;
+            case UffdControlRequest.SetVm or UffdControlRequest.StopVm or UffdControlRequest.Part:
+                AnswerOfVm(client, request);
+                break;
             case UffdControlRequest.Stop:
                 // The answer are the last words.
                 _actions.Stop();
@@ -144,8 +147,22 @@ internal sealed partial class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, upgrade, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, set-vm, stop-vm, part, upgrade, stop and wait." });
                 break;
+        }
+    }
+
+    private void AnswerOfVm(Client client, UffdControlRequest request)
+    {
+        try
+        {
+            var (reply, part) = _actions.OfVm(request);
+            using var file = part;
+            client.Send(reply, part);
+        }
+        catch (GuestMemoryException exception)
+        {
+            SendError(client, exception);
         }
     }
 
@@ -160,7 +177,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
         try
         {
             client.Waiting = request;
-            if (_actions.Dirty(request.Clear) is not { } dirty) return;
+            if (_actions.Dirty(request.Vm, request.Clear) is not { } dirty) return;
             using var file = dirty.File;
             client.Waiting = null;
             client.Send(new UffdControlReply { Number = dirty.Number }, file);
@@ -187,11 +204,13 @@ internal sealed partial class ControlServer : IWatched, IDisposable
     /// <summary>What can be asked for.</summary>
     /// <param name="Status">Tells the figures.</param>
     /// <param name="Figures">Tells those of every VM, however many there are.</param>
-    /// <param name="Dirty">Tells what the VMs wrote, and takes it where asked to; null where that is to be tried again.</param>
+    /// <param name="Dirty">Tells what a VM wrote, or where 0 is asked for all did, and takes it where asked to; null where that is to be tried again.</param>
     /// <param name="Cleared">What was taken has arrived.</param>
+    /// <param name="OfVm">Does what is asked of one VM; the descriptor that comes with the answer is then the caller's.</param>
     /// <param name="Stop">Stops the handler.</param>
     /// <param name="Upgrade">Hands the handler to another program; the answer comes later.</param>
-    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared, Action Stop, Action<UffdControlRequest> Upgrade);
+    internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<int, bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared,
+        Func<UffdControlRequest, (UffdControlReply Reply, SafeDescriptor? File)> OfVm, Action Stop, Action<UffdControlRequest> Upgrade);
 
     private sealed class Client(ControlServer server, SafeDescriptor socket) : IWatched
     {

@@ -30,6 +30,9 @@ internal sealed class KeptImages : IDisposable
     /// <summary>Whether these are the files that a supervisor before this one has opened.</summary>
     public bool IsStored => _isStored;
 
+    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
+    public IReadOnlyList<ImageFile> Files => _files;
+
     /// <summary>
     /// The files that came with this process, where VMs came too or will; else those that lie at the paths now. What is kept and not used is
     /// closed.

@@ -13,10 +13,13 @@ internal sealed class KeptVm : IDisposable
 {
     private const int MaxListBytes = 4 << 20;
 
+    // Of a list, for what may change in it.
+    private const int ListRoom = 2 * UffdVmName.MaxLength;
+
     private int _reads = -1;
     private int _stalledLooks;
 
-    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, VmList list, bool isNew)
+    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory, VmList list, bool isNew)
     {
         Id = id;
         Socket = socket;
@@ -24,6 +27,7 @@ internal sealed class KeptVm : IDisposable
         Userfaultfd = userfaultfd;
         StateFile = stateFile;
         ListFile = listFile;
+        MemoryFile = memory;
         List = list;
         Features = Core.Interop.Userfaultfd.FeaturesOf(userfaultfd.Number);
         State = new UffdVmState(UffdVmState.PagesOf(list.Mappings), stateFile, isNew);
@@ -45,7 +49,11 @@ internal sealed class KeptVm : IDisposable
 
     public SafeDescriptor ListFile { get; }
 
-    public VmList List { get; }
+    /// <summary>The memfd by which its memory can be read; null where the VMM handed none over. No worker needs it.</summary>
+    public SafeDescriptor? MemoryFile { get; }
+
+    /// <summary>What is known of it; <see cref="Set"/> changes it for later processes too.</summary>
+    public VmList List { get; set; }
 
     /// <summary>The features that the userfaultfd was opened with, which a worker cannot read.</summary>
     public ulong Features { get; }
@@ -61,17 +69,23 @@ internal sealed class KeptVm : IDisposable
     /// <summary>Whether the present worker was given it.</summary>
     public bool IsOffered { get; set; }
 
-    /// <summary>A VM that has just handed its memory over; its userfaultfd is taken over.</summary>
-    public static KeptVm Create(int id, UffdConnection connection, UffdHandover handover)
+    /// <summary>How an operator has its service end, which every worker is told; null where it goes on.</summary>
+    public UffdOnError? Order { get; set; }
+
+    /// <summary>The number of the answer for which its marks were taken last.</summary>
+    public int TakenBy { get; set; }
+
+    /// <summary>A VM that has just handed its memory over; what it handed over is taken over.</summary>
+    public static KeptVm Create(int id, string name, UffdConnection connection, UffdHandover handover)
     {
         var peer = connection.Peer;
-        var list = new VmList { ProcessId = peer.pid, User = peer.uid, Group = peer.gid, Mappings = handover.Mappings };
+        var list = new VmList { ProcessId = peer.pid, User = peer.uid, Group = peer.gid, Mappings = handover.Mappings, Name = name };
         SafeDescriptor? state = null, file = null;
         try
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
-            file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList);
-            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, list, isNew: true);
+            file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList, ListRoom);
+            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, handover.Memory, list, isNew: true);
         }
         catch
         {
@@ -83,11 +97,13 @@ internal sealed class KeptVm : IDisposable
 
     /// <summary>A VM out of descriptors that were kept elsewhere. They are taken over only where nothing is wrong with them.</summary>
     /// <exception cref="GuestMemoryException">They are not what this program once gave away.</exception>
-    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile)
+    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory)
     {
         if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
         if (!Pidfd.IsPidfd(process)) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "A descriptor that was kept as the VMM's process is not one.");
-        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, ReadList(listFile), isNew: false) { IsUsed = true };
+        var list = ReadList(listFile);
+        if (memory is not null) UffdMappingList.CheckMemory(list.Mappings, memory);
+        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, memory, list, isNew: false) { IsUsed = true };
     }
 
     /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>
@@ -106,8 +122,35 @@ internal sealed class KeptVm : IDisposable
         }
     }
 
+    /// <summary>Changes what is known of it, also for a process after this one: the name, and what follows on an error.</summary>
+    /// <exception cref="GuestMemoryException">ControlFailed: another program made the list, without room for that.</exception>
+    public void Set(VmList list)
+    {
+        try
+        {
+            JsonFile.Write(ListFile, list, HostJson.Default.VmList);
+        }
+        catch (IOException exception)
+        {
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"VM {Id} cannot be changed: {exception.Message}", exception);
+        }
+
+        List = list;
+    }
+
     /// <summary>What it wrote or gave back.</summary>
     public WriteTracker Writes { get; }
+
+    /// <summary>What was done for it, up to now.</summary>
+    /// <param name="onError">What follows where a page cannot be read and nothing else was said of this VM.</param>
+    public UffdFigures Figures(UffdOnError onError) => State.Figures(List.ProcessId, Error, StateFile) with
+    {
+        VmId = Id,
+        VmName = List.Name,
+        SharesMemory = MemoryFile is not null,
+        IsLimited = State.IsLimited,
+        OnError = List.OnError ?? onError,
+    };
 
     /// <summary>How often in a row faults or events waited and none had been read since the last look, this one included.</summary>
     public int CountStalledLooks()
@@ -129,5 +172,6 @@ internal sealed class KeptVm : IDisposable
         Userfaultfd.Dispose();
         StateFile.Dispose();
         ListFile.Dispose();
+        MemoryFile?.Dispose();
     }
 }

@@ -26,6 +26,9 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
 
     public int NextId() => ++_last;
 
+    /// <summary>The names of the VMs.</summary>
+    public string[] Names(KeptVm? except = null) => [.. _vms.Where(vm => vm != except).Select(static vm => vm.List.Name ?? "")];
+
     public void Add(KeptVm vm)
     {
         lock (_lock) _vms.Add(vm);
@@ -89,7 +92,8 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
                 if (!hasImages) throw new GuestMemoryException(GuestMemoryError.ImageChanged, "the memory image that it was given was not kept with it");
                 if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
-                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor));
+                var memory = parts.GetValueOrDefault("memory").Descriptor;
+                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor, memory));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
             catch (GuestMemoryException exception) when (!TakesAll)
@@ -105,12 +109,14 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
     public int Total => _total;
 
     /// <summary>What was counted, which the states of the VMs know whoever serves them. Safe from any thread.</summary>
-    public unsafe UffdFigures Figures(string? error)
+    /// <param name="error">What went wrong last.</param>
+    /// <param name="onError">What follows where a page of a VM cannot be read of which nothing else was said.</param>
+    public unsafe UffdFigures Figures(string? error, UffdOnError onError)
     {
         lock (_lock)
         {
             // First: a page is noted as present after its fault is counted, so that what is restored has all its faults in the sum.
-            var vms = _vms.Select(vm => vm.State.Figures(vm.List.ProcessId, vm.Error, vm.StateFile)).ToArray();
+            var vms = _vms.Select(vm => vm.Figures(onError)).ToArray();
             var latency = new LatencyHistogram();
             latency.Add(_endedLatency);
             var counters = _ended;
@@ -147,14 +153,17 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
 
     IEnumerator IEnumerable.GetEnumerator() => GetEnumerator();
 
-    private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm) =>
-        [("socket", vm.Socket), ("process", vm.Process), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
+    private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm)
+    {
+        IEnumerable<(string, SafeDescriptor)> parts = [("socket", vm.Socket), ("process", vm.Process), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
+        return vm.MemoryFile is { } memory ? parts.Append(("memory", memory)) : parts;
+    }
 
     internal static string Name(int id, string kind) => $"vm-{id}-{kind}";
 
     /// <summary>Which part of which VM has a name, exactly as it is given here; null for any other name.</summary>
     internal static (int Id, string Kind)? Parse(string name) =>
-        name.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list") and var kind]
+        name.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list" or "memory") and var kind]
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
         && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
 

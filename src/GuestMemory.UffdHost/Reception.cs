@@ -53,7 +53,8 @@ internal sealed class Reception : IWatched, IDisposable
     {
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
-        var listener = inherited ?? UnixListener.Open(options.SocketPath, options.AllowUser ?? options.User, options.Force);
+        IReadOnlyList<string> users = options.User is null ? options.AllowUser : [.. options.AllowUser, options.User];
+        var listener = inherited ?? UnixListener.Open(options.SocketPath, AllowedPeers.Find(users, options.AllowGroup), options.Force);
         var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
@@ -98,10 +99,19 @@ internal sealed class Reception : IWatched, IDisposable
         return _entrance.LookAtTheClock();
     }
 
-    /// <summary>Closes the connection of a VM, and what else came over it.</summary>
+    /// <summary>A VM has ended; with the last one that came over a connection that ends too.</summary>
     public void Close(KeptVm vm)
     {
-        if (_connections.Find(connection => connection.Vms.Contains(vm)) is { } connection) Close(connection);
+        if (_connections.Find(connection => connection.Vms.Contains(vm)) is not { } connection) return;
+        if (connection.Vms.Count == 1)
+        {
+            Close(connection);
+            return;
+        }
+
+        connection.Vms.Remove(vm);
+        _vms.Remove(vm);
+        vm.Dispose();
     }
 
     /// <summary>Lets no VMM in until <see cref="Resume"/>; those that connect wait.</summary>
@@ -124,6 +134,7 @@ internal sealed class Reception : IWatched, IDisposable
         var connection = new KeptConnection(new UffdConnection(vm.Socket, vm.Process, peer, _options.HandoverTimeout, new UffdHandover(vm.List.Mappings, vm.Userfaultfd)), Receive);
         connection.Vms.Add(vm);
         Add(connection);
+        if (vm.List.Name is null) vm.List = vm.List with { Name = UffdVmName.Choose(peer.pid, Path, vm.Id, _vms.Names()) };
         _vms.Add(vm);
     }
 
@@ -158,9 +169,8 @@ internal sealed class Reception : IWatched, IDisposable
         try
         {
             UffdMappingList.Validate(handover.Mappings, _imageLength());
-            vm = KeptVm.Create(_vms.NextId(), connection.Connection, handover);
-            // It is filled by its userfaultfd like any other.
-            handover.Memory?.Dispose();
+            var id = _vms.NextId();
+            vm = KeptVm.Create(id, UffdVmName.Choose(connection.Connection.Peer.pid, Path, id, _vms.Names()), connection.Connection, handover);
         }
         catch
         {
@@ -189,7 +199,7 @@ internal sealed class Reception : IWatched, IDisposable
         {
             if (UnixSocket.ListeningPath(item.Descriptor) is not { } path) continue;
             systemd.Descriptors.Remove(item);
-            return UnixListener.Adopt(item.Descriptor, path, options.AllowUser, isOurs: item.Name == StoredListener);
+            return UnixListener.Adopt(item.Descriptor, path, AllowedPeers.Find(options.AllowUser, options.AllowGroup), isOurs: item.Name == StoredListener);
         }
 
         return null;

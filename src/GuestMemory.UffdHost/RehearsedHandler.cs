@@ -36,7 +36,7 @@ internal sealed class RehearsedHandler : IDisposable
 
     public void Dispose()
     {
-        _ = _vms.Figures(null);
+        _ = _vms.Figures(null, default);
         _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
         _worker.Join();
         _stopping = true;

@@ -116,7 +116,7 @@ internal sealed partial class Supervisor
                 var exception = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
                 // What stops the first one is told to whoever starts the handler, and so is an end that was asked for (OnError). Nothing
                 // else is a reason to leave the VMs: another worker may do better.
-                if (_reception is null || (error == GuestMemoryError.HandlerFailed && _options.OnError == UffdOnError.Stop)) _failure = exception;
+                if (_reception is null || (error == GuestMemoryError.HandlerFailed && (_options.OnError == UffdOnError.Stop || _vms.Any(static vm => vm.List.OnError == UffdOnError.Stop)))) _failure = exception;
                 else Fail(exception.Message);
                 break;
             case ChannelMessageType.Taken:
@@ -174,6 +174,7 @@ internal sealed partial class Supervisor
         }
 
         vm.IsOffered = vm.IsUsed = true;
+        if (vm.Order is { } order) SendOrder(vm, ChannelMessageType.StopVm, order);
         vm.ForgetLooks();
         worker.Untaken++;
     }

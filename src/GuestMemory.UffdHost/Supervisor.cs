@@ -82,7 +82,7 @@ internal sealed partial class Supervisor : IDisposable
         _images.Store(_systemd);
         _predecessor?.TakeVms();
         _reception = Reception.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
-        var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, StopForGood, Upgrade);
+        var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
             TakeOver(_predecessor, controlPath, actions);
@@ -175,7 +175,7 @@ internal sealed partial class Supervisor : IDisposable
         return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, MetricsText) : null;
     }
 
-    private string MetricsText() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error));
+    private string MetricsText() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error, _options.OnError));
 
     private void StopForGood()
     {
@@ -244,21 +244,27 @@ internal sealed partial class Supervisor : IDisposable
     }
 
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>
-    private (SafeDescriptor File, int Number)? Dirty(bool clear)
+    private (SafeDescriptor File, int Number)? Dirty(int id, bool clear)
     {
         if (!_options.TrackDirty) throw UffdHandler.NotTracking(_reception!.Path);
-        // Also where it comes to nothing: what was taken meanwhile is in no earlier answer.
-        if (clear) _taken++;
-        return WriteTracker.TryGet(_vms.Select(static vm => vm.Writes), clear) is { } bitmaps ? (WrittenPages.ToFile(bitmaps), _taken) : null;
+        KeptVm[] vms = id == 0 ? [.. _vms] : [Find(id)];
+        if (clear)
+        {
+            // Also where it comes to nothing: what was taken meanwhile is in no earlier answer.
+            _taken++;
+            foreach (var vm in vms) vm.TakenBy = _taken;
+        }
+
+        return WriteTracker.TryGet(vms.Select(static vm => vm.Writes), clear) is { } bitmaps ? (WrittenPages.ToFile(bitmaps), _taken) : null;
     }
 
     private void Cleared(int number)
     {
-        if (number != _taken) return;
-        foreach (var vm in _vms) vm.Writes.Confirm();
+        // Of a VM whose marks were taken again meanwhile the later answer has them all.
+        foreach (var vm in _vms.Where(vm => vm.TakenBy == number)) vm.Writes.Confirm();
     }
 
-    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error), UffdControlJson.Default.UffdFigures);
+    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error, _options.OnError), UffdControlJson.Default.UffdFigures);
 
     private UffdHandlerState StateNow()
     {
@@ -271,7 +277,7 @@ internal sealed partial class Supervisor : IDisposable
     public UffdStatus Status()
     {
         var error = _failure?.Message ?? _error;
-        var figures = _vms.Figures(error);
+        var figures = _vms.Figures(error, _options.OnError);
         return new UffdStatus
         {
             ProcessId = Environment.ProcessId,

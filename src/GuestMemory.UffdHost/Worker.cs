@@ -145,6 +145,7 @@ internal sealed class Worker : IDisposable
 
                 if (message.Type == ChannelMessageType.Beat) _ = _channel.TrySend(message);
                 else if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
+                else if (message.OnError is { } action && _ids.FirstOrDefault(pair => pair.Value == message.Vm).Key is { } vm) Order(vm, message.Type, action);
                 foreach (var descriptor in descriptors) descriptor.Dispose();
                 descriptors.Clear();
             }
@@ -171,6 +172,7 @@ internal sealed class Worker : IDisposable
             UffdMappingList.Validate(list.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
             var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy, message.Features);
+            if (list.OnError is { } onError) vm.OnError = onError;
             if (message.IsUsed) vm.Recover();
             _ids[vm] = message.Vm;
             _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings);
@@ -182,6 +184,12 @@ internal sealed class Worker : IDisposable
             state?.Dispose();
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = message.Vm, Message = exception.Message });
         }
+    }
+
+    private void Order(UffdVm vm, ChannelMessageType type, UffdOnError action)
+    {
+        if (type == ChannelMessageType.StopVm) _server.StopVm(vm, action);
+        else vm.OnError = action;
     }
 
     private void Failed(UffdVm vm, string error)

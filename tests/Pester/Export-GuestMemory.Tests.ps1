@@ -362,6 +362,31 @@ New-MmapRegion 64KiB | Export-GuestMemory /etc/vm.mem -ErrorAction SilentlyConti
         ($low | Get-DirtyBitmap).DirtyCount | Should -Be 1
     }
 
+    It 'exports the memory of a VM of a handler, <Where>' -ForEach @(
+        @{ Where = 'in this shell'; InProcess = $true }
+        @{ Where = 'in a process of its own'; InProcess = $false }
+    ) {
+        Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+        $content = Write-RandomFile "$TestDrive/base.mem" 64KB
+        $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand -InProcess:$InProcess
+        $guest = New-MmapRegion 64KiB 0x200000000 -Memfd
+        $guest | Connect-UffdHandler "$TestDrive/uffd.sock" -ShareMemory
+        $guest | Write-GuestMemory 0x200003000 -Bytes ([byte[]]::new(4096))
+        Wait-Until { $handler.ConnectionCount -eq 1 }
+        $info = Get-UffdVm uffd-1 | Export-GuestMemory "$TestDrive/vm.out" -PassThru
+        $info.Size | Should -Be 64KB
+        [Array]::Clear($content, 0x3000, 4096)
+        $expected = [Convert]::ToHexString($content)
+        [Convert]::ToHexString([IO.File]::ReadAllBytes("$TestDrive/vm.out")) | Should -Be $expected
+        Export-GuestMemory "$TestDrive/vm.chunks" -UffdVm uffd-1 -Format Chunked
+        "$TestDrive/vm.chunks" | Should -Exist
+        { Export-GuestMemory "$TestDrive/vm.diff" -UffdVm uffd-1 -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+        "$TestDrive/vm.diff" | Should -Not -Exist
+        (Get-UffdVm).PercentPresent | Should -Be 6.25
+        [Convert]::ToHexString(($guest | Read-GuestMemory 0x200000000 64KiB -Raw)) | Should -Be $expected
+        { Export-GuestMemory "$TestDrive/none.out" -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
+    }
+
     It 'completes formats' {
         Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Chunked, Diff, Raw
     }

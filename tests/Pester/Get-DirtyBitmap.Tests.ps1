@@ -271,6 +271,40 @@ Describe 'Get-DirtyBitmap' {
         }
     }
 
+    Context 'A VM of a handler' {
+        It 'says what it wrote, and -Clear takes no mark of another, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $null = Write-RandomFile "$TestDrive/vm.mem" 64KB
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -TrackDirty -InProcess:$InProcess
+            $regions = 1..2 | ForEach-Object { New-MmapRegion 64KiB ($_ * 0x100000000) }
+            foreach ($region in $regions) {
+                $region | Connect-UffdHandler "$TestDrive/vm.sock"
+                $region | Write-GuestMemory ($region.GuestAddress + 0x3000) 1
+            }
+            Wait-Until { $handler.ConnectionCount -eq 2 }
+            (Get-UffdVm vm-1 | Get-DirtyBitmap -Clear -AsRange).Address | Should -Be 0x3000
+            (Get-DirtyBitmap -UffdVm vm-1).DirtyCount | Should -Be 0
+            (Get-DirtyBitmap -UffdVm 2).DirtyCount | Should -Be 1
+            (Get-DirtyBitmap -UffdVm vm-*).DirtyCount | Should -Be 0, 1
+            (Get-DirtyBitmap -UffdVm (Get-UffdVm vm-2), 1 -Clear).DirtyCount | Should -Be 1, 0
+            (Get-UffdVm | Get-DirtyBitmap).DirtyCount | Should -Be 0, 0
+            { Get-DirtyBitmap -UffdVm web } | Should -Throw "*no*VM 'web'*"
+        }
+
+        It 'says so where its handler does not track' {
+            Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $null = Write-RandomFile "$TestDrive/vm.mem" 64KB
+            $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem"
+            New-MmapRegion 64KiB 0x200000000 | Connect-UffdHandler "$TestDrive/vm.sock"
+            Wait-Until { $handler.ConnectionCount -eq 1 }
+            $failure = { Get-UffdVm | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*' -PassThru
+            $failure.ErrorDetails.RecommendedAction | Should -Match 'Start-UffdHandler -TrackDirty'
+        }
+    }
+
     Context 'A handler' {
         It 'says what its VMs wrote, <Where>' -ForEach @(
             @{ Where = 'in this shell'; InProcess = $true }

@@ -108,9 +108,9 @@ Describe 'Get-UffdHandler' {
         $null = $region | Read-GuestMemory 0 1
         Wait-Until { $first.GetFigures().PresentPageCount -eq 1 }
         $text = Get-UffdHandler $first.SocketPath -Figures | Out-String -Width 200
-        $text | Should -Match 'VMM\s+Present\s+Faults\s+Bytes\s+Poisoned\s+P50\s+P99\s+Max\s+Error'
+        $text | Should -Match 'VM\s+Present\s+Faults\s+Bytes\s+P50\s+P99\s+Max\s+Error'
         $text | Should -Match '(?m)^ *all +100\.0 % +\d+ +4 KiB'
-        (Get-UffdHandler $first.SocketPath -Figures).Vms | Out-String -Width 200 | Should -Match "(?m)^ *$PID +100\.0 % +1 .* \d+\.\d [um]s"
+        (Get-UffdHandler $first.SocketPath -Figures).Vms | Out-String -Width 200 | Should -Match '(?m)^ *first-1 +100\.0 % +1 .* \d+\.\d [um]s'
     }
 
     It 'says what it gives' {

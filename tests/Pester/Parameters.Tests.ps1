@@ -107,6 +107,7 @@ Describe 'The tabulator' {
     It 'offers users' {
         Get-Completion 'Start-UffdHandler a.sock a.mem -AllowUser roo' | Should -Contain root
         Get-Completion 'Start-VmMemoryService a.sock -AllowUser ' | Should -Contain root
+        Get-Completion 'Start-UffdHandler a.sock a.mem -AllowGroup roo' | Should -Contain root
     }
 
     It 'finds sockets by the name of the file' {

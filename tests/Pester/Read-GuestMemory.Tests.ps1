@@ -320,6 +320,48 @@ Describe 'Read-GuestMemory' {
         }
     }
 
+    Context 'A VM of a handler, <Where>' -ForEach @(
+        @{ Where = 'in this shell'; InProcess = $true }
+        @{ Where = 'in a process of its own'; InProcess = $false }
+    ) {
+        BeforeEach {
+            Skip-UnlessSupported (Test-GuestMemorySupport Userfaultfd)
+            $content = Write-RandomFile "$TestDrive/image.mem" 64KB
+            $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/image.mem" -Strategy OnDemand -InProcess:$InProcess
+        }
+
+        It 'is read as it is, and what has not come from its image' {
+            $guest = New-MmapRegion 64KiB 0x100000000 -Memfd
+            $guest | Connect-UffdHandler "$TestDrive/uffd.sock" -ShareMemory
+            $guest | Write-GuestMemory 0x100003000 'hello'
+            Wait-Until { $handler.ConnectionCount -eq 1 }
+            Read-GuestMemory 0x3000 5 -UffdVm uffd-1 -Encoding ascii | Should -Be hello
+            Get-UffdVm | Read-GuestMemory 0x3000 5 -Encoding ascii | Should -Be hello
+            [Convert]::ToHexString((Read-GuestMemory 0x8000 4096 -UffdVm 1 -Raw)) | Should -Be ([Convert]::ToHexString($content[0x8000..0x8FFF]))
+            (Read-GuestMemory 0xFFF0 -UffdVm (Get-UffdVm) 16).Size | Should -Be 16
+            Read-GuestMemory 0 64KiB -UffdVm uffd-1 -OutFile "$TestDrive/out.bin"
+            (Get-Item "$TestDrive/out.bin").Length | Should -Be 64KB
+            (Get-UffdVm).PercentPresent | Should -Be 6.25 -Because 'one page of 16 has come to the VM'
+            { Read-GuestMemory 0x10000 1 -UffdVm uffd-1 -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidGuestAddress,*'
+            { Get-UffdVm | Write-GuestMemory 0 1 -ErrorAction Stop } | Should -Throw '*can be read (Read-GuestMemory)*' -ErrorId 'ValueNotSupported,*'
+            { $guest | Read-GuestMemory 0 1 -UffdVm uffd-1 -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        }
+
+        It 'cannot be read where its VMM did not share it' {
+            New-MmapRegion 64KiB 0x100000000 | Connect-UffdHandler "$TestDrive/uffd.sock"
+            Wait-Until { $handler.ConnectionCount -eq 1 }
+            $failure = { Get-UffdVm | Read-GuestMemory 0 1 -ErrorAction Stop } | Should -Throw -ErrorId 'MemoryNotShared,*' -PassThru
+            $failure.CategoryInfo.Category | Should -Be InvalidOperation
+            "$failure" | Should -Match "VM 'uffd-1'"
+            $failure.ErrorDetails.RecommendedAction | Should -Match 'Connect-UffdHandler -ShareMemory'
+            { Read-GuestMemory 0 1 -UffdVm web } | Should -Throw -ErrorId 'ParameterArgumentTransformationError,*'
+        }
+    }
+
+    It 'says so where no memory was given' {
+        { Read-GuestMemory 0 16 -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
+    }
+
     It 'completes types, byte orders and encodings' {
         Get-Completion 'Read-GuestMemory 0 -As UIn' | Should -Be UInt128, UInt16, UInt32, UInt64
         Get-Completion 'Read-GuestMemory 0 -As UInt32 -Endian ' | Should -Be Big, Little

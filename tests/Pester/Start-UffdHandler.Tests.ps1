@@ -141,6 +141,44 @@ Describe 'Start-UffdHandler' {
             $handler.Error | Should -Match 'of user 65534: The mapping list is not the expected JSON'
         }
 
+        It 'lets several users and groups connect with -AllowUser and -AllowGroup, <Where>' -ForEach @(
+            @{ Where = 'in this shell'; InProcess = $true }
+            @{ Where = 'in a process of its own'; InProcess = $false }
+        ) {
+            if (-not $python) {
+                Set-ItResult -Skipped -Because 'needs python3: apt-get install python3'
+            }
+            $user = @(Get-OtherUserCommand /usr/bin/env) + 'python3'
+            & $user[0] $user[1..9] -c '' 2>$null
+            if ($LASTEXITCODE) {
+                Set-ItResult -Skipped -Because 'user 65534 has no python3: apt-get install python3'
+            }
+            # Whether a user with a group, and perhaps a supplementary one, is heard: what it says is answered by an error.
+            $peer = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'nonsense'); s.recv(1)"
+            function Test-Peer([object] $Handler, [int] $User, [int] $Group, [string] $Groups) {
+                $more = if ($Groups) { "--groups=$Groups" } else { '--clear-groups' }
+                setpriv "--reuid=$User" "--regid=$Group" $more /usr/bin/env python3 -c $peer $path 2>$null
+                Wait-Until { $LASTEXITCODE -or $Handler.Error }
+                [bool] ($Handler.Error -match "of user ${User}: The mapping list is not the expected JSON")
+            }
+            function Test-Handler([hashtable] $Allowed, [int] $User, [int] $Group, [string] $Groups) {
+                $handler = Start-UffdHandler $path $image -InProcess:$InProcess @Allowed
+                Test-Peer $handler $User $Group $Groups
+                $handler | Stop-UffdHandler
+            }
+            $two = @{ AllowUser = '65533', '65534' }
+            Test-Handler $two 65534 65534 | Should -BeTrue
+            Test-Handler $two 65533 65533 | Should -BeTrue
+            Test-Handler $two 65532 65532 | Should -BeFalse
+            $group = @{ AllowGroup = 4242 }
+            Test-Handler $group 65534 4242 | Should -BeTrue
+            Test-Handler $group 65534 65534 '7,4242' | Should -BeTrue
+            Test-Handler $group 65534 65534 '7' | Should -BeFalse
+            Test-Handler @{ AllowUser = 65533; AllowGroup = '4241', 4242 } 65532 65532 4241 | Should -BeTrue
+            $null = Start-UffdHandler $path $image -AllowGroup 4242
+            stat -c '%g %A' $path | Should -Be '4242 srw-rw----'
+        }
+
         It 'serves memory of this shell' {
             Skip-UnlessSupported $userfaultfd
             $source = New-MmapRegion 64KiB 0x10000000 | Write-GuestMemory 0x10000123 'the source' -PassThru
@@ -240,6 +278,7 @@ Describe 'Start-UffdHandler' {
             @{ What = 'a pipe as the image'; Id = 'ImageUnreadable'; Category = 'ReadError'; Socket = 'vm.sock'; Memory = 'pipe' }
             @{ What = 'a pipe as the record to replay'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ ReplayPath = 'pipe' } }
             @{ What = 'a pipe as the place of a record'; Id = 'InvalidRecord'; Category = 'InvalidData'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ RecordPath = 'pipe' } }
+            @{ What = 'a group nobody knows'; Id = 'GroupNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowGroup = 'root', 'no-such-group' } }
             @{ What = 'a user nobody knows'; Id = 'UserNotFound'; Category = 'ObjectNotFound'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ AllowUser = 'no-such-user' } }
             @{ What = 'another user inside the shell'; Id = 'ValueNotSupported'; Category = 'InvalidArgument'; Socket = 'vm.sock'; Memory = 'vm.mem'; More = @{ User = 'nobody' } }
             @{ What = 'a folder that everyone may write to'; Id = 'InsecureDirectory'; Category = 'SecurityError'; Socket = 'open/vm.sock'; Memory = 'vm.mem' }

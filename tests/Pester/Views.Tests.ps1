@@ -65,9 +65,13 @@ BeforeAll {
                 @{ Id = 1; State = 'Serving'; ConnectionCount = 0; FaultCount = 0; ByteCount = 0; SocketPath = '/run/a.sock'; Error = $null } + (& $latency $none)
                 @{ Id = 4194304; State = 'Listening'; ConnectionCount = 12345; FaultCount = 123456789; ByteCount = $wide; SocketPath = $path; Error = $text } + (& $latency $slow)
             }
+            uffdVm {
+                @{ Id = 1; Name = 'a'; ProcessId = 1; State = 'Serving'; MemorySize = 4096ul; PercentPresent = 0.0; SocketPath = '/run/a.sock'; Error = $null }
+                @{ Id = 12345; Name = 'a-vm-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-in-here'; ProcessId = 4194304; State = 'Recovering'; MemorySize = $wide; PercentPresent = 100.0; SocketPath = $path; Error = $text }
+            }
             figures {
-                @{ ProcessId = 0; PercentPresent = 0.0; FaultCount = 0; ByteCount = 0; PoisonedCount = 0; Error = $null } + (& $latency $none)
-                @{ ProcessId = 4194304; PercentPresent = 100.0; FaultCount = 123456789; ByteCount = $wide; PoisonedCount = 12345678; Error = $text } + (& $latency $slow)
+                @{ VmName = $null; PercentPresent = 0.0; FaultCount = 0; ByteCount = 0; PoisonedCount = 0; Error = $null } + (& $latency $none)
+                @{ VmName = 'a-vm-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-in-here'; PercentPresent = 100.0; FaultCount = 123456789; ByteCount = $wide; PoisonedCount = 12345678; Error = $text } + (& $latency $slow)
             }
             touch {
                 @{ TouchCount = 1; FaultCount = 0; ErrorCount = 0 } + (& $latency $none)

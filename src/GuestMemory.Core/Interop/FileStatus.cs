@@ -90,11 +90,11 @@ internal static unsafe partial class FileStatus
         return number < 0 ? null : new SafeDescriptor(number);
     }
 
-    /// <summary>Gives the file of an O_PATH descriptor to a user; 0 or the error number.</summary>
-    public static int TryChangeOwner(SafeDescriptor file, uint user)
+    /// <summary>Gives the file of an O_PATH descriptor to a user, a group, or both; what is uint.MaxValue stays. 0 or the error number.</summary>
+    public static int TryChangeOwner(SafeDescriptor file, uint user, uint group = uint.MaxValue)
     {
         using var lease = new DescriptorLease(file);
-        return fchownat(lease.Number, "", user, uint.MaxValue, AT_EMPTY_PATH) == 0 ? 0 : Marshal.GetLastPInvokeError();
+        return fchownat(lease.Number, "", user, group, AT_EMPTY_PATH) == 0 ? 0 : Marshal.GetLastPInvokeError();
     }
 
     /// <summary>Sets the mode of the file of an O_PATH descriptor; 0 or the error number.</summary>

@@ -47,6 +47,15 @@ internal static partial class Memfd
         }
     }
 
+    /// <summary>The same file, open for reading alone, with a place of its own in it. It needs /proc.</summary>
+    /// <exception cref="SyscallException">It cannot be opened.</exception>
+    public static SafeDescriptor OpenReadOnly(SafeHandle file)
+    {
+        using var lease = new DescriptorLease(file);
+        var number = open($"/proc/self/fd/{lease.Number}", Userfaultfd.O_CLOEXEC);
+        return number >= 0 ? new SafeDescriptor(number) : throw new SyscallException("open", Marshal.GetLastPInvokeError(), "Opening a memfd for reading");
+    }
+
     /// <summary>The seals of a file, or 0 where it cannot have any.</summary>
     public static int Seals(SafeHandle file)
     {
@@ -56,6 +65,9 @@ internal static partial class Memfd
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int memfd_create(string name, uint flags);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int open(string pathname, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial int ftruncate(int fd, long length);

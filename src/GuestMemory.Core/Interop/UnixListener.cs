@@ -4,10 +4,10 @@ namespace GuestMemory.Core.Interop;
 internal sealed class UnixListener : IDisposable
 {
     private readonly ulong _inode;
-    private readonly uint? _allowed;
+    private readonly AllowedPeers? _allowed;
     private bool _keepsPath;
 
-    private UnixListener(SafeDescriptor socket, string path, ulong inode, uint? allowed)
+    private UnixListener(SafeDescriptor socket, string path, ulong inode, AllowedPeers? allowed)
     {
         Socket = socket;
         Path = path;
@@ -22,10 +22,9 @@ internal sealed class UnixListener : IDisposable
     /// <summary>Whether this process, or one before it, made the path, so that it is removed with the listener.</summary>
     public bool IsOurs => _inode != 0;
 
-    /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory, UserNotFound.</exception>
-    public static UnixListener Open(string path, string? allowUser, bool force, int type = UnixSocket.SOCK_STREAM)
+    /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound (no directory), InsecureDirectory.</exception>
+    public static UnixListener Open(string path, AllowedPeers? allowed, bool force, int type = UnixSocket.SOCK_STREAM)
     {
-        var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
         UnixSocket.CheckPath(path);
         CheckDirectory(path, force);
         ClearPath(path, force);
@@ -41,7 +40,7 @@ internal sealed class UnixListener : IDisposable
             var listener = new UnixListener(socket, path, FileStatus.Get(file).stx_ino, allowed);
             try
             {
-                if (allowed is { } user) OpenTo(user, file, path);
+                allowed?.Open(file, path);
                 error = UnixSocket.TryListen(socket, 128);
                 return error == 0 ? listener : throw new SyscallException("listen", error, $"Listening at {path}");
             }
@@ -61,19 +60,18 @@ internal sealed class UnixListener : IDisposable
     /// <summary>Takes over a listening socket that another process made: a service manager, for example.</summary>
     /// <param name="socket">The socket.</param>
     /// <param name="path">Its path.</param>
-    /// <param name="allowUser">A further user who may connect.</param>
+    /// <param name="allowed">Who else may connect.</param>
     /// <param name="isOurs">Whether disposal removes the path.</param>
-    public static UnixListener Adopt(SafeDescriptor socket, string path, string? allowUser, bool isOurs)
+    public static UnixListener Adopt(SafeDescriptor socket, string path, AllowedPeers? allowed, bool isOurs)
     {
-        var allowed = allowUser is null ? default(uint?) : Users.Find(allowUser);
         UnixSocket.SetNonBlocking(socket);
         ulong inode = 0;
         if (isOurs && FileStatus.TryGet(path, out var status) == 0) inode = status.stx_ino;
         return new UnixListener(socket, path, inode, allowed);
     }
 
-    /// <summary>Whether the peer's user may connect.</summary>
-    public bool Allows(UCred peer) => peer.uid == 0 || peer.uid == Users.Current || peer.uid == _allowed;
+    /// <summary>Whether the process at the other end of a connection may use it.</summary>
+    public bool Allows(UCred peer, SafeDescriptor socket) => _allowed is null ? peer.uid == 0 || peer.uid == Users.Current : _allowed.Allows(peer, socket);
 
     /// <summary>Has the path stay: another process goes on with the socket.</summary>
     public void KeepPath() => _keepsPath = true;
@@ -105,14 +103,6 @@ internal sealed class UnixListener : IDisposable
             throw new GuestMemoryException(GuestMemoryError.InsecureDirectory,
                 $"Every user may replace files in {directory}, and so the socket. Use another directory, or make it sticky ('chmod +t').");
         }
-    }
-
-    /// <summary>Root makes the other user the owner; other users open the mode, and rely on the check of each connection.</summary>
-    private static void OpenTo(uint user, SafeDescriptor file, string path)
-    {
-        var root = Users.Current == 0;
-        var error = root ? FileStatus.TryChangeOwner(file, user) : FileStatus.TryChangeMode(file, 0b110_110_110);
-        if (error != 0) throw new SyscallException(root ? "fchownat" : "chmod", error, $"Opening the socket {path} to user {user}");
     }
 
     /// <summary>Removes a socket on which no process listens; refuses to remove anything else.</summary>

@@ -18,6 +18,7 @@ internal static unsafe partial class UnixSocket
     public const int SO_PEERCRED = 17;
     public const int SO_ACCEPTCONN = 30;
     public const int SO_DOMAIN = 39;
+    public const int SO_PEERGROUPS = 59;
     public const int SO_RCVTIMEO = 20;
     public const int SO_SNDTIMEO = 21;
     public const int SO_SNDBUFFORCE = 32;
@@ -28,6 +29,9 @@ internal static unsafe partial class UnixSocket
     public const int MSG_DONTWAIT = 0x40;
     public const int MSG_NOSIGNAL = 0x4000;
     public const int MSG_CMSG_CLOEXEC = 0x40000000;
+
+    // NGROUPS_MAX.
+    private const int MaxGroups = 65536;
 
     /// <summary>An unconnected socket; its path gets <paramref name="mode"/> when it is bound.</summary>
     public static SafeDescriptor Create(bool nonBlocking, uint? mode = null, int type = SOCK_STREAM)
@@ -88,6 +92,23 @@ internal static unsafe partial class UnixSocket
         return getsockopt(lease.Number, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0
             ? credentials
             : throw new SyscallException("getsockopt", Marshal.GetLastPInvokeError(), "Reading the peer's credentials");
+    }
+
+    /// <summary>The supplementary groups that the peer had when it connected; none where the kernel does not say.</summary>
+    public static uint[] PeerGroups(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        for (var groups = new uint[64]; ;)
+        {
+            var length = (uint)(groups.Length * sizeof(uint));
+            int result;
+            fixed (uint* pointer = groups) result = getsockopt(lease.Number, SOL_SOCKET, SO_PEERGROUPS, pointer, &length);
+            var count = (int)Math.Min(length / sizeof(uint), MaxGroups);
+            if (result == 0) return groups[..count];
+            // The length is then what it should have been.
+            if (Marshal.GetLastPInvokeError() != Errno.ERANGE || count <= groups.Length) return [];
+            groups = new uint[count];
+        }
     }
 
     /// <summary>Limits how long sending or receiving (SO_SNDTIMEO, SO_RCVTIMEO) waits; zero: no limit. Returns 0 or the error number.</summary>

@@ -12,12 +12,14 @@ internal sealed class LocalUffdHandler : UffdHandler
     private readonly UffdPolicy _policy;
     private readonly Thread _thread;
     private readonly ManualResetEventSlim _ended = new();
+    private readonly IReadOnlyList<ImageFile> _files;
     private volatile UffdHandlerState _end;
     private MetricsEndpoint? _metrics;
     private volatile string? _failure;
 
-    private LocalUffdHandler(UffdHandlerOptions options, UffdServer server, PageSource source, UffdPolicy policy)
+    private LocalUffdHandler(UffdHandlerOptions options, UffdServer server, PageSource source, UffdPolicy policy, IReadOnlyList<ImageFile> files)
     {
+        _files = files;
         _server = server;
         Id = Interlocked.Increment(ref s_lastId);
         SocketPath = options.SocketPath;
@@ -71,16 +73,30 @@ internal sealed class LocalUffdHandler : UffdHandler
     public static new UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        return Start(options, ImageFile.OpenSource(ImageFile.OpenAll(options.MemoryPath, options.LayerPaths)));
+        var files = ImageFile.OpenAll(options.MemoryPath, options.LayerPaths);
+        // A VM's memory is read beside the serving, by files of its own.
+        var copies = new List<ImageFile>(files.Count);
+        try
+        {
+            foreach (var file in files) copies.Add(file.Duplicate());
+            return Start(options, ImageFile.OpenSource(files), copies);
+        }
+        catch
+        {
+            foreach (var copy in copies) copy.Dispose();
+            throw;
+        }
     }
 
     public static new UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)
     {
         ArgumentNullException.ThrowIfNull(options);
-        return Start(options, new MemorySource(memory));
+        return Start(options, new MemorySource(memory), []);
     }
 
-    public static new UffdHandler Start(UffdHandlerOptions options, PageSource source)
+    public static new UffdHandler Start(UffdHandlerOptions options, PageSource source) => Start(options, source, []);
+
+    private static LocalUffdHandler Start(UffdHandlerOptions options, PageSource source, IReadOnlyList<ImageFile> files)
     {
         UnixListener? listener = null;
         UffdPolicy? policy = null;
@@ -89,8 +105,8 @@ internal sealed class LocalUffdHandler : UffdHandler
             if (options.User is not null) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A handler in this process runs as its user; another one (User) needs a process of its own.");
             policy = UffdPolicy.From(options, source);
             UffdRehearsal.Run(policy, source);
-            listener = UnixListener.Open(options.SocketPath, options.AllowUser, options.Force);
-            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy);
+            listener = UnixListener.Open(options.SocketPath, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force);
+            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy, files);
             handler.OfferMetrics(options);
             return handler;
         }
@@ -103,11 +119,19 @@ internal sealed class LocalUffdHandler : UffdHandler
         }
     }
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
+    internal override IReadOnlyList<DirtyBitmap> GetDirtyBitmapsOf(int? vm, bool clear)
     {
         if (!_policy.TrackDirty) throw NotTracking(SocketPath);
-        return _server.DirtyBitmaps(clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
+        return _server.DirtyBitmaps(vm, clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
     }
+
+    internal override void SetVm(int id, string? name, UffdOnError? onError) => _server.SetVm(id, name, onError);
+
+    internal override void StopVm(int id, UffdOnError action) => _server.StopVm(id, action);
+
+    internal override UffdVmFiles OpenFiles(int id) => _server.OpenFiles(id, OpenImage);
+
+    internal override bool HasVm(int id) => _server.HasVm(id);
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default) => _ended.Wait(timeout, cancellation);
 
@@ -126,6 +150,13 @@ internal sealed class LocalUffdHandler : UffdHandler
         if (!disposing) return;
         Stop();
         _ended.Dispose();
+    }
+
+    /// <exception cref="GuestMemoryException">ValueNotSupported: it serves no image.</exception>
+    private PageSource OpenImage()
+    {
+        if (_files.Count == 0) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"The handler at {SocketPath} serves out of {MemoryPath}, and no image: what its VMs have not touched is read there.");
+        return ImageFile.OpenSource([.. _files.Select(static file => file.Duplicate())]);
     }
 
     private void OfferMetrics(UffdHandlerOptions options)
@@ -163,6 +194,7 @@ internal sealed class LocalUffdHandler : UffdHandler
             _server.Dispose();
             _policy.Dispose();
             _source.Dispose();
+            foreach (var file in _files) file.Dispose();
             _end = end;
             _ended.Set();
         }

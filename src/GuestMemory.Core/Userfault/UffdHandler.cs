@@ -99,6 +99,10 @@ public abstract class UffdHandler : IDisposable
     /// <summary>Everything that was counted, for all VMs together and for each that is served now.</summary>
     public abstract UffdFigures GetFigures();
 
+    /// <summary>The VMs that are served now; none once the handler has ended.</summary>
+    /// <exception cref="GuestMemoryException">ControlFailed: the handler's process does not answer.</exception>
+    public IReadOnlyList<UffdServedVm> GetVms() => State is UffdHandlerState.Stopped or UffdHandlerState.Failed ? [] : [.. GetFigures().Vms.Select(vm => new UffdServedVm(this, vm))];
+
     /// <summary>
     /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
     /// mappings. Addresses are offsets in the image; the handler does not know any other.
@@ -109,7 +113,22 @@ public abstract class UffdHandler : IDisposable
     /// again what was taken.
     /// </param>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff; UffdUnsupported; HandlerGone: the handler has ended; ControlFailed: its process does not answer.</exception>
-    public abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false);
+    public IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false) => GetDirtyBitmapsOf(null, clear);
+
+    /// <summary>The same of one VM, whose marks alone are taken; null for all VMs.</summary>
+    internal abstract IReadOnlyList<DirtyBitmap> GetDirtyBitmapsOf(int? vm, bool clear);
+
+    /// <summary>Gives a VM a name that was checked, or has something else follow where a page of it cannot be read, where that is not null.</summary>
+    internal abstract void SetVm(int id, string? name, UffdOnError? onError);
+
+    /// <summary>Has the service of a VM end as the action (Kill or Poison) says; <see cref="HasVm"/> says when it has.</summary>
+    internal abstract void StopVm(int id, UffdOnError action);
+
+    /// <summary>What the memory of a VM is read by; the caller's.</summary>
+    internal abstract UffdVmFiles OpenFiles(int id);
+
+    /// <summary>Whether it serves a VM, or is about to end that.</summary>
+    internal abstract bool HasVm(int id);
 
     internal static GuestMemoryException NotTracking(string path) =>
         new(GuestMemoryError.DirtyTrackingOff, $"The handler at {path} does not track what VMs write: it was started without TrackDirty.");

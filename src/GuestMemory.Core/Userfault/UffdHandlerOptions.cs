@@ -64,8 +64,12 @@ public sealed class UffdHandlerOptions
     /// </summary>
     public string? User { get; init; }
 
-    /// <summary>A further user, by name or number, whose processes may connect; the handler's own and root's always may.</summary>
-    public string? AllowUser { get; init; }
+    /// <summary>Further users, by name or number, whose processes may connect; this one's and root's always may.</summary>
+    // Where JSON says nothing of it, its reader gives null.
+    public IReadOnlyList<string> AllowUser { get; init => field = value ?? []; } = [];
+
+    /// <summary>Groups, by name or number, whose members' processes may connect.</summary>
+    public IReadOnlyList<string> AllowGroup { get; init => field = value ?? []; } = [];
 
     /// <summary>Replaces a socket that nobody answers on and listens also in a directory where everyone may replace it.</summary>
     public bool Force { get; init; }

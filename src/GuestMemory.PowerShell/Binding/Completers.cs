@@ -115,11 +115,35 @@ public sealed class UserCompleter : ListCompleter
         .Select(line => line.Split(':')).Where(fields => fields.Length > 2).Select(fields => (fields[0], $"user {fields[2]}"));
 }
 
+/// <summary>Groups of this host.</summary>
+public sealed class GroupCompleter : ListCompleter
+{
+    private const string Groups = "/etc/group";
+
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => !File.Exists(Groups) ? [] : File.ReadLines(Groups)
+        .Select(line => line.Split(':')).Where(fields => fields.Length > 2).Select(fields => (fields[0], $"group {fields[2]}"));
+}
+
 /// <summary>Numbers of live handlers.</summary>
 public sealed class HandlerIdCompleter : ListCompleter
 {
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{handler.SocketPath}: {handler.State}"));
+}
+
+/// <summary>Names of the VMs that handlers serve.</summary>
+public sealed class UffdVmNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdVmLookup.All(out _).Select(vm => (vm.Name, $"VM {vm.Id} of {vm.SocketPath}: process {vm.ProcessId}, {Formatting.Size(vm.MemorySize)}, {vm.State}"));
+}
+
+/// <summary>Numbers of the VMs that handlers serve.</summary>
+public sealed class UffdVmIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdVmLookup.All(out _).Select(vm => (vm.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{vm.Name} of {vm.SocketPath}: process {vm.ProcessId}, {vm.State}"));
 }
 
 /// <summary>Features of a host.</summary>

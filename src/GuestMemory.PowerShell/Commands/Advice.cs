@@ -26,9 +26,10 @@ internal static class Advice
         GuestMemoryError.DirtyTrackingOff => target switch
         {
             GuestVm => "Make the VM with 'New-GuestVm -DirtyTracking'.",
-            UffdHandler => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
+            UffdHandler or UffdServedVm => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
+        GuestMemoryError.MemoryNotShared => "A VMM shares its memory by handing a memfd over behind its userfaultfd, as e2b's Firecracker and 'Connect-UffdHandler -ShareMemory' do.",
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
         GuestMemoryError.LayerUntrusted => "'Export-GuestMemory -Format Diff' writes which pages a diff has beside it, as FILE.dirty.",

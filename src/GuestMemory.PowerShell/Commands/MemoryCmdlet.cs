@@ -29,7 +29,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
             _any = true;
             if (source is GuestMemoryRegion region) _regions.Add(region);
             else if (source is GuestMemoryMmap memory) Attempt(() => Process(memory), memory);
-            else _refused |= !Attempt(() => source.GetRegions(), source);
+            else _refused |= !Attempt(() => ProcessOther(source), source);
         }
     }
 
@@ -41,6 +41,9 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
         // Without any input there is an error, or an export of nothing would look like a success.
         if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
     }
+
+    /// <summary>Does the cmdlet's work on something that is neither a region nor an address space; unless overridden an error.</summary>
+    private protected virtual void ProcessOther(IGuestMemorySource source) => source.GetRegions();
 
     /// <summary>Does the cmdlet's work on one address space.</summary>
     protected abstract void Process(GuestMemoryMmap memory);

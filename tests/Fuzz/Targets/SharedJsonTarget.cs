@@ -7,7 +7,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Fuzz.Targets;
 
-/// <summary>JSON in a memfd that another process gave. The first byte says what is expected: figures, written pages, the list of a VM, what is known of an image.</summary>
+/// <summary>JSON in a memfd that another process gave. The first byte says what is expected: figures, written pages, the list of a VM, what is known of an image, the mappings of a VM.</summary>
 internal static class SharedJsonTarget
 {
     public static void Run(byte[] input)
@@ -27,6 +27,9 @@ internal static class SharedJsonTarget
                     break;
                 case (byte)'l':
                     if (Check.TryParse(() => KeptVm.ReadList(file), out var list, GuestMemoryError.InvalidMapping)) CheckList(list);
+                    break;
+                case (byte)'m':
+                    if (Check.TryParse(() => UffdMappingList.FromFile(file), out var mappings, GuestMemoryError.ControlFailed)) CheckMappings(mappings);
                     break;
                 case (byte)'i':
                     if (Check.TryParse(() => KeptImages.Read(file), out var record, GuestMemoryError.ImageChanged)) CheckRecord(record);
@@ -59,6 +62,13 @@ internal static class SharedJsonTarget
         var again = KeptImages.Read(file);
         Check.Same(string.Join(' ', record.Files), string.Join(' ', again.Files), "the files");
         Check.Same(record.Layout, again.Layout, "the layout");
+    }
+
+    private static void CheckMappings(IReadOnlyList<GuestRegionUffdMapping> mappings)
+    {
+        MappingListTarget.CheckRegions(mappings, ulong.MaxValue);
+        using var file = UffdMappingList.ToFile(mappings);
+        Check.SameItems<GuestRegionUffdMapping>(mappings.ToArray(), UffdMappingList.FromFile(file).ToArray(), "the mappings");
     }
 
     private static void CheckList(VmList list)

@@ -34,6 +34,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(SockFprog)] = "sock_fprog",
         [typeof(UserCapHeader)] = "__user_cap_header_struct",
         [typeof(UserCapData)] = "__user_cap_data_struct",
+        [typeof(Interop.Group)] = "group",
         [typeof(PmScanArg)] = "pm_scan_arg",
         [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",
         [typeof(KvmDirtyLog)] = "kvm_dirty_log",

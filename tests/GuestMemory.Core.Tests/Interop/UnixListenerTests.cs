@@ -56,5 +56,5 @@ public sealed class UnixListenerTests : IDisposable
         });
     }
 
-    private UnixListener Open() => UnixListener.Open(_folder["s"], "65534", force: false);
+    private UnixListener Open() => UnixListener.Open(_folder["s"], AllowedPeers.Find(["65534"], []), force: false);
 }

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <grp.h>
 #include <pwd.h>
 #include <sched.h>
 #include <signal.h>
@@ -338,6 +339,7 @@ static void sockets(void)
     CONSTANT(SCM_RIGHTS);
     CONSTANT(SO_TYPE);
     CONSTANT(SO_DOMAIN);
+    CONSTANT(SO_PEERGROUPS);
     CONSTANT(SO_ERROR);
     CONSTANT(SO_SNDBUF);
     CONSTANT(SO_RCVBUF);
@@ -526,6 +528,11 @@ static void files(void)
     STRUCT_OFFSET(passwd, pw_uid);
     STRUCT_OFFSET(passwd, pw_gid);
     STRUCT_OFFSET(passwd, pw_dir);
+    STRUCT_SIZE(group);
+    STRUCT_OFFSET(group, gr_name);
+    STRUCT_OFFSET(group, gr_passwd);
+    STRUCT_OFFSET(group, gr_gid);
+    STRUCT_OFFSET(group, gr_mem);
 }
 
 static void signals(void)

@@ -253,7 +253,7 @@ public sealed class ServicePeerTests : ServiceTest
         var peer = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "VmControl", "peer.c"), Folder["peer"]);
         Assert.Equal(0, FileStatus.TryChangeMode(Folder.Path, 0b111_001_001));
         File.WriteAllBytes(Folder["memory"], new byte[4096]);
-        using var service = VmMemoryService.Start(Context, new VmMemoryServiceOptions { SocketPath = Folder["shared.sock"], AllowUser = "65534" });
+        using var service = VmMemoryService.Start(Context, new VmMemoryServiceOptions { SocketPath = Folder["shared.sock"], AllowUser = ["65534"] });
         Assert.Equal((0, "{\"RegisterMemory\":{\"region_id\":1048576,\"slot\":1}}"), Compiler.Run(peer, "65534", Folder["shared.sock"], Request, Folder["memory"]));
         Assert.Equal((0, "\"Ok\""), Compiler.Run(peer, "0", Folder["shared.sock"], "{\"UnregisterMemory\":1048576}"));
         // The other socket is for this user alone, and this one for no third.
@@ -264,7 +264,7 @@ public sealed class ServicePeerTests : ServiceTest
         Host.Until(() => service.Error is not null);
         Assert.Contains("user 65533", service.Error, StringComparison.Ordinal);
         Assert.Equal((2L, 0L), (service.RequestCount, service.ErrorCount));
-        Assert.Equal(FailureKind.UserNotFound, Assert.Throws<GuestMemoryException>(() => VmMemoryService.Start(Context, new VmMemoryServiceOptions { SocketPath = Folder["none.sock"], AllowUser = "nobody-of-that-name" })).Error);
+        Assert.Equal(FailureKind.UserNotFound, Assert.Throws<GuestMemoryException>(() => VmMemoryService.Start(Context, new VmMemoryServiceOptions { SocketPath = Folder["none.sock"], AllowUser = ["nobody-of-that-name"] })).Error);
         Assert.False(File.Exists(Folder["none.sock"]));
     }
 

@@ -8,8 +8,23 @@ public sealed record UffdFigures
     /// <summary>Where the handler listens, for all VMs together; null for one VM.</summary>
     public string? SocketPath { get; init; }
 
+    /// <summary>The VM's number, which no other VM of the handler has; 0 for all VMs together.</summary>
+    public int VmId { get; init; }
+
+    /// <summary>The VM's name, which no other VM of the handler has; null for all VMs together.</summary>
+    public string? VmName { get; init; }
+
     /// <summary>The VMM's process; 0 for all VMs together.</summary>
     public required int ProcessId { get; init; }
+
+    /// <summary>What follows where a page of the VM cannot be read.</summary>
+    public UffdOnError OnError { get; init; }
+
+    /// <summary>Whether the VMM handed over a memfd by which the VM's memory can be read.</summary>
+    public bool SharesMemory { get; init; }
+
+    /// <summary>Whether the limit of memory keeps pages of the VM from being filled ahead.</summary>
+    public bool IsLimited { get; init; }
 
     /// <summary>Faults that were answered, whatever with.</summary>
     public required long FaultCount { get; init; }

@@ -24,7 +24,7 @@ public static class UffdFiguresText
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
 
-    /// <summary>OpenMetrics text: totals of the handler, then how much of each VM's memory has come.</summary>
+    /// <summary>OpenMetrics text: totals of the handler, those that have ended among them, then each VM that is served, by its name.</summary>
     /// <param name="socketPath">Where the handler listens; the label of every sample.</param>
     /// <param name="figures">The figures of all its VMs.</param>
     public static string ToOpenMetrics(string socketPath, UffdFigures figures)
@@ -61,14 +61,24 @@ public static class UffdFiguresText
         Head(text, "latency_max_seconds", "gauge", "The longest time from reading a fault to its answer.");
         Sample(text, "latency_max_seconds", handler, figures.LatencyMax.TotalSeconds);
         Head(text, "present_ratio", "gauge", "How much of a VM's memory has come.");
-        foreach (var vm in figures.Vms) Sample(text, "present_ratio", $"{handler},pid=\"{vm.ProcessId.ToString(CultureInfo.InvariantCulture)}\"", vm.PercentPresent / 100);
+        foreach (var vm in figures.Vms) Sample(text, "present_ratio", Labels(handler, vm), vm.PercentPresent / 100);
+        Head(text, "vm_faults", "counter", "Page faults of a VM that were answered.");
+        foreach (var vm in figures.Vms) Sample(text, "vm_faults_total", Labels(handler, vm), vm.FaultCount);
+        Head(text, "vm_bytes", "counter", "Bytes of the image that were brought in for a VM.");
+        foreach (var vm in figures.Vms) Sample(text, "vm_bytes_total", Labels(handler, vm), vm.ByteCount);
+        Head(text, "vm_poisoned", "counter", "Pages of a VM that were poisoned.");
+        foreach (var vm in figures.Vms) Sample(text, "vm_poisoned_total", Labels(handler, vm), vm.PoisonedCount);
         return text.Append("# EOF\n").ToString();
     }
+
+    private static string Labels(string handler, UffdFigures vm) =>
+        string.Create(CultureInfo.InvariantCulture, $"{handler},vm=\"{Escape(vm.VmName ?? "")}\",pid=\"{vm.ProcessId}\"");
 
     private static void Write(Utf8JsonWriter json, UffdFigures figures)
     {
         json.WriteStartObject();
         if (figures.SocketPath is not null) json.WriteString("socket_path", figures.SocketPath);
+        if (figures.VmName is not null) json.WriteString("vm", figures.VmName);
         json.WriteNumber("process_id", figures.ProcessId);
         json.WriteStartObject("faults");
         foreach (var (outcome, count) in Outcomes(figures)) json.WriteNumber(outcome, count);

@@ -81,7 +81,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
             }
 
             var peer = UnixSocket.PeerCredentials(socket);
-            if (!listener.Allows(peer)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user and the user of AllowUser may.");
+            if (!listener.Allows(peer, socket)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user, and the users and groups of AllowUser and AllowGroup may.");
             else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was refused: {connections} VMMs are connected, which is the limit (MaxConnections).");
             else if (Pidfd.TryOfPeer(socket, peer, out error) is { } process)
             {

@@ -6,7 +6,7 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>A hand-over that has come completely. The caller owns its descriptors.</summary>
 /// <param name="Mappings">The mapping list.</param>
 /// <param name="Userfaultfd">The userfaultfd.</param>
-/// <param name="Memory">The memfd that is the VM's memory, each region at its offset, where the VMM shares it (e2b's fork of Firecracker); else null.</param>
+/// <param name="Memory">The memfd of ordinary pages that is the VM's memory, each region at its offset, where the VMM shares it (e2b's fork of Firecracker); else null.</param>
 internal sealed record UffdHandover(IReadOnlyList<GuestRegionUffdMapping> Mappings, SafeDescriptor Userfaultfd, SafeDescriptor? Memory = null)
 {
     /// <summary>Closes the descriptors.</summary>
@@ -141,7 +141,15 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
         Drop(end);
         _scanned = 0;
         _json = default;
-        return new UffdHandover(mappings, descriptor, memory);
+        return new UffdHandover(mappings, descriptor, OrdinaryPages(memory));
+    }
+
+    /// <summary>A memfd that can be read beside the VM. Which pages one of hugetlbfs has the kernel does not say, and those that it lacks would read as zeros.</summary>
+    private static SafeDescriptor? OrdinaryPages(SafeDescriptor? memory)
+    {
+        if (memory is null || FileStatus.HugetlbfsPageSize(memory) == 0) return memory;
+        memory.Dispose();
+        return null;
     }
 
     private void SkipWhiteSpace()

@@ -10,6 +10,9 @@ public static class UffdMappingList
     /// <summary>The largest JSON document that is read, in bytes; a region takes about 140.</summary>
     public const int MaxJsonBytes = 1 << 20;
 
+    // What was a list of the largest size on its way here, whatever numbers look like when they are written anew.
+    private const int MaxFileBytes = 4 << 20;
+
     // The largest that x86-64 has; a page may have to be put together in the handler's memory.
     private const ulong MaxPageSize = 1 << 30;
 
@@ -40,8 +43,7 @@ public static class UffdMappingList
     }
 
     /// <summary>The compact JSON that goes over the socket.</summary>
-    public static byte[] ToJson(IReadOnlyList<GuestRegionUffdMapping> mappings) => JsonSerializer.SerializeToUtf8Bytes(
-        mappings.Select(m => new WireMapping(m.BaseHostVirtAddr, m.Size, m.Offset, m.PageSize, m.PageSizeKib)).ToArray(), WireJson.Default.WireMappingArray);
+    public static byte[] ToJson(IReadOnlyList<GuestRegionUffdMapping> mappings) => JsonSerializer.SerializeToUtf8Bytes(ToWire(mappings), WireJson.Default.WireMappingArray);
 
     /// <summary>
     /// Reads a mapping list. Unknown members are ignored, as upstream does; where page_size is missing page_size_kib is taken, in
@@ -55,7 +57,7 @@ public static class UffdMappingList
         {
             var wire = JsonSerializer.Deserialize(json, WireJson.Default.WireMappingArray);
             if (wire is null || Array.Exists(wire, mapping => mapping is null)) throw new JsonException("null stands where a mapping must be");
-            return [.. wire.Select(m => new GuestRegionUffdMapping(m.BaseHostVirtAddr, m.Size, m.Offset, m.PageSize ?? m.PageSizeKib ?? 4096))];
+            return [.. wire.Select(FromWire)];
         }
         catch (JsonException exception)
         {
@@ -107,6 +109,25 @@ public static class UffdMappingList
         }
     }
 
+    /// <summary>A memfd with the same JSON, for another process.</summary>
+    internal static SafeDescriptor ToFile(IReadOnlyList<GuestRegionUffdMapping> mappings) => JsonFile.Create("uffd-mappings", ToWire(mappings), WireJson.Default.WireMappingArray);
+
+    /// <summary>Reads such a memfd; the list is checked but for the length of the image.</summary>
+    /// <exception cref="GuestMemoryException">ControlFailed: it holds no mapping list.</exception>
+    internal static IReadOnlyList<GuestRegionUffdMapping> FromFile(SafeDescriptor file)
+    {
+        try
+        {
+            IReadOnlyList<GuestRegionUffdMapping> mappings = [.. JsonFile.Read(file, MaxFileBytes, WireJson.Default.WireMappingArray).Select(static m => FromWire(m ?? throw new JsonException("null stands where a mapping must be")))];
+            Validate(mappings, ulong.MaxValue);
+            return mappings;
+        }
+        catch (Exception exception) when (exception is JsonException or IOException or NotSupportedException or GuestMemoryException { Error: GuestMemoryError.InvalidMapping })
+        {
+            throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"The handler's process sent a mapping list that cannot be used: {JsonErrorText.Of(exception)}", exception);
+        }
+    }
+
     internal static GuestMemoryException BadJson(JsonException exception)
     {
         var what = JsonErrorText.Of(exception)
@@ -117,6 +138,10 @@ public static class UffdMappingList
 
     internal static GuestMemoryException TooLarge(long length) =>
         new(GuestMemoryError.HandoverTooLarge, $"The mapping list has {length} bytes or more; at most {MaxJsonBytes} are read.");
+
+    private static WireMapping[] ToWire(IReadOnlyList<GuestRegionUffdMapping> mappings) => [.. mappings.Select(static m => new WireMapping(m.BaseHostVirtAddr, m.Size, m.Offset, m.PageSize, m.PageSizeKib))];
+
+    private static GuestRegionUffdMapping FromWire(WireMapping m) => new(m.BaseHostVirtAddr, m.Size, m.Offset, m.PageSize ?? m.PageSizeKib ?? 4096);
 
     private static GuestMemoryException Invalid(string message) => new(GuestMemoryError.InvalidMapping, message);
 

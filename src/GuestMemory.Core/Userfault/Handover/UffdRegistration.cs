@@ -202,7 +202,7 @@ public sealed class UffdRegistration : IRegionHolder
                 case Errno.ENOENT:
                     throw new SyscallException("connect", error, $"Connecting to {path}", GuestMemoryError.SocketNotFound, "Start the handler first.");
                 case Errno.EACCES:
-                    throw new SyscallException("connect", error, $"Connecting to {path}", remedy: "The handler must allow this user (AllowUser).");
+                    throw new SyscallException("connect", error, $"Connecting to {path}", remedy: "The handler must allow this user (AllowUser, AllowGroup).");
                 default:
                     throw new SyscallException("connect", error, $"Connecting to {path}");
             }
@@ -235,7 +235,7 @@ public sealed class UffdRegistration : IRegionHolder
 
             throw new SyscallException("sendmsg", error, $"Handing the userfaultfd over to {SocketPath}",
                 error is Errno.EPIPE or Errno.ECONNRESET ? GuestMemoryError.PeerClosed : error == Errno.EAGAIN ? GuestMemoryError.HandoverTimeout : GuestMemoryError.SyscallFailed,
-                error is Errno.EPIPE or Errno.ECONNRESET ? "The handler closed the connection; it may not allow this user (AllowUser)." : null);
+                error is Errno.EPIPE or Errno.ECONNRESET ? "The handler closed the connection; it may not allow this user (AllowUser, AllowGroup)." : null);
         }
     }
 }

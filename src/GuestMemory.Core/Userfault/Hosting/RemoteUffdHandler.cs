@@ -131,19 +131,50 @@ internal sealed class RemoteUffdHandler : UffdHandler
         var totals = Totals with { SocketPath = SocketPath };
         if (totals.Vms.Count > 0 || ConnectionCount == 0) return totals;
         // Those of many VMs are too long for a line.
-        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Figures }, CancellationToken.None, out _);
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Figures }, CancellationToken.None, out UffdControlReply _);
         return file is null ? totals : UffdStatus.ReadFigures(file) with { SocketPath = SocketPath };
     }
 
-    public override IReadOnlyList<DirtyBitmap> GetDirtyBitmaps(bool clear = false)
+    internal override IReadOnlyList<DirtyBitmap> GetDirtyBitmapsOf(int? vm, bool clear)
     {
-        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = clear }, CancellationToken.None, out var number)
+        using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Vm = vm ?? 0, Clear = clear }, CancellationToken.None, out var reply)
             ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
         var bitmaps = WrittenPages.FromFile(file);
         // What has not arrived is told again the next time.
-        if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
+        if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = reply.Number }, CancellationToken.None);
         return bitmaps;
     }
+
+    internal override void SetVm(int id, string? name, UffdOnError? onError) => AskOfVm(new UffdControlRequest { Request = UffdControlRequest.SetVm, Vm = id, Name = name, OnError = onError });
+
+    internal override void StopVm(int id, UffdOnError action) => AskOfVm(new UffdControlRequest { Request = UffdControlRequest.StopVm, Vm = id, OnError = action });
+
+    internal override UffdVmFiles OpenFiles(int id)
+    {
+        var opened = new List<IDisposable>();
+        try
+        {
+            var memory = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.Memory }, out _);
+            var state = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.State }, out _);
+            using var list = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.Mappings }, out _);
+            var images = new List<ImageFile>();
+            for (var count = 1; images.Count < count;)
+            {
+                var image = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.Image, Number = images.Count }, out var reply);
+                count = reply.Number;
+                images.Add(ImageFile.Adopt(reply.Path ?? MemoryPath, image, reply.IsMap));
+            }
+
+            return new UffdVmFiles(memory, state, UffdMappingList.FromFile(list), ImageFile.OpenSource(images));
+        }
+        catch
+        {
+            foreach (var part in opened) part.Dispose();
+            throw;
+        }
+    }
+
+    internal override bool HasVm(int id) => !_client.IsOver && GetFigures().Vms.Any(vm => vm.VmId == id);
 
     public override bool Wait(TimeSpan timeout, CancellationToken cancellation = default)
     {
@@ -170,6 +201,20 @@ internal sealed class RemoteUffdHandler : UffdHandler
             throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended.");
         lock (_lock) _askedAt = 0;
         Follow();
+    }
+
+    private SafeDescriptor Part(List<IDisposable> opened, UffdControlRequest request, out UffdControlReply reply)
+    {
+        var file = _client.AskForFile(request, CancellationToken.None, out reply) ?? throw UffdServedVm.NotFound(request.Vm, SocketPath);
+        opened.Add(file);
+        return file;
+    }
+
+    private void AskOfVm(UffdControlRequest request)
+    {
+        if (_client.Ask(request, CancellationToken.None) is null && _client.IsOver) throw UffdServedVm.NotFound(request.Vm, SocketPath);
+        // What is told next is of afterwards.
+        lock (_lock) _askedAt = 0;
     }
 
     private protected override void Dispose(bool disposing)

@@ -52,13 +52,13 @@ internal sealed class UffdControlClient : IDisposable
 
     /// <summary>Asks for something that comes as a file. Null where the handler has ended.</summary>
     /// <exception cref="GuestMemoryException">As above; ControlFailed also where the answer came without a file.</exception>
-    public SafeDescriptor? AskForFile(UffdControlRequest request, CancellationToken cancellation, out int number)
+    public SafeDescriptor? AskForFile(UffdControlRequest request, CancellationToken cancellation, out UffdControlReply reply)
     {
         lock (_lock)
         {
-            var reply = Exchange(request, cancellation, AnswerTimeout);
-            number = reply?.Number ?? 0;
-            if (reply is null) return null;
+            reply = new UffdControlReply();
+            if (Exchange(request, cancellation, AnswerTimeout) is not { } answer) return null;
+            reply = answer;
             return _lines.TakeDescriptor() ?? throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The handler's process sent no file.");
         }
     }

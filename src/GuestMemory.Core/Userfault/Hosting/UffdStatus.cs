@@ -52,24 +52,46 @@ internal sealed record UffdStatus
     }
 }
 
-/// <summary>One line to the control socket. Requests are status, figures, dirty, cleared, upgrade and stop; whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. Whoever waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";
     public const string Figures = "figures";
     public const string Dirty = "dirty";
     public const string Cleared = "cleared";
+    public const string SetVm = "set-vm";
+    public const string Part = "part";
+    public const string StopVm = "stop-vm";
     public const string Stop = "stop";
     public const string Wait = "wait";
     public const string Upgrade = "upgrade";
 
+    // The parts of a VM.
+    public const string Memory = "memory";
+    public const string State = "state";
+    public const string Mappings = "mappings";
+    public const string Image = "image";
+
     [JsonRequired]
     public string Request { get; init; } = "";
+
+    /// <summary>The number of the VM that is meant; with dirty, 0 for all.</summary>
+    public int Vm { get; init; }
+
+    /// <summary>With set-vm: the VM's new name, null to keep the one that it has.</summary>
+    public string? Name { get; init; }
+
+    /// <summary>With set-vm: what follows where a page of the VM cannot be read, null to keep that; with stop-vm: Kill or Poison.</summary>
+    public UffdOnError? OnError { get; init; }
 
     /// <summary>With dirty: whether what is told is clean from then on, once the answer is confirmed with cleared.</summary>
     public bool Clear { get; init; }
 
-    /// <summary>With cleared: the number of the answer that has arrived.</summary>
+    /// <summary>With part: memory (the memfd that is the VM's memory), state, mappings (its mapping list), or image.</summary>
+    [JsonPropertyName("part")]
+    public string? WhichPart { get; init; }
+
+    /// <summary>With cleared: the number of the answer that has arrived; with a part that is an image: which file of it, 0 for the first.</summary>
     public int Number { get; init; }
 
     /// <summary>With upgrade: the new program's path, and the arguments that come before the handler's.</summary>
@@ -93,8 +115,14 @@ internal sealed record UffdControlReply
 
     public string? Message { get; init; }
 
-    /// <summary>Of an answer that is to be confirmed.</summary>
+    /// <summary>Of an answer that is to be confirmed; with a file of an image, how many there are.</summary>
     public int Number { get; init; }
+
+    /// <summary>With a file of an image: its path.</summary>
+    public string? Path { get; init; }
+
+    /// <summary>With a file of an image: see <see cref="ImageFile.IsMap"/>.</summary>
+    public bool IsMap { get; init; }
 
     /// <summary>Where the handler is controlled, in the report of its start.</summary>
     public string? ControlPath { get; init; }
@@ -106,7 +134,7 @@ internal sealed record UffdControlReply
 }
 
 [JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, IgnoreReadOnlyProperties = true,
-    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(ListConverter<UffdFigures>), typeof(ListConverter<string>)])]
+    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<UffdFigures>), typeof(ListConverter<string>)])]
 [JsonSerializable(typeof(UffdControlRequest))]
 [JsonSerializable(typeof(UffdControlReply))]
 [JsonSerializable(typeof(UffdFigures))]

@@ -57,33 +57,40 @@ internal sealed partial class UffdServer
             return;
         }
 
-        var vm = Create(handover);
+        var id = _accepted + 1;
+        var vm = Create(handover, out var file);
         try
         {
-            Start(new UffdVmService(vm, connection, _helpers, Failed, Finish));
+            string name;
+            lock (_lock) name = UffdVmName.Choose(connection.Peer.pid, _socketPath, id, Names(except: null));
+            Start(new UffdVmService(vm, connection, _helpers, Failed, Finish, new UffdVmIdentity(id, name, handover.Memory, file)));
         }
         catch
         {
             vm.Dispose();
+            handover.Memory?.Dispose();
+            file?.Dispose();
             throw;
         }
     }
 
-    private UffdVm Create(UffdHandover handover)
+    /// <summary>A VM that has just come; where its memory can be read, with the memfd of its state.</summary>
+    private UffdVm Create(UffdHandover handover, out SafeDescriptor? file)
     {
         UffdVmState? state = null;
+        file = null;
         try
         {
             UffdMappingList.Validate(handover.Mappings, _source.Length);
-            state = new UffdVmState(UffdVmState.PagesOf(handover.Mappings));
-            var vm = new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
-            // It is filled by its userfaultfd like any other.
-            handover.Memory?.Dispose();
-            return vm;
+            var pages = UffdVmState.PagesOf(handover.Mappings);
+            file = handover.Memory is null ? null : Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(pages), 0);
+            state = new UffdVmState(pages, file, isNew: true);
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
         }
         catch
         {
             state?.Dispose();
+            file?.Dispose();
             handover.Close();
             throw;
         }
@@ -137,7 +144,7 @@ internal sealed partial class UffdServer
         var (vm, connection) = (service.Vm, service.Connection);
         var (verdict, error) = (vm.Verdict, vm.Error);
         Remove(service);
-        if (verdict is not null) _error = error;
+        if (verdict is not null && error is not null) _error = error;
         if (verdict == UffdOnError.Stop) throw new GuestMemoryException(GuestMemoryError.HandlerFailed, error!);
         // Each of the other VMs that came over the connection notices its own end.
         if (!connection.IsEnded && !_services.Exists(other => other.Connection == connection)) End(connection);

@@ -23,6 +23,8 @@ internal sealed partial class UffdServer : IDisposable
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly ConcurrentQueue<UffdVmService> _adopted = new();
     private readonly ConcurrentQueue<UffdVmService> _finished = new();
+    private readonly ConcurrentQueue<(UffdVm Vm, UffdOnError Action)> _orders = new();
+    private readonly string _socketPath;
 
     // Of the handler's thread.
     private readonly Epoll _epoll = new();
@@ -46,6 +48,7 @@ internal sealed partial class UffdServer : IDisposable
     public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
         if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
+        _socketPath = options.SocketPath;
         _source = source;
         _policy = policy;
         _helpers = new UffdVmHelpers(source, policy);
@@ -113,14 +116,17 @@ internal sealed partial class UffdServer : IDisposable
     }
 
     /// <summary>What the VMs wrote; where it is taken it is clean from then on. Null where nobody is served any more.</summary>
-    public IReadOnlyList<DirtyBitmap>? DirtyBitmaps(bool take)
+    /// <param name="vm">The number of one VM; null for all.</param>
+    /// <param name="take">Whether the marks are taken.</param>
+    /// <exception cref="GuestMemoryException">VmNotFound.</exception>
+    public IReadOnlyList<DirtyBitmap>? DirtyBitmaps(int? vm, bool take)
     {
         while (true)
         {
             lock (_lock)
             {
                 if (_wake.IsClosed) return null;
-                var writes = Served.Select(static service => service.Vm.Writes(service.Connection.Peer.pid)).ToArray();
+                var writes = (vm is { } id ? [Find(id)] : Served).Select(static service => service.Vm.Writes(service.Connection.Peer.pid)).ToArray();
                 if (WriteTracker.TryGet(writes, take) is { } bitmaps)
                 {
                     if (take) Array.ForEach(writes, static vm => vm.Confirm());
@@ -137,7 +143,7 @@ internal sealed partial class UffdServer : IDisposable
     {
         lock (_lock)
         {
-            var vms = Served.Select(static service => service.Vm.State.Figures(service.Connection.Peer.pid, service.Vm.Error)).ToArray();
+            var vms = Served.Select(Figures).ToArray();
             var counters = Counters();
             return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with
             {
@@ -226,6 +232,7 @@ internal sealed partial class UffdServer : IDisposable
         }
 
         if (!_stopping) StartAdopted();
+        FollowOrders();
         while (_finished.TryDequeue(out var service)) End(service);
         DoWhatIsDue();
         return ready;

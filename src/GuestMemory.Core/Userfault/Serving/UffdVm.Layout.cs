@@ -65,15 +65,15 @@ internal sealed unsafe partial class UffdVm
         error = Userfaultfd.TryPoison(child.Number, at, count * HostPage.Size, out var done);
         if (done > 0) return (ulong)done / HostPage.Size;
         if (error == 0) return count;
-        // The rest of a page of the VM's, which may be a large one.
-        return error == Errno.EEXIST ? Math.Min(count, (region.PageSize - (at - region.Base & (region.PageSize - 1))) / HostPage.Size) : 0;
+        // The rest of a page of the VM's, which may be a large one. What is not registered (any more) is no page of the image.
+        return error is Errno.EEXIST or Errno.ENOENT ? Math.Min(count, (region.PageSize - (at - region.Base & (region.PageSize - 1))) / HostPage.Size) : 0;
     }
 
     /// <summary>Says what is wrong with a VM, and does what is ordered then but poison a page; true where that ends the VM or its handler.</summary>
     private bool IsOrderedToStop(string what)
     {
-        if (_policy.OnError == UffdOnError.Kill && TryKill(ref what, "as OnError says")) return true;
-        var stops = _policy.OnError == UffdOnError.Stop;
+        if (OnError == UffdOnError.Kill && TryKill(ref what, "as OnError says")) return true;
+        var stops = OnError == UffdOnError.Stop;
         Fail(stops ? $"{what} The handler stops, as OnError says." : what);
         if (stops) Verdict = UffdOnError.Stop;
         return stops;

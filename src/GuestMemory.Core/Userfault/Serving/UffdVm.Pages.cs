@@ -195,15 +195,15 @@ internal sealed unsafe partial class UffdVm
         var what = ofSource
             ? $"{_source.Name} cannot be read at offset 0x{region.Offset + (at - region.Base):x}{(error == Errno.EFAULT ? "; was it truncated?" : $" ({Errno.Name(error)}).")}"
             : $"Filling the page 0x{at:x} failed: {Errno.Name(error)}.";
-        if (_policy.OnError == UffdOnError.Stop)
+        if (OnError == UffdOnError.Stop)
         {
             Fail($"{what} The handler stops, as OnError says.");
             Verdict = UffdOnError.Stop;
             _counters->Failed++;
         }
-        else if (_policy.OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
+        else if (OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
         {
-            Poison(what, at, length, mayKill: ofSource && _policy.OnError == UffdOnError.Poison);
+            Poison(what, at, length, mayKill: ofSource && OnError == UffdOnError.Poison);
         }
 
         return false;

@@ -43,6 +43,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     // Written by the service and the filler, read by any thread.
     private volatile bool _gone;
+    private volatile int _onError;
     private volatile string? _error;
     private volatile int _verdict = NoVerdict;
 
@@ -60,6 +61,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _source = source;
         _help = FillWhileWaiting;
         _policy = policy;
+        OnError = policy.OnError;
         _state = state;
         _gate = new FillGate(state.Reads);
         _message = state.Messages;
@@ -74,6 +76,9 @@ internal sealed unsafe partial class UffdVm : IDisposable
     }
 
     public SafeDescriptor Descriptor => _descriptor;
+
+    /// <summary>The list that was handed over.</summary>
+    public IReadOnlyList<GuestRegionUffdMapping> Mappings => _mappings;
 
     public ref UffdCounters Counters => ref *_counters;
 
@@ -96,6 +101,13 @@ internal sealed unsafe partial class UffdVm : IDisposable
         _toldAt = now;
         _untold = null;
         return error;
+    }
+
+    /// <summary>What follows where a page cannot be read. For any thread.</summary>
+    public UffdOnError OnError
+    {
+        get => (UffdOnError)_onError;
+        set => _onError = (int)value;
     }
 
     /// <summary>Kills the VMM; says why not where it cannot. Set before the VM is served.</summary>
@@ -155,13 +167,14 @@ internal sealed unsafe partial class UffdVm : IDisposable
     public void Abandon(string why)
     {
         var what = $"The VM is not served any more: {why}";
-        if (_policy.OnError != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
+        var action = OnError;
+        if (action != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
         {
-            if (_policy.OnError != UffdOnError.Stop) PoisonMissing();
+            if (action != UffdOnError.Stop) PoisonMissing();
             Fail(what);
         }
 
-        Verdict = _policy.OnError;
+        Verdict = action;
     }
 
     /// <summary>Takes what is queued in the kernel: removals take effect at once, faults join the list.</summary>

@@ -21,6 +21,7 @@ internal sealed class UffdVmService : IDisposable
 
     // Written by the handler's thread.
     private volatile bool _stopping;
+    private UffdOnError? _order;
     private long _stoppedAt;
     private string? _whyStopped;
 
@@ -34,11 +35,13 @@ internal sealed class UffdVmService : IDisposable
     /// <param name="helpers">What the VMs of a handler share.</param>
     /// <param name="failed">Called on the service's thread with an error after which the VM is still served; may be null.</param>
     /// <param name="finished">Called once, on the service's thread, when it does nothing any more for the VM.</param>
-    public UffdVmService(UffdVm vm, UffdConnection connection, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished)
+    /// <param name="identity">Which VM it is, taken over too; null where another process knows that.</param>
+    public UffdVmService(UffdVm vm, UffdConnection connection, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished, UffdVmIdentity? identity = null)
     {
         _wake = EventFd.Create();
         Vm = vm;
         Connection = connection;
+        Identity = identity;
         vm.Kill = connection.Kill;
         _helpers = helpers;
         _failed = failed;
@@ -49,6 +52,8 @@ internal sealed class UffdVmService : IDisposable
     public UffdVm Vm { get; }
 
     public UffdConnection Connection { get; }
+
+    public UffdVmIdentity? Identity { get; }
 
     /// <summary>Whether the VM is not served any more, or will not be in a moment. For any thread.</summary>
     public bool IsEnding => _stopping || Vm.IsOver;
@@ -78,6 +83,14 @@ internal sealed class UffdVmService : IDisposable
         EventFd.Signal(_wake);
     }
 
+    /// <summary>The same as an operator orders it: the VMM is killed, or the VM's missing pages are poisoned (<see cref="UffdVm.StopServing"/>). For the handler's thread.</summary>
+    public void StopAs(UffdOnError action)
+    {
+        // Before Stop, which makes it visible.
+        if (!_stopping) _order = action;
+        Stop();
+    }
+
     /// <summary>
     /// Interrupts a service that was told to end and has not: before Linux 6.10 it may be in a read of a userfaultfd that the VMM made
     /// blocking. For the handler's thread, again and again.
@@ -99,6 +112,7 @@ internal sealed class UffdVmService : IDisposable
     {
         _ = Join(Timeout.InfiniteTimeSpan);
         Vm.Dispose();
+        Identity?.Dispose();
         _wake.Dispose();
     }
 
@@ -124,6 +138,7 @@ internal sealed class UffdVmService : IDisposable
         Vm.Fetches?.End();
         if (!Vm.IsOver) why ??= _whyStopped;
         if (why is not null) Vm.Abandon(why);
+        else if (_order is { } action && !Vm.IsOver) Vm.StopServing(action);
         TellError();
         _finished(this);
     }

@@ -48,8 +48,9 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <param name="pageCount">The pages of all the VM's regions, of the host's page size.</param>
     /// <param name="shared">A memfd of <see cref="SizeOf"/> bytes; null for memory of this process alone.</param>
     /// <param name="isNew">Whether the memfd is all zeros; else a process with this layout must have made a state of it.</param>
+    /// <param name="isReadOnly">Whether the memfd is open for reading alone, and only what the state says is asked for.</param>
     /// <exception cref="GuestMemoryException">InvalidMapping: the memfd is not one for a state. StateMismatch: the state has another layout.</exception>
-    public UffdVmState(ulong pageCount, SafeDescriptor? shared = null, bool isNew = false)
+    public UffdVmState(ulong pageCount, SafeDescriptor? shared = null, bool isNew = false, bool isReadOnly = false)
     {
         var length = (nuint)SizeOf(pageCount);
         if (shared is null)
@@ -63,7 +64,7 @@ internal sealed unsafe class UffdVmState : IDisposable
             if ((Memfd.Seals(shared) & Memfd.F_SEAL_SHRINK) == 0) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is no sealed memfd.");
             if (!isNew) CheckHeader(shared);
             if (FileStatus.Get(shared).stx_size < length) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "The state of the VM is smaller than its regions need.");
-            _mapping = Mman.Map(length, Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, 0, "Mapping the state of a VM");
+            _mapping = Mman.Map(length, isReadOnly ? Mman.PROT_READ : Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_SHARED, lease.Number, 0, "Mapping the state of a VM");
         }
 
         var start = (byte*)_mapping.Address;

@@ -124,6 +124,16 @@ internal sealed class ImageFile : IDisposable
         }
     }
 
+    /// <summary>The same open file with a descriptor of its own.</summary>
+    /// <exception cref="SyscallException">No descriptor is to be had.</exception>
+    public ImageFile Duplicate()
+    {
+        using var duplicate = Interop.Descriptor.Duplicate(Descriptor);
+        var descriptor = new SafeDescriptor((int)duplicate.DangerousGetHandle());
+        duplicate.SetHandleAsInvalid();
+        return new ImageFile(Path, descriptor, IsMap);
+    }
+
     public void Dispose()
     {
         Handle.Dispose();

@@ -177,9 +177,9 @@ internal sealed class VmMemoryServer : IDisposable
         }
 
         var peer = UnixSocket.PeerCredentials(socket);
-        if (!_listener.Allows(peer))
+        if (!_listener.Allows(peer, socket))
         {
-            _error = $"Process {peer.pid} of user {peer.uid} may not connect: only root, the service's own user and the user of AllowUser may.";
+            _error = $"Process {peer.pid} of user {peer.uid} may not connect: only root, the service's own user, and the users and groups of AllowUser and AllowGroup may.";
             socket.Dispose();
             return;
         }

@@ -67,7 +67,7 @@ public sealed class VmMemoryService : IDisposable
     {
         ArgumentNullException.ThrowIfNull(context);
         ArgumentNullException.ThrowIfNull(options);
-        var listener = options.SocketPath is { } path ? UnixListener.Open(path, options.AllowUser, options.Force, UnixSocket.SOCK_SEQPACKET) : null;
+        var listener = options.SocketPath is { } path ? UnixListener.Open(path, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force, UnixSocket.SOCK_SEQPACKET) : null;
         return new VmMemoryService(options, context, new VmMemoryServer(context, listener, options));
     }
 

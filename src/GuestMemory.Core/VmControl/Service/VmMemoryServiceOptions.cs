@@ -6,8 +6,11 @@ public sealed class VmMemoryServiceOptions
     /// <summary>Where it listens; at most 107 bytes. Null for a service that serves only the tubes it is given.</summary>
     public string? SocketPath { get; init; }
 
-    /// <summary>A further user, by name or number, whose processes may connect; this one's and root's always may.</summary>
-    public string? AllowUser { get; init; }
+    /// <summary>Further users, by name or number, whose processes may connect; this one's and root's always may.</summary>
+    public IReadOnlyList<string> AllowUser { get; init; } = [];
+
+    /// <summary>Groups, by name or number, whose members' processes may connect.</summary>
+    public IReadOnlyList<string> AllowGroup { get; init; } = [];
 
     /// <summary>Replaces a socket on which no process listens, and also listens in a directory where every user may replace the socket.</summary>
     public bool Force { get; init; }

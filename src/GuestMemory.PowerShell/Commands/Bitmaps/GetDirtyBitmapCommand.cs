@@ -15,11 +15,12 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     private const string LogSet = "Log";
     private const string HandlerSet = "Handler";
     private const string VmSet = "Vm";
+    private const string UffdVmSet = "UffdVm";
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
     [ArgumentCompleter(typeof(RegionCompleter))]
-    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(string)])]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -57,11 +58,19 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     [ValidateNotNull]
     public UffdHandler[] Handler { get; set; } = [];
 
+    /// <summary>VMs of page-fault handlers that track what their VMs write, or their names or numbers.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = UffdVmSet)]
+    [ArgumentCompleter(typeof(UffdVmNameCompleter))]
+    [UffdVm(Many = true)]
+    [ValidateNotNull]
+    public UffdServedVm[] UffdVm { get; set; } = [];
+
     /// <summary>Takes the marks: the pages are clean afterwards.</summary>
     [Parameter(ParameterSetName = MemorySet)]
     [Parameter(ParameterSetName = LogSet)]
     [Parameter(ParameterSetName = VmSet)]
     [Parameter(ParameterSetName = HandlerSet)]
+    [Parameter(ParameterSetName = UffdVmSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>
@@ -74,7 +83,8 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         if (ParameterSetName == MemorySet) base.ProcessRecord();
         else if (ParameterSetName == LogSet) Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
         else if (ParameterSetName == VmSet) ReadVms();
-        else ReadHandlers();
+        else if (ParameterSetName == HandlerSet) ReadHandlers();
+        else ReadUffdVms();
     }
 
     /// <inheritdoc/>
@@ -103,13 +113,17 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
 
     private void ReadHandlers()
     {
-        foreach (var handler in Handler)
-        {
-            Attempt(() =>
-            {
-                foreach (var bitmap in handler.GetDirtyBitmaps(Clear)) Write(bitmap);
-            }, handler);
-        }
+        foreach (var handler in Handler) Attempt(() => WriteAll(handler.GetDirtyBitmaps(Clear)), handler);
+    }
+
+    private void ReadUffdVms()
+    {
+        foreach (var vm in UffdVm) Attempt(() => WriteAll(vm.GetDirtyBitmaps(Clear)), vm);
+    }
+
+    private void WriteAll(IEnumerable<DirtyBitmap> bitmaps)
+    {
+        foreach (var bitmap in bitmaps) Write(bitmap);
     }
 
     private static uint[] LoggedSlots(GuestVm vm)

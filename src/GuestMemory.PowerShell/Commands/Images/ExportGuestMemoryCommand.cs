@@ -7,7 +7,7 @@ namespace GuestMemory.PowerShell.Commands;
 /// <summary>Export-GuestMemory: memory to an image file.</summary>
 [Cmdlet(VerbsData.Export, "GuestMemory", SupportsShouldProcess = true)]
 [OutputType(typeof(ImageInfo))]
-public sealed class ExportGuestMemoryCommand : MemoryCmdlet
+public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
 {
     private bool _written;
 

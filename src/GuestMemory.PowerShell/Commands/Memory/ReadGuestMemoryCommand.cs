@@ -13,7 +13,7 @@ namespace GuestMemory.PowerShell.Commands;
 [OutputType(typeof(ulong), typeof(long), typeof(uint), typeof(int), typeof(ushort), typeof(short), typeof(byte), typeof(sbyte), typeof(Int128), typeof(UInt128), typeof(Half), typeof(float), typeof(double), ParameterSetName = [Values])]
 [OutputType(typeof(string), ParameterSetName = [Text])]
 [OutputType(typeof(FileInfo), ParameterSetName = [ToFile])]
-public sealed class ReadGuestMemoryCommand : MemoryCmdlet
+public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
 {
     private const string Block = "Block";
     private const string Bytes = "Raw";

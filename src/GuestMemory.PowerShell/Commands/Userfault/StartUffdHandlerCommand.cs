@@ -115,11 +115,17 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? User { get; set; }
 
-    /// <summary>A further user whose processes may connect.</summary>
+    /// <summary>Further users whose processes may connect.</summary>
     [Parameter]
     [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
-    public string? AllowUser { get; set; }
+    public string[] AllowUser { get; set; } = [];
+
+    /// <summary>Groups whose members' processes may connect.</summary>
+    [Parameter]
+    [ArgumentCompleter(typeof(GroupCompleter))]
+    [ValidateNotNullOrEmpty]
+    public string[] AllowGroup { get; set; } = [];
 
     /// <summary>Runs the handler inside this shell; it ends with the shell.</summary>
     [Parameter(ParameterSetName = ImageSet)]
@@ -171,6 +177,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             MetricsPath = MetricsPath is null ? null : ResolvePath(MetricsPath),
             User = User,
             AllowUser = AllowUser,
+            AllowGroup = AllowGroup,
             Force = Force,
         };
         if (!ShouldProcess(options.SocketPath, $"Serve page faults from {(ParameterSetName == MemorySet ? "memory of this shell" : options.MemoryPath)}")) return;

@@ -25,11 +25,17 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
     [ValidateNotNull]
     public GuestVm? Vm { get; set; }
 
-    /// <summary>A further user whose processes may connect.</summary>
+    /// <summary>Further users whose processes may connect.</summary>
     [Parameter]
     [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
-    public string? AllowUser { get; set; }
+    public string[] AllowUser { get; set; } = [];
+
+    /// <summary>Groups whose members' processes may connect.</summary>
+    [Parameter]
+    [ArgumentCompleter(typeof(GroupCompleter))]
+    [ValidateNotNullOrEmpty]
+    public string[] AllowGroup { get; set; } = [];
 
     /// <summary>The seconds within which a client must send the file mappings that it announced.</summary>
     [Parameter]
@@ -55,6 +61,7 @@ public sealed class StartVmMemoryServiceCommand : GuestMemoryCmdlet
         {
             SocketPath = path,
             AllowUser = AllowUser,
+            AllowGroup = AllowGroup,
             Force = Force,
             FileMappingTimeout = TimeSpan.FromSeconds(MappingTimeout),
         });

@@ -108,7 +108,7 @@ public sealed partial class HostTests
         using var connection = new UffdConnection(socket, Pidfd.TryOfPeer(socket, credentials, out _)!, credentials, TimeSpan.FromSeconds(5));
         UffdHandover? handover = null;
         Host.Until(() => connection.TryReceive(out handover));
-        using var vm = UffdHost.KeptVm.Create(1, connection, handover!);
+        using var vm = UffdHost.KeptVm.Create(1, "vm", connection, handover!);
         using var state = vm.State;
         for (var i = 0; i < 3; i++) Assert.Equal(0, vm.CountStalledLooks());
         var touching = Task.Run(() => memory.ReadExact(new GuestAddress(0), new byte[8]));

@@ -61,6 +61,43 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.False(File.Exists(_folder["h.sock"]));
     }
 
+    /// <summary>A VM's name, what follows on its errors, and the memfd by which its memory is read come with it.</summary>
+    [UffdFact]
+    public void AVmIsCalledAndReadAsBeforeARestart()
+    {
+        _folder.WriteImage("image", 64);
+        using var manager = new ServiceManager(_folder["notify"]);
+        var first = Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var region = new GuestRegionMmap(new MmapRegionBuilder(64 * 4096).WithMemfd().Build(), new GuestAddress(0));
+        _regions.Add(region);
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(_folder["h.sock"], memory, sharesMemory: true);
+        memory.Write(new GuestAddress(3 * 4096), [1, 2, 3]);
+        Assert.True(manager.Hear(_ => manager.Kept.Exists(item => item.Name == "vm-1-memory")));
+        var vm = Assert.Single(Assert.Single(UffdHandler.FindAll()).GetVms());
+        vm.Rename("web");
+        vm.SetOnError(UffdOnError.Kill);
+        Kill(first);
+        manager.Told.Clear();
+        Start(manager);
+        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var handler = Assert.Single(UffdHandler.FindAll());
+        vm = Assert.Single(handler.GetVms());
+        Assert.Equal((1, "web", UffdOnError.Kill, true), (vm.Id, vm.Name, vm.OnError, vm.CanReadMemory));
+        var read = vm.OpenMemory();
+        var bytes = new byte[3];
+        read.ReadExact(new GuestAddress(3 * 4096), bytes);
+        Assert.Equal([1, 2, 3], bytes);
+        TestFolder.AssertPages(read, 4, 60);
+        read.Regions[0].Dispose();
+        TestFolder.AssertPages(memory, 4, 60);
+        vm.Stop(UffdOnError.Poison);
+        Assert.True(manager.Hear(text => text == "FDSTOREREMOVE=1\nFDNAME=vm-1-memory"));
+        Assert.Equal("image-0 images listener", manager.KeptNames);
+        handler.Stop();
+    }
+
     /// <summary>A path may name another file by the time of a restart; the VMs' memory stays what it was.</summary>
     [UffdFact]
     public void AVmHasThePagesOfOneImageAlsoAfterARestart()

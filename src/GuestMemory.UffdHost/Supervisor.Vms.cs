@@ -1,0 +1,75 @@
+using GuestMemory.Core;
+using GuestMemory.Core.Interop;
+using GuestMemory.Core.Userfault;
+
+namespace GuestMemory.UffdHost;
+
+/// <content>What an operator asks of one VM.</content>
+internal sealed partial class Supervisor
+{
+    private KeptVm Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, _reception!.Path);
+
+    private (UffdControlReply Reply, SafeDescriptor? File) OfVm(UffdControlRequest request)
+    {
+        var vm = Find(request.Vm);
+        switch (request.Request)
+        {
+            case UffdControlRequest.SetVm:
+                SetVm(vm, request);
+                return (new UffdControlReply(), null);
+            case UffdControlRequest.StopVm:
+                StopVm(vm, request);
+                return (new UffdControlReply(), null);
+            default:
+                return Part(vm, request);
+        }
+    }
+
+    /// <summary>What the memory of a VM is read by: whoever may use the control socket may read it, and not write it.</summary>
+    private (UffdControlReply Reply, SafeDescriptor? File) Part(KeptVm vm, UffdControlRequest request)
+    {
+        switch (request.WhichPart)
+        {
+            case UffdControlRequest.Memory:
+                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.MemoryFile ?? throw UffdServedVm.NotShared(vm.List.Name ?? "", _reception!.Path)));
+            case UffdControlRequest.State:
+                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.StateFile));
+            case UffdControlRequest.Mappings:
+                return (new UffdControlReply(), UffdMappingList.ToFile(vm.List.Mappings));
+            case UffdControlRequest.Image when request.Number >= 0 && request.Number < _images!.Files.Count:
+                var file = _images.Files[request.Number];
+                return (new UffdControlReply { Number = _images.Files.Count, Path = file.Path, IsMap = file.IsMap }, file.Duplicate().Descriptor);
+            default:
+                throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The parts of a VM are memory, state, mappings, and image with the number of a file.");
+        }
+    }
+
+    private void SetVm(KeptVm vm, UffdControlRequest request)
+    {
+        if (request.Name is { } name)
+        {
+            UffdVmName.Check(name);
+            if (_vms.Names(except: vm).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, _reception!.Path);
+            vm.Set(vm.List with { Name = name });
+        }
+
+        if (request.OnError is not { } onError) return;
+        vm.Set(vm.List with { OnError = onError });
+        SendOrder(vm, ChannelMessageType.SetVm, onError);
+    }
+
+    private void StopVm(KeptVm vm, UffdControlRequest request)
+    {
+        if (request.OnError is not { } action || action == UffdOnError.Stop)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A VM is stopped by killing it (Kill), or by poisoning what has not come of it (Poison).");
+        Log.Write($"VM {vm.Id}, {vm.List.Name}, process {vm.List.ProcessId}, is stopped as ordered ({action})");
+        vm.Order = action;
+        SendOrder(vm, ChannelMessageType.StopVm, action);
+    }
+
+    /// <summary>Tells the worker that has the VM; another one is told when it is given the VM.</summary>
+    private void SendOrder(KeptVm vm, ChannelMessageType type, UffdOnError action)
+    {
+        if (vm.IsOffered && _worker is { } worker && !worker.Channel.TrySend(new ChannelMessage { Type = type, Vm = vm.Id, OnError = action })) worker.Kill();
+    }
+}
