@@ -36,7 +36,8 @@ internal sealed class Privileges
     {
         ulong kept = 0;
         // VMMs are those of other users. The filter lets a worker send that one signal to the processes alone of which it was given descriptors.
-        if (options.OnError == UffdOnError.Kill || (options.OnError == UffdOnError.Poison && !CanPoison())) kept |= Capabilities.SetOf(Capabilities.CAP_KILL);
+        // Where they may connect, any of them may be ordered to be killed.
+        if (options.OnError == UffdOnError.Kill || options.AllowUser.Count + options.AllowGroup.Count > 0 || (options.OnError == UffdOnError.Poison && !CanPoison())) kept |= Capabilities.SetOf(Capabilities.CAP_KILL);
         // Of a file of another user the kernel tells only who has this whether it is in memory (mincore).
         if (images.HasFileOfOthers(user?.User ?? Users.Current)) kept |= Capabilities.SetOf(Capabilities.CAP_FOWNER);
         return new Privileges(user, kept);

@@ -53,8 +53,7 @@ internal sealed class Reception : IWatched, IDisposable
     {
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
-        IReadOnlyList<string> users = options.User is null ? options.AllowUser : [.. options.AllowUser, options.User];
-        var listener = inherited ?? UnixListener.Open(options.SocketPath, AllowedPeers.Find(users, options.AllowGroup), options.Force);
+        var listener = inherited ?? UnixListener.Open(options.SocketPath, Allowed(options), options.Force);
         var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
         var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
         entrance.Open(epoll, reception);
@@ -199,9 +198,13 @@ internal sealed class Reception : IWatched, IDisposable
         {
             if (UnixSocket.ListeningPath(item.Descriptor) is not { } path) continue;
             systemd.Descriptors.Remove(item);
-            return UnixListener.Adopt(item.Descriptor, path, AllowedPeers.Find(options.AllowUser, options.AllowGroup), isOurs: item.Name == StoredListener);
+            return UnixListener.Adopt(item.Descriptor, path, Allowed(options), isOurs: item.Name == StoredListener);
         }
 
         return null;
     }
+
+    /// <summary>Who may connect beside the user of this process and root.</summary>
+    private static AllowedPeers? Allowed(UffdHandlerOptions options) =>
+        AllowedPeers.Find(options.User is null ? options.AllowUser : [.. options.AllowUser, options.User], options.AllowGroup);
 }

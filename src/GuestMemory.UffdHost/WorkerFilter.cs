@@ -37,7 +37,7 @@ internal static class WorkerFilter
 
             // VMs: their pages and events; whether a VMM lives; its end, as OnError says.
             SeccompRule.Allow("ioctl", SeccompCheck.IsOneOf(1, Userfaultfd.UFFDIO_COPY, Userfaultfd.UFFDIO_ZEROPAGE, Userfaultfd.UFFDIO_WAKE, Userfaultfd.UFFDIO_CONTINUE,
-                Userfaultfd.UFFDIO_POISON, Userfaultfd.UFFDIO_WRITEPROTECT, Userfaultfd.UFFDIO_REGISTER)) with { Otherwise = isNative ? Seccomp.SECCOMP_RET_KILL_PROCESS : Error(Errno.ENOTTY) },
+                Userfaultfd.UFFDIO_POISON, Userfaultfd.UFFDIO_WRITEPROTECT, Userfaultfd.UFFDIO_REGISTER, Userfaultfd.UFFDIO_UNREGISTER)) with { Otherwise = isNative ? Seccomp.SECCOMP_RET_KILL_PROCESS : Error(Errno.ENOTTY) },
             SeccompRule.Allow("pidfd_send_signal", SeccompCheck.IsOneOf(1, Pidfd.SIGKILL)),
             // A page that is put together out of parts of the image that may not be there.
             SeccompRule.Allow("process_vm_readv", self),

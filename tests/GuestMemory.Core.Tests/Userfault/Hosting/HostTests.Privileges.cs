@@ -63,7 +63,7 @@ public sealed partial class HostTests
         _folder.WriteImage("image", 256);
         var handler = UffdHandler.StartProcess(new UffdHandlerOptions
         {
-            SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = UffdOnError.Kill, AllowUser = OtherUser, SourceTimeout = TimeSpan.FromMilliseconds(50),
+            SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, OnError = UffdOnError.Kill, AllowUser = [OtherUser], SourceTimeout = TimeSpan.FromMilliseconds(50),
         });
         Assert.All(Threads(handler.WorkerProcessId), static thread => Assert.Equal("0000000000000020", thread["CapEff"]));
         Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);

@@ -75,7 +75,7 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         // One that waits for the end, and one that has taken marks and has not confirmed them.
         var waiting = Task.Run(() => handler.Wait(TimeSpan.FromSeconds(60)));
         using var taker = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!;
-        taker.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out var number)!.Dispose();
+        taker.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out var told)!.Dispose();
 
         handler.Upgrade(TimeSpan.FromSeconds(60));
 
@@ -84,7 +84,7 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal((port, 2), (handler.MetricsPort, handler.WorkerCount));
         using (var http = new HttpClient())
             Assert.Contains("guestmemory", http.GetStringAsync(new Uri($"http://127.0.0.1:{port}/metrics"), CancellationToken.None).GetAwaiter().GetResult(), StringComparison.Ordinal);
-        _ = taker.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = number }, CancellationToken.None);
+        _ = taker.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = told.Number }, CancellationToken.None);
         Assert.Equal(0, handler.GetDirtyBitmaps(clear: true)[0].DirtyCount);
         memory.Write(new GuestAddress(3 * 4096), [1]);
         Assert.Equal(1, handler.GetDirtyBitmaps()[0].DirtyCount);
