@@ -99,27 +99,6 @@ restart() {
     done
 }
 
-# With pages that come when they are touched, and not before.
-start_on_demand() {
-    local drop_in=/run/systemd/system/$unit.service.d
-    mkdir -p "$drop_in"
-    sed -n 's/^ExecStart=\(.*\)/[Service]\nExecStart=\nExecStart=\1 --strategy OnDemand/p' /etc/systemd/system/uffd@.service >"$drop_in/on-demand.conf"
-    systemctl daemon-reload
-    start
-}
-
-# Nothing will serve the VM any more: the VMM gets SIGBUS at its next page.
-stop_for_good() {
-    local client status=0
-    /opt/check/uffd-client "$socket" "$(( $(stat -c %s "$image") >> 20 ))" --image "$image" --pause 2000 >/tmp/client 2>&1 &
-    client=$!
-    until_true has_vm || return
-    systemctl stop "$unit" || return
-    until_true has_ended "$client" || return
-    wait "$client" || status=$?
-    (( status == 128 + 7 )) || { echo "the VMM ended with $status: $(cat /tmp/client)"; return 1; }
-}
-
 stop() { systemctl stop "$unit" && ! is_listened_at; }
 
 useradd --system uffd
@@ -132,6 +111,4 @@ test_that 'hands the VMs to the new program when it is reloaded' while_touched r
 test_that 'keeps the VMs when it is restarted' while_touched restart 3
 test_that 'goes on after all that when its main process is killed' while_touched signal_main KILL 1
 test_that 'stops' stop
-test_that 'starts again' start_on_demand
-test_that 'leaves no VM waiting when it is stopped for good' stop_for_good
 echo 'check: done'
