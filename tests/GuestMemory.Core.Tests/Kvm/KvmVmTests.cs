@@ -114,7 +114,7 @@ public sealed class KvmVmTests : IDisposable
         {
             using var guest = new TestGuest();
             guest.Load(TestGuest.LoopForEver);
-            using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(60));
+            using var limit = new CancellationTokenSource(Host.Patience);
             var run = Task.Factory.StartNew(() => Record.Exception(() => guest.Vcpu.Run(limit.Token)), limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
             var dispose = Task.Factory.StartNew(guest.Vm.Dispose, limit.Token, TaskCreationOptions.LongRunning, TaskScheduler.Default);
             while (Record.Exception(() => guest.Ram.GetMmapRegion().Release(force: false)) is { } refused) Assert.Equal(GuestMemoryError.RegionInUse, Assert.IsType<GuestMemoryException>(refused).Error);

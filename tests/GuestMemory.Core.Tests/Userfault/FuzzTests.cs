@@ -93,7 +93,7 @@ public sealed class FuzzTests : IDisposable
         var failures = new Exception?[2];
         var threads = Enumerable.Range(0, 2).Select(half => new Thread(() => failures[half] = Record.Exception(() => Live(memory, region, history.Steps[half], half)))).ToArray();
         foreach (var thread in threads) thread.Start();
-        _hangs = !Array.TrueForAll(threads, static thread => thread.Join(TimeSpan.FromSeconds(60)));
+        _hangs = !Array.TrueForAll(threads, static thread => thread.Join(Host.Patience));
         Assert.False(_hangs, $"hangs with {history.Strategy}: {handler.Error}");
         Assert.True(failures[0] is null && failures[1] is null, $"{history.Strategy}: {failures[0] ?? failures[1]}; handler: {handler.Error}");
         Assert.Null(handler.Error);

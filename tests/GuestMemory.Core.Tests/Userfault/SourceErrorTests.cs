@@ -61,7 +61,7 @@ public sealed class SourceErrorTests : IDisposable
 
         Assert.False(waiting.IsCompleted);
         source.Heal();
-        Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)));
+        Assert.True(waiting.Wait(Host.Patience));
         Assert.Null(handler.Error);
         Assert.Equal((UffdHandlerState.Serving, 0L), (handler.State, handler.GetFigures().PoisonedCount));
     }

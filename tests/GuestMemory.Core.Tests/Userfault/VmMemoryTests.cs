@@ -251,7 +251,7 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
             Volatile.Write(ref over, true);
         }
 
-        Assert.True(writing.Wait(TimeSpan.FromSeconds(60)), $"{compared} of {tries} pages");
+        Assert.True(writing.Wait(Host.Patience), $"{compared} of {tries} pages");
     }
 
     private static byte[] Numbered(int number)

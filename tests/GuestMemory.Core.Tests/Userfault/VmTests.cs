@@ -120,7 +120,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         var stopping = Task.Run(() => handler.GetVms()[0].Stop());
         Host.Until(() => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId))).Contains("is stopped as ordered (Poison)", StringComparison.Ordinal));
         Signal(worker, 9);
-        Assert.True(stopping.Wait(TimeSpan.FromSeconds(30)));
+        Assert.True(stopping.Wait(Host.Patience));
         Assert.Equal([2], handler.GetVms().Select(static vm => vm.Id));
         Refuses(GuestMemoryError.PageNotAccessible, () => Read(first, 20, new byte[8]));
         TestFolder.AssertPages(second, 0, Pages);
@@ -160,7 +160,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         Refuses(GuestMemoryError.ValueNotSupported, () => vm.Stop(UffdOnError.Stop));
         vm.SetOnError(UffdOnError.Kill);
         handler.GetVms().Single(vm => vm.ProcessId == vmm.Id).Stop();
-        Assert.True(vmm.WaitForExit(TimeSpan.FromSeconds(30)));
+        Assert.True(vmm.WaitForExit(Host.Patience));
         Assert.Equal(128 + 9, vmm.ExitCode);
         Assert.Equal((1, null), (Assert.Single(handler.GetVms()).Id, handler.Error));
     }
@@ -188,7 +188,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         Refuses(GuestMemoryError.PageNotAccessible, () => Read(first, 40, new byte[8]));
         Assert.Equal(2, handler.ConnectionCount);
         Refuses(GuestMemoryError.HandlerGone, () => Read(second, 40, new byte[8]));
-        Assert.True(handler.Wait(TimeSpan.FromSeconds(30)));
+        Assert.True(handler.Wait(Host.Patience));
         Assert.Equal(UffdHandlerState.Failed, handler.State);
     }
 
@@ -279,7 +279,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
 
     private static void Read(GuestMemoryMmap memory, int page, byte[] bytes)
     {
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(30));
+        using var limit = new CancellationTokenSource(Host.Patience);
         memory.ReadExact(new GuestAddress((ulong)page * 4096), bytes.AsMemory(), limit.Token);
     }
 

@@ -52,7 +52,7 @@ internal sealed unsafe partial class WriterStorm : IDisposable
     public void Stop()
     {
         _over = true;
-        foreach (var thread in _threads) Assert.True(thread.Join(TimeSpan.FromSeconds(60)), "a writer hangs");
+        foreach (var thread in _threads) Assert.True(thread.Join(Host.Patience), "a writer hangs");
         Assert.All(_failures, Assert.Null);
     }
 
@@ -68,7 +68,7 @@ internal sealed unsafe partial class WriterStorm : IDisposable
     public void Dispose()
     {
         _over = true;
-        foreach (var thread in _threads) thread.Join(TimeSpan.FromSeconds(60));
+        foreach (var thread in _threads) thread.Join(Host.Patience);
     }
 
     private void Read(ulong offset, Span<byte> to)

@@ -273,21 +273,4 @@ internal sealed unsafe partial class UffdVm
             }
         }
     }
-
-    /// <summary>Poisons every page that has not come, so that no thread of the VM waits for one. As far as the kernel lets it.</summary>
-    private void PoisonMissing()
-    {
-        foreach (var region in _byPage)
-        {
-            var end = region.FirstPage + region.PageCount;
-            for (var page = _state.Filled.Next(region.FirstPage, end, set: false); page < end; page = _state.Filled.Next(page, end, set: false))
-            {
-                var length = (_state.Filled.Next(page, end, set: true) - page) * HostPage.Size;
-                var error = Userfaultfd.TryPoison(_uffd, region.AddressOf(page), length, out var done);
-                if (error is not (0 or Errno.EEXIST) && done <= 0) return;
-                // What is there is passed over.
-                page += (ulong)Math.Max(done, (long)HostPage.Size) / HostPage.Size;
-            }
-        }
-    }
 }

@@ -170,8 +170,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
         var action = OnError;
         if (action != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
         {
-            if (action != UffdOnError.Stop) PoisonMissing();
-            Fail(what);
+            if (action == UffdOnError.Stop || TryLetGo() || !TryKill(ref what, "since this kernel cannot poison its missing pages (Linux 6.6 and later can)")) Fail(what);
         }
 
         Verdict = action;

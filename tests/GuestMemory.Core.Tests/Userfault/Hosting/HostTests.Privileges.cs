@@ -71,7 +71,7 @@ public sealed partial class HostTests
         // As any user it may have page faults of the kernel served only with this right.
         string[] command = [$"--reuid={OtherUser}", "--clear-groups", "--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace", client, handler.SocketPath, "1", "--order", "seq"];
         using var process = Process.Start(new ProcessStartInfo("setpriv", command) { UseShellExecute = false })!;
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(30)));
+        Assert.True(process.WaitForExit(Host.Patience));
         Assert.Equal(128 + Pidfd.SIGKILL, process.ExitCode);
         // A spare worker that is started now says something else of the image.
         Host.Until(() => LogOf(handler).Contains("The VMM is killed, as OnError says.", StringComparison.Ordinal));

@@ -47,7 +47,7 @@ public sealed partial class HostTests
         var worker = handler.WorkerProcessId;
         Assert.True(Signal(worker, 19));
         var touching = Task.Run(() => TestFolder.AssertPages(memory, 4 * 4096, 4, 12));
-        Assert.True(touching.Wait(TimeSpan.FromSeconds(60)), $"{handler.State}: {handler.Error}");
+        Assert.True(touching.Wait(Host.Patience), $"{handler.State}: {handler.Error}");
         Host.Until(() => handler.WorkerCount == 2);
         Assert.NotEqual(worker, handler.WorkerProcessId);
         Assert.False(IsAlive(worker));

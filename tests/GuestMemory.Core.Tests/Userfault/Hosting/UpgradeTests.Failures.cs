@@ -179,7 +179,7 @@ public sealed partial class UpgradeTests
         var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Contains("in the foreground", Refused(handler, UffdHostProcess.CommandLine()).Message, StringComparison.Ordinal);
         handler.Stop();
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(20)));
+        Assert.True(process.WaitForExit(Host.Patience));
     }
 
     private static bool IsStopped(int process) => File.Exists($"/proc/{process}/stat") && File.ReadAllText($"/proc/{process}/stat").Contains(") T ", StringComparison.Ordinal);

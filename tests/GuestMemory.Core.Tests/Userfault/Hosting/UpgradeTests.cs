@@ -73,7 +73,7 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         Host.Until(() => handler.FaultCount == 25);
         var (port, longest, before) = (handler.MetricsPort, handler.LatencyMax, handler.ProcessId);
         // One that waits for the end, and one that has taken marks and has not confirmed them.
-        var waiting = Task.Run(() => handler.Wait(TimeSpan.FromSeconds(60)));
+        var waiting = Task.Run(() => handler.Wait(Host.Patience));
         using var taker = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!;
         taker.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out var told)!.Dispose();
 
@@ -90,7 +90,7 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal(1, handler.GetDirtyBitmaps()[0].DirtyCount);
         Assert.False(waiting.IsCompleted);
         handler.Stop();
-        Assert.True(waiting.Wait(TimeSpan.FromSeconds(30)));
+        Assert.True(waiting.Wait(Host.Patience));
         Assert.True(waiting.Result);
         Assert.Equal(UffdHandlerState.Stopped, handler.State);
     }

@@ -176,7 +176,7 @@ public sealed class WorkerFilterTests : IDisposable
         input.Write(BitConverter.GetBytes(filter.Length));
         input.Write(filter);
         input.Flush();
-        Assert.True(process.WaitForExit(TimeSpan.FromSeconds(30)));
+        Assert.True(process.WaitForExit(Host.Patience));
         return process.ExitCode;
     }
 }
