@@ -110,7 +110,7 @@ internal sealed record VmList
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
     Converters =
     [
-        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>), typeof(ListConverter<VmError>),
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>), typeof(ListConverter<HandedOverVm>),
     ])]
 [JsonSerializable(typeof(string[]))]
 [JsonSerializable(typeof(GuestRegionUffdMapping[]))]
@@ -118,6 +118,6 @@ internal sealed record VmList
 [JsonSerializable(typeof(VmList))]
 [JsonSerializable(typeof(ImageIdentity[]))]
 [JsonSerializable(typeof(ImageRecord))]
-[JsonSerializable(typeof(VmError[]))]
+[JsonSerializable(typeof(HandedOverVm[]))]
 [JsonSerializable(typeof(HandedOver))]
 internal sealed partial class HostJson : JsonSerializerContext;

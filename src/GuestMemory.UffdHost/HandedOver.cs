@@ -24,14 +24,6 @@ internal sealed record HandedOver
     /// <summary>What went wrong last.</summary>
     public string? Error { get; init; }
 
-    /// <summary>The same of each VM of which something did.</summary>
-    public IReadOnlyList<VmError> VmErrors { get; init; } = [];
-}
-
-/// <summary>What went wrong last with a VM.</summary>
-internal sealed record VmError
-{
-    public int Vm { get; init; }
-
-    public string Error { get; init; } = "";
+    /// <summary>What no descriptor of a VM says.</summary>
+    public IReadOnlyList<HandedOverVm> Vms { get; init; } = [];
 }

@@ -115,7 +115,7 @@ internal sealed partial class Supervisor
         Workers = _workers,
         Taken = _taken,
         Error = _error,
-        VmErrors = [.. _vms.Where(static vm => vm.Error is not null).Select(static vm => new VmError { Vm = vm.Id, Error = vm.Error! })],
+        Vms = [.. _vms.Select(static vm => new HandedOverVm { Vm = vm.Id, Error = vm.Error, Order = vm.Order, TakenBy = vm.TakenBy })],
     };
 
     /// <summary>This process goes on.</summary>
@@ -152,6 +152,12 @@ internal sealed partial class Supervisor
         // What can fail comes before there is no way back.
         _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
         if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, MetricsText);
+        foreach (var told in record.Vms)
+        {
+            if (_vms.Find(told.Vm) is not { } vm) continue;
+            (vm.Error, vm.Order, vm.TakenBy) = (told.Error, told.Order, told.TakenBy);
+        }
+
         predecessor.AwaitTurn();
         using (var figures = predecessor.TakeFigures()) _vms.Continue(record.Total, record.LastVm, figures);
         OfferAll();
@@ -160,11 +166,6 @@ internal sealed partial class Supervisor
         _workers += record.Workers;
         _taken = record.Taken;
         _error = record.Error;
-        foreach (var (vm, error) in record.VmErrors.Select(item => (_vms.Find(item.Vm), item.Error)))
-        {
-            if (vm is not null) vm.Error ??= error;
-        }
-
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
         _reception.Resume();

@@ -12,8 +12,9 @@ internal sealed class RemoteUffdHandler : UffdHandler
     // The old program itself says that the time is over, and needs some for what it has begun.
     private static readonly TimeSpan UpgradeMargin = TimeSpan.FromSeconds(30);
 
-    // The properties of one row of a table are of one moment.
-    private static readonly TimeSpan Fresh = TimeSpan.FromMilliseconds(20);
+    /// <summary>How old figures may be: the properties of one row of a table are of one moment. Tests ask anew each time.</summary>
+    internal static TimeSpan Fresh { get; set; } = TimeSpan.FromMilliseconds(20);
+
     private static readonly ConcurrentDictionary<string, RemoteUffdHandler> s_known = new(StringComparer.Ordinal);
 
     private readonly UffdControlClient _client;
