@@ -11,9 +11,10 @@ set -euo pipefail
 
 kind=$1 base=$2 overlay=$3 limit=$4
 
-# TARGET FOLDER: the folder as an archive that the kernel unpacks. Uncompressed, it boots faster.
+# TARGET FOLDER: what is in the folder as an archive that the kernel unpacks. Uncompressed, it boots faster. The folder's own mode is not the
+# machine's root's: that one others must be able to enter.
 archive() {
-    (cd -- "$2" && find . -print0 | cpio --quiet --null --create --format=newc --owner=0:0) >"$1.new"
+    (cd -- "$2" && find . -mindepth 1 -print0 | cpio --quiet --null --create --format=newc --owner=0:0) >"$1.new"
     mv -- "$1.new" "$1"
 }
 
