@@ -1,10 +1,11 @@
 /*
- * uffd-client SOCKET MIB [--order random|seq|strided] [--threads N] [--seed N] [--touches N] [--image FILE] [--pause US] [--huge] [--stay] [--close]
+ * uffd-client SOCKET MIB [--order random|seq|strided] [--threads N] [--seed N] [--touches N] [--image FILE] [--pause US] [--while FILE] [--huge] [--stay] [--close]
  *
  * A VMM reduced to its page faults: maps MIB of memory, registers it with a userfaultfd, hands that over to the handler at
  * SOCKET as Firecracker does, touches every page once and prints what the touches took, as one line of JSON. The same client
  * measures every handler. A touch that took 2 us or longer counts as a fault: one of a page that is there takes a tenth of that.
- * With --image every page is compared with the file. With --pause it sleeps so many microseconds after each touch. With --stay it waits to be killed afterwards.
+ * With --image every page is compared with the file. With --pause it sleeps so many microseconds after each touch,
+ * with --while only as long as a file is there. With --stay it waits to be killed afterwards.
  * With --close it closes its socket right after the hand-over, as Firecracker did until March 2025 (PR #5122).
  */
 #define _GNU_SOURCE
@@ -67,6 +68,7 @@ static uint32_t *sequence;
 static uint64_t *latency;
 static int fd = -1;
 static useconds_t pause_us;
+static const char *pause_while;
 
 /* Every thread touches every n-th page of the sequence. */
 static void *touch(void *argument)
@@ -79,7 +81,7 @@ static void *touch(void *argument)
         uint64_t before = now();
         (void)*(volatile char *)at;
         latency[i] = now() - before;
-        if (pause_us) usleep(pause_us);
+        if (pause_us && (!pause_while || !access(pause_while, F_OK))) usleep(pause_us);
         if (fd < 0) continue;
         if (pread(fd, expected, page, (off_t)(at - memory)) != (ssize_t)page) die("pread");
         bad += memcmp(expected, at, page) != 0;
@@ -102,6 +104,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--touches") && i + 1 < argc) touches = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--image") && i + 1 < argc) image = argv[++i];
         else if (!strcmp(argv[i], "--pause") && i + 1 < argc) pause_us = (useconds_t)strtoul(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--while") && i + 1 < argc) pause_while = argv[++i];
         else if (!strcmp(argv[i], "--huge")) page = 2097152;
         else if (!strcmp(argv[i], "--stay")) stay = 1;
         else if (!strcmp(argv[i], "--close")) closes = 1;

@@ -37,10 +37,11 @@ test_that() {
     fi
 }
 
-# COMMAND is run while a VMM touches page after page, each once in 2 ms; it has to end with every byte right.
+# COMMAND is run while a VMM touches page after page, one in 20 ms, and the rest when it is done; the VMM has to end with every byte right.
 while_touched() {
     local client status=0
-    /opt/check/uffd-client "$socket" "$(( $(stat -c %s "$image") >> 20 ))" --image "$image" --pause 2000 >/tmp/client 2>&1 &
+    touch /tmp/slow
+    /opt/check/uffd-client "$socket" "$(( $(stat -c %s "$image") >> 20 ))" --image "$image" --pause 20000 --while /tmp/slow >/tmp/client 2>&1 &
     client=$!
     # It is in before anything happens.
     until_true has_vm || return
@@ -49,6 +50,7 @@ while_touched() {
         echo "the VMM had ended before: $(cat /tmp/client)"
         return 1
     fi
+    rm /tmp/slow
     wait "$client" || { echo "the VMM: $(cat /tmp/client)"; return 1; }
     grep -o '"max_us":[0-9.]*' /tmp/client | sed "s/^/check: longest touch of '$*': /" >/dev/console
     return "$status"
