@@ -38,6 +38,8 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         var vm = Assert.Single(handler.GetVms());
         Assert.True(vm.CanReadMemory);
         var memory = vm.OpenMemory();
+        // 16 pages, another, and one that was given back.
+        Host.Until(() => handler.FaultCount == 18);
         var before = handler.GetFigures();
         var region = Assert.Single(memory.Regions);
         Assert.Equal((0UL, Pages * 4096UL, MemoryProtection.Read, "h-1"), (region.GuestAddress, region.Size, region.Protection, region.Name));
