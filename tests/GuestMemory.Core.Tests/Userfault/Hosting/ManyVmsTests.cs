@@ -129,9 +129,11 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
             Assert.Equal(0, UnixSocket.TryConnect(socket, UffdRuntimeFolder.SocketOf(runtime.Folder.Path, supervisor)));
             using var process = Process.GetProcessById(supervisor);
             var before = process.TotalProcessorTime;
+            var clock = Stopwatch.StartNew();
             Thread.Sleep(1000);
             process.Refresh();
-            Assert.InRange((process.TotalProcessorTime - before).TotalMilliseconds, 0, 300);
+            // What spins takes all of a processor.
+            Assert.InRange((process.TotalProcessorTime - before) / clock.Elapsed, 0, 0.7);
         }
 
         using (var descriptor = Pidfd.TryOpen(worker, out _)!) Assert.Equal(0, Pidfd.TryKill(descriptor));
