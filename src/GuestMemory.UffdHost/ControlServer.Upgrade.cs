@@ -4,14 +4,14 @@ using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
-/// <content>The control socket and whoever is connected to it, on their way to another supervisor.</content>
+/// <content>Hands the control socket and its clients to another supervisor.</content>
 internal sealed partial class ControlServer
 {
     private const string SocketPart = "control";
     private const string ClientPart = "client";
     private const string AskerPart = "asker";
 
-    // Who has asked for the upgrade.
+    // The client that asked for the upgrade.
     private Client? _asker;
 
     /// <summary>Whether a name is one of <see cref="Parts"/>.</summary>
@@ -40,18 +40,18 @@ internal sealed partial class ControlServer
         return server;
     }
 
-    /// <summary>The listening socket, and the connections of all with whom nothing is open.</summary>
+    /// <summary>The listening socket, and the connections of all clients that wait for no answer.</summary>
     public IEnumerable<(string Name, SafeDescriptor Descriptor)> Parts() =>
         _clients.Where(static client => client.IsIdle).Select(client => (client == _asker ? AskerPart : ClientPart, client.Socket)).Prepend((SocketPart, _socket));
 
-    /// <summary>Tells those who are not among <see cref="Parts"/> that they must connect again.</summary>
+    /// <summary>Tells the clients that are not among <see cref="Parts"/> to connect again.</summary>
     public void DismissOthers()
     {
         foreach (var client in _clients.Where(static client => !client.IsIdle).ToArray())
             SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "Another process has the handler now; it must be asked again."));
     }
 
-    /// <summary>Answers who has asked for the upgrade.</summary>
+    /// <summary>Answers the client that asked for the upgrade.</summary>
     public void AnswerUpgrade(GuestMemoryException? failure)
     {
         if (_asker is { Socket.IsClosed: false } asker)

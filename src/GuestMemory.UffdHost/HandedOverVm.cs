@@ -7,12 +7,12 @@ internal sealed record HandedOverVm
 {
     public int Vm { get; init; }
 
-    /// <summary>See <see cref="KeptVm.Error"/>.</summary>
+    /// <summary>See <see cref="VmRecord.Error"/>.</summary>
     public string? Error { get; init; }
 
-    /// <summary>See <see cref="KeptVm.Order"/>.</summary>
+    /// <summary>See <see cref="VmRecord.Order"/>.</summary>
     public UffdOnError? Order { get; init; }
 
-    /// <summary>See <see cref="KeptVm.TakenBy"/>.</summary>
+    /// <summary>See <see cref="VmRecord.TakenBy"/>.</summary>
     public int TakenBy { get; init; }
 }

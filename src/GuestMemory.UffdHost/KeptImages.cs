@@ -47,7 +47,7 @@ internal sealed class KeptImages : IDisposable
         _ = systemd.Descriptors.RemoveAll(static item => IsName(item.Name));
         try
         {
-            if ((isSuccessor || systemd.Descriptors.Exists(static item => KeptVms.Parse(item.Name) is not null)) && kept.Find(static item => item.Name == RecordName) is { Descriptor: { } record })
+            if ((isSuccessor || systemd.Descriptors.Exists(static item => VmRecords.Parse(item.Name) is not null)) && kept.Find(static item => item.Name == RecordName) is { Descriptor: { } record })
                 return Restore(options, Read(record), kept);
             return new KeptImages(ImageFile.OpenAll(options.MemoryPath, options.LayerPaths), null);
         }

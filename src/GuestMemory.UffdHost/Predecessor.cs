@@ -54,7 +54,7 @@ internal sealed class Predecessor : IWatched, IDisposable
 
     /// <summary>Gives a successor what was counted, when no worker counts any more.</summary>
     /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
-    public static void GiveFigures(Successor successor, KeptVms vms)
+    public static void GiveFigures(Successor successor, VmRecords vms)
     {
         using var ended = vms.EndedFigures();
         successor.Give(EndedName, ended);

@@ -12,9 +12,9 @@ internal sealed class RehearsedHandler : IDisposable
 {
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly Epoll _epoll = new();
-    private readonly KeptVms _vms = new(new Systemd());
+    private readonly VmRecords _vms = new(new Systemd());
     private readonly Channel _channel;
-    private readonly Reception _reception;
+    private readonly HandoverListener _handovers;
     private readonly Thread _supervisor;
     private readonly Thread _worker;
     private volatile bool _stopping;
@@ -25,7 +25,7 @@ internal sealed class RehearsedHandler : IDisposable
         _channel = new Channel(near);
         _epoll.Add(_wake, _wake);
         _epoll.Add(near, _channel);
-        _reception = Reception.Open(options, new Systemd(), _epoll, _vms, hasImages: false, () => source.Length, Offer, static _ => { });
+        _handovers = HandoverListener.Open(options, new Systemd(), _epoll, _vms, hasImages: false, () => source.Length, Offer, static _ => { });
         _supervisor = new Thread(Supervise) { IsBackground = true, Name = "uffd-rehearsal" };
         _worker = new Thread(() => Work(new Channel(far), options, policy, source)) { IsBackground = true, Name = "uffd-rehearsal" };
         _supervisor.Start();
@@ -68,11 +68,11 @@ internal sealed class RehearsedHandler : IDisposable
         {
             while (!_stopping)
             {
-                var ready = _epoll.Wait(_reception.Timeout());
+                var ready = _epoll.Wait(_handovers.Timeout());
                 for (var i = 0; i < ready; i++)
                 {
                     if (_epoll.Owner(i) is IWatched watched) watched.Ready();
-                    else if (_epoll.Owner(i) is Channel channel) Hear(channel, descriptors);
+                    else if (_epoll.Owner(i) is Channel channel) Receive(channel, descriptors);
                 }
             }
         }
@@ -83,20 +83,20 @@ internal sealed class RehearsedHandler : IDisposable
         finally
         {
             // Who waits for a page waits no longer.
-            _reception.Dispose();
+            _handovers.Dispose();
             _vms.Dispose();
         }
     }
 
-    private void Hear(Channel channel, List<SafeDescriptor> descriptors)
+    private void Receive(Channel channel, List<SafeDescriptor> descriptors)
     {
         while (channel.TryReceive(descriptors) is { } message)
         {
-            if (message.Type == ChannelMessageType.Gone && _vms.Find(message.Vm) is { } vm) _reception.Close(vm);
+            if (message.Type == ChannelMessageType.Gone && _vms.Find(message.Vm) is { } vm) _handovers.Close(vm);
         }
 
         if (channel.IsEnded) _epoll.Remove(channel.Socket);
     }
 
-    private void Offer(KeptVm vm) => _ = Supervisor.TryOffer(_channel, vm);
+    private void Offer(VmRecord vm) => _ = Supervisor.TryOffer(_channel, vm);
 }

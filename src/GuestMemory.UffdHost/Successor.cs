@@ -87,7 +87,7 @@ internal sealed class Successor : IDisposable
     /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
     public void Give(string name, SafeDescriptor descriptor) => Send(new ChannelMessage { Type = ChannelMessageType.Kept, Message = name }, descriptor);
 
-    public void Tell(ChannelMessageType type) => Send(new ChannelMessage { Type = type });
+    public void Send(ChannelMessageType type) => Send(new ChannelMessage { Type = type });
 
     /// <summary>Waits for an answer.</summary>
     /// <exception cref="GuestMemoryException">UpgradeFailed: it has ended, says that it cannot, or takes longer than the limit.</exception>

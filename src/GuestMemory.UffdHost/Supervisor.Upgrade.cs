@@ -7,11 +7,11 @@ namespace GuestMemory.UffdHost;
 /// <content>
 /// The handler on its way to another program, seen from both ends. The new supervisor gets the image, starts a worker, and gets the VMs; then the
 /// old one ends its worker, so that no two serve a VM, and the new one's takes over. Until that has said that it serves every VM the old
-/// supervisor can go on, with its spare worker; nobody is let in meanwhile.
+/// supervisor can go on, with its spare worker; no VMM is let in meanwhile.
 /// </content>
 internal sealed partial class Supervisor
 {
-    // How long each step may take while no worker, or nobody who answers, is there.
+    // How long each step may take: meanwhile no worker serves the VMs, or the successor does not answer.
     private static readonly TimeSpan SwitchLimit = TimeSpan.FromSeconds(10);
 
     private readonly Predecessor? _predecessor;
@@ -26,7 +26,7 @@ internal sealed partial class Supervisor
 
     private bool AppliesOnError => _isFinal && _systemd.IsThere && _failure is null && _options.OnError != UffdOnError.Stop;
 
-    /// <summary>Starts the program that is to take over; whoever asks for it is answered later.</summary>
+    /// <summary>Starts the program that is to take over; the client that asked is answered later.</summary>
     /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
     private void Upgrade(UffdControlRequest request)
     {
@@ -45,7 +45,7 @@ internal sealed partial class Supervisor
     private Successor StartSuccessor(UffdControlRequest request)
     {
         if (_successor is not null) throw Successor.Failed("another one is about to.");
-        // Whoever has started a program in the foreground waits for its end.
+        // The caller of a program in the foreground waits for its end.
         if (!_isDetached && !_systemd.IsThere) throw Successor.Failed("this process runs in the foreground, without a service manager that could be told of the other.");
         if (request.Program is not [var program, ..] || !Path.IsPathRooted(program) || !File.Exists(program)) throw Successor.Failed($"there is no file {request.Program?.FirstOrDefault()}");
         if (request.Timeout <= 0) throw Successor.Failed("the time for it is over before it begins.");
@@ -55,7 +55,7 @@ internal sealed partial class Supervisor
         {
             _images!.Give(successor);
             if (_recorder is not null) successor.Give(Predecessor.TouchesName, _recorder.List);
-            successor.Tell(ChannelMessageType.TakeOver);
+            successor.Send(ChannelMessageType.TakeOver);
             return successor;
         }
         catch
@@ -73,8 +73,8 @@ internal sealed partial class Supervisor
             successor.Look();
             if (!successor.IsReady) return;
             // VMMs wait in the queue of the socket, and the hand-overs that are under way come to their end.
-            _reception!.Suspend();
-            if (_reception.IsQuiet) SwitchTo(successor);
+            _handovers!.Suspend();
+            if (_handovers.IsQuiet) SwitchTo(successor);
         }
         catch (GuestMemoryException exception)
         {
@@ -85,15 +85,15 @@ internal sealed partial class Supervisor
     private void SwitchTo(Successor successor)
     {
         var limit = successor.Limit < SwitchLimit ? successor.Limit : SwitchLimit;
-        var listener = _reception!.Listener;
-        successor.Give(listener.IsOurs ? Reception.StoredListener : Reception.ForeignListener, listener.Socket);
+        var listener = _handovers!.Listener;
+        successor.Give(listener.IsOurs ? HandoverListener.StoredListener : HandoverListener.ForeignListener, listener.Socket);
         foreach (var (name, descriptor) in _vms.Parts()) successor.Give(name, descriptor);
         using (var metrics = _metrics?.Duplicate()) Predecessor.Give(successor, Record(), _control!, _worker?.End, metrics);
-        successor.Tell(ChannelMessageType.TakeOver);
+        successor.Send(ChannelMessageType.TakeOver);
         successor.Await(ChannelMessageType.Prepared, limit);
         EndWorker(limit);
         Predecessor.GiveFigures(successor, _vms);
-        successor.Tell(ChannelMessageType.Serve);
+        successor.Send(ChannelMessageType.Serve);
         successor.Await(ChannelMessageType.Serving, limit);
         IsHandedOver = true;
     }
@@ -124,7 +124,7 @@ internal sealed partial class Supervisor
         // Before anything of the VMs: it may have given them to a worker.
         _successor!.End();
         _successor = null;
-        _reception!.Resume();
+        _handovers!.Resume();
         Fail(exception.Message);
         _control!.AnswerUpgrade(exception.Error == GuestMemoryError.UpgradeFailed ? exception : Successor.Failed(exception.Message, exception));
     }
@@ -147,7 +147,7 @@ internal sealed partial class Supervisor
     private void TakeOver(Predecessor predecessor, string controlPath, ControlServer.Actions actions)
     {
         _isTakingOver = true;
-        _reception!.Suspend();
+        _handovers!.Suspend();
         var record = predecessor.Record;
         // What can fail comes before there is no way back.
         _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
@@ -168,7 +168,7 @@ internal sealed partial class Supervisor
         _error = record.Error;
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
-        _reception.Resume();
+        _handovers.Resume();
         Log.Write($"took {_vms.Count} VMs over");
     }
 
@@ -181,7 +181,7 @@ internal sealed partial class Supervisor
             if (_worker is null || Pidfd.HasEnded(_worker.End)) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "its worker ended when it was given the VMs; the log may say why.");
             Span<PollFd> entry = [new PollFd { fd = _worker.Channel.Socket.Number, events = Poll.POLLIN }];
             _ = Poll.Wait(entry, TellPause);
-            Hear(_worker.Channel);
+            Receive(_worker.Channel);
             if (_failure is not null) throw _failure;
             OfferMore();
         }

@@ -7,7 +7,7 @@ namespace GuestMemory.UffdHost;
 /// <content>What an operator asks of one VM.</content>
 internal sealed partial class Supervisor
 {
-    private KeptVm Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, _reception!.Path);
+    private VmRecord Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, _handovers!.Path);
 
     private (UffdControlReply Reply, SafeDescriptor? File) OfVm(UffdControlRequest request)
     {
@@ -25,13 +25,13 @@ internal sealed partial class Supervisor
         }
     }
 
-    /// <summary>What the memory of a VM is read by: whoever may use the control socket may read it, and not write it.</summary>
-    private (UffdControlReply Reply, SafeDescriptor? File) Part(KeptVm vm, UffdControlRequest request)
+    /// <summary>A part by which the memory of a VM is read. A client of the control socket may read it, and not write it.</summary>
+    private (UffdControlReply Reply, SafeDescriptor? File) Part(VmRecord vm, UffdControlRequest request)
     {
         switch (request.WhichPart)
         {
             case UffdControlRequest.Memory:
-                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.MemoryFile ?? throw UffdServedVm.NotShared(vm.List.Name ?? "", _reception!.Path)));
+                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.MemoryFile ?? throw UffdServedVm.NotShared(vm.List.Name ?? "", _handovers!.Path)));
             case UffdControlRequest.State:
                 return (new UffdControlReply(), Memfd.OpenReadOnly(vm.StateFile));
             case UffdControlRequest.Mappings:
@@ -44,12 +44,12 @@ internal sealed partial class Supervisor
         }
     }
 
-    private void SetVm(KeptVm vm, UffdControlRequest request)
+    private void SetVm(VmRecord vm, UffdControlRequest request)
     {
         if (request.Name is { } name)
         {
             UffdVmName.Check(name);
-            if (_vms.Names(except: vm).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, _reception!.Path);
+            if (_vms.Names(except: vm).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, _handovers!.Path);
             vm.Set(vm.List with { Name = name });
         }
 
@@ -58,7 +58,7 @@ internal sealed partial class Supervisor
         SendOrder(vm, ChannelMessageType.SetVm, onError);
     }
 
-    private void StopVm(KeptVm vm, UffdControlRequest request)
+    private void StopVm(VmRecord vm, UffdControlRequest request)
     {
         if (request.OnError is not { } action || action == UffdOnError.Stop)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A VM is stopped by killing it (Kill), or by poisoning what has not come of it (Poison).");
@@ -68,7 +68,7 @@ internal sealed partial class Supervisor
     }
 
     /// <summary>Tells the worker that has the VM; another one is told when it is given the VM.</summary>
-    private void SendOrder(KeptVm vm, ChannelMessageType type, UffdOnError action)
+    private void SendOrder(VmRecord vm, ChannelMessageType type, UffdOnError action)
     {
         if (vm.IsOffered && _worker is { } worker && !worker.Channel.TrySend(new ChannelMessage { Type = type, Vm = vm.Id, OnError = action })) worker.Kill();
     }

@@ -73,7 +73,7 @@ internal sealed partial class Supervisor
         OfferMore();
     }
 
-    private void Hear(Channel channel)
+    private void Receive(Channel channel)
     {
         if (WorkerOf(channel) is not { } worker) return;
         try
@@ -109,14 +109,14 @@ internal sealed partial class Supervisor
                 _failedStarts = 0;
                 _imageLength = message.ImageLength;
                 KeepRecord();
-                if (worker == _worker && _reception is not null) OfferMore();
+                if (worker == _worker && _handovers is not null) OfferMore();
                 Staff();
                 break;
             case ChannelMessageType.Failed:
                 var exception = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
                 // What stops the first one is told to whoever starts the handler, and so is an end that was asked for (OnError). Nothing
                 // else is a reason to leave the VMs: another worker may do better.
-                if (_reception is null || (error == GuestMemoryError.HandlerFailed && (_options.OnError == UffdOnError.Stop || _vms.Any(static vm => vm.List.OnError == UffdOnError.Stop)))) _failure = exception;
+                if (_handovers is null || (error == GuestMemoryError.HandlerFailed && (_options.OnError == UffdOnError.Stop || _vms.Any(static vm => vm.List.OnError == UffdOnError.Stop)))) _failure = exception;
                 else Fail(exception.Message);
                 break;
             case ChannelMessageType.Taken:
@@ -142,7 +142,7 @@ internal sealed partial class Supervisor
                     worker.Untaken--;
                 }
 
-                if (_vms.Find(message.Vm) is { } vm) _reception?.Close(vm);
+                if (_vms.Find(message.Vm) is { } vm) _handovers?.Close(vm);
                 _vms.Close(message.Vm);
                 SaveRecord();
                 OfferMore();
@@ -162,7 +162,7 @@ internal sealed partial class Supervisor
         worker.Kill();
     }
 
-    private void Offer(KeptVm vm)
+    private void Offer(VmRecord vm)
     {
         // More than a few at a time could fill the channel.
         if (_worker is not { IsReady: true, Untaken: < 16 } worker || vm.IsOffered) return;
@@ -180,7 +180,7 @@ internal sealed partial class Supervisor
     }
 
     /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
-    public static bool TryOffer(Channel channel, KeptVm vm) =>
+    public static bool TryOffer(Channel channel, VmRecord vm) =>
         channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed, Features = vm.Features }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
@@ -191,7 +191,7 @@ internal sealed partial class Supervisor
     private void Ended(WorkerProcess worker)
     {
         // What it said last is heard first.
-        Hear(worker.Channel);
+        Receive(worker.Channel);
         var how = Core.Interop.Pidfd.TryReap(worker.End);
         if (how is null) return;
         _epoll.Remove(worker.End);
@@ -220,7 +220,7 @@ internal sealed partial class Supervisor
     /// <summary>A worker has ended, or could not be started. The VMs are never given up for it.</summary>
     private void Retry(string what)
     {
-        if (_reception is null && _failedStarts > 0)
+        if (_handovers is null && _failedStarts > 0)
         {
             _failure = new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"No worker can be started: {what}. The log says more.");
             return;
@@ -261,7 +261,7 @@ internal sealed partial class Supervisor
     /// </summary>
     private void Staff()
     {
-        if (!_stopping && _reception is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
+        if (!_stopping && _handovers is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
     }
 
     private void EndWorkers()

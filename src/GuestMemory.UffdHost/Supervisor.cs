@@ -29,9 +29,9 @@ internal sealed partial class Supervisor : IDisposable
     private readonly Systemd _systemd;
     private readonly Epoll _epoll = new();
     private readonly SafeDescriptor _wake = EventFd.Create();
-    private readonly KeptVms _vms;
+    private readonly VmRecords _vms;
     private readonly List<SafeDescriptor> _unwanted = [];
-    private Reception? _reception;
+    private HandoverListener? _handovers;
     private ControlServer? _control;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
@@ -40,7 +40,7 @@ internal sealed partial class Supervisor : IDisposable
     private KeptImages? _images;
     private Privileges? _privileges;
     private int _abandoned;
-    private int _told = -1;
+    private int _notifiedCount = -1;
     private int _taken;
     private volatile bool _stopping;
 
@@ -57,7 +57,7 @@ internal sealed partial class Supervisor : IDisposable
         _systemd = systemd;
         _predecessor = predecessor;
         _isDetached = isDetached;
-        _vms = new KeptVms(systemd) { TakesAll = predecessor is not null };
+        _vms = new VmRecords(systemd) { TakesAll = predecessor is not null };
         _epoll.Add(_wake, _wake);
     }
 
@@ -81,7 +81,7 @@ internal sealed partial class Supervisor : IDisposable
         // Before any VM, which would be worth nothing without them.
         _images.Store(_systemd);
         _predecessor?.TakeVms();
-        _reception = Reception.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
+        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
         var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
@@ -110,7 +110,7 @@ internal sealed partial class Supervisor : IDisposable
         _privileges.DropForSupervisor();
         _systemd.Notify("READY=1");
         Staff();
-        Log.Write($"listening at {_reception.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
+        Log.Write($"listening at {_handovers.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
         _control.AnswerUpgrade(null);
     }
 
@@ -131,8 +131,8 @@ internal sealed partial class Supervisor : IDisposable
         _abandoned = _vms.Count;
         Log.Write(_failure is not null ? $"failed: {_failure.Message}"
             : $"stopped; {_abandoned} VMs were still served{(isKept ? ", and wait for the next start if the service manager keeps them" : "")}");
-        if (isKept) _reception?.Listener.KeepPath();
-        _reception?.Dispose();
+        if (isKept) _handovers?.Listener.KeepPath();
+        _handovers?.Dispose();
         if (_failure is null && !isKept)
         {
             _vms.Forget();
@@ -156,7 +156,7 @@ internal sealed partial class Supervisor : IDisposable
 
     public void Dispose()
     {
-        _reception?.Dispose();
+        _handovers?.Dispose();
         EndWorkers();
         _control?.Dispose();
         _metrics?.Dispose();
@@ -187,7 +187,7 @@ internal sealed partial class Supervisor : IDisposable
 
     private int Step(int timeout)
     {
-        Tell();
+        NotifyStatus();
         _systemd.Flush();
         var ready = _epoll.Wait(timeout);
         for (var i = 0; i < ready; i++)
@@ -198,7 +198,7 @@ internal sealed partial class Supervisor : IDisposable
                     watched.Ready();
                     break;
                 case Channel channel:
-                    Hear(channel);
+                    Receive(channel);
                     break;
                 case WorkerProcess worker:
                     Ended(worker);
@@ -212,22 +212,22 @@ internal sealed partial class Supervisor : IDisposable
         Watch();
         _systemd.KeepAlive();
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
-        if (_reception?.LookAtTheClock() is { } overdue) _failure ??= overdue;
+        if (_handovers?.HandleTimeouts() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
         ContinueUpgrade();
         return ready;
     }
 
-    private void Tell()
+    private void NotifyStatus()
     {
-        if (_told == _vms.Count || _reception is null) return;
-        _told = _vms.Count;
-        _systemd.Notify($"STATUS=Serving {_told} VMs at {_reception.Path}");
+        if (_notifiedCount == _vms.Count || _handovers is null) return;
+        _notifiedCount = _vms.Count;
+        _systemd.Notify($"STATUS=Serving {_notifiedCount} VMs at {_handovers.Path}");
     }
 
     private int Timeout()
     {
-        var timeout = _reception?.Timeout() ?? -1;
+        var timeout = _handovers?.Timeout() ?? -1;
         if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
         timeout = Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout);
@@ -246,8 +246,8 @@ internal sealed partial class Supervisor : IDisposable
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>
     private (SafeDescriptor File, int Number)? Dirty(int id, bool clear)
     {
-        if (!_options.TrackDirty) throw UffdHandler.NotTracking(_reception!.Path);
-        KeptVm[] vms = id == 0 ? [.. _vms] : [Find(id)];
+        if (!_options.TrackDirty) throw UffdHandler.NotTracking(_handovers!.Path);
+        VmRecord[] vms = id == 0 ? [.. _vms] : [Find(id)];
         if (clear)
         {
             // Also where it comes to nothing: what was taken meanwhile is in no earlier answer.
@@ -283,7 +283,7 @@ internal sealed partial class Supervisor : IDisposable
             ProcessId = Environment.ProcessId,
             WorkerProcessId = _worker?.ProcessId ?? 0,
             WorkerCount = _workers,
-            SocketPath = _reception?.Path ?? _options.SocketPath,
+            SocketPath = _handovers?.Path ?? _options.SocketPath,
             MemoryPath = _options.MemoryPath,
             Strategy = _options.Strategy,
             State = StateNow(),

@@ -168,7 +168,7 @@ internal sealed class Worker : IDisposable
         try
         {
             if (descriptors.Count != 5) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM was handed to the worker with {descriptors.Count} descriptors instead of 5.");
-            var list = KeptVm.ReadList(descriptors[4]);
+            var list = VmRecord.ReadList(descriptors[4]);
             UffdMappingList.Validate(list.Mappings, _source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
             var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy, message.Features);

@@ -144,7 +144,7 @@ public abstract class UffdHandler : IDisposable
     public abstract void Stop();
 
     /// <summary>
-    /// Hands every VM, and whoever is connected, to a new process that runs the program of this library's installation. The old process ends when
+    /// Hands every VM, and every client of the control socket, to a new process that runs the program of this library's installation. The old process ends when
     /// the new one has answered that it serves; where the new one cannot, the old one goes on, and no VM notices. The figures go on, <see cref="ProcessId"/> and <see cref="Id"/> change.
     /// </summary>
     /// <param name="timeout">How long the new program may take to start.</param>

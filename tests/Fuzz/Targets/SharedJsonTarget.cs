@@ -26,7 +26,7 @@ internal static class SharedJsonTarget
                     if (Check.TryParse(() => WrittenPages.FromFile(file), out var bitmaps, GuestMemoryError.ControlFailed)) CheckWritten(bitmaps);
                     break;
                 case (byte)'l':
-                    if (Check.TryParse(() => KeptVm.ReadList(file), out var list, GuestMemoryError.InvalidMapping)) CheckList(list);
+                    if (Check.TryParse(() => VmRecord.ReadList(file), out var list, GuestMemoryError.InvalidMapping)) CheckList(list);
                     break;
                 case (byte)'m':
                     if (Check.TryParse(() => UffdMappingList.FromFile(file), out var mappings, GuestMemoryError.ControlFailed)) CheckMappings(mappings);
@@ -75,7 +75,7 @@ internal static class SharedJsonTarget
     {
         MappingListTarget.CheckRegions(list.Mappings, ulong.MaxValue);
         using var file = JsonFile.Create("fuzz", list, HostJson.Default.VmList);
-        var again = KeptVm.ReadList(file);
+        var again = VmRecord.ReadList(file);
         Check.Same(JsonSerializer.Serialize(list, HostJson.Default.VmList), JsonSerializer.Serialize(again, HostJson.Default.VmList), "the list");
     }
 }

@@ -3,7 +3,7 @@ using System.Globalization;
 
 namespace GuestMemory.Core.Tests;
 
-/// <summary>Storms, crowds and deaths: whoever is not concerned notices nothing, and nothing is left.</summary>
+/// <summary>Storms, crowds and deaths: other VMs are served as before, and nothing is left.</summary>
 public sealed class AdversityTests : IDisposable
 {
     private const int Pages = 256;
@@ -16,7 +16,7 @@ public sealed class AdversityTests : IDisposable
     [UffdTheory]
     [InlineData(UffdStrategy.OnDemand)]
     [InlineData(UffdStrategy.Background)]
-    public void AStormOfRemovalsHarmsNobody(UffdStrategy strategy)
+    public void AStormOfRemovalsHarmsNoOtherVm(UffdStrategy strategy)
     {
         using var handler = Start(strategy);
         using var wild = Region();

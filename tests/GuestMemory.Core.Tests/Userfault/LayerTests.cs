@@ -15,7 +15,7 @@ public sealed class LayerTests : IDisposable
         _folder.Dispose();
     }
 
-    /// <summary>There 2 MiB are the least that a file has, zeros that nobody wrote among them, which would hide the base.</summary>
+    /// <summary>There 2 MiB are the least that a file has, zeros that were never written among them, which would hide the base.</summary>
     [UffdFact]
     public void ADiffOnAFileSystemOfHugePagesHidesNothingOfItsBase()
     {

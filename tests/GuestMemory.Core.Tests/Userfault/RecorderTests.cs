@@ -36,12 +36,12 @@ public sealed class RecorderTests : IDisposable
         Assert.Equal([9, 2, 7, 4], Saved());
     }
 
-    /// <summary>A worker that a VM has taken over writes what it likes: who saves writes no more than there is, and nobody fails.</summary>
+    /// <summary>A worker that a VM controls may write anything into the list: the supervisor saves no more than the list can hold, and does not fail.</summary>
     [Theory]
     [InlineData(int.MaxValue)]
     [InlineData(int.MinValue)]
     [InlineData((int)Pages + 1)]
-    public void ASpoiltListHarmsNobody(int count)
+    public void ASpoiltListDoesNotFailTheSupervisor(int count)
     {
         using var list = UffdRecorder.CreateList(Length);
         using var saving = Open(list, _folder["record"]).Begin();

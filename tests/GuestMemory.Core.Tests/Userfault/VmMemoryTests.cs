@@ -226,7 +226,7 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
                 else guest.Write(new GuestAddress((ulong)page * 4096), Numbered(number));
                 Volatile.Write(ref now[page], number);
                 Interlocked.Increment(ref changes[page]);
-                if (process && i % 500 == 0 && handler.WorkerProcessId is var worker and > 0) Signal(worker);
+                if (process && i % 500 == 0 && handler.WorkerProcessId is var worker and > 0) Signal(worker, 9);
             }
         });
         try
@@ -268,12 +268,6 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         var page = new byte[4096];
         memory.ReadExact(new GuestAddress((ulong)number * 4096), page);
         Assert.True(expected.AsSpan().SequenceEqual(page), $"page {number}");
-    }
-
-    private static void Signal(int process)
-    {
-        using var descriptor = Pidfd.TryOpen(process, out _);
-        if (descriptor is not null) _ = Pidfd.TrySignal(descriptor, 9);
     }
 
     private UffdHandler Start(bool process)

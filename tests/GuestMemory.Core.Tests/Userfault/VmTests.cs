@@ -116,10 +116,10 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         TestFolder.AssertPages(first, 0, 16);
         TestFolder.AssertPages(second, 0, 16);
         var worker = handler.WorkerProcessId;
-        Signal(worker, 19);
+        Assert.True(Signal(worker, 19));
         var stopping = Task.Run(() => handler.GetVms()[0].Stop());
         Host.Until(() => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId))).Contains("is stopped as ordered (Poison)", StringComparison.Ordinal));
-        Signal(worker, 9);
+        Assert.True(Signal(worker, 9));
         Assert.True(stopping.Wait(Host.Patience));
         Assert.Equal([2], handler.GetVms().Select(static vm => vm.Id));
         Refuses(GuestMemoryError.PageNotAccessible, () => Read(first, 20, new byte[8]));
@@ -178,7 +178,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         if (process)
         {
             TestFolder.AssertPages(first, 0, 1);
-            Signal(handler.WorkerProcessId, 9);
+            Assert.True(Signal(handler.WorkerProcessId, 9));
             TestFolder.AssertPages(first, 1, 1);
             TestFolder.AssertPages(second, 1, 1);
             Assert.Equal(UffdOnError.Poison, handler.GetVms()[0].OnError);
@@ -292,12 +292,6 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
     }
 
     private static string List(GuestRegionMmap region) => System.Text.Encoding.UTF8.GetString(UffdMappingList.ToJson([new GuestRegionUffdMapping(region.HostAddress, region.Size, 0, 4096)]));
-
-    private static void Signal(int process, int signal)
-    {
-        using var descriptor = Pidfd.TryOpen(process, out _)!;
-        Assert.Equal(0, Pidfd.TrySignal(descriptor, signal));
-    }
 
     /// <summary>Another process, whose memory has come and that stays.</summary>
     private Process Vmm(UffdHandler handler)

@@ -52,7 +52,7 @@ internal sealed record UffdStatus
     }
 }
 
-/// <summary>One line to the control socket. Whoever waits for the end just reads on.</summary>
+/// <summary>One line to the control socket. A client that waits for the end just reads on.</summary>
 internal sealed record UffdControlRequest
 {
     public const string Status = "status";

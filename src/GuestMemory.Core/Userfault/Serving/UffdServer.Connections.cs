@@ -5,9 +5,9 @@ namespace GuestMemory.Core.Userfault;
 /// <content>VMMs that come and go, and the VMs that they hand over. All of it is the handler's thread's.</content>
 internal sealed partial class UffdServer
 {
-    private void Accept(UffdEntrance entrance)
+    private void Accept(UffdConnectionAcceptor acceptor)
     {
-        while (entrance.TryAccept(_connections.Count, out var connection))
+        while (acceptor.TryAccept(_connections.Count, out var connection))
         {
             try
             {
@@ -48,7 +48,7 @@ internal sealed partial class UffdServer
     private void Take(UffdConnection connection, UffdHandover handover)
     {
         var own = _services.Count(service => service.Connection == connection);
-        if (_entrance!.WhyRefused(connection.Peer, _services.Count, own) is { } why)
+        if (_acceptor!.WhyRefused(connection.Peer, _services.Count, own) is { } why)
         {
             handover.Close();
             _error = why;

@@ -16,7 +16,7 @@ internal sealed partial class UffdServer : IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(20);
 
     // Of every thread: they never change.
-    private readonly UffdEntrance? _entrance;
+    private readonly UffdConnectionAcceptor? _acceptor;
     private readonly PageSource _source;
     private readonly UffdPolicy _policy;
     private readonly UffdVmHelpers _helpers;
@@ -47,7 +47,7 @@ internal sealed partial class UffdServer : IDisposable
     /// </summary>
     public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
-        if (listener is not null) _entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
+        if (listener is not null) _acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
         _socketPath = options.SocketPath;
         _source = source;
         _policy = policy;
@@ -158,7 +158,7 @@ internal sealed partial class UffdServer : IDisposable
     public void Run()
     {
         _epoll.Add(_wake, _wake);
-        _entrance?.Open(_epoll, _entrance);
+        _acceptor?.Open(_epoll, _acceptor);
         while (!_stopping) Step(Timeout());
         // What ended at the same time as the handler is no VM that was left alone.
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
@@ -203,7 +203,7 @@ internal sealed partial class UffdServer : IDisposable
         lock (_lock)
         {
             while (_connections.Count > 0) Close(_connections[^1]);
-            _entrance?.Dispose();
+            _acceptor?.Dispose();
             _wake.Dispose();
             _epoll.Dispose();
         }
@@ -222,8 +222,8 @@ internal sealed partial class UffdServer : IDisposable
                 case UffdConnection connection:
                     Receive(connection);
                     break;
-                case UffdEntrance entrance:
-                    Accept(entrance);
+                case UffdConnectionAcceptor acceptor:
+                    Accept(acceptor);
                     break;
                 case SafeDescriptor:
                     _ = EventFd.Clear(_wake);
@@ -247,13 +247,13 @@ internal sealed partial class UffdServer : IDisposable
         }
 
         foreach (var service in _services) service.InterruptIfLate(s_patience);
-        if (_entrance?.LookAtTheClock() is { } overdue) throw overdue;
+        if (_acceptor?.HandleTimeouts() is { } overdue) throw overdue;
     }
 
     /// <summary>How many milliseconds until something is due; -1 where nothing is.</summary>
     private int Timeout()
     {
-        var timeout = _entrance?.Timeout ?? -1;
+        var timeout = _acceptor?.Timeout ?? -1;
         foreach (var connection in _connections)
         {
             if (connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);

@@ -2,7 +2,6 @@ using System.Diagnostics;
 using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Userfault;
-using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -20,24 +19,11 @@ public enum UffdHandlerCondition
 }
 
 /// <summary>Wait-UffdHandler: waits until handlers have ended or have reached a state.</summary>
-[Cmdlet(VerbsLifecycle.Wait, "UffdHandler", DefaultParameterSetName = "Handler")]
+[Cmdlet(VerbsLifecycle.Wait, "UffdHandler", DefaultParameterSetName = HandlerSet)]
 [OutputType(typeof(UffdHandler))]
-public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
+public sealed class WaitUffdHandlerCommand : UffdHandlerCmdlet
 {
     private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(50);
-
-    /// <summary>The handlers.</summary>
-    [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ParameterSetName = "Handler")]
-    [ArgumentCompleter(typeof(PositionCompleter<HandlerSocketCompleter>))]
-    [ValidateNotNull]
-    public UffdHandler[] Handler { get; set; } = [];
-
-    /// <summary>Socket paths, with wildcards.</summary>
-    [Parameter(Mandatory = true, Position = 0, ParameterSetName = "Socket")]
-    [ArgumentCompleter(typeof(HandlerSocketCompleter))]
-    [ValidateNotNullOrEmpty]
-    [SupportsWildcards]
-    public string[] SocketPath { get; set; } = [];
 
     /// <summary>The state to wait for.</summary>
     [Parameter]
@@ -49,20 +35,9 @@ public sealed class WaitUffdHandlerCommand : GuestMemoryCmdlet
     public double Timeout { get; set; } = -1;
 
     /// <inheritdoc/>
-    protected override void ProcessRecord()
+    protected override void Process(UffdHandler handler)
     {
-        foreach (var handler in Handler) Attempt(() => Wait(handler), handler);
-        foreach (var path in SocketPath)
-        {
-            Attempt(() =>
-            {
-                foreach (var handler in HandlerLookup.BySocket(path, ResolvePath)) Wait(handler);
-            }, path);
-        }
-    }
-
-    private void Wait(UffdHandler handler)
-    {
+        ArgumentNullException.ThrowIfNull(handler);
         var started = Stopwatch.StartNew();
         while (!IsReached(handler))
         {

@@ -2,13 +2,13 @@ using System.Diagnostics;
 
 namespace GuestMemory.Core.Tests;
 
-/// <content>What VMs wrote, whoever serves them.</content>
+/// <content>What VMs wrote, whichever worker serves them.</content>
 public sealed partial class HostTests
 {
     [UffdTheory]
     [InlineData(false)]
     [InlineData(true)]
-    public void WhatAVmWroteItTellsWhoeverServes(bool isAsync)
+    public void WhatAVmWroteIsKnownToEveryWorker(bool isAsync)
     {
         _folder.WriteImage("image", 256);
         var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], TrackDirty = true });

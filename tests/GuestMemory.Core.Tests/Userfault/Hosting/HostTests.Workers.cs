@@ -108,7 +108,7 @@ public sealed partial class HostTests
         using var connection = new UffdConnection(socket, Pidfd.TryOfPeer(socket, credentials, out _)!, credentials, TimeSpan.FromSeconds(5));
         UffdHandover? handover = null;
         Host.Until(() => connection.TryReceive(out handover));
-        using var vm = UffdHost.KeptVm.Create(1, "vm", connection, handover!);
+        using var vm = UffdHost.VmRecord.Create(1, "vm", connection, handover!);
         using var state = vm.State;
         for (var i = 0; i < 3; i++) Assert.Equal(0, vm.CountStalledLooks());
         var touching = Task.Run(() => memory.ReadExact(new GuestAddress(0), new byte[8]));
@@ -123,18 +123,6 @@ public sealed partial class HostTests
         Assert.Equal(1, vm.CountStalledLooks());
         Userfaultfd.TryPoison(vm.Userfaultfd.Number, region.GetHostAddress(default), 4096);
         Assert.Throws<AggregateException>(() => touching.Wait());
-    }
-
-    private static int[] Children(int process)
-    {
-        try
-        {
-            return [.. File.ReadAllText($"/proc/{process}/task/{process}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(static text => int.Parse(text, CultureInfo.InvariantCulture))];
-        }
-        catch (IOException)
-        {
-            return [];
-        }
     }
 
     /// <summary>

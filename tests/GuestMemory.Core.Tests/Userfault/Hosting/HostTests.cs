@@ -48,7 +48,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     }
 
     [UffdFact]
-    public void WhoeverStopsItItsLastWordsAreHeard()
+    public void ItsLastStatusIsReceivedAlsoAfterASignal()
     {
         var handler = Start(16);
         UffdRegistration.Connect(handler.SocketPath, Memory((0, 16)));
@@ -132,7 +132,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.Contains("has ended", handler.Error, StringComparison.Ordinal);
         Host.Until(() => UffdHandler.FindAll().Count == 0 && Directory.GetFiles(runtime.Folder.Path, "*.sock").Length == 0);
         Assert.Empty(Directory.GetFiles(runtime.Folder.Path, "*.sock"));
-        // Nobody else has the VM now; the worker ends with it.
+        // No other process has the VM now; the worker ends with it.
         TestFolder.AssertPages(memory, 8 * 4096, 8, 56);
         Assert.True(Directory.Exists($"/proc/{worker}"));
         foreach (var region in memory.Regions) region.Dispose();
@@ -207,17 +207,6 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
     }
 
     private static int Userfaultfds(int process) => Directory.GetFiles($"/proc/{process}/fd").Count(link => new FileInfo(link).LinkTarget == "anon_inode:[userfaultfd]");
-
-    private static int Setting(string variable, int value) =>
-        int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
-
-    private static bool Signal(int process, int signal)
-    {
-        using var descriptor = Pidfd.TryOpen(process, out _);
-        return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
-    }
-
-    private static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
 
     private UffdHandler Start(int pages, UffdStrategy strategy = UffdStrategy.OnDemand)
     {

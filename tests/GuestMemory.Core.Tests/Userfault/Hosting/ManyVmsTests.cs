@@ -81,7 +81,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
 
     /// <summary>New VMs wait in the queue of the socket, those that are there are served, and when there are descriptors again all is well.</summary>
     [ManyVmsFact]
-    public void DescriptorsThatRunOutInTheSupervisorStopNobody()
+    public void DescriptorsThatRunOutInTheSupervisorStopNoVm()
     {
         var handler = Start();
         Connect(handler);
@@ -115,7 +115,7 @@ public sealed class ManyVmsTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal((2, 2), (handler.ConnectionCount, handler.WorkerCount));
     }
 
-    /// <summary>Whoever wants to come in waits, and so does the next worker; nobody ends for it, and nothing spins.</summary>
+    /// <summary>New VMs and the next worker wait, no VM ends, and no process spins.</summary>
     [ManyVmsFact]
     public void DescriptorsThatRunOutInTheSupervisorLoseNoVm()
     {

@@ -50,7 +50,7 @@ internal sealed class ServiceManager : IDisposable
     }
 
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
-    public bool Hear(Func<string, bool> what, int seconds = 20)
+    public bool WasTold(Func<string, bool> what, int seconds = 20)
     {
         for (var i = 0; ; i++)
         {

@@ -11,17 +11,16 @@ public sealed partial class SystemdTests
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]) { Watchdog = TimeSpan.FromMilliseconds(400) };
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         var kept = manager.KeptNames;
         manager.Told.Clear();
 
         var reloading = Task.Run(() => Request("upgrade", first));
-        Assert.True(manager.Hear(text => text.StartsWith("MAINPID=", StringComparison.Ordinal), seconds: 60), manager.Log);
+        Assert.True(manager.WasTold(text => text.StartsWith("MAINPID=", StringComparison.Ordinal), seconds: 60), manager.Log);
         Assert.Equal((0, ""), reloading.GetAwaiter().GetResult());
 
         var handler = Assert.Single(UffdHandler.FindAll());
@@ -29,20 +28,19 @@ public sealed partial class SystemdTests
         Assert.NotEqual(first, handler.ProcessId);
         Assert.Equal((1, 1), (handler.ConnectionCount, handler.TotalConnectionCount));
         TestFolder.AssertPages(memory, 16, 16);
-        Assert.True(manager.Hear(text => text == "READY=1"), manager.Log);
+        Assert.True(manager.WasTold(text => text == "READY=1"), manager.Log);
         // All that comes after it comes from the new process.
         Assert.Equal($"MAINPID={handler.ProcessId}", Assert.Single(manager.Told, text => text.StartsWith("MAINPID=", StringComparison.Ordinal)));
         Assert.True(manager.Told.IndexOf($"MAINPID={handler.ProcessId}") < manager.Told.IndexOf("READY=1"));
         using (var old = Pidfd.TryOpen(first, out _)!) Host.Until(() => Pidfd.TryReap(old) == "exit code 0");
         manager.Told.Clear();
-        Assert.True(manager.Hear(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 2));
+        Assert.True(manager.WasTold(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 2));
         Assert.Equal(kept, manager.KeptNames);
 
         // What is kept is what the new process has.
         Kill(handler.ProcessId);
         manager.Told.Clear();
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         TestFolder.AssertPages(memory, 32, 32);
         foreach (var region in _regions) region.Dispose();
         Assert.Single(UffdHandler.FindAll()).Stop();
@@ -53,8 +51,7 @@ public sealed partial class SystemdTests
     {
         using var manager = new ServiceManager(_folder["notify"]);
         _folder.WriteImage("image", 64);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
@@ -73,26 +70,24 @@ public sealed partial class SystemdTests
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         var kept = manager.KeptNames;
         manager.Told.Clear();
 
         End(first, 15);
-        Assert.True(manager.Hear(text => text == "STOPPING=1"), manager.Log);
+        Assert.True(manager.WasTold(text => text == "STOPPING=1"), manager.Log);
         Assert.Equal(kept, manager.KeptNames);
-        // Whoever touches a page, or connects, now waits.
+        // A VM that touches a page, and a VMM that connects, now wait.
         var touching = Task.Run(() => TestFolder.AssertPages(memory, 16, 48));
         var other = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], other);
         manager.Told.Clear();
 
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         Assert.True(touching.Wait(Host.Patience));
         TestFolder.AssertPages(other, 0, 64);
         var handler = Assert.Single(UffdHandler.FindAll());
@@ -102,24 +97,23 @@ public sealed partial class SystemdTests
         Assert.False(File.Exists(_folder["h.sock"]));
     }
 
-    /// <summary>ExecStop= where no start follows: nobody will serve the VMs, so what was ordered for errors follows.</summary>
+    /// <summary>ExecStop= where no start follows: no handler will serve the VMs, so OnError is applied.</summary>
     [UffdFact]
     public void AFinalStopPoisonsWhatHasNotCome()
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var memory = Memory(64);
         var region = memory.Regions[0];
         using var peer = new RawPeer(_folder["h.sock"], region);
         peer.Send([new GuestRegionUffdMapping(region.GetHostAddress(default), 64 * 4096, 0, 4096)]);
         TestFolder.AssertPages(memory, 0, 16);
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         using var process = Pidfd.TryOpen(first, out _)!;
         Assert.Equal((0, ""), Request("stop", first));
         Host.Until(() => Pidfd.TryReap(process) == "exit code 0");
-        Assert.True(manager.Hear(_ => !manager.KeptNames.Contains("vm-", StringComparison.Ordinal)), manager.KeptNames);
+        Assert.True(manager.WasTold(_ => !manager.KeptNames.Contains("vm-", StringComparison.Ordinal)), manager.KeptNames);
         using var limit = new CancellationTokenSource(Host.Patience);
         TestFolder.AssertPages(memory, 0, 16);
         Assert.Throws<GuestMemoryException>(() => memory.ReadExact(new GuestAddress(20 * 4096), new byte[8].AsMemory(), limit.Token));
@@ -138,7 +132,7 @@ public sealed partial class SystemdTests
         void StartHandler() => first = Start(manager, "--on-error", onError);
         if (withoutPoison) Sandbox.WithoutPoison(StartHandler);
         else StartHandler();
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        Assert.True(manager.WasTold(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
         using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--touches", "10", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
         _processes.Add(vmm.Id);

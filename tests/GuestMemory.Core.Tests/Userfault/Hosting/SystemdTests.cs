@@ -24,28 +24,26 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 0 VMs", StringComparison.Ordinal)));
+        var first = StartReady(manager);
+        Assert.True(manager.WasTold(text => text.StartsWith("STATUS=Serving 0 VMs", StringComparison.Ordinal)));
         Assert.Equal("image-0 images listener", manager.KeptNames);
 
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
         memory.Regions[0].GetMmapRegion().Discard(0, 4096);
-        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
+        Assert.True(manager.WasTold(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
         Assert.Equal("image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
 
         Kill(first);
         manager.Told.Clear();
 
-        var second = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var second = StartReady(manager);
         TestFolder.AssertPages(memory, 16, 48);
         var page = new byte[4096];
         memory.ReadExact(new GuestAddress(0), page);
         Assert.True(page.AsSpan().IndexOfAnyExcept((byte)0) < 0);
-        // The socket is the same, and so is whoever connects to it.
+        // The socket is the same, and takes new VMs.
         var other = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], other);
         TestFolder.AssertPages(other, 0, 64);
@@ -54,10 +52,10 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
 
         foreach (var region in _regions) region.Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
-        Assert.True(manager.Hear(text => text.StartsWith("FDSTOREREMOVE=1\nFDNAME=vm-2-list", StringComparison.Ordinal)));
+        Assert.True(manager.WasTold(text => text.StartsWith("FDSTOREREMOVE=1\nFDNAME=vm-2-list", StringComparison.Ordinal)));
         Assert.Equal("image-0 images listener", manager.KeptNames);
         handler.Stop();
-        Assert.True(manager.Hear(text => text == "STOPPING=1"));
+        Assert.True(manager.WasTold(text => text == "STOPPING=1"));
         Assert.False(File.Exists(_folder["h.sock"]));
     }
 
@@ -67,21 +65,19 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var region = new GuestRegionMmap(new MmapRegionBuilder(64 * 4096).WithMemfd().Build(), new GuestAddress(0));
         _regions.Add(region);
         var memory = GuestMemoryMmap.FromRegions([region]);
         UffdRegistration.Connect(_folder["h.sock"], memory, sharesMemory: true);
         memory.Write(new GuestAddress(3 * 4096), [1, 2, 3]);
-        Assert.True(manager.Hear(_ => manager.Kept.Exists(item => item.Name == "vm-1-memory")));
+        Assert.True(manager.WasTold(_ => manager.Kept.Exists(item => item.Name == "vm-1-memory")));
         var vm = Assert.Single(Assert.Single(UffdHandler.FindAll()).GetVms());
         vm.Rename("web");
         vm.SetOnError(UffdOnError.Kill);
         Kill(first);
         manager.Told.Clear();
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         var handler = Assert.Single(UffdHandler.FindAll());
         vm = Assert.Single(handler.GetVms());
         Assert.Equal((1, "web", UffdOnError.Kill, true), (vm.Id, vm.Name, vm.OnError, vm.CanReadMemory));
@@ -93,64 +89,9 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         read.Regions[0].Dispose();
         TestFolder.AssertPages(memory, 4, 60);
         vm.Stop(UffdOnError.Poison);
-        Assert.True(manager.Hear(text => text == "FDSTOREREMOVE=1\nFDNAME=vm-1-memory"));
+        Assert.True(manager.WasTold(text => text == "FDSTOREREMOVE=1\nFDNAME=vm-1-memory"));
         Assert.Equal("image-0 images listener", manager.KeptNames);
         handler.Stop();
-    }
-
-    /// <summary>A path may name another file by the time of a restart; the VMs' memory stays what it was.</summary>
-    [UffdFact]
-    public void AVmHasThePagesOfOneImageAlsoAfterARestart()
-    {
-        using var manager = new ServiceManager(_folder["notify"]);
-        var memory = StartAndDie(manager);
-        File.Move(_folder.WriteImage("other", 64, firstNumber: 1000), _folder["image"], overwrite: true);
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        TestFolder.AssertPages(memory, 16, 48);
-        Assert.Contains($"another file lies at {_folder["image"]}", Assert.Single(UffdHandler.FindAll()).Error, StringComparison.Ordinal);
-    }
-
-    [UffdFact]
-    public void AnImageThatWasOverwrittenIsRefusedByTheNextSupervisor()
-    {
-        using var manager = new ServiceManager(_folder["notify"]);
-        StartAndDie(manager);
-        using (var file = File.Open(_folder["image"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
-        AssertRefused(manager, [], $"ImageChanged: The memory image or layer {_folder["image"]} was written to since VMs were given it: it was inode ");
-        // The VMs are still kept, for whoever can put the image right.
-        Assert.Contains("vm-1-uffd", manager.KeptNames, StringComparison.Ordinal);
-    }
-
-    [UffdFact]
-    public void AnotherImageThanVmsWereGivenIsRefused()
-    {
-        using var manager = new ServiceManager(_folder["notify"]);
-        StartAndDie(manager);
-        _folder.WriteImage("layer", 64);
-        AssertRefused(manager, ["--layer-paths", _folder["layer"]],
-            $"ImageChanged: VMs were given {_folder["image"]}, and this handler is to serve {_folder["image"]} with {_folder["layer"]}.");
-    }
-
-    /// <summary>Without a VM nothing was promised: what lies at the path now is served.</summary>
-    [UffdFact]
-    public void AnImageThatNoVmHasIsOpenedAnew()
-    {
-        _folder.WriteImage("image", 64, firstNumber: 1000);
-        using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        Assert.Equal(3, manager.Kept.Count);
-        Kill(first);
-        File.Move(_folder.WriteImage("other", 64), _folder["image"], overwrite: true);
-        manager.Told.Clear();
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
-        var memory = Memory(64);
-        UffdRegistration.Connect(_folder["h.sock"], memory);
-        TestFolder.AssertPages(memory, 0, 64);
-        Assert.Null(Assert.Single(UffdHandler.FindAll()).Error);
-        Assert.True(manager.Hear(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
     }
 
     /// <summary>A state that another version of the program wrote is not read as if it were this one's.</summary>
@@ -161,8 +102,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         StartAndDie(manager);
         using (var state = new Microsoft.Win32.SafeHandles.SafeFileHandle(manager.Kept.Find(item => item.Name == "vm-1-state").Descriptor.Number, ownsHandle: false))
             RandomAccess.Write(state, BitConverter.GetBytes(UffdVmState.Version + 8), UffdVmState.HeaderOffset + 8);
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal(0, handler.ConnectionCount);
         Assert.Contains($"VM 1 cannot be taken over: The state of the VM has layout {UffdVmState.Version + 8}", handler.Error, StringComparison.Ordinal);
@@ -170,7 +110,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 64);
-        Assert.True(manager.Hear(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
+        Assert.True(manager.WasTold(_ => manager.KeptNames.Contains("vm-1-uffd vm-2-list", StringComparison.Ordinal)), manager.KeptNames);
     }
 
     /// <summary>Of a VMM that closed its socket the descriptor of its process alone tells the end, also to a supervisor that comes later.</summary>
@@ -179,13 +119,12 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", 256);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
         using var vmm = Process.Start(new ProcessStartInfo(client, [_folder["h.sock"], "1", "--image", _folder["image"], "--close", "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
         _processes.Add(vmm.Id);
         Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         for (var round = 0; round < 2; round++)
         {
             var handler = Assert.Single(UffdHandler.FindAll());
@@ -193,8 +132,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
             Kill(first);
             if (round == 1) vmm.Kill();
             manager.Told.Clear();
-            first = Start(manager);
-            Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+            first = StartReady(manager);
         }
 
         var last = Assert.Single(UffdHandler.FindAll());
@@ -210,18 +148,17 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", 64);
         using var manager = new ServiceManager(_folder["notify"]);
-        var first = Start(manager, trackedBefore ? ["--track-dirty"] : []);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager, trackedBefore ? ["--track-dirty"] : []);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 8);
         memory.Write(new GuestAddress(2 * 4096), [1]);
         memory.Write(new GuestAddress(9 * 4096), [1]);
-        Assert.True(manager.Hear(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
-        Assert.True(manager.Hear(_ => manager.Kept.Count == 8));
+        Assert.True(manager.WasTold(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
+        Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         if (trackedBefore)
         {
-            // Taken, and nobody has said that it arrived.
+            // Taken, and not confirmed.
             using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, first), out _)!;
             client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out _)!.Dispose();
         }
@@ -229,8 +166,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Kill(first);
         manager.Told.Clear();
 
-        Start(manager, "--track-dirty");
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager, "--track-dirty");
         memory.Write(new GuestAddress(20 * 4096), [1]);
         var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal(trackedBefore ? [2, 9, 20] : [0, 1, 2, 3, 4, 5, 6, 7, 9, 20], Dirty(handler));
@@ -246,10 +182,9 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         _folder.WriteImage("image", 8);
         using var manager = new ServiceManager(_folder["notify"]) { Watchdog = TimeSpan.FromMilliseconds(200) };
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         manager.Told.Clear();
-        Assert.True(manager.Hear(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 3));
+        Assert.True(manager.WasTold(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 3));
         Assert.Single(UffdHandler.FindAll()).Stop();
     }
 
@@ -276,8 +211,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         // Who comes before the handler is there waits for it.
         var memory = Memory(8);
         UffdRegistration.Connect(_folder["h.sock"], memory);
-        Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        StartReady(manager);
         TestFolder.AssertPages(memory, 0, 8);
         Assert.DoesNotContain(manager.Kept, item => item.Name == "listener");
         foreach (var region in _regions) region.Dispose();
@@ -289,12 +223,11 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     private GuestMemoryMmap StartAndDie(ServiceManager manager)
     {
         _folder.WriteImage("image", 64);
-        var first = Start(manager);
-        Assert.True(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
+        var first = StartReady(manager);
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
-        Assert.True(manager.Hear(_ => manager.Kept.Exists(item => item.Name == "vm-1-list")));
+        Assert.True(manager.WasTold(_ => manager.Kept.Exists(item => item.Name == "vm-1-list")));
         Kill(first);
         manager.Told.Clear();
         return memory;
@@ -317,7 +250,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Host.Until(() => (how = Pidfd.TryReap(process)) is not null);
         Assert.Equal("exit code 1", how);
         Assert.Contains(error, manager.Log, StringComparison.Ordinal);
-        Assert.False(manager.Hear(text => text.Contains("READY=1", StringComparison.Ordinal), seconds: 0));
+        Assert.False(manager.WasTold(text => text.Contains("READY=1", StringComparison.Ordinal), seconds: 0));
     }
 
     private static void End(int process, int signal)
@@ -339,6 +272,14 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
     {
         var process = manager.Start(runtime.Folder.Path, ["--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand", .. more]);
         _processes.Add(process);
+        return process;
+    }
+
+    /// <summary>The same, until it says that VMs can connect.</summary>
+    private int StartReady(ServiceManager manager, params string[] more)
+    {
+        var process = Start(manager, more);
+        Assert.True(manager.WasTold(text => text.Contains("READY=1", StringComparison.Ordinal)), manager.Log);
         return process;
     }
 

@@ -70,7 +70,7 @@ public sealed partial class UpgradeTests
         var memory = Memory(Pages);
         UffdRegistration.Connect(handler.SocketPath, memory);
         var touching = new Touching(memory, Pages);
-        Settle(handler);
+        AwaitStableDescriptors(handler);
         var descriptors = Descriptors(handler.ProcessId);
         // Enough for a start, which a hang makes last to the end.
         var error = Refused(handler, Program($"export {UffdDebug.Variable}={debug}; exec {Real}"), milliseconds: debug.StartsWith("stop", StringComparison.Ordinal) ? 8000 : 60000);
@@ -169,7 +169,7 @@ public sealed partial class UpgradeTests
         Host.Until(() => !Array.Exists(children, IsAlive));
     }
 
-    /// <summary>Whoever started a program in the foreground takes its end for the end of the handler.</summary>
+    /// <summary>The caller of a program in the foreground takes its end for the end of the handler.</summary>
     [UffdFact]
     public void AProgramInTheForegroundIsNotReplaced()
     {
@@ -210,12 +210,12 @@ public sealed partial class UpgradeTests
         var memory = Memory(64);
         UffdRegistration.Connect(handler.SocketPath, memory);
         TestFolder.AssertPages(memory, 0, 8);
-        Settle(handler);
+        AwaitStableDescriptors(handler);
         return (handler, memory);
     }
 
     /// <summary>Waits until what the supervisor has open does not change any more: it has its VM, worker and spare worker, and has answered after the start of that.</summary>
-    private static void Settle(UffdHandler handler)
+    private static void AwaitStableDescriptors(UffdHandler handler)
     {
         Host.Until(() => Children(handler.ProcessId).Length == 2 && handler.ConnectionCount == 1);
         using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(Environment.GetEnvironmentVariable(UffdRuntimeFolder.Variable)!, handler.ProcessId), out _)!;

@@ -118,29 +118,6 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal(UffdHandlerState.Listening, handler.State);
     }
 
-    private static int Setting(string variable, int value) =>
-        int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
-
-    private static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
-
-    private static int[] Children(int process)
-    {
-        try
-        {
-            return [.. File.ReadAllText($"/proc/{process}/task/{process}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(static text => int.Parse(text, CultureInfo.InvariantCulture))];
-        }
-        catch (IOException)
-        {
-            return [];
-        }
-    }
-
-    private static bool Signal(int process, int signal)
-    {
-        using var descriptor = Pidfd.TryOpen(process, out _);
-        return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
-    }
-
     /// <summary>Of the handler's process there is each of these, and nothing else of anything.</summary>
     private void AssertFiles(UffdHandler handler, params string[] kinds) => Assert.Equal(
         kinds.Select(kind => Path.Combine(runtime.Folder.Path, string.Create(CultureInfo.InvariantCulture, $"{handler.ProcessId}.{kind}"))),

@@ -9,7 +9,7 @@ namespace GuestMemory.UffdHost;
 /// What of a VM outlives every worker: its connection, its process, its userfaultfd, its state (see <see cref="UffdVmState"/>) and its
 /// mapping list, each as a descriptor, so that a worker, or systemd, can be given them.
 /// </summary>
-internal sealed class KeptVm : IDisposable
+internal sealed class VmRecord : IDisposable
 {
     private const int MaxListBytes = 4 << 20;
 
@@ -19,7 +19,7 @@ internal sealed class KeptVm : IDisposable
     private int _reads = -1;
     private int _stalledLooks;
 
-    private KeptVm(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory, VmList list, bool isNew)
+    private VmRecord(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory, VmList list, bool isNew)
     {
         Id = id;
         Socket = socket;
@@ -76,7 +76,7 @@ internal sealed class KeptVm : IDisposable
     public int TakenBy { get; set; }
 
     /// <summary>A VM that has just handed its memory over; what it handed over is taken over.</summary>
-    public static KeptVm Create(int id, string name, UffdConnection connection, UffdHandover handover)
+    public static VmRecord Create(int id, string name, UffdConnection connection, UffdHandover handover)
     {
         var peer = connection.Peer;
         var list = new VmList { ProcessId = peer.pid, User = peer.uid, Group = peer.gid, Mappings = handover.Mappings, Name = name };
@@ -85,7 +85,7 @@ internal sealed class KeptVm : IDisposable
         {
             state = Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(UffdVmState.PagesOf(handover.Mappings)), 0);
             file = JsonFile.Create("uffd-list", list, HostJson.Default.VmList, ListRoom);
-            return new KeptVm(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, handover.Memory, list, isNew: true);
+            return new VmRecord(id, connection.Socket, connection.Process, handover.Userfaultfd, state, file, handover.Memory, list, isNew: true);
         }
         catch
         {
@@ -97,13 +97,13 @@ internal sealed class KeptVm : IDisposable
 
     /// <summary>A VM out of descriptors that were kept elsewhere. They are taken over only where nothing is wrong with them.</summary>
     /// <exception cref="GuestMemoryException">They are not what this program once gave away.</exception>
-    public static KeptVm Restore(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory)
+    public static VmRecord Restore(int id, SafeDescriptor socket, SafeDescriptor process, SafeDescriptor userfaultfd, SafeDescriptor stateFile, SafeDescriptor listFile, SafeDescriptor? memory)
     {
         if (!Core.Interop.Userfaultfd.IsUserfaultfd(userfaultfd.Number)) throw new GuestMemoryException(GuestMemoryError.HandoverNotUserfaultfd, "A descriptor that was kept as a userfaultfd is not one.");
         if (!Pidfd.IsPidfd(process)) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "A descriptor that was kept as the VMM's process is not one.");
         var list = ReadList(listFile);
         if (memory is not null) UffdMappingList.CheckMemory(list.Mappings, memory);
-        return new KeptVm(id, socket, process, userfaultfd, stateFile, listFile, memory, list, isNew: false) { IsUsed = true };
+        return new VmRecord(id, socket, process, userfaultfd, stateFile, listFile, memory, list, isNew: false) { IsUsed = true };
     }
 
     /// <summary>Reads the list of a VM out of its memfd, and checks what can be checked without the image.</summary>
@@ -166,7 +166,7 @@ internal sealed class KeptVm : IDisposable
     /// <summary>Another worker has it from now on.</summary>
     public void ForgetLooks() => _stalledLooks = 0;
 
-    /// <summary>Closes everything but the connection, the process, and the state, which <see cref="KeptVms"/> releases when its figures are final.</summary>
+    /// <summary>Closes everything but the connection, the process, and the state, which <see cref="VmRecords"/> releases when its figures are final.</summary>
     public void Dispose()
     {
         Userfaultfd.Dispose();

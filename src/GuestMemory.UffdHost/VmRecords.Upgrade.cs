@@ -4,7 +4,7 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <content>The VMs on their way to another supervisor.</content>
-internal sealed partial class KeptVms
+internal sealed partial class VmRecords
 {
     /// <summary>Whether one VM that cannot be taken over is an error for all: another process still has them.</summary>
     public bool TakesAll { get; init; }

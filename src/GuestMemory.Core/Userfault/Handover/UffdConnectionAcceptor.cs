@@ -10,7 +10,7 @@ namespace GuestMemory.Core.Userfault;
 /// <param name="handoverTimeout">How long one may take to hand its memory over.</param>
 /// <param name="acceptTimeout">How long the first one may take to come; null for ever.</param>
 /// <param name="failed">Called with what goes wrong.</param>
-internal sealed class UffdEntrance(UnixListener listener, int maxConnections, TimeSpan handoverTimeout, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
+internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConnections, TimeSpan handoverTimeout, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
 {
     private const int AcceptPause = 100;
 
@@ -116,7 +116,7 @@ internal sealed class UffdEntrance(UnixListener listener, int maxConnections, Ti
     }
 
     /// <summary>Does what is due; an error where nobody has come in time.</summary>
-    public GuestMemoryException? LookAtTheClock()
+    public GuestMemoryException? HandleTimeouts()
     {
         var now = Stopwatch.GetTimestamp();
         if (_pausedUntil != 0 && now >= _pausedUntil && !listener.Socket.IsClosed)

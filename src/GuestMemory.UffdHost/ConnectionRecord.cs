@@ -5,13 +5,13 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <summary>A VMM's connection and the VMs that it handed over.</summary>
-internal sealed class KeptConnection(UffdConnection connection, Action<KeptConnection> ready) : IWatched, IDisposable
+internal sealed class ConnectionRecord(UffdConnection connection, Action<ConnectionRecord> ready) : IWatched, IDisposable
 {
     public UffdConnection Connection => connection;
 
     public SafeDescriptor Socket => connection.Socket;
 
-    public List<KeptVm> Vms { get; } = [];
+    public List<VmRecord> Vms { get; } = [];
 
     public void Ready() => ready(this);
 

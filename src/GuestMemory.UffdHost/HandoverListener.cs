@@ -4,8 +4,8 @@ using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
-/// <summary>Where VMs come in: the listening socket, the connections, and the hand-overs that come over them.</summary>
-internal sealed class Reception : IWatched, IDisposable
+/// <summary>Accepts connections of VMMs, and receives their hand-overs.</summary>
+internal sealed class HandoverListener : IWatched, IDisposable
 {
     /// <summary>The name under which a service manager keeps the listening socket that was made here.</summary>
     public const string StoredListener = "listener";
@@ -13,27 +13,27 @@ internal sealed class Reception : IWatched, IDisposable
     /// <summary>The name under which a successor is given one that a service manager made.</summary>
     public const string ForeignListener = "socket";
 
-    private readonly UffdEntrance _entrance;
+    private readonly UffdConnectionAcceptor _acceptor;
     private readonly UffdHandlerOptions _options;
     private readonly Epoll _epoll;
-    private readonly KeptVms _vms;
+    private readonly VmRecords _vms;
     private readonly Func<ulong> _imageLength;
-    private readonly Action<KeptVm> _came;
+    private readonly Action<VmRecord> _vmAdded;
     private readonly Action<string> _failed;
-    private readonly List<KeptConnection> _connections = [];
+    private readonly List<ConnectionRecord> _connections = [];
 
-    private Reception(UffdEntrance entrance, UffdHandlerOptions options, Epoll epoll, KeptVms vms, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
+    private HandoverListener(UffdConnectionAcceptor acceptor, UffdHandlerOptions options, Epoll epoll, VmRecords vms, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string> failed)
     {
-        _entrance = entrance;
+        _acceptor = acceptor;
         _options = options;
         _epoll = epoll;
         _vms = vms;
         _imageLength = imageLength;
-        _came = came;
+        _vmAdded = vmAdded;
         _failed = failed;
     }
 
-    public UnixListener Listener => _entrance.Listener;
+    public UnixListener Listener => _acceptor.Listener;
 
     public string Path => Listener.Path;
 
@@ -47,26 +47,26 @@ internal sealed class Reception : IWatched, IDisposable
     /// <param name="vms">Where VMs go.</param>
     /// <param name="hasImages">Whether the image is the one that VMs before this process had.</param>
     /// <param name="imageLength">The bytes of the image.</param>
-    /// <param name="came">Called with each VM that hands its memory over.</param>
+    /// <param name="vmAdded">Called with each VM that hands its memory over.</param>
     /// <param name="failed">Called with what goes wrong.</param>
-    public static Reception Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, KeptVms vms, bool hasImages, Func<ulong> imageLength, Action<KeptVm> came, Action<string> failed)
+    public static HandoverListener Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, VmRecords vms, bool hasImages, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string> failed)
     {
         var restored = vms.Restore(hasImages, failed);
         var inherited = Inherited(options, systemd);
         var listener = inherited ?? UnixListener.Open(options.SocketPath, Allowed(options), options.Force);
-        var entrance = new UffdEntrance(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
-        var reception = new Reception(entrance, options, epoll, vms, imageLength, came, failed);
-        entrance.Open(epoll, reception);
+        var acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
+        var handovers = new HandoverListener(acceptor, options, epoll, vms, imageLength, vmAdded, failed);
+        acceptor.Open(epoll, handovers);
         if (systemd.IsThere && inherited is null) systemd.Store(StoredListener, listener.Socket);
-        foreach (var vm in restored) reception.Keep(vm);
-        return reception;
+        foreach (var vm in restored) handovers.Keep(vm);
+        return handovers;
     }
 
     public void Ready()
     {
-        while (_entrance.TryAccept(_connections.Count, out var accepted))
+        while (_acceptor.TryAccept(_connections.Count, out var accepted))
         {
-            var connection = new KeptConnection(accepted, Receive);
+            var connection = new ConnectionRecord(accepted, Receive);
             try
             {
                 Add(connection);
@@ -82,7 +82,7 @@ internal sealed class Reception : IWatched, IDisposable
     /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
     public int Timeout()
     {
-        var timeout = _entrance.Timeout;
+        var timeout = _acceptor.Timeout;
         foreach (var connection in _connections)
         {
             if (connection.Connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);
@@ -91,15 +91,15 @@ internal sealed class Reception : IWatched, IDisposable
         return timeout;
     }
 
-    /// <summary>Does what is due; an error where nobody has come in time.</summary>
-    public GuestMemoryException? LookAtTheClock()
+    /// <summary>Ends overdue hand-overs; an error where no VMM connected in time.</summary>
+    public GuestMemoryException? HandleTimeouts()
     {
         foreach (var connection in _connections.FindAll(static connection => connection.Connection.IsOverdue)) Receive(connection);
-        return _entrance.LookAtTheClock();
+        return _acceptor.HandleTimeouts();
     }
 
     /// <summary>A VM has ended; with the last one that came over a connection that ends too.</summary>
-    public void Close(KeptVm vm)
+    public void Close(VmRecord vm)
     {
         if (_connections.Find(connection => connection.Vms.Contains(vm)) is not { } connection) return;
         if (connection.Vms.Count == 1)
@@ -114,30 +114,30 @@ internal sealed class Reception : IWatched, IDisposable
     }
 
     /// <summary>Lets no VMM in until <see cref="Resume"/>; those that connect wait.</summary>
-    public void Suspend() => _entrance.Suspend();
+    public void Suspend() => _acceptor.Suspend();
 
-    public void Resume() => _entrance.Resume();
+    public void Resume() => _acceptor.Resume();
 
-    public void Dispose() => _entrance.Dispose();
+    public void Dispose() => _acceptor.Dispose();
 
-    private void Add(KeptConnection connection)
+    private void Add(ConnectionRecord connection)
     {
         _connections.Add(connection);
         connection.Connection.Watch(_epoll, connection);
     }
 
     /// <summary>Goes on with a VM that an earlier process had.</summary>
-    private void Keep(KeptVm vm)
+    private void Keep(VmRecord vm)
     {
         var peer = new UCred { pid = vm.List.ProcessId, uid = vm.List.User, gid = vm.List.Group };
-        var connection = new KeptConnection(new UffdConnection(vm.Socket, vm.Process, peer, _options.HandoverTimeout, new UffdHandover(vm.List.Mappings, vm.Userfaultfd)), Receive);
+        var connection = new ConnectionRecord(new UffdConnection(vm.Socket, vm.Process, peer, _options.HandoverTimeout, new UffdHandover(vm.List.Mappings, vm.Userfaultfd)), Receive);
         connection.Vms.Add(vm);
         Add(connection);
         if (vm.List.Name is null) vm.List = vm.List with { Name = UffdVmName.Choose(peer.pid, Path, vm.Id, _vms.Names()) };
         _vms.Add(vm);
     }
 
-    private void Receive(KeptConnection connection)
+    private void Receive(ConnectionRecord connection)
     {
         try
         {
@@ -153,9 +153,9 @@ internal sealed class Reception : IWatched, IDisposable
         if (connection.Connection.IsEnded) Close(connection);
     }
 
-    private void Keep(KeptConnection connection, UffdHandover handover)
+    private void Keep(ConnectionRecord connection, UffdHandover handover)
     {
-        if (_entrance.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
+        if (_acceptor.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
         {
             handover.Close();
             _failed(why);
@@ -164,12 +164,12 @@ internal sealed class Reception : IWatched, IDisposable
             return;
         }
 
-        KeptVm vm;
+        VmRecord vm;
         try
         {
             UffdMappingList.Validate(handover.Mappings, _imageLength());
             var id = _vms.NextId();
-            vm = KeptVm.Create(id, UffdVmName.Choose(connection.Connection.Peer.pid, Path, id, _vms.Names()), connection.Connection, handover);
+            vm = VmRecord.Create(id, UffdVmName.Choose(connection.Connection.Peer.pid, Path, id, _vms.Names()), connection.Connection, handover);
         }
         catch
         {
@@ -179,10 +179,10 @@ internal sealed class Reception : IWatched, IDisposable
 
         connection.Vms.Add(vm);
         _vms.Add(vm);
-        _came(vm);
+        _vmAdded(vm);
     }
 
-    private void Close(KeptConnection connection)
+    private void Close(ConnectionRecord connection)
     {
         if (!_connections.Remove(connection)) return;
         foreach (var vm in connection.Vms) _vms.Remove(vm);
@@ -205,6 +205,6 @@ internal sealed class Reception : IWatched, IDisposable
     }
 
     /// <summary>Who may connect beside the user of this process and root.</summary>
-    private static AllowedPeers? Allowed(UffdHandlerOptions options) =>
+    private static AllowedPeers Allowed(UffdHandlerOptions options) =>
         AllowedPeers.Find(options.User is null ? options.AllowUser : [.. options.AllowUser, options.User], options.AllowGroup);
 }

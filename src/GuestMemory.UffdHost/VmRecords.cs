@@ -6,14 +6,14 @@ using GuestMemory.Core.Userfault;
 namespace GuestMemory.UffdHost;
 
 /// <summary>The VMs that are kept, here and, where there is one, with the service manager; and the figures of those that have ended.</summary>
-internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, IDisposable
+internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>, IDisposable
 {
     // More VMs than come in the life of a handler; the next one must have a number too.
     private const int MaxId = 1 << 30;
 
-    private readonly List<KeptVm> _vms = [];
+    private readonly List<VmRecord> _vms = [];
     // VMs that have ended and that the worker still has: it counts the faults that it has just answered.
-    private readonly List<KeptVm> _ending = [];
+    private readonly List<VmRecord> _ending = [];
     private readonly Lock _lock = new();
     private readonly LatencyHistogram _endedLatency = new();
     private UffdCounters _ended;
@@ -22,14 +22,14 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
 
     public int Count => _vms.Count;
 
-    public KeptVm? Find(int id) => _vms.Find(vm => vm.Id == id);
+    public VmRecord? Find(int id) => _vms.Find(vm => vm.Id == id);
 
     public int NextId() => ++_last;
 
     /// <summary>The names of the VMs.</summary>
-    public string[] Names(KeptVm? except = null) => [.. _vms.Where(vm => vm != except).Select(static vm => vm.List.Name ?? "")];
+    public string[] Names(VmRecord? except = null) => [.. _vms.Where(vm => vm != except).Select(static vm => vm.List.Name ?? "")];
 
-    public void Add(KeptVm vm)
+    public void Add(VmRecord vm)
     {
         lock (_lock) _vms.Add(vm);
         _total++;
@@ -40,7 +40,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
     }
 
     /// <summary>A VM has ended. Its figures may grow until the worker has let go of it.</summary>
-    public void Remove(KeptVm vm)
+    public void Remove(VmRecord vm)
     {
         lock (_lock)
         {
@@ -79,9 +79,9 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
     /// <summary>The VMs among the descriptors that came with this process, each with its connection; what is no VM, or half of one, is left.</summary>
     /// <param name="hasImages">Whether the image that they were given came too.</param>
     /// <param name="failed">Called with what is wrong with one that cannot be taken over.</param>
-    public List<KeptVm> Restore(bool hasImages, Action<string> failed)
+    public List<VmRecord> Restore(bool hasImages, Action<string> failed)
     {
-        var restored = new List<KeptVm>();
+        var restored = new List<VmRecord>();
         foreach (var group in systemd.Descriptors.Where(item => Parse(item.Name) is not null).GroupBy(item => Parse(item.Name)!.Value.Id).ToArray())
         {
             // Also of one that cannot be taken over: its descriptors stay where they are kept, for a program that can.
@@ -93,7 +93,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
                 if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
                 var memory = parts.GetValueOrDefault("memory").Descriptor;
-                restored.Add(KeptVm.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor, memory));
+                restored.Add(VmRecord.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor, memory));
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
             catch (GuestMemoryException exception) when (!TakesAll)
@@ -134,7 +134,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
         }
     }
 
-    public IEnumerator<KeptVm> GetEnumerator() => _vms.ToList().GetEnumerator();
+    public IEnumerator<VmRecord> GetEnumerator() => _vms.ToList().GetEnumerator();
 
     public void Dispose()
     {
@@ -153,7 +153,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
 
     IEnumerator IEnumerable.GetEnumerator() => GetEnumerator();
 
-    private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(KeptVm vm)
+    private static IEnumerable<(string Kind, SafeDescriptor Descriptor)> Parts(VmRecord vm)
     {
         IEnumerable<(string, SafeDescriptor)> parts = [("socket", vm.Socket), ("process", vm.Process), ("uffd", vm.Userfaultfd), ("state", vm.StateFile), ("list", vm.ListFile)];
         return vm.MemoryFile is { } memory ? parts.Append(("memory", memory)) : parts;
@@ -167,7 +167,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
         && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
 
-    private unsafe void Close(KeptVm vm)
+    private unsafe void Close(VmRecord vm)
     {
         _ending.Remove(vm);
         _ended.Add(ref *vm.State.Counters);
@@ -176,7 +176,7 @@ internal sealed partial class KeptVms(Systemd systemd) : IEnumerable<KeptVm>, ID
         vm.State.Dispose();
     }
 
-    private void Forget(KeptVm vm)
+    private void Forget(VmRecord vm)
     {
         if (!systemd.IsThere) return;
         foreach (var (kind, _) in Parts(vm)) systemd.Remove(Name(vm.Id, kind));

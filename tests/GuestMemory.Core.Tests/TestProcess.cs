@@ -1,0 +1,34 @@
+using System.Globalization;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>What tests do to the processes of handlers, and read of them.</summary>
+internal static class TestProcess
+{
+    /// <summary>Sends a signal; false where the process has ended and was reaped.</summary>
+    public static bool Signal(int process, int signal)
+    {
+        using var descriptor = Pidfd.TryOpen(process, out _);
+        return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
+    }
+
+    /// <summary>Whether a process runs, or is stopped; one that has ended and was not reaped is not alive.</summary>
+    public static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
+
+    /// <summary>The children of a process; none where it has ended.</summary>
+    public static int[] Children(int process)
+    {
+        try
+        {
+            return [.. File.ReadAllText($"/proc/{process}/task/{process}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(static text => int.Parse(text, CultureInfo.InvariantCulture))];
+        }
+        catch (IOException)
+        {
+            return [];
+        }
+    }
+
+    /// <summary>A number out of the environment, as a longer run of a test sets it.</summary>
+    public static int Setting(string variable, int value) =>
+        int.TryParse(Environment.GetEnvironmentVariable(variable), NumberStyles.None, CultureInfo.InvariantCulture, out var set) ? set : value;
+}
