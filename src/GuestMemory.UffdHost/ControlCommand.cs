@@ -19,8 +19,7 @@ internal static class ControlCommand
     /// <exception cref="GuestMemoryException">HandlerNotFound; or what the handler answers.</exception>
     public static int Run(string request, string process)
     {
-        var path = UffdRuntimeFolder.Sockets().FirstOrDefault(path => UffdRuntimeFolder.ProcessOf(path)?.ToString(CultureInfo.InvariantCulture) == process);
-        using var client = (path is null ? null : UffdControlClient.TryConnect(path, out _))
+        using var client = Connect(process)
             ?? throw new GuestMemoryException(GuestMemoryError.HandlerNotFound, $"Process {process} is no handler of this user. Its control socket lies in the folder that {UffdRuntimeFolder.Variable} names.");
         if (request == UffdControlRequest.Stop)
         {
@@ -32,5 +31,21 @@ internal static class ControlCommand
         _ = client.Ask(upgrade, CancellationToken.None, s_upgradeTimeout + s_margin)
             ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler of process {process} has ended.");
         return 0;
+    }
+
+    /// <summary>The handler of a process. The socket has the name of the one before it where that folder is another user's.</summary>
+    private static UffdControlClient? Connect(string process)
+    {
+        foreach (var path in UffdRuntimeFolder.Sockets().OrderByDescending(path => IsNumber(UffdRuntimeFolder.ProcessOf(path))))
+        {
+            var client = UffdControlClient.TryConnect(path, out _);
+            if (client is null) continue;
+            if (IsNumber(client.Ask(new UffdControlRequest { Request = UffdControlRequest.Status }, CancellationToken.None)?.ProcessId)) return client;
+            client.Dispose();
+        }
+
+        return null;
+
+        bool IsNumber(int? number) => number?.ToString(CultureInfo.InvariantCulture) == process;
     }
 }

@@ -82,13 +82,13 @@ internal static class Program
         using var terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Stop);
         using var interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Stop);
         using var hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, static context => context.Cancel = true);
-        var controlPath = UffdRuntimeFolder.SocketOf(UffdRuntimeFolder.Make(), Environment.ProcessId);
-        var log = UffdRuntimeFolder.LogOf(controlPath);
+        // A successor has the folder of its predecessor, which may be another user's.
+        var controlPath = predecessor is null ? UffdRuntimeFolder.SocketOf(UffdRuntimeFolder.Make(), Environment.ProcessId) : null;
         var isReported = isDetached && predecessor is null;
         if (isReported)
         {
             OwnSession.Begin();
-            OwnSession.RedirectErrors(log);
+            OwnSession.RedirectErrors(UffdRuntimeFolder.LogOf(controlPath!));
         }
 
         try
@@ -98,7 +98,7 @@ internal static class Program
         catch when (predecessor is null)
         {
             supervisor.Dispose();
-            if (isReported) UffdRuntimeFolder.Remove(log);
+            if (isReported) UffdRuntimeFolder.Remove(UffdRuntimeFolder.LogOf(controlPath!));
             throw;
         }
 
@@ -121,7 +121,7 @@ internal static class Program
         }
 
         // Who failed leaves behind why.
-        if (isDetached && code == 0 && !supervisor.IsHandedOver) UffdRuntimeFolder.Remove(log);
+        if (isDetached && code == 0 && !supervisor.IsHandedOver) UffdRuntimeFolder.Remove(UffdRuntimeFolder.LogOf(supervisor.ControlPath));
         return code;
 
         void Stop(PosixSignalContext context)

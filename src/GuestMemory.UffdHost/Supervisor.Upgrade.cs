@@ -144,7 +144,7 @@ internal sealed partial class Supervisor
     }
 
     /// <summary>Goes on where the predecessor stops. VMs can connect when it returns.</summary>
-    private void TakeOver(Predecessor predecessor, string controlPath, ControlServer.Actions actions)
+    private void TakeOver(Predecessor predecessor, ControlServer.Actions actions)
     {
         _isTakingOver = true;
         _handovers!.Suspend();
@@ -166,6 +166,7 @@ internal sealed partial class Supervisor
         _workers += record.Workers;
         _taken = record.Taken;
         _error = record.Error;
+        var controlPath = UffdRuntimeFolder.SocketOf(Path.GetDirectoryName(record.ControlPath)!, Environment.ProcessId);
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
         _handovers.Resume();

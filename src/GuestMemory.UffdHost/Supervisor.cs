@@ -61,9 +61,13 @@ internal sealed partial class Supervisor : IDisposable
         _epoll.Add(_wake, _wake);
     }
 
+    /// <summary>Where the control socket is, once it is open.</summary>
+    public string ControlPath => _control!.Path;
+
     /// <summary>Starts the first worker, listens, and opens the control socket. When it returns, VMs can connect.</summary>
     /// <exception cref="GuestMemoryException">What the worker says about the image, or what is wrong with the socket.</exception>
-    public void Start(string controlPath)
+    /// <param name="controlPath">Where the control socket is made; null where it comes from a predecessor.</param>
+    public void Start(string? controlPath)
     {
         var user = Privileges.UserOf(_options);
         _images = KeptImages.Open(_options, _systemd, _predecessor is not null);
@@ -85,12 +89,12 @@ internal sealed partial class Supervisor : IDisposable
         var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
-            TakeOver(_predecessor, controlPath, actions);
+            TakeOver(_predecessor, actions);
         }
         else
         {
             _metrics = OpenMetrics();
-            _control = ControlServer.Open(_epoll, controlPath, actions);
+            _control = ControlServer.Open(_epoll, controlPath!, actions);
             OfferMore();
         }
 

@@ -266,7 +266,8 @@ internal sealed class RemoteUffdHandler : UffdHandler
     private void Follow()
     {
         var (before, now) = (_controlPath, UffdRuntimeFolder.SocketOf(Path.GetDirectoryName(_controlPath)!, Current.ProcessId));
-        if (now == before) return;
+        // A process of another user may not rename it.
+        if (now == before || !File.Exists(now)) return;
         s_known.TryRemove(new KeyValuePair<string, RemoteUffdHandler>(before, this));
         s_known[now] = this;
         _controlPath = now;

@@ -88,6 +88,33 @@ public sealed partial class HostTests
         Assert.All(Threads(handler.WorkerProcessId), static thread => Assert.Equal("0000000000000008", thread["CapEff"]));
     }
 
+    /// <summary>The new program starts as that user, in whose reach are neither the image nor the folder of the control socket.</summary>
+    [UffdFact]
+    public void AHandlerOfAnotherUserGoesOnInTheNewProgram()
+    {
+        Assert.SkipUnless(Needs.Root, NeedsRoot);
+        Assert.SkipUnless(IsOpenToAll(AppContext.BaseDirectory), $"needs a build that every user may read, and {AppContext.BaseDirectory} is none");
+        Assert.Equal(0, FileStatus.TryChangeMode(_folder.WriteImage("image", 64), 0b100_000_000));
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, User = OtherUser });
+        var memory = Memory((0, 64));
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 0, 8);
+        for (var round = 1; round < 3; round++)
+        {
+            var before = handler.ProcessId;
+            handler.Upgrade(TimeSpan.FromSeconds(60));
+            Assert.NotEqual(before, handler.ProcessId);
+            TestFolder.AssertPages(memory, (ulong)round * 8 * 4096, round * 8, 8);
+            Assert.All(Threads(handler.WorkerProcessId), static thread => Assert.StartsWith(Users.Find(OtherUser).ToString(CultureInfo.InvariantCulture), thread["Uid"], StringComparison.Ordinal));
+            Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+        }
+
+        handler.Stop();
+        Assert.Equal((UffdHandlerState.Stopped, 1), (handler.State, handler.AbandonedCount));
+        Host.Until(() => UffdHandler.FindAll().Count == 0 && Directory.GetFiles(runtime.Folder.Path, "*.sock").Length == 0);
+        foreach (var log in Directory.GetFiles(runtime.Folder.Path)) File.Delete(log);
+    }
+
     /// <summary>Socket, image and control socket are root's; all else the other user does.</summary>
     [UffdTheory]
     [InlineData(UffdOnError.Poison, 0L)]

@@ -109,6 +109,63 @@ public sealed partial class UpgradeTests(RuntimeFolder runtime) : IDisposable
         Assert.Contains("another file lies at", handler.Error, StringComparison.Ordinal);
     }
 
+    /// <summary>What was touched before and after stands in the record once each, in the order of the touches.</summary>
+    [UffdFact]
+    public void ARecordGoesOn()
+    {
+        _folder.WriteImage("image", 16);
+        var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, RecordPath = _folder["record"] });
+        var memory = Memory(16);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 9, 1);
+        TestFolder.AssertPages(memory, 2, 1);
+        // A page is there before it is noted.
+        Host.Until(() => handler.FaultCount == 2);
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+        TestFolder.AssertPages(memory, 7, 1);
+        memory.Regions[0].GetMmapRegion().Discard(9 * 4096, 4096);
+        memory.ReadExact(new GuestAddress(9 * 4096), new byte[4096]);
+        Host.Until(() => handler.FaultCount == 4);
+        handler.Stop();
+        Assert.Equal([9, 2, 7], TouchRecord.Load(_folder["record"], 16 * 4096));
+    }
+
+    /// <summary>A VM has the name and the OnError that it was given, also in the new process.</summary>
+    [UffdFact]
+    public void WhatWasSetOfAVmStays()
+    {
+        var handler = Start(16);
+        var memory = Memory(16);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 4);
+        var vm = Assert.Single(handler.GetVms());
+        vm.Rename("web");
+        vm.SetOnError(UffdOnError.Kill);
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+        Assert.Equal(("web", UffdOnError.Kill, vm.Id), Assert.Single(handler.GetVms()) is var now ? (now.Name, now.OnError, now.Id) : default);
+        TestFolder.AssertPages(memory, 4, 12);
+    }
+
+    /// <summary>A VM whose service is to end, and whose worker has not done so yet, has it ended by the new program.</summary>
+    [UffdFact]
+    public void AVmThatIsToBeStoppedIsStoppedByTheNewProgram()
+    {
+        var handler = Start(16);
+        var memory = Memory(16);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        TestFolder.AssertPages(memory, 0, 4);
+        // A worker that stands still does nothing of what it is told.
+        Assert.True(Signal(handler.WorkerProcessId, 19));
+        using var cancellation = new CancellationTokenSource();
+        var stopping = Task.Run(() => Assert.Single(handler.GetVms()).Stop(UffdOnError.Poison, cancellation.Token));
+        Host.Until(() => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId))).Contains("is stopped as ordered", StringComparison.Ordinal));
+        handler.Upgrade(TimeSpan.FromSeconds(60));
+        Assert.True(stopping.Wait(Host.Patience));
+        Host.Until(() => handler.ConnectionCount == 0);
+        TestFolder.AssertPages(memory, 0, 4);
+        Assert.ThrowsAny<GuestMemoryException>(() => memory.ReadExact(new GuestAddress(8 * 4096), new byte[8]));
+    }
+
     [UffdFact]
     public void AHandlerInThisProcessHasNoOtherToGoTo()
     {
