@@ -57,7 +57,7 @@ Describe 'Get-UffdVm' {
         $text | Should -Match "Id Name\s+VMM State\s+Memory Present SocketPath"
         $text | Should -Match "1 vm-1\s+$PID Serving\s+64 KiB\s+25.0 % "
         $null = $regions[1] | Read-GuestMemory 0x200000000 64KiB
-        (Get-UffdVm vm-2).State | Should -Be Restored
+        Wait-Until { (Get-UffdVm vm-2).State -eq 'Restored' }
         $regions[0] | Remove-MmapRegion -Force
         Wait-Until { $handler.ConnectionCount -eq 1 }
         (Get-UffdVm).Name | Should -Be 'vm-2'

@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Management.Automation;
 using GuestMemory.Core.Userfault;
 using GuestMemory.PowerShell.Commands;
 
@@ -7,38 +6,27 @@ namespace GuestMemory.PowerShell.Binding;
 
 /// <summary>A parameter that takes a VM of a handler, its name or its number; several of them, and names with wildcards, where there may be many.</summary>
 [AttributeUsage(AttributeTargets.Property | AttributeTargets.Field)]
-public sealed class UffdVmAttribute : ArgumentTransformationAttribute
+public sealed class UffdVmAttribute : LookupAttribute<UffdServedVm>
 {
-    /// <summary>Whether the parameter takes an array.</summary>
-    public bool Many { get; set; }
+    /// <inheritdoc/>
+    protected override UffdServedVm[] Find(string text) => UffdVmLookup.Find(text);
 
     /// <inheritdoc/>
-    public override object Transform(EngineIntrinsics engineIntrinsics, object inputData) => DescriptorAttribute.Guard(() =>
-    {
-        if (Many) return Several(inputData);
-        if (Text(inputData) is not { } text) return inputData;
-        return UffdVmLookup.Find(text) switch
-        {
-            [var vm] => vm,
-            [] => throw new FormatException($"No handler of this user serves a VM like '{text}'. 'Get-UffdVm' lists the VMs that are served."),
-            var several => throw new FormatException($"'{text}' means {several.Length} VMs: {string.Join(", ", several.Select(static vm => $"{vm.Name} of {vm.SocketPath}"))}. Name one, or pipe it from 'Get-UffdVm -SocketPath PATH'."),
-        };
-    });
-
-    private static object Several(object input)
-    {
-        if (Text(input) is { } text) return UffdVmLookup.Find(text);
-        return input is object[] items && Array.Exists(items, static item => Text(item) is not null)
-            ? items.SelectMany<object, object>(static item => Several(item) is UffdServedVm[] found ? found : [item]).ToArray()
-            : input;
-    }
-
-    /// <summary>A name or a number as text; null for anything else.</summary>
-    private static string? Text(object input) => (input is PSObject wrapped ? wrapped.BaseObject : input) switch
+    protected override string? Text(object value) => value switch
     {
         string text => text,
         int number => number.ToString(CultureInfo.InvariantCulture),
         long number => number.ToString(CultureInfo.InvariantCulture),
         _ => null,
     };
+
+    /// <inheritdoc/>
+    protected override string WhyNone(string text) => $"No handler of this user serves a VM like '{text}'. 'Get-UffdVm' lists the VMs that are served.";
+
+    /// <inheritdoc/>
+    protected override string WhichOf(string text, IReadOnlyCollection<UffdServedVm> found)
+    {
+        ArgumentNullException.ThrowIfNull(found);
+        return $"'{text}' means {found.Count} VMs: {string.Join(", ", found.Select(static vm => $"{vm.Name} of {vm.SocketPath}"))}. Name one, or pipe it from 'Get-UffdVm -SocketPath PATH'.";
+    }
 }

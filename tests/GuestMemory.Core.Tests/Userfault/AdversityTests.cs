@@ -172,7 +172,8 @@ public sealed class AdversityTests : IDisposable
 
         Host.Until(() => handler.ConnectionCount == 0);
         Assert.Equal((0, UffdHandlerState.Listening), (handler.ConnectionCount, handler.State));
-        Assert.True(handler.Error?.Contains("in the middle", StringComparison.Ordinal) ?? true, handler.Error);
+        // A VMM may end in the middle of its list, or between its list and the look at its process.
+        Assert.True(handler.Error is null || handler.Error.Contains("in the middle", StringComparison.Ordinal) || handler.Error.Contains("ended during the hand-over", StringComparison.Ordinal), handler.Error);
         using (var region = Region())
         {
             var memory = GuestMemoryMmap.FromRegions([region]);
