@@ -85,7 +85,7 @@ internal sealed partial class Supervisor : IDisposable
         // Before any VM, which would be worth nothing without them.
         _images.Store(_systemd);
         _predecessor?.TakeVms();
-        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
+        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, FailOf);
         var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
@@ -100,7 +100,7 @@ internal sealed partial class Supervisor : IDisposable
 
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
-            Log.Write($"the inherited descriptor '{name}' cannot be used");
+            Log.Lines.DescriptorUnusable(name);
             descriptor.Dispose();
         }
 
@@ -114,7 +114,7 @@ internal sealed partial class Supervisor : IDisposable
         _privileges.DropForSupervisor();
         _systemd.Notify("READY=1");
         Staff();
-        Log.Write($"listening at {_handovers.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
+        Log.Lines.Listening(_handovers.Path, _options.MemoryPath, _control!.Path);
         _control.AnswerUpgrade(null);
     }
 
@@ -133,8 +133,9 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _abandoned = _vms.Count;
-        Log.Write(_failure is not null ? $"failed: {_failure.Message}"
-            : $"stopped; {_abandoned} VMs were still served{(isKept ? ", and wait for the next start if the service manager keeps them" : "")}");
+        Log.Lines.TellLeftOut(all: true);
+        if (_failure is not null) Log.Lines.Failed(_failure.Message);
+        else Log.Lines.Stopped(_abandoned, isKept ? ", and wait for the next start if the service manager keeps them" : "");
         if (isKept) _handovers?.Listener.KeepPath();
         _handovers?.Dispose();
         if (_failure is null && !isKept)
@@ -218,6 +219,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
         if (_handovers?.HandleTimeouts() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
+        Log.Lines.TellLeftOut();
         ContinueUpgrade();
         return ready;
     }
@@ -234,7 +236,7 @@ internal sealed partial class Supervisor : IDisposable
         var timeout = _handovers?.Timeout() ?? -1;
         if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
-        timeout = Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout);
+        timeout = Sooner(Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout), Log.Lines.Timeout);
         return _startAt == 0 ? timeout : Sooner(timeout, (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds)));
 
         // -1 is never.
@@ -244,7 +246,29 @@ internal sealed partial class Supervisor : IDisposable
     private void Fail(string error)
     {
         _error = error;
-        Log.Write(error);
+        Log.Lines.WentWrong(error);
+    }
+
+    /// <summary>The same where a VM has caused it.</summary>
+    private void Fail(int vm, string error)
+    {
+        _error = error;
+        var record = _vms.Find(vm);
+        if (record is not null) record.Error = error;
+        Log.Lines.VmFailed(vm, record?.List.Name ?? "", record?.List.ProcessId ?? 0, error);
+    }
+
+    /// <summary>The same where a process of a user has caused it, which has not handed over a VM; of null the handler has.</summary>
+    private void FailOf(string error, uint? user)
+    {
+        if (user is not { } number)
+        {
+            Fail(error);
+            return;
+        }
+
+        _error = error;
+        Log.Lines.PeerRefused(number, error);
     }
 
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>
