@@ -151,7 +151,7 @@ internal sealed partial class Supervisor
         var record = predecessor.Record;
         // What can fail comes before there is no way back.
         _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
-        if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, MetricsText);
+        if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
         foreach (var told in record.Vms)
         {
             if (_vms.Find(told.Vm) is not { } vm) continue;

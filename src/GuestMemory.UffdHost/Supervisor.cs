@@ -33,6 +33,7 @@ internal sealed partial class Supervisor : IDisposable
     private readonly List<SafeDescriptor> _unwanted = [];
     private HandoverListener? _handovers;
     private ControlServer? _control;
+    private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
     private string? _error;
@@ -58,6 +59,7 @@ internal sealed partial class Supervisor : IDisposable
         _predecessor = predecessor;
         _isDetached = isDetached;
         _vms = new VmRecords(systemd) { TakesAll = predecessor is not null };
+        _meter = new UffdMeter(options.SocketPath, options.Strategy, () => _vms.Figures(_error, options.OnError));
         _epoll.Add(_wake, _wake);
     }
 
@@ -165,6 +167,7 @@ internal sealed partial class Supervisor : IDisposable
         EndWorkers();
         _control?.Dispose();
         _metrics?.Dispose();
+        _meter.Dispose();
         _vms.Dispose();
         _images?.Dispose();
         _replay?.Dispose();
@@ -176,11 +179,9 @@ internal sealed partial class Supervisor : IDisposable
 
     private MetricsEndpoint? OpenMetrics()
     {
-        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, MetricsText);
-        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, MetricsText) : null;
+        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
+        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics) : null;
     }
-
-    private string MetricsText() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error, _options.OnError));
 
     private void StopForGood()
     {
