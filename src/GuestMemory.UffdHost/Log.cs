@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Runtime.CompilerServices;
 using System.Text;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
@@ -22,6 +23,13 @@ internal static class Log
     /// Whether the standard error is a file of this handler alone: then no more than the newest MiB is kept. Of what the caller chose the caller takes care.
     /// </summary>
     public static bool IsOwnFile { get; set; }
+
+    /// <summary>Loads what logging needs: later no descriptor may be left to open a library with.</summary>
+    public static void Prepare()
+    {
+        _ = s_lines.Value;
+        RuntimeHelpers.RunClassConstructor(typeof(HandlerEvents).TypeHandle);
+    }
 
     private static unsafe void Write(string line)
     {

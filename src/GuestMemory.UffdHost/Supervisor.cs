@@ -36,7 +36,6 @@ internal sealed partial class Supervisor : IDisposable
     private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
-    private string? _error;
     private ulong _imageLength;
     private KeptImages? _images;
     private Privileges? _privileges;
@@ -242,34 +241,6 @@ internal sealed partial class Supervisor : IDisposable
 
         // -1 is never.
         static int Sooner(int one, int other) => one < 0 ? other : other < 0 ? one : Math.Min(one, other);
-    }
-
-    private void Fail(string error)
-    {
-        _error = error;
-        Log.Lines.WentWrong(error);
-    }
-
-    /// <summary>The same where a VM has caused it.</summary>
-    private void Fail(int vm, string error)
-    {
-        _error = error;
-        var record = _vms.Find(vm);
-        if (record is not null) record.Error = error;
-        Log.Lines.VmFailed(vm, record?.List.Name ?? "", record?.List.ProcessId ?? 0, error);
-    }
-
-    /// <summary>The same where a process of a user has caused it, which has not handed over a VM; of null the handler has.</summary>
-    private void FailOf(string error, uint? user)
-    {
-        if (user is not { } number)
-        {
-            Fail(error);
-            return;
-        }
-
-        _error = error;
-        Log.Lines.PeerRefused(number, error);
     }
 
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>

@@ -98,6 +98,7 @@ internal sealed class Worker : IDisposable
     private static void Confine()
     {
         HugePages.OpenPools();
+        Log.Prepare();
         UffdDebug.Prepare();
         _ = Signals.Prepare();
         WorkerFilter.Enter();
