@@ -21,7 +21,7 @@ public sealed partial class HostTests
         UffdRegistration.Connect(handler.SocketPath, memory);
         for (var i = 1; i <= FloodCount; i++) Refuse(i, isLast: i == FloodCount);
         // The first that came are there; later ones are left out.
-        Assert.Contains("ends at offset 131072 ", Log(handler), StringComparison.Ordinal);
+        Assert.Contains(" of an image that is 65536 bytes long", Log(handler), StringComparison.Ordinal);
         Assert.Equal(0, Compiler.Run("truncate", "-s", "32768", _folder["image"]).Code);
         Assert.Throws<GuestMemoryException>(() => memory.ReadExact(new GuestAddress(12 * 4096), new byte[8]));
         Host.Until(() => Log(handler).Contains("cannot be read at offset 0xc000", StringComparison.Ordinal));
@@ -39,9 +39,9 @@ public sealed partial class HostTests
 
     /// <summary>systemd says which stream is the journal's.</summary>
     [Theory]
-    [InlineData("%d:%i", "<6>2")]
-    [InlineData("%d:1%i", "2")]
-    public void LinesHavePrioritiesWhereTheJournalReadsThem(string stream, string begin)
+    [InlineData("%d:%i", "^<[2-7]>2")]
+    [InlineData("%d:1%i", "^2")]
+    public void LinesHavePrioritiesWhereTheJournalReadsThem(string stream, string beginning)
     {
         _folder.WriteImage("image", 16);
         File.WriteAllText(_folder["journal"], "");
@@ -53,7 +53,7 @@ public sealed partial class HostTests
         Assert.True(process.WaitForExit(Host.Patience));
         var lines = File.ReadAllLines(_folder["journal"]);
         Assert.Contains(lines, static line => line.Contains(" listening at ", StringComparison.Ordinal));
-        Assert.All(lines, line => Assert.StartsWith(begin, line, StringComparison.Ordinal));
+        Assert.All(lines, line => Assert.Matches(beginning, line));
     }
 
     private static string Log(UffdHandler handler) => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(UffdRuntimeFolder.Make(), handler.ProcessId)));
