@@ -52,11 +52,9 @@ internal sealed class ServiceManager : IDisposable
     /// <summary>As systemd ends a service whose main process has died: all of it.</summary>
     public static void Kill(int supervisor)
     {
-        var handler = Assert.Single(UffdHandler.FindAll());
-        var children = TestProcess.Children(supervisor);
+        var children = Children(supervisor);
         End(supervisor, 9);
         foreach (var child in children) End(child, 9);
-        Assert.True(handler.Wait(Host.Patience));
     }
 
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
