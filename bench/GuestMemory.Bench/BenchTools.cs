@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using System.Runtime.InteropServices;
 
 namespace GuestMemory.Bench;
 
@@ -32,6 +33,14 @@ internal static class BenchTools
         }
 
         throw new InvalidOperationException("GuestMemory.psd1 is not above the benchmark.");
+    }
+
+    /// <summary>Publishes the handler's program as Package does, into the folder beside the library where that looks for it first.</summary>
+    public static void PublishHost()
+    {
+        var system = $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}";
+        Execute("dotnet", "publish", Path.Combine(Path.GetDirectoryName(Manifest())!, "src", "GuestMemory.UffdHost"), "--configuration", "Release", "--runtime", system,
+            "--output", Path.Combine(AppContext.BaseDirectory, "uffdhost", system), "--nologo", "--verbosity", "quiet", "--disable-build-servers");
     }
 
     public static string Execute(string program, params string[] arguments)

@@ -1,8 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Runtime.InteropServices;
 using System.Text;
-using System.Text.Json;
 using GuestMemory.Core;
 using GuestMemory.Core.Userfault;
 using static GuestMemory.Bench.BenchTools;
@@ -19,8 +17,6 @@ internal sealed class HostScenario(string[] options)
     private const int SmallMib = 16;
     private const int FaultsBeforeKill = 1000;
     private const int CrashTouches = 32768;
-
-    private static readonly string s_anywhere = $"0-{Environment.ProcessorCount - 1}";
 
     private readonly int _mib = Option(options, "--mib", 1024);
     private readonly int _vms = Option(options, "--vms", 50);
@@ -39,7 +35,7 @@ internal sealed class HostScenario(string[] options)
     {
         try
         {
-            Publish();
+            PublishHost();
             foreach (var program in new[] { "uffd-handler", "uffd-client", "mkmem" }) Compile(_folder, program, "-pthread");
             Execute(Path.Combine(_folder, "mkmem"), Image, $"{_mib}");
             MeasureCollections();
@@ -60,11 +56,6 @@ internal sealed class HostScenario(string[] options)
         }
     }
 
-    /// <summary>Into the folder beside the library where that looks for it first.</summary>
-    private static void Publish() => Execute("dotnet", "publish", Path.Combine(Path.GetDirectoryName(Manifest())!, "src", "GuestMemory.UffdHost"),
-        "--configuration", "Release", "--runtime", $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}",
-        "--output", Path.Combine(AppContext.BaseDirectory, "uffdhost", $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}"), "--nologo", "--verbosity", "quiet", "--disable-build-servers");
-
     private void MeasureCollections()
     {
         Environment.SetEnvironmentVariable("DOTNET_STARTUP_HOOKS", typeof(StartupHook).Assembly.Location);
@@ -78,8 +69,8 @@ internal sealed class HostScenario(string[] options)
             Execute("taskset", "--all-tasks", "--cpu-list", "--pid", "0", $"{processes[0]}");
             for (var vm = 0; vm < CollectedVms; vm++)
             {
-                using var client = Client("0", Socket, _mib);
-                Figure(client, "total_ms");
+                using var client = UffdClient.Start(_folder, "0", Socket, _mib);
+                UffdClient.Figure(client, "total_ms");
             }
 
             faults = handler.FaultCount;
@@ -118,8 +109,8 @@ internal sealed class HostScenario(string[] options)
 
         void Restore(int mib)
         {
-            clients.Add(Client(s_anywhere, Socket, mib, "--stay"));
-            Figure(clients[^1], "total_ms");
+            clients.Add(UffdClient.Start(_folder, UffdClient.Anywhere, Socket, mib, "--stay"));
+            UffdClient.Figure(clients[^1], "total_ms");
         }
     });
 
@@ -151,11 +142,11 @@ internal sealed class HostScenario(string[] options)
         {
             Serve(UffdStrategy.OnDemand, handler =>
             {
-                using var client = Client(s_anywhere, Socket, _mib, "--touches", $"{CrashTouches}", "--image", Image);
+                using var client = UffdClient.Start(_folder, UffdClient.Anywhere, Socket, _mib, "--touches", $"{CrashTouches}", "--image", Image);
                 while (handler.FaultCount < FaultsBeforeKill) Thread.Sleep(1);
                 if (client.HasExited) throw new InvalidOperationException("The client was done before its worker could be changed.");
                 act(handler);
-                longest.Add(Figure(client, "max_us") / 1000);
+                longest.Add(UffdClient.Figure(client, "max_us") / 1000);
                 if (handler.WorkerCount != 2) throw new InvalidOperationException($"There were {handler.WorkerCount} workers.");
             });
         }
@@ -183,26 +174,15 @@ internal sealed class HostScenario(string[] options)
     {
         var socket = Path.Combine(_folder, "c.sock");
         File.Delete(socket);
-        using var handler = new HandlerProcess(s_anywhere, Path.Combine(_folder, "uffd-handler"), [socket, Image, "--mode", "poll", .. arguments]);
+        using var handler = new HandlerProcess(UffdClient.Anywhere, Path.Combine(_folder, "uffd-handler"), [socket, Image, "--mode", "poll", .. arguments]);
         handler.WaitFor(socket);
         return FirstTouch(socket, 1);
     }
 
     private double FirstTouch(string socket, int touches)
     {
-        using var client = Client(s_anywhere, socket, _mib, "--touches", $"{touches}");
-        return Figure(client, "first_us");
-    }
-
-    private Process Client(string cpus, string socket, int mib, params string[] more) => Process.Start(
-        new ProcessStartInfo("taskset", ["-c", cpus, Path.Combine(_folder, "uffd-client"), socket, $"{mib}", .. more]) { UseShellExecute = false, RedirectStandardOutput = true })!;
-
-    /// <summary>Waits until the client has touched everything.</summary>
-    private static double Figure(Process client, string name)
-    {
-        using var json = JsonDocument.Parse(client.StandardOutput.ReadLine() ?? throw new InvalidOperationException("The client failed."));
-        if (json.RootElement.GetProperty("bad").GetInt64() != 0) throw new InvalidOperationException("The client found wrong pages.");
-        return json.RootElement.GetProperty(name).GetDouble();
+        using var client = UffdClient.Start(_folder, UffdClient.Anywhere, socket, _mib, "--touches", $"{touches}");
+        return UffdClient.Figure(client, "first_us");
     }
 
     /// <summary>Of worker and supervisor, in KiB: what no other process has, and its share of the VMs' states, without the image; and that share.</summary>

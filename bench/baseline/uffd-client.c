@@ -163,8 +163,8 @@ int main(int argc, char **argv)
     size_t faults = touches - hits;
     uint64_t *fault = latency + hits, none = 0;
     if (!faults) fault = &none;
-    printf("{\"touches\":%zu,\"faults\":%zu,\"fault_p50_us\":%.3f,\"fault_p99_us\":%.3f,\"first_us\":%.3f,\"p50_us\":%.3f,\"p90_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,\"mean_us\":%.3f,\"total_ms\":%.3f,\"bad\":%llu}\n",
-           touches, faults, fault[faults / 2] / 1e3, fault[faults * 99 / 100] / 1e3, first / 1e3, latency[touches / 2] / 1e3, latency[touches * 9 / 10] / 1e3, latency[touches * 99 / 100] / 1e3,
+    printf("{\"touches\":%zu,\"faults\":%zu,\"fault_p50_us\":%.3f,\"fault_p99_us\":%.3f,\"first_us\":%.3f,\"p50_us\":%.3f,\"p90_us\":%.3f,\"p99_us\":%.3f,\"p999_us\":%.3f,\"max_us\":%.3f,\"mean_us\":%.3f,\"total_ms\":%.3f,\"bad\":%llu}\n",
+           touches, faults, fault[faults / 2] / 1e3, fault[faults * 99 / 100] / 1e3, first / 1e3, latency[touches / 2] / 1e3, latency[touches * 9 / 10] / 1e3, latency[touches * 99 / 100] / 1e3, latency[touches * 999 / 1000] / 1e3,
            latency[touches - 1] / 1e3, sum / 1e3 / touches, total / 1e6, (unsigned long long)bad);
     fflush(stdout);
     while (stay) pause();

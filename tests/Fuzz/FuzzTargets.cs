@@ -9,6 +9,7 @@ internal static class FuzzTargets
     [
         new("mapping-list", "the JSON of a hand-over's mapping list", MappingListTarget.Run),
         new("handover", "a hand-over stream: how it is cut, which descriptors come along, the bytes", HandoverTarget.Run, HandoverTarget.Missing),
+        new("supervisor", "a VMM and the supervisor: what comes along, how it is cut, events of the VM, the hand-over stream", SupervisorTarget.Run, HandoverTarget.Missing),
         new("tube-json", "what comes through tubes: which type, how many descriptors, its JSON; a session's packets are lines", TubeTarget.Run),
         new("control-socket", "the handler's process: which end, then lines or a message", ControlTarget.Run),
         new("shared-json", "JSON in memfds: figures, written pages, the list of a VM", SharedJsonTarget.Run),

@@ -12,6 +12,15 @@ internal static class TestProcess
         return descriptor is not null && Pidfd.TrySignal(descriptor, signal) == 0;
     }
 
+    /// <summary>Sends a signal that ends a process, and waits until it has ended; a child of this process is reaped.</summary>
+    public static void End(int process, int signal)
+    {
+        using var descriptor = Pidfd.TryOpen(process, out _);
+        if (descriptor is null) return;
+        _ = Pidfd.TrySignal(descriptor, signal);
+        Host.Until(() => Pidfd.TryReap(descriptor) is not null || !Directory.Exists($"/proc/{process}"));
+    }
+
     /// <summary>Whether a process runs, or is stopped; one that has ended and was not reaped is not alive.</summary>
     public static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
 
@@ -25,6 +34,19 @@ internal static class TestProcess
         catch (IOException)
         {
             return [];
+        }
+    }
+
+    /// <summary>Whether a process has entered a seccomp filter, as a worker does right before it is ready; false where the process has ended.</summary>
+    public static bool IsConfined(int process)
+    {
+        try
+        {
+            return File.ReadLines($"/proc/{process}/status").Contains("Seccomp:\t2", StringComparer.Ordinal);
+        }
+        catch (IOException)
+        {
+            return false;
         }
     }
 

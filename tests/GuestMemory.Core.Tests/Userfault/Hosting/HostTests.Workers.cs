@@ -1,5 +1,4 @@
 using System.Diagnostics;
-using System.Globalization;
 
 namespace GuestMemory.Core.Tests;
 
@@ -125,42 +124,19 @@ public sealed partial class HostTests
         Assert.Throws<AggregateException>(() => touching.Wait());
     }
 
-    /// <summary>
-    /// The worker dies again and again while pages are touched and removed: at any moment, and, where it is told to, exactly
-    /// between reading events and answering. GUESTMEMORY_CRASH_ROUNDS says how often (100 is what a release is tried with),
-    /// GUESTMEMORY_CRASH_MIB how large the VM is.
-    /// </summary>
-    [UffdTheory]
-    [InlineData(false, UffdStrategy.OnDemand)]
-    [InlineData(false, UffdStrategy.Background)]
-    [InlineData(true, UffdStrategy.OnDemand)]
-    public void NoVmIsLostWhenItsWorkerDies(bool betweenReadAndAnswer, UffdStrategy strategy)
+    /// <summary>The worker dies again and again, each time exactly between reading events and answering. SurvivalTests says what the variables are.</summary>
+    [UffdFact]
+    public void NoVmIsLostWhenItsWorkerDiesBetweenReadAndAnswer()
     {
         var rounds = Setting("GUESTMEMORY_CRASH_ROUNDS", 8);
         var pages = Setting("GUESTMEMORY_CRASH_MIB", 128) * 256;
-        var handler = WithDebug(betweenReadAndAnswer ? $"die-after-read={Math.Max(20, pages / rounds)}" : null, () => Start(pages, strategy));
+        var handler = WithDebug($"die-after-read={Math.Max(20, pages / rounds)}", () => Start(pages));
         var memory = Memory((0x100000000, pages));
         UffdRegistration.Connect(handler.SocketPath, memory);
-        var touching = new Touching(memory, pages, Limit(0));
-        var (killed, last) = (0, 0);
-        var deadline = Stopwatch.StartNew();
-        while (!touching.IsDone && (betweenReadAndAnswer || killed < rounds))
-        {
-            Assert.True(deadline.Elapsed < TimeSpan.FromMinutes(10), $"hung: {touching.Progress} of {pages} pages; {handler.State}, {handler.Error}");
-            Thread.Sleep(betweenReadAndAnswer ? 20 : Random.Shared.Next(1, 40));
-            if (betweenReadAndAnswer || handler.WorkerProcessId is not (var worker and > 0) || worker == last || touching.Progress < (long)pages * killed / (rounds + 1)) continue;
-            if (!Signal(worker, 9)) continue;
-            last = worker;
-            touching.Limit = Limit(++killed);
-        }
-
-        touching.Join();
+        new Touching(memory, pages).Join();
         var deaths = handler.WorkerCount - 1;
-        Assert.True(deaths >= (betweenReadAndAnswer ? rounds / 2 : rounds), $"only {deaths} workers died");
+        Assert.True(deaths >= rounds / 2, $"only {deaths} workers died");
         Assert.Equal(UffdHandlerState.Serving, handler.State);
-
-        // A kill is due at each of so many parts of the pages; those of the part after the next wait for it.
-        long Limit(int killed) => betweenReadAndAnswer || killed == rounds ? long.MaxValue : (long)pages * (killed + 2) / (rounds + 1);
     }
 
     /// <summary>Memory that cannot be write-protected, since there is none, is refused by the worker; that is no reason to refuse others.</summary>

@@ -49,6 +49,14 @@ internal sealed class ServiceManager : IDisposable
         return Spawn.Start("/bin/sh", command, environment, [none, errors, errors, .. Kept.Select(item => item.Descriptor.Number)]);
     }
 
+    /// <summary>As systemd ends a service whose main process has died: all of it.</summary>
+    public static void Kill(int supervisor)
+    {
+        var children = Children(supervisor);
+        End(supervisor, 9);
+        foreach (var child in children) End(child, 9);
+    }
+
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
     public bool WasTold(Func<string, bool> what, int seconds = 20)
     {

@@ -44,7 +44,7 @@ public sealed partial class SystemdTests
         using var manager = new ServiceManager(_folder["notify"]);
         var first = StartReady(manager);
         Assert.Equal(3, manager.Kept.Count);
-        Kill(first);
+        ServiceManager.Kill(first);
         File.Move(_folder.WriteImage("other", 64), _folder["image"], overwrite: true);
         manager.Told.Clear();
         StartReady(manager);

@@ -38,7 +38,7 @@ public sealed partial class SystemdTests
         Assert.Equal(kept, manager.KeptNames);
 
         // What is kept is what the new process has.
-        Kill(handler.ProcessId);
+        ServiceManager.Kill(handler.ProcessId);
         manager.Told.Clear();
         StartReady(manager);
         TestFolder.AssertPages(memory, 32, 32);

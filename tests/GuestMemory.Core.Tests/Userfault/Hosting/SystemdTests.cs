@@ -35,7 +35,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.WasTold(text => text.StartsWith("STATUS=Serving 1 VMs", StringComparison.Ordinal)));
         Assert.Equal("image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd", manager.KeptNames);
 
-        Kill(first);
+        ServiceManager.Kill(first);
         manager.Told.Clear();
 
         var second = StartReady(manager);
@@ -75,7 +75,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         var vm = Assert.Single(Assert.Single(UffdHandler.FindAll()).GetVms());
         vm.Rename("web");
         vm.SetOnError(UffdOnError.Kill);
-        Kill(first);
+        ServiceManager.Kill(first);
         manager.Told.Clear();
         StartReady(manager);
         var handler = Assert.Single(UffdHandler.FindAll());
@@ -129,7 +129,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         {
             var handler = Assert.Single(UffdHandler.FindAll());
             Assert.Equal(1, handler.ConnectionCount);
-            Kill(first);
+            ServiceManager.Kill(first);
             if (round == 1) vmm.Kill();
             manager.Told.Clear();
             first = StartReady(manager);
@@ -163,7 +163,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
             client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Clear = true }, CancellationToken.None, out _)!.Dispose();
         }
 
-        Kill(first);
+        ServiceManager.Kill(first);
         manager.Told.Clear();
 
         StartReady(manager, "--track-dirty");
@@ -228,19 +228,9 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 16);
         Assert.True(manager.WasTold(_ => manager.Kept.Exists(item => item.Name == "vm-1-list")));
-        Kill(first);
+        ServiceManager.Kill(first);
         manager.Told.Clear();
         return memory;
-    }
-
-    /// <summary>As systemd ends a service whose main process has died: all of it.</summary>
-    private static void Kill(int supervisor)
-    {
-        var handler = Assert.Single(UffdHandler.FindAll());
-        var children = File.ReadAllText($"/proc/{supervisor}/task/{supervisor}/children").Split(' ', StringSplitOptions.RemoveEmptyEntries);
-        End(supervisor, 9);
-        foreach (var child in children) End(int.Parse(child, System.Globalization.CultureInfo.InvariantCulture), 9);
-        Assert.True(handler.Wait(Host.Patience));
     }
 
     private void AssertRefused(ServiceManager manager, string[] arguments, string error)
@@ -251,14 +241,6 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal("exit code 1", how);
         Assert.Contains(error, manager.Log, StringComparison.Ordinal);
         Assert.False(manager.WasTold(text => text.Contains("READY=1", StringComparison.Ordinal), seconds: 0));
-    }
-
-    private static void End(int process, int signal)
-    {
-        using var descriptor = Pidfd.TryOpen(process, out _);
-        if (descriptor is null) return;
-        _ = Pidfd.TrySignal(descriptor, signal);
-        Host.Until(() => Pidfd.TryReap(descriptor) is not null || !Directory.Exists($"/proc/{process}"));
     }
 
     private static long[] Dirty(UffdHandler handler)
