@@ -236,7 +236,7 @@ function Invoke-Test {
     Write-Host "Minutes: $($minutes.Keys.ForEach{ '{0} {1:0.0}' -f $_, $minutes.$_ } -join ', ')"
     $passed, $failed, $skipped = ('passed', 'failed', 'skipped').ForEach{ ($counts.$_ | Measure-Object -Sum).Sum }
     Write-Host "$passed passed, $failed failed, $skipped skipped"
-    exit [int] ($failed -gt 0)
+    $script:exitCode = [int] ($failed -gt 0)
 }
 
 function Invoke-Analyze {
@@ -268,7 +268,7 @@ function Invoke-Bench {
 function Invoke-Demo {
     $program, $arguments = $pwsh + @('-File', (Join-Path $root examples Restore-Snapshot.ps1)) + $RemainingArgument
     & $program @arguments
-    exit $LASTEXITCODE
+    $script:exitCode = $LASTEXITCODE
 }
 
 function Invoke-Package {
@@ -334,6 +334,8 @@ function Invoke-Clean {
     Remove-Item $built -Recurse -Force -ErrorAction Ignore
 }
 
+$exitCode = 0
+$isOver = $false
 try {
     switch ($Task) {
         'Build' { Invoke-Build }
@@ -346,8 +348,17 @@ try {
         'Package' { Invoke-Build; Invoke-Package }
         'Clean' { Invoke-Clean }
     }
+    $isOver = $true
 }
 catch {
     [Console]::Error.WriteLine("build.ps1: $_")
-    exit 1
+    $exitCode = 1
+    $isOver = $true
 }
+finally {
+    if (-not $isOver) {
+        # Ctrl+C; PowerShell itself would end with exit code 0.
+        [Environment]::Exit(130)
+    }
+}
+exit $exitCode

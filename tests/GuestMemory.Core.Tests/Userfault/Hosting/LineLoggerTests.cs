@@ -51,7 +51,8 @@ public sealed class LineLoggerTests : IDisposable
         Assert.EndsWith("error 100\n", _lines[^1], StringComparison.Ordinal);
         _clock.Advance(TimeSpan.FromSeconds(1));
         _logger.VmFailed(1, "bad", 17, "error 200");
-        Assert.Equal(["9 more lines of VM 1 were left out: it may have 20 at once, and one a second\n", "VM 1, bad, process 17: error 200\n"], _lines[^2..].Select(static line => line.Split(' ', 3)[2]));
+        Assert.EndsWith(" 9 more lines of VM 1 were left out: it may have 20 at once, and one a second\n", _lines[^2], StringComparison.Ordinal);
+        Assert.EndsWith(" VM 1, bad, process 17: error 200\n", _lines[^1], StringComparison.Ordinal);
         // After a pause all of them may come at once again; at the end everything is told.
         _clock.Advance(TimeSpan.FromSeconds(LineLimit.Burst));
         var before = _lines.Count;
