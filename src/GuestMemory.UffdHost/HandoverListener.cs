@@ -19,10 +19,10 @@ internal sealed class HandoverListener : IWatched, IDisposable
     private readonly VmRecords _vms;
     private readonly Func<ulong> _imageLength;
     private readonly Action<VmRecord> _vmAdded;
-    private readonly Action<string> _failed;
+    private readonly Action<string, uint?> _failed;
     private readonly List<ConnectionRecord> _connections = [];
 
-    private HandoverListener(UffdConnectionAcceptor acceptor, UffdHandlerOptions options, Epoll epoll, VmRecords vms, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string> failed)
+    private HandoverListener(UffdConnectionAcceptor acceptor, UffdHandlerOptions options, Epoll epoll, VmRecords vms, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string, uint?> failed)
     {
         _acceptor = acceptor;
         _options = options;
@@ -48,10 +48,10 @@ internal sealed class HandoverListener : IWatched, IDisposable
     /// <param name="hasImages">Whether the image is the one that VMs before this process had.</param>
     /// <param name="imageLength">The bytes of the image.</param>
     /// <param name="vmAdded">Called with each VM that hands its memory over.</param>
-    /// <param name="failed">Called with what goes wrong.</param>
-    public static HandoverListener Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, VmRecords vms, bool hasImages, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string> failed)
+    /// <param name="failed">Called with what goes wrong, and with the user whose process has caused it; null where none has.</param>
+    public static HandoverListener Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, VmRecords vms, bool hasImages, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string, uint?> failed)
     {
-        var restored = vms.Restore(hasImages, failed);
+        var restored = vms.Restore(hasImages, error => failed(error, null));
         var inherited = Inherited(options, systemd);
         var listener = inherited ?? UnixListener.Open(options.SocketPath, Allowed(options), options.Force);
         var acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
@@ -73,7 +73,7 @@ internal sealed class HandoverListener : IWatched, IDisposable
             }
             catch (SyscallException exception)
             {
-                _failed(exception.Message);
+                _failed(exception.Message, null);
                 Close(connection);
             }
         }
@@ -146,7 +146,7 @@ internal sealed class HandoverListener : IWatched, IDisposable
         }
         catch (GuestMemoryException exception)
         {
-            _failed($"Process {connection.Connection.Peer.pid} of user {connection.Connection.Peer.uid}: {exception.Message}");
+            _failed($"Process {connection.Connection.Peer.pid} of user {connection.Connection.Peer.uid}: {exception.Message}", connection.Connection.Peer.uid);
             connection.Connection.Refuse();
         }
 
@@ -158,7 +158,7 @@ internal sealed class HandoverListener : IWatched, IDisposable
         if (_acceptor.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
         {
             handover.Close();
-            _failed(why);
+            _failed(why, connection.Connection.Peer.uid);
             // The VMs that came before go on.
             if (connection.Vms.Count == 0) connection.Connection.IsEnded = true;
             return;

@@ -95,7 +95,7 @@ internal sealed class Predecessor : IWatched, IDisposable
         }
         catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.UpgradeFailed)
         {
-            Log.Write("the process that was to be taken over from has ended; its VMs are served from here");
+            Log.Lines.PredecessorEnded();
             EndWorker();
         }
 

@@ -91,6 +91,8 @@ internal static class Program
             OwnSession.RedirectErrors(UffdRuntimeFolder.LogOf(controlPath!));
         }
 
+        // A successor has that of its predecessor.
+        Log.IsOwnFile = isDetached;
         try
         {
             supervisor.Start(controlPath);

@@ -25,7 +25,7 @@ internal sealed class RehearsedHandler : IDisposable
         _channel = new Channel(near);
         _epoll.Add(_wake, _wake);
         _epoll.Add(near, _channel);
-        _handovers = HandoverListener.Open(options, new Systemd(), _epoll, _vms, hasImages: false, () => source.Length, Offer, static _ => { });
+        _handovers = HandoverListener.Open(options, new Systemd(), _epoll, _vms, hasImages: false, () => source.Length, Offer, static (_, _) => { });
         _supervisor = new Thread(Supervise) { IsBackground = true, Name = "uffd-rehearsal" };
         _worker = new Thread(() => Work(new Channel(far), options, policy, source)) { IsBackground = true, Name = "uffd-rehearsal" };
         _supervisor.Start();

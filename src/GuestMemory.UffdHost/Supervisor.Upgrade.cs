@@ -33,7 +33,7 @@ internal sealed partial class Supervisor
         try
         {
             _successor = StartSuccessor(request);
-            Log.Write($"process {_successor.ProcessId} is to take over ({string.Join(' ', request.Program!)})");
+            Log.Lines.IsToTakeOver(_successor.ProcessId, string.Join(' ', request.Program!));
         }
         catch (GuestMemoryException exception)
         {
@@ -139,7 +139,7 @@ internal sealed partial class Supervisor
         for (; _systemd.HasPending; _systemd.Flush()) Thread.Sleep(LookPause);
         // A stop that came meanwhile was meant for the handler.
         if (_stopping) _successor.Stop();
-        Log.Write($"process {_successor.ProcessId} has taken over");
+        Log.Lines.HasTakenOver(_successor.ProcessId);
         return 0;
     }
 
@@ -151,7 +151,7 @@ internal sealed partial class Supervisor
         var record = predecessor.Record;
         // What can fail comes before there is no way back.
         _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
-        if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, MetricsText);
+        if (predecessor.TakeMetrics() is { } metrics) _metrics = MetricsEndpoint.Adopt(metrics, _options.MetricsPort is null ? _options.MetricsPath : null, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
         foreach (var told in record.Vms)
         {
             if (_vms.Find(told.Vm) is not { } vm) continue;
@@ -170,7 +170,7 @@ internal sealed partial class Supervisor
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
         _handovers.Resume();
-        Log.Write($"took {_vms.Count} VMs over");
+        Log.Lines.TookOver(_vms.Count);
     }
 
     /// <summary>Gives the worker every VM, and waits until it serves them. One that does not is no worker for them.</summary>
@@ -197,7 +197,7 @@ internal sealed partial class Supervisor
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            Log.Write($"{before} keeps its name: {exception.Message}");
+            Log.Lines.KeepsName(before, exception.Message);
             return false;
         }
     }

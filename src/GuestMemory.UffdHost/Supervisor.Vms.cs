@@ -62,7 +62,7 @@ internal sealed partial class Supervisor
     {
         if (request.OnError is not { } action || action == UffdOnError.Stop)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A VM is stopped by killing it (Kill), or by poisoning what has not come of it (Poison).");
-        Log.Write($"VM {vm.Id}, {vm.List.Name}, process {vm.List.ProcessId}, is stopped as ordered ({action})");
+        Log.Lines.VmStopped(vm.Id, vm.List.Name ?? "", vm.List.ProcessId, action);
         vm.Order = action;
         SendOrder(vm, ChannelMessageType.StopVm, action);
     }

@@ -57,9 +57,17 @@ internal sealed partial class Supervisor
         if (_replay is not null) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Replay }, _replay);
         if ((_recorder?.List ?? _touches) is { } touches) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Record }, touches);
         _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare || (_predecessor is not null && _workers == 0) });
-        Log.Write(isSpare ? $"worker {worker.ProcessId} started as the spare one" : $"worker {worker.ProcessId} started");
-        if (isSpare) _spare = worker;
-        else Employ(worker);
+        if (isSpare)
+        {
+            Log.Lines.SpareStarted(worker.ProcessId);
+            _spare = worker;
+        }
+        else
+        {
+            Log.Lines.WorkerStarted(worker.ProcessId);
+            Employ(worker);
+        }
+
         Staff();
     }
 
@@ -124,8 +132,7 @@ internal sealed partial class Supervisor
                 OfferMore();
                 break;
             case ChannelMessageType.Error:
-                if (_vms.Find(message.Vm) is { } failing) failing.Error = message.Message;
-                Fail(message.Message ?? "");
+                Fail(message.Vm, message.Message ?? "");
                 break;
             case ChannelMessageType.Gone:
                 if (message.Message is not null)
@@ -138,7 +145,7 @@ internal sealed partial class Supervisor
                     }
 
                     // It could not be taken.
-                    Fail(message.Message);
+                    Fail(message.Vm, message.Message);
                     worker.Untaken--;
                 }
 

@@ -33,9 +33,9 @@ internal sealed partial class Supervisor : IDisposable
     private readonly List<SafeDescriptor> _unwanted = [];
     private HandoverListener? _handovers;
     private ControlServer? _control;
+    private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
-    private string? _error;
     private ulong _imageLength;
     private KeptImages? _images;
     private Privileges? _privileges;
@@ -58,6 +58,7 @@ internal sealed partial class Supervisor : IDisposable
         _predecessor = predecessor;
         _isDetached = isDetached;
         _vms = new VmRecords(systemd) { TakesAll = predecessor is not null };
+        _meter = new UffdMeter(options.SocketPath, options.Strategy, () => _vms.Figures(_error, options.OnError));
         _epoll.Add(_wake, _wake);
     }
 
@@ -85,7 +86,7 @@ internal sealed partial class Supervisor : IDisposable
         // Before any VM, which would be worth nothing without them.
         _images.Store(_systemd);
         _predecessor?.TakeVms();
-        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, Fail);
+        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, FailOf);
         var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
@@ -100,7 +101,7 @@ internal sealed partial class Supervisor : IDisposable
 
         foreach (var (name, descriptor) in _systemd.Descriptors)
         {
-            Log.Write($"the inherited descriptor '{name}' cannot be used");
+            Log.Lines.DescriptorUnusable(name);
             descriptor.Dispose();
         }
 
@@ -114,7 +115,7 @@ internal sealed partial class Supervisor : IDisposable
         _privileges.DropForSupervisor();
         _systemd.Notify("READY=1");
         Staff();
-        Log.Write($"listening at {_handovers.Path}, serving {_options.MemoryPath}, controlled at {_control!.Path}");
+        Log.Lines.Listening(_handovers.Path, _options.MemoryPath, _control!.Path);
         _control.AnswerUpgrade(null);
     }
 
@@ -133,8 +134,9 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _abandoned = _vms.Count;
-        Log.Write(_failure is not null ? $"failed: {_failure.Message}"
-            : $"stopped; {_abandoned} VMs were still served{(isKept ? ", and wait for the next start if the service manager keeps them" : "")}");
+        Log.Lines.TellLeftOut(all: true);
+        if (_failure is not null) Log.Lines.Failed(_failure.Message);
+        else Log.Lines.Stopped(_abandoned, isKept ? ", and wait for the next start if the service manager keeps them" : "");
         if (isKept) _handovers?.Listener.KeepPath();
         _handovers?.Dispose();
         if (_failure is null && !isKept)
@@ -164,6 +166,7 @@ internal sealed partial class Supervisor : IDisposable
         EndWorkers();
         _control?.Dispose();
         _metrics?.Dispose();
+        _meter.Dispose();
         _vms.Dispose();
         _images?.Dispose();
         _replay?.Dispose();
@@ -175,11 +178,9 @@ internal sealed partial class Supervisor : IDisposable
 
     private MetricsEndpoint? OpenMetrics()
     {
-        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, MetricsText);
-        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, MetricsText) : null;
+        if (_options.MetricsPort is { } port) return MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
+        return _options.MetricsPath is { } path ? MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics) : null;
     }
-
-    private string MetricsText() => UffdFiguresText.ToOpenMetrics(_options.SocketPath, _vms.Figures(_error, _options.OnError));
 
     private void StopForGood()
     {
@@ -218,6 +219,7 @@ internal sealed partial class Supervisor : IDisposable
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
         if (_handovers?.HandleTimeouts() is { } overdue) _failure ??= overdue;
         _control?.LookAgain();
+        Log.Lines.TellLeftOut();
         ContinueUpgrade();
         return ready;
     }
@@ -234,17 +236,11 @@ internal sealed partial class Supervisor : IDisposable
         var timeout = _handovers?.Timeout() ?? -1;
         if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
-        timeout = Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout);
+        timeout = Sooner(Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout), Log.Lines.Timeout);
         return _startAt == 0 ? timeout : Sooner(timeout, (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _startAt).TotalMilliseconds)));
 
         // -1 is never.
         static int Sooner(int one, int other) => one < 0 ? other : other < 0 ? one : Math.Min(one, other);
-    }
-
-    private void Fail(string error)
-    {
-        _error = error;
-        Log.Write(error);
     }
 
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>

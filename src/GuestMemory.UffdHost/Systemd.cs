@@ -66,7 +66,7 @@ internal sealed class Systemd
         {
             var error = TrySend(next.Text, next.Descriptor);
             if (error == Errno.EAGAIN) return;
-            if (error != 0) Log.Write($"the service manager could not be told {next.Text.Split('\n')[0]}: {Errno.Name(error)}");
+            if (error != 0) Log.Lines.NotTold(next.Text.Split('\n')[0], Errno.Name(error));
             _ = _pending.Dequeue();
         }
     }

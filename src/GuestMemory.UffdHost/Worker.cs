@@ -44,14 +44,14 @@ internal sealed class Worker : IDisposable
             worker.Serve(static exception =>
             {
                 // Whatever it is, a successor may do better.
-                Log.Write($"worker {Environment.ProcessId}: {exception}");
+                Log.Lines.WorkerBroke(Environment.ProcessId, exception);
                 Environment.Exit(2);
             });
             return 0;
         }
         catch (GuestMemoryException exception)
         {
-            Log.Write(exception.Message);
+            Log.Lines.WentWrong(exception.Message);
             _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, ErrorId = exception.Error.ToString(), Message = exception.Message });
             return 1;
         }
@@ -98,6 +98,7 @@ internal sealed class Worker : IDisposable
     private static void Confine()
     {
         HugePages.OpenPools();
+        Log.Prepare();
         UffdDebug.Prepare();
         _ = Signals.Prepare();
         WorkerFilter.Enter();
@@ -109,7 +110,7 @@ internal sealed class Worker : IDisposable
         try
         {
             using var record = replay is null ? null : new SafeFileHandle(replay.Number, ownsHandle: false);
-            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Write, record, () => new UffdRecorder(touches ?? UffdRecorder.CreateList(source.Length), source.Length, path: null)));
+            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Lines.WentWrong, record, () => new UffdRecorder(touches ?? UffdRecorder.CreateList(source.Length), source.Length, path: null)));
         }
         catch
         {
@@ -151,7 +152,7 @@ internal sealed class Worker : IDisposable
             }
 
             _isAlone = true;
-            Log.Write($"the supervisor has ended; worker {Environment.ProcessId} serves until its {_ids.Count} VMs have ended");
+            Log.Lines.SupervisorEnded(Environment.ProcessId, _ids.Count);
             if (_ids.IsEmpty) _server.Stop();
         }
 #pragma warning disable CA1031 // A thread's exception would end the process without a word.

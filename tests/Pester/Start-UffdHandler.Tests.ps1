@@ -660,8 +660,21 @@ if what != 'dies':
             [Convert]::ToHexString((& $read $handler)) | Should -BeExactly ([Convert]::ToHexString($content))
             $handler.FaultCount | Should -BeLessThan 16
             { Start-UffdHandler "$TestDrive/2.sock" $image -Strategy Replay -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+            { Start-UffdHandler "$TestDrive/2.sock" $image -Strategy Window -RecordPath "$TestDrive/other" -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
             { Start-UffdHandler "$TestDrive/2.sock" $image -ReplayPath "$TestDrive/none" -ErrorAction Stop } | Should -Throw -ErrorId 'RecordNotFound,*'
             { Start-UffdHandler "$TestDrive/2.sock" $image -ReplayPath $image -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidRecord,*'
+        }
+
+        It 'records what is touched before the background has brought it' {
+            $handler = Start-UffdHandler $path $image -Strategy Background -RecordPath "$TestDrive/beside" -FillRate 1
+            $vm = New-MmapRegion 64KiB 0x7000000000
+            $vm | Connect-UffdHandler $path
+            $null = $vm | Read-GuestMemory 0x7000009000 1 -Raw
+            $null = $vm | Read-GuestMemory 0x700000C000 1 -Raw
+            $vm | Remove-MmapRegion -Force
+            $handler | Stop-UffdHandler
+            $record = Merge-UffdRecord "$TestDrive/beside" "$TestDrive/merged" -PassThru
+            $record.PageCount | Should -Be 2
         }
 
         It 'puts layers over the image' {

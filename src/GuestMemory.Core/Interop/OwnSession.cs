@@ -23,10 +23,10 @@ internal static partial class OwnSession
     /// <summary>Leaves the terminal and its process group, so that neither Ctrl+C nor its end reaches this process.</summary>
     public static void Begin() => _ = setsid();
 
-    /// <summary>Makes a file with mode 0600, which is emptied, the standard error.</summary>
+    /// <summary>Makes a file with mode 0600, which is emptied, the standard error. It can be read by that too.</summary>
     public static void RedirectErrors(string log)
     {
-        using var file = Open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND);
+        using var file = Open(log, Userfaultfd.O_RDWR | O_CREAT | O_TRUNC | O_APPEND);
         Duplicate(file, 2);
     }
 

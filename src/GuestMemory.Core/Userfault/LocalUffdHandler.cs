@@ -14,6 +14,7 @@ internal sealed class LocalUffdHandler : UffdHandler
     private readonly ManualResetEventSlim _ended = new();
     private readonly IReadOnlyList<ImageFile> _files;
     private volatile UffdHandlerState _end;
+    private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private volatile string? _failure;
 
@@ -27,6 +28,7 @@ internal sealed class LocalUffdHandler : UffdHandler
         _policy = policy;
         MemoryPath = source.Name;
         Strategy = options.Strategy;
+        _meter = new UffdMeter(SocketPath, Strategy, GetFigures);
         _thread = new Thread(Run) { IsBackground = true, Name = $"uffd-handler-{Id}" };
         _thread.Start();
     }
@@ -140,6 +142,7 @@ internal sealed class LocalUffdHandler : UffdHandler
         _server.Stop();
         _thread.Join();
         _metrics?.Dispose();
+        _meter.Dispose();
     }
 
     public override void Upgrade(TimeSpan timeout, CancellationToken cancellation = default) =>
@@ -163,16 +166,14 @@ internal sealed class LocalUffdHandler : UffdHandler
     {
         try
         {
-            if (options.MetricsPort is { } port) _metrics = MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, Text);
-            else if (options.MetricsPath is { } path) _metrics = MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, Text);
+            if (options.MetricsPort is { } port) _metrics = MetricsEndpoint.OnPort(port, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
+            else if (options.MetricsPath is { } path) _metrics = MetricsEndpoint.AtPath(path, UffdFiguresText.OpenMetricsType, _meter.ToOpenMetrics);
         }
         catch
         {
             Stop();
             throw;
         }
-
-        string Text() => UffdFiguresText.ToOpenMetrics(SocketPath, GetFigures());
     }
 
     private void Run()

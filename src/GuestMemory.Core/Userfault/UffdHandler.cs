@@ -10,6 +10,12 @@ namespace GuestMemory.Core.Userfault;
 /// </summary>
 public abstract class UffdHandler : IDisposable
 {
+    /// <summary>
+    /// The name of the meter (<see cref="System.Diagnostics.Metrics.Meter"/>) whose instruments have the figures of every handler of this process, for
+    /// dotnet-counters or OpenTelemetry. The tags "socket" and "strategy" say of which handler; "vm" and "pid" of which VM where a figure is of one.
+    /// </summary>
+    public const string MeterName = "GuestMemory.Uffd";
+
     private protected UffdHandler()
     {
     }

@@ -24,7 +24,11 @@ public sealed class UffdHandlerOptions
     /// <summary>The bytes of the block that a fault brings in with <see cref="UffdStrategy.Window"/>: a power of two of pages.</summary>
     public ulong WindowSize { get; init; } = 64 << 10;
 
-    /// <summary>Writes which pages are touched first, in their order, to this file; with <see cref="UffdStrategy.OnDemand"/>.</summary>
+    /// <summary>
+    /// Writes which pages are touched first, in their order, to this file. With <see cref="UffdStrategy.OnDemand"/> these are all that a VM touches; with
+    /// <see cref="UffdStrategy.Background"/> those that it touched before they were filled ahead, or as a part of <see cref="ReplayPath"/>: the pages that it
+    /// waited for. A userfaultfd reports no touch of a page that has come.
+    /// </summary>
     public string? RecordPath { get; init; }
 
     /// <summary>Brings the pages of such a file in first; with <see cref="UffdStrategy.Replay"/>, Background or FaultAll.</summary>

@@ -1,3 +1,4 @@
+using System.Diagnostics.Metrics;
 using System.Net;
 using System.Net.Sockets;
 using System.Text;
@@ -151,6 +152,99 @@ public sealed partial class FiguresTests : IDisposable
 
         Assert.False(File.Exists(_folder["m.sock"]));
         Host.AssertNoneLeft(before);
+    }
+
+    /// <summary>What Prometheus reads is what it always was, to the byte: dashboards and alerts use it.</summary>
+    [Fact]
+    public void TheTextOfMetricsStays()
+    {
+        var all = Figures(300, 0, null) with { Vms = [Figures(100, 4711, "web\"1\\"), Figures(200, 12, null)] };
+        Assert.Equal(File.ReadAllText(Path.Combine(AppContext.BaseDirectory, "Userfault", "openmetrics.txt")), UffdFiguresText.ToOpenMetrics("/run/h\n.sock", all));
+
+        static UffdFigures Figures(int first, int process, string? name) => new()
+        {
+            ProcessId = process,
+            VmName = name,
+            FaultCount = first + 1,
+            CopiedCount = first + 2,
+            ZeroCount = first + 3,
+            PresentCount = first + 4,
+            ContinuedCount = first + 5,
+            WriteProtectedCount = first + 6,
+            DeferredCount = first + 7,
+            PoisonedCount = first + 8,
+            FailedCount = first + 9,
+            RemoveCount = first + 10,
+            SourceErrorCount = first + 11,
+            QueueDepth = first + 12,
+            FaultByteCount = first + 13,
+            WindowByteCount = first + 14,
+            FillByteCount = first + 15,
+            FillZeroByteCount = first + 16,
+            PageCount = 64,
+            PresentPageCount = first / 100 * 3,
+            RemovedPageCount = 0,
+            LatencyP50 = default,
+            LatencyP90 = default,
+            LatencyP99 = default,
+            LatencyP999 = default,
+            LatencyMax = TimeSpan.FromMilliseconds(17.25),
+            LatencyCounts = [.. Enumerable.Range(1, 17).Select(static count => (long)count)],
+            LatencySum = TimeSpan.FromMilliseconds(81.5),
+            TimeToFirstPage = null,
+            Error = null,
+        };
+    }
+
+    /// <summary>As dotnet-counters and OpenTelemetry read them, in the process of the handler.</summary>
+    [UffdFact]
+    public void TheFiguresAreInstrumentsOfAMeter()
+    {
+        var measured = new List<(string Name, double Value, string Tags)>();
+        var instruments = new Dictionary<string, (string? Unit, string Kind)>(StringComparer.Ordinal);
+        using var listener = new MeterListener();
+        listener.InstrumentPublished = (instrument, self) =>
+        {
+            if (instrument.Meter.Name == UffdHandler.MeterName) self.EnableMeasurementEvents(instrument);
+        };
+        listener.SetMeasurementEventCallback<long>((instrument, value, tags, _) => Note(instrument, value, tags));
+        listener.SetMeasurementEventCallback<double>((instrument, value, tags, _) => Note(instrument, value, tags));
+        listener.Start();
+        using (var handler = Start())
+        {
+            using var region = Region();
+            Read(Connect(handler, region), 0, 5);
+            Host.Until(() => handler.FaultCount == 5);
+            var vm = Assert.Single(handler.GetVms());
+            Host.Until(() => Measure("guestmemory.uffd.faults", "outcome=copied") == 5);
+            Assert.Equal(("{fault}", "ObservableCounter`1"), instruments["guestmemory.uffd.faults"]);
+            Assert.Equal(("By", "ObservableCounter`1"), instruments["guestmemory.uffd.bytes"]);
+            Assert.Equal(("{vm}", "ObservableUpDownCounter`1"), instruments["guestmemory.uffd.vms"]);
+            Assert.Equal(("s", "ObservableGauge`1"), instruments["guestmemory.uffd.latency.max"]);
+            Assert.Equal(5 * 4096, Measure("guestmemory.uffd.bytes", "path=fault"));
+            Assert.Equal(1, Measure("guestmemory.uffd.vms", $"socket={handler.SocketPath},strategy=OnDemand"));
+            Assert.Equal(5, Measure("guestmemory.uffd.vm.faults", $"vm={vm.Name},pid={Environment.ProcessId}"));
+            // Noted after the fault is counted.
+            Host.Until(() => Measure("guestmemory.uffd.latency.bucket", "le=+Inf") == 5);
+            Host.Until(() => Measure("guestmemory.uffd.present", $"vm={vm.Name}") == 5.0 / Pages);
+        }
+
+        // With the handler its instruments go.
+        Assert.Null(Measure("guestmemory.uffd.vms", _folder["h.sock"]));
+
+        void Note(Instrument instrument, double value, ReadOnlySpan<KeyValuePair<string, object?>> tags)
+        {
+            instruments[instrument.Name] = (instrument.Unit, instrument.GetType().Name);
+            measured.Add((instrument.Name, value, string.Join(',', tags.ToArray().Select(static tag => $"{tag.Key}={(tag.Value is double.PositiveInfinity ? "+Inf" : tag.Value)}"))));
+        }
+
+        double? Measure(string name, string tags)
+        {
+            measured.Clear();
+            listener.RecordObservableInstruments();
+            var found = measured.FindAll(entry => entry.Name == name && entry.Tags.Contains(tags, StringComparison.Ordinal) && entry.Tags.Contains(_folder["h.sock"], StringComparison.Ordinal));
+            return found.Count == 0 ? null : Assert.Single(found).Value;
+        }
     }
 
     [Fact]

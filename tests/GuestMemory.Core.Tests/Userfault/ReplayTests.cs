@@ -51,6 +51,27 @@ public sealed class ReplayTests : IDisposable
         AssertPages(memory, [.. Enumerable.Range(0, Pages)]);
     }
 
+    /// <summary>What the filler brings is no touch, and a page that came before its touch is not in the record.</summary>
+    [UffdFact]
+    public void ARecordBesideTheFillerHasTheFaultsAlone()
+    {
+        var touched = Enumerable.Range(Pages / 2, Pages / 2).ToArray();
+        new Random(7).Shuffle(touched);
+        touched = touched[..200];
+        // The filler comes to the second half in minutes.
+        using (var handler = Start(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.Background, RecordPath = _folder["touches"], FillRate = 64 << 10 }))
+        {
+            using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
+            var memory = GuestMemoryMmap.FromRegions([region]);
+            UffdRegistration.Connect(handler.SocketPath, memory);
+            AssertPages(memory, touched);
+            Host.Until(() => handler.GetFigures().FillByteCount >= 8 * 4096);
+            AssertPages(memory, [0, 1]);
+        }
+
+        Assert.Equal(touched.Select(page => (uint)page), TouchRecord.Load(_folder["touches"], Pages * 4096));
+    }
+
     [UffdFact]
     public void RegionsThatCutARunOrLeaveAPartOut()
     {
@@ -156,7 +177,8 @@ public sealed class ReplayTests : IDisposable
     {
         GuestMemoryError Of(UffdHandlerOptions options) => Assert.ThrowsAny<GuestMemoryException>(() => Start(options).Dispose()).Error;
         Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.Replay }));
-        Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", RecordPath = _folder["r"] }));
+        foreach (var strategy in new[] { UffdStrategy.Window, UffdStrategy.FaultAll, UffdStrategy.Replay })
+            Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", Strategy = strategy, RecordPath = _folder["r"], ReplayPath = strategy == UffdStrategy.Replay ? _folder["r"] : null }));
         Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.OnDemand, ReplayPath = _folder["r"] }));
         Assert.Equal(GuestMemoryError.ValueNotSupported, Of(new() { SocketPath = "", MemoryPath = "", WindowSize = 12288 }));
         Assert.Equal(GuestMemoryError.InvalidRecord, Of(new() { SocketPath = "", MemoryPath = "", Strategy = UffdStrategy.OnDemand, RecordPath = _folder["no/such/r"] }));
@@ -172,6 +194,7 @@ public sealed class ReplayTests : IDisposable
         RecordPath = options.RecordPath,
         ReplayPath = options.ReplayPath,
         WindowSize = options.WindowSize,
+        FillRate = options.FillRate,
     });
 
     private static void Touch(UffdHandler handler, int[] pages, bool twice)

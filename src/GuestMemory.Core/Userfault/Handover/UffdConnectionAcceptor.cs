@@ -9,8 +9,8 @@ namespace GuestMemory.Core.Userfault;
 /// <param name="maxConnections">How many VMMs may be connected at once.</param>
 /// <param name="handoverTimeout">How long one may take to hand its memory over.</param>
 /// <param name="acceptTimeout">How long the first one may take to come; null for ever.</param>
-/// <param name="failed">Called with what goes wrong.</param>
-internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConnections, TimeSpan handoverTimeout, TimeSpan? acceptTimeout, Action<string> failed) : IDisposable
+/// <param name="failed">Called with what goes wrong, and with the user whose process has caused it; null where none has.</param>
+internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConnections, TimeSpan handoverTimeout, TimeSpan? acceptTimeout, Action<string, uint?> failed) : IDisposable
 {
     private const int AcceptPause = 100;
 
@@ -81,8 +81,8 @@ internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConne
             }
 
             var peer = UnixSocket.PeerCredentials(socket);
-            if (!listener.Allows(peer, socket)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user, and the users and groups of AllowUser and AllowGroup may.");
-            else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was refused: {connections} VMMs are connected, which is the limit (MaxConnections).");
+            if (!listener.Allows(peer, socket)) failed($"Process {peer.pid} of user {peer.uid} may not connect: only root, the handler's own user, and the users and groups of AllowUser and AllowGroup may.", peer.uid);
+            else if (connections >= maxConnections) failed($"Process {peer.pid} of user {peer.uid} was refused: {connections} VMMs are connected, which is the limit (MaxConnections).", peer.uid);
             else if (Pidfd.TryOfPeer(socket, peer, out error) is { } process)
             {
                 _deadline = 0;
@@ -97,7 +97,7 @@ internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConne
             }
             else if (error != Errno.ESRCH)
             {
-                failed($"Process {peer.pid} of user {peer.uid} was refused, since its end could not be noticed ({Errno.Name(error)}).");
+                failed($"Process {peer.pid} of user {peer.uid} was refused, since its end could not be noticed ({Errno.Name(error)}).", peer.uid);
             }
 
             socket.Dispose();
@@ -140,7 +140,7 @@ internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConne
     private void Pause(int error)
     {
         failed(new SyscallException("accept4", error, "Accepting a connection",
-            remedy: error == Errno.EMFILE ? "Raise the limit of open files (LimitNOFILE=, 'ulimit -n')." : null).Message);
+            remedy: error == Errno.EMFILE ? "Raise the limit of open files (LimitNOFILE=, 'ulimit -n')." : null).Message, null);
         _epoll!.Remove(listener.Socket);
         _pausedUntil = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * AcceptPause);
     }

@@ -47,8 +47,8 @@ internal sealed class UffdPolicy : IDisposable
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
-        if (options.RecordPath is not null && options.Strategy != UffdStrategy.OnDemand)
-            throw Refuse($"A record needs the strategy OnDemand, where every first touch is a fault; the strategy is {options.Strategy}.");
+        if (options.RecordPath is not null && options.Strategy is not (UffdStrategy.OnDemand or UffdStrategy.Background))
+            throw Refuse($"A record needs the strategy OnDemand, where every first touch is a fault, or Background, where those are that come before the filler; the strategy is {options.Strategy}.");
         if (options.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
             throw Refuse("The strategy Replay needs a record (ReplayPath), which a handler with a RecordPath writes.");
         if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)

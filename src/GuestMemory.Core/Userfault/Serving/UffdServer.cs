@@ -47,7 +47,7 @@ internal sealed partial class UffdServer : IDisposable
     /// </summary>
     public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
     {
-        if (listener is not null) _acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, error => _error = error);
+        if (listener is not null) _acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, (error, _) => _error = error);
         _socketPath = options.SocketPath;
         _source = source;
         _policy = policy;

@@ -31,6 +31,8 @@ internal sealed unsafe partial class UffdVm
         var start = fault.Address & ~(region.Unit - 1);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_WP) != 0) return TryUnprotect(region, start, ref fault, scratch);
         if ((fault.Flags & Userfaultfd.UFFD_PAGEFAULT_FLAG_MINOR) != 0) return TryContinue(region, start, ref fault, scratch);
+        // Whatever brings the page in: it is touched.
+        _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.Unit);
         if (IsToHold(region, start, ref fault)) return false;
         if (fault.IsHeld)
         {
@@ -39,7 +41,6 @@ internal sealed unsafe partial class UffdVm
             return true;
         }
 
-        _policy.Recorder?.Touch(region.Offset + (start - region.Base), region.Unit);
         var hasWindow = _policy.Window > region.Unit && !IsWrite(fault.Flags);
         if (!fault.IsFetched && MustFetch(region, start, hasWindow, ref fault)) return false;
         return (hasWindow && TryBringWindow(region, start, scratch)) || TryBring(region, start, ref fault, scratch);

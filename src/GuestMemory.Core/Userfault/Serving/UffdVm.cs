@@ -151,10 +151,10 @@ internal sealed unsafe partial class UffdVm : IDisposable
         WakeAll();
     }
 
-    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it.</summary>
+    /// <summary>Notes in the record what a process that is gone has brought in; only the order is lost with it. Where a filler may have brought it that is no touch.</summary>
     public void RecordWhatCame()
     {
-        if (_policy.Recorder is not { } recorder) return;
+        if (_policy.Recorder is not { } recorder || _policy.FillsAll) return;
         foreach (var region in _byPage)
         {
             var end = region.FirstPage + region.PageCount;

@@ -1,0 +1,99 @@
+using System.Diagnostics;
+using System.Diagnostics.Metrics;
+
+namespace GuestMemory.Core.Userfault;
+
+/// <summary>
+/// The figures of a handler as instruments of a meter (<see cref="UffdHandler.MeterName"/>), for whatever listens in this process: dotnet-counters,
+/// OpenTelemetry, and the handler's own <see cref="MetricsEndpoint"/>. All of them are observable: nothing is measured for them while faults are answered, the
+/// figures are read when a listener asks.
+/// </summary>
+internal sealed class UffdMeter : IDisposable
+{
+    // Listeners ask one instrument after the other, and are to get figures of one moment.
+    private static readonly TimeSpan s_moment = TimeSpan.FromMilliseconds(50);
+
+    private readonly Meter _meter = new(UffdHandler.MeterName);
+    private readonly KeyValuePair<string, object?>[] _handler;
+    private readonly Func<UffdFigures> _ask;
+    private readonly Lock _lock = new();
+    private readonly OpenMetricsText _text;
+    private UffdFigures? _figures;
+    private long _askedAt;
+
+    /// <param name="socketPath">Where the handler listens: the tag "socket" of every measurement.</param>
+    /// <param name="strategy">How it answers faults: the tag "strategy".</param>
+    /// <param name="figures">Gives the figures of all its VMs; called on the thread of a listener.</param>
+    public UffdMeter(string socketPath, UffdStrategy strategy, Func<UffdFigures> figures)
+    {
+        _handler = [new("socket", socketPath), new(OpenMetricsText.Untold, strategy.ToString())];
+        _ask = figures;
+        // First, so that its families come in this order.
+        _text = new OpenMetricsText(_meter);
+        Counter("faults", "{fault}", "Page faults that were answered.", static all => UffdFiguresText.Outcomes(all).Select(static entry => (entry.Count, Tag("outcome", entry.Outcome))));
+        Counter("deferred", "{fault}", "Page faults that had to wait.", static all => One(all.DeferredCount));
+        Counter("bytes", "By", "Bytes that were brought in.", static all => UffdFiguresText.Paths(all).Select(static entry => (entry.Count, Tag("path", entry.Path))));
+        Counter("removes", "{removal}", "Removals that VMs reported.", static all => One(all.RemoveCount));
+        Counter("source.errors", "{error}", "Times that the source could not be read.", static all => One(all.SourceErrorCount));
+        _ = _meter.CreateObservableUpDownCounter(NameOf("vms"), () => Measure(static all => One<long>(all.Vms.Count)), "{vm}", "VMs that are served.");
+        _ = _meter.CreateObservableUpDownCounter(NameOf("queue.depth"), () => Measure(static all => One(all.QueueDepth)), "{fault}", "Page faults that are read and not answered.");
+        // There is no observable histogram: a counter for each bucket, which counts those below it too, and one each for the number and the sum.
+        Counter("latency.bucket", "{fault}", "From reading a fault to its answer.", Buckets);
+        Counter("latency.count", "{fault}", "From reading a fault to its answer.", static all => One(all.LatencyCounts.Sum()));
+        _ = _meter.CreateObservableCounter(NameOf("latency.sum"), () => Measure(static all => One(all.LatencySum.TotalSeconds)), "s", "From reading a fault to its answer.");
+        _ = _meter.CreateObservableGauge(NameOf("latency.max"), () => Measure(static all => One(all.LatencyMax.TotalSeconds)), "s", "The longest time from reading a fault to its answer.");
+        _ = _meter.CreateObservableGauge(NameOf("present"), () => Measure(static all => OfVms(all, static vm => vm.PercentPresent / 100)), "1", "How much of a VM's memory has come.");
+        Counter("vm.faults", "{fault}", "Page faults of a VM that were answered.", static all => OfVms(all, static vm => vm.FaultCount));
+        Counter("vm.bytes", "By", "Bytes of the image that were brought in for a VM.", static all => OfVms(all, static vm => vm.ByteCount));
+        Counter("vm.poisoned", "{page}", "Pages of a VM that were poisoned.", static all => OfVms(all, static vm => vm.PoisonedCount));
+    }
+
+    /// <summary>What the instruments measure now, as OpenMetrics text.</summary>
+    public string ToOpenMetrics()
+    {
+        lock (_lock) _figures = null;
+        return _text.Read();
+    }
+
+    public void Dispose()
+    {
+        _text.Dispose();
+        _meter.Dispose();
+    }
+
+    private static string NameOf(string name) => $"guestmemory.uffd.{name}";
+
+    private static KeyValuePair<string, object?>[] Tag(string name, object value) => [new(name, value)];
+
+    private static IEnumerable<(T Value, KeyValuePair<string, object?>[] Tags)> One<T>(T value) => [(value, [])];
+
+    private static IEnumerable<(T Value, KeyValuePair<string, object?>[] Tags)> OfVms<T>(UffdFigures all, Func<UffdFigures, T> value) =>
+        all.Vms.Select(vm => (value(vm), new KeyValuePair<string, object?>[] { new("vm", vm.VmName ?? ""), new("pid", vm.ProcessId) }));
+
+    private static IEnumerable<(long Value, KeyValuePair<string, object?>[] Tags)> Buckets(UffdFigures all)
+    {
+        long below = 0;
+        for (var i = 0; i < all.LatencyCounts.Count; i++)
+        {
+            below += all.LatencyCounts[i];
+            yield return (below, Tag("le", i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds : double.PositiveInfinity));
+        }
+    }
+
+    private void Counter(string name, string unit, string description, Func<UffdFigures, IEnumerable<(long Value, KeyValuePair<string, object?>[] Tags)>> values) =>
+        _ = _meter.CreateObservableCounter(NameOf(name), () => Measure(values), unit, description);
+
+    private IEnumerable<Measurement<T>> Measure<T>(Func<UffdFigures, IEnumerable<(T Value, KeyValuePair<string, object?>[] Tags)>> values)
+        where T : struct => values(Now()).Select(entry => new Measurement<T>(entry.Value, [.. _handler, .. entry.Tags]));
+
+    private UffdFigures Now()
+    {
+        lock (_lock)
+        {
+            if (_figures is not null && Stopwatch.GetElapsedTime(_askedAt) < s_moment) return _figures;
+            _figures = _ask();
+            _askedAt = Stopwatch.GetTimestamp();
+            return _figures;
+        }
+    }
+}
