@@ -46,7 +46,7 @@ internal static class SupervisorTarget
         using var epoll = new Epoll();
         using var vms = new VmRecords(vmm.Systemd);
         var options = new UffdHandlerOptions { SocketPath = path, MemoryPath = "", MaxConnections = MaxVms, Force = true };
-        using var listener = HandoverListener.Open(options, vmm.Systemd, epoll, vms, hasImages: false, static () => ImageLength, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), errors.Add);
+        using var listener = HandoverListener.Open(options, vmm.Systemd, epoll, vms, hasImages: false, static () => ImageLength, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
         using (var peer = UnixSocket.Create(nonBlocking: true))
         {
             Check.Same(0, UnixSocket.TryConnect(peer, path), "connecting");
