@@ -103,6 +103,18 @@ public sealed class ReplayTests : IDisposable
         Assert.Empty(new UffdReplay([], 4096).SliceEnds);
     }
 
+    /// <summary>Where others may write to the folder of a record, they could foretell a name that the number of a process makes.</summary>
+    [Fact]
+    public void ALinkBesideARecordIsNotFollowed()
+    {
+        File.WriteAllText(_folder["other"], "another's");
+        File.CreateSymbolicLink(_folder[$"touches.{Environment.ProcessId}.part"], _folder["other"]);
+        TouchRecord.Save(_folder["touches"], 8 * 4096, [7, 1]);
+        Assert.Equal("another's", File.ReadAllText(_folder["other"]));
+        Assert.Equal([7u, 1u], TouchRecord.Load(_folder["touches"], 8 * 4096));
+        Assert.Null(new FileInfo(_folder["touches"]).LinkTarget);
+    }
+
     [Fact]
     public void RecordsThatCannotBeReplayed()
     {

@@ -25,7 +25,7 @@ internal sealed unsafe class LatencyHistogram
         _max = _counts + Buckets;
     }
 
-    /// <summary>A histogram in <see cref="Words"/> numbers of somebody else, who keeps them mapped.</summary>
+    /// <summary>A histogram in <see cref="Words"/> numbers that the caller has mapped, and keeps mapped.</summary>
     public LatencyHistogram(long* words)
     {
         _counts = words;

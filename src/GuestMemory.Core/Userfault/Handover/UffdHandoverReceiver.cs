@@ -30,7 +30,7 @@ internal sealed class UffdHandoverReceiver(SafeDescriptor socket) : IDisposable
     private const int MaxInMessage = 2;
     private const int MaxDescriptors = 2 * MaxInMessage;
 
-    // Who sends without end is heard again after the others.
+    // A VMM that sends without end is received from again after the others.
     private const int MaxReceives = 64;
 
     private readonly List<SafeDescriptor> _descriptors = [];

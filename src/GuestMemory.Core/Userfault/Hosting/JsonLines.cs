@@ -44,7 +44,7 @@ internal sealed class JsonLines(SafeDescriptor socket, bool keepsDescriptor = fa
         }
     }
 
-    /// <summary>The descriptor that came last, or null. Whoever takes it owns it.</summary>
+    /// <summary>The descriptor that came last, or null. The caller owns it.</summary>
     public SafeDescriptor? TakeDescriptor()
     {
         var taken = _descriptor;

@@ -30,7 +30,7 @@ internal sealed class UffdControlClient : IDisposable
     /// <summary>Whether the other end is gone, with last words or without.</summary>
     public bool IsOver => Ended is not null || _lines.IsEnded;
 
-    /// <summary>Connects; null where nobody listens, in which case the socket was left behind, or where it belongs to somebody else.</summary>
+    /// <summary>Connects; null where no process listens, in which case the socket was left behind, or where it belongs to another user.</summary>
     public static UffdControlClient? TryConnect(string path, out int error)
     {
         var socket = UnixSocket.Create(nonBlocking: true);

@@ -44,7 +44,7 @@ internal static class UffdHostProcess
         }
         catch (OperationCanceledException)
         {
-            // It takes away what it has made; nobody waits for that.
+            // It takes away what it has made; this process does not wait for that.
             using var started = Pidfd.TryOpen(process.Id, out _);
             if (started is not null) _ = Pidfd.TrySignal(started, Pidfd.SIGTERM);
             throw;

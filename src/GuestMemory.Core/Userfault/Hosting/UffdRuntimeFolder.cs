@@ -71,7 +71,7 @@ internal static class UffdRuntimeFolder
         yield return string.Create(CultureInfo.InvariantCulture, $"/tmp/guestmemory-{user}");
     }
 
-    /// <summary>A folder, no link, of this user, that nobody else may enter.</summary>
+    /// <summary>A folder, no link, of this user, that no other user may enter.</summary>
     private static bool IsOurs(string folder) =>
         FileStatus.TryGet(folder, out var status) == 0
         && (status.stx_mode & FileStatus.S_IFMT) == FileStatus.S_IFDIR

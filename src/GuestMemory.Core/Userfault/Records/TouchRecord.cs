@@ -16,38 +16,16 @@ internal static class TouchRecord
 
     private static ReadOnlySpan<byte> Magic => "GMTOUCH1"u8;
 
-    /// <summary>Writes a record beside its place and renames it when it is complete.</summary>
+    /// <summary>Writes a record, whole or not at all.</summary>
     /// <exception cref="GuestMemoryException">NotAFile: something else is in its place.</exception>
-    public static void Save(string path, ulong imageLength, ReadOnlySpan<uint> pages)
+    public static unsafe void Save(string path, ulong imageLength, ReadOnlySpan<uint> pages)
     {
         RawImage.RequireFile(path);
-        var beside = $"{path}.{Environment.ProcessId}.part";
-        try
+        // A lambda cannot have a span; what this one is of stays where it is meanwhile.
+        fixed (uint* first = pages)
         {
-            using (var file = File.Create(beside))
-            {
-                Span<byte> header = stackalloc byte[HeaderSize];
-                header.Clear();
-                Magic.CopyTo(header);
-                BinaryPrimitives.WriteUInt64LittleEndian(header[8..], imageLength);
-                BinaryPrimitives.WriteUInt32LittleEndian(header[16..], (uint)HostPage.Size);
-                BinaryPrimitives.WriteUInt64LittleEndian(header[24..], (ulong)pages.Length);
-                file.Write(header);
-                var bytes = new byte[sizeof(uint) * 4096];
-                for (; !pages.IsEmpty; pages = pages[Math.Min(4096, pages.Length)..])
-                {
-                    var count = Math.Min(4096, pages.Length);
-                    for (var i = 0; i < count; i++) BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)), pages[i]);
-                    file.Write(bytes, 0, count * sizeof(uint));
-                }
-            }
-
-            File.Move(beside, path, overwrite: true);
-        }
-        catch
-        {
-            File.Delete(beside);
-            throw;
+            var (start, count) = ((nint)first, pages.Length);
+            _ = CompleteFile.Write(path, overwrite: true, file => Write(file, imageLength, new ReadOnlySpan<uint>((uint*)start, count)));
         }
     }
 
@@ -143,4 +121,26 @@ internal static class TouchRecord
 
     private static GuestMemoryException Invalid(string path, string why) =>
         new(GuestMemoryError.InvalidRecord, $"{path} is no record that can be used: {why}.");
+
+    private static long Write(SafeFileHandle file, ulong imageLength, ReadOnlySpan<uint> pages)
+    {
+        Span<byte> header = stackalloc byte[HeaderSize];
+        header.Clear();
+        Magic.CopyTo(header);
+        BinaryPrimitives.WriteUInt64LittleEndian(header[8..], imageLength);
+        BinaryPrimitives.WriteUInt32LittleEndian(header[16..], (uint)HostPage.Size);
+        BinaryPrimitives.WriteUInt64LittleEndian(header[24..], (ulong)pages.Length);
+        RandomAccess.Write(file, header, 0);
+        long at = HeaderSize;
+        var bytes = new byte[sizeof(uint) * 4096];
+        for (; !pages.IsEmpty; pages = pages[Math.Min(4096, pages.Length)..])
+        {
+            var count = Math.Min(4096, pages.Length);
+            for (var i = 0; i < count; i++) BinaryPrimitives.WriteUInt32LittleEndian(bytes.AsSpan(i * sizeof(uint)), pages[i]);
+            RandomAccess.Write(file, bytes.AsSpan(0, count * sizeof(uint)), at);
+            at += count * sizeof(uint);
+        }
+
+        return at;
+    }
 }

@@ -86,7 +86,7 @@ internal sealed unsafe class UffdRecorder : IDisposable
     /// <summary>Writes the file where something has come since; what went wrong, or null.</summary>
     public string? TrySave()
     {
-        // Who notes may be a process that a VM has taken over.
+        // The worker that notes may be one that a VM has taken over.
         var count = Math.Clamp(Volatile.Read(ref *_count), 0, (int)PagesOf(_imageLength));
         if (_path is null || _saved == count) return null;
         try
@@ -122,7 +122,7 @@ internal sealed unsafe class UffdRecorder : IDisposable
             if (_seen.IsSet(page) || (ulong)count >= _seen.PageCount) return;
             _seen.Set(page);
             _pages[count] = (uint)page;
-            // Who saves the list reads it without the lock, up to here.
+            // The supervisor, which saves the list, reads it without the lock, up to here.
             Volatile.Write(ref *_count, count + 1);
         }
     }

@@ -20,7 +20,7 @@ internal readonly unsafe struct EventReads(int* count)
 
     public void End() => Interlocked.Increment(ref *count);
 
-    /// <summary>Who read has died, and a successor has seen to it that all of it took effect.</summary>
+    /// <summary>The process that read has died, and its successor has applied all that was read.</summary>
     public void Recover()
     {
         if (IsUnderWay) End();

@@ -4,7 +4,7 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// Brings in what nobody has touched yet, for all VMs of a handler: a few threads, a piece of each VM in turn, and never two of one VM at
+/// Brings in pages that no VM has touched yet, for all VMs of a handler: a few threads, a piece of each VM in turn, and never two of one VM at
 /// once. A VM that cannot be filled now (no memory, its events are being read) is passed over until later, and one that waits for a disk
 /// keeps one thread. In the background the threads have a lower priority and give their processor away again and again.
 /// </summary>

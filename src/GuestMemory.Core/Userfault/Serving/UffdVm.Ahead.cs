@@ -3,7 +3,7 @@ using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
 
-/// <content>Filling pages that nobody has touched yet.</content>
+/// <content>Filling pages that the VM has not touched yet.</content>
 internal sealed unsafe partial class UffdVm
 {
     // What is filled at once: while faults come, no more than a fault can wait for, which is less where it must sleep meanwhile;

@@ -33,7 +33,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         if (_state.IsTracked) return;
-        // What came while nobody tracked can be written without a fault.
+        // Pages that came before writes were tracked can be written without a fault.
         _state.Filled.CopyTo(_state.Written);
         _state.IsTracked = true;
     }
@@ -104,7 +104,7 @@ internal sealed unsafe partial class UffdVm
                     _counters->WriteProtected++;
                     return true;
                 default:
-                    // Unmapped or unregistered since: whoever waits finds out.
+                    // Unmapped or unregistered since: a thread that waits for it finds out.
                     _ = Userfaultfd.TryWake(_uffd, start, region.Unit);
                     _counters->Failed++;
                     return true;

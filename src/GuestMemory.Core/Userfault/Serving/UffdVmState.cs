@@ -9,7 +9,7 @@ namespace GuestMemory.Core.Userfault;
 /// What of a VM's serving must survive the process that serves it, as one piece of memory that may be shared. Events are read
 /// straight into it, and a removal that was read never comes again: a successor applies those that it finds, which is right however
 /// old they are, since the record of removed pages only ever grows. Which pages came already spares work and nothing else. What was
-/// written is marked before it can be, and marks move to those that were taken before they are told: whoever dies, none is lost.
+/// written is marked before it can be, and marks move to those that were taken before they are told: whichever process dies, none is lost.
 /// </summary>
 internal sealed unsafe class UffdVmState : IDisposable
 {
@@ -102,7 +102,7 @@ internal sealed unsafe class UffdVmState : IDisposable
     /// <summary>Whether events are being read.</summary>
     public EventReads Reads { get; }
 
-    /// <summary>Where it is tracked: pages that the VM was seen to write or to give back, and nobody has taken since.</summary>
+    /// <summary>Where it is tracked: pages that the VM was seen to write or to give back, and no query has taken since.</summary>
     public PageBits Written { get; }
 
     /// <summary>Where it is tracked: pages that the VM was about to give back and that have not come anew since; they may still hold what they held.</summary>

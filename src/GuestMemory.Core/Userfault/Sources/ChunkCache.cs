@@ -69,7 +69,7 @@ internal sealed unsafe class ChunkCache(int chunkSize) : IDisposable
         lock (_lock) place.Pins--;
     }
 
-    /// <summary>Frees the chunks. Nobody uses one any more.</summary>
+    /// <summary>Frees the chunks. No thread uses one any more.</summary>
     public void Dispose()
     {
         lock (_lock) Array.ForEach(_places, static place => place.Free());
