@@ -15,7 +15,8 @@ public sealed class UffdServedVm
     {
         Handler = handler;
         Figures = figures;
-        SocketPath = handler.SocketPath;
+        Image = figures.Image ?? "";
+        SocketPath = handler.SocketPath ?? handler.Images.FirstOrDefault(image => image.Name == figures.Image)?.SocketPath ?? handler.Place;
         Strategy = handler.Strategy;
         State = handler.State == UffdHandlerState.Recovering ? UffdVmCondition.Recovering
             : figures.MissingPageCount == 0 ? UffdVmCondition.Restored
@@ -34,7 +35,10 @@ public sealed class UffdServedVm
     /// <summary>The handler that serves it.</summary>
     public UffdHandler Handler { get; }
 
-    /// <summary>Where its handler listens.</summary>
+    /// <summary>The image that it is served from, by its name.</summary>
+    public string Image { get; }
+
+    /// <summary>Where its VMM connected.</summary>
     public string SocketPath { get; }
 
     /// <summary>The VMM's process.</summary>

@@ -24,60 +24,80 @@ public static class UffdFiguresText
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
 
-    /// <summary>OpenMetrics text: totals of the handler, those that have ended among them, then each VM that is served, by its name.</summary>
-    /// <param name="socketPath">Where the handler listens; the label of every sample.</param>
-    /// <param name="figures">The figures of all its VMs.</param>
-    public static string ToOpenMetrics(string socketPath, UffdFigures figures)
+    /// <summary>OpenMetrics text: totals of each image, VMs that have ended among them, then each VM that is served, by its name.</summary>
+    /// <param name="images">The figures of the VMs of each image; its socket and its name are the labels of every sample.</param>
+    public static string ToOpenMetrics(params IReadOnlyList<UffdFigures> images)
     {
-        ArgumentNullException.ThrowIfNull(socketPath);
-        ArgumentNullException.ThrowIfNull(figures);
+        ArgumentNullException.ThrowIfNull(images);
         var text = new StringBuilder(4096);
-        var handler = $"socket=\"{Escape(socketPath)}\"";
         Head(text, "faults", "counter", "Page faults that were answered.");
-        foreach (var (outcome, count) in Outcomes(figures)) Sample(text, "faults_total", $"{handler},outcome=\"{outcome}\"", count);
-        Head(text, "deferred", "counter", "Page faults that had to wait.");
-        Sample(text, "deferred_total", handler, figures.DeferredCount);
-        Head(text, "bytes", "counter", "Bytes that were brought in.");
-        foreach (var (path, count) in Paths(figures)) Sample(text, "bytes_total", $"{handler},path=\"{path}\"", count);
-        Head(text, "removes", "counter", "Removals that VMs reported.");
-        Sample(text, "removes_total", handler, figures.RemoveCount);
-        Head(text, "source_errors", "counter", "Times that the source could not be read.");
-        Sample(text, "source_errors_total", handler, figures.SourceErrorCount);
-        Head(text, "vms", "gauge", "VMs that are served.");
-        Sample(text, "vms", handler, figures.Vms.Count);
-        Head(text, "queue_depth", "gauge", "Page faults that are read and not answered.");
-        Sample(text, "queue_depth", handler, figures.QueueDepth);
-        Head(text, "latency_seconds", "histogram", "From reading a fault to its answer.");
-        long recorded = 0;
-        for (var i = 0; i < figures.LatencyCounts.Count; i++)
+        foreach (var image in images)
         {
-            recorded += figures.LatencyCounts[i];
-            var bound = i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds.ToString(CultureInfo.InvariantCulture) : "+Inf";
-            Sample(text, "latency_seconds_bucket", $"{handler},le=\"{bound}\"", recorded);
+            foreach (var (outcome, count) in Outcomes(image)) Sample(text, "faults_total", $"{Labels(image)},outcome=\"{outcome}\"", count);
         }
 
-        Sample(text, "latency_seconds_count", handler, recorded);
-        Sample(text, "latency_seconds_sum", handler, figures.LatencySum.TotalSeconds);
-        Head(text, "latency_max_seconds", "gauge", "The longest time from reading a fault to its answer.");
-        Sample(text, "latency_max_seconds", handler, figures.LatencyMax.TotalSeconds);
-        Head(text, "present_ratio", "gauge", "How much of a VM's memory has come.");
-        foreach (var vm in figures.Vms) Sample(text, "present_ratio", Labels(handler, vm), vm.PercentPresent / 100);
-        Head(text, "vm_faults", "counter", "Page faults of a VM that were answered.");
-        foreach (var vm in figures.Vms) Sample(text, "vm_faults_total", Labels(handler, vm), vm.FaultCount);
-        Head(text, "vm_bytes", "counter", "Bytes of the image that were brought in for a VM.");
-        foreach (var vm in figures.Vms) Sample(text, "vm_bytes_total", Labels(handler, vm), vm.ByteCount);
-        Head(text, "vm_poisoned", "counter", "Pages of a VM that were poisoned.");
-        foreach (var vm in figures.Vms) Sample(text, "vm_poisoned_total", Labels(handler, vm), vm.PoisonedCount);
+        Each("deferred", "counter", "Page faults that had to wait.", static image => image.DeferredCount);
+        Head(text, "bytes", "counter", "Bytes that were brought in.");
+        foreach (var image in images)
+        {
+            foreach (var (path, count) in Paths(image)) Sample(text, "bytes_total", $"{Labels(image)},path=\"{path}\"", count);
+        }
+
+        Each("removes", "counter", "Removals that VMs reported.", static image => image.RemoveCount);
+        Each("source_errors", "counter", "Times that the source could not be read.", static image => image.SourceErrorCount);
+        Each("vms", "gauge", "VMs that are served.", static image => image.Vms.Count);
+        Each("queue_depth", "gauge", "Page faults that are read and not answered.", static image => image.QueueDepth);
+        Head(text, "latency_seconds", "histogram", "From reading a fault to its answer.");
+        foreach (var image in images) Latency(text, image);
+        Each("latency_max_seconds", "gauge", "The longest time from reading a fault to its answer.", static image => image.LatencyMax.TotalSeconds);
+        EachVm("present_ratio", "gauge", "How much of a VM's memory has come.", static vm => vm.PercentPresent / 100);
+        EachVm("vm_faults", "counter", "Page faults of a VM that were answered.", static vm => vm.FaultCount);
+        EachVm("vm_bytes", "counter", "Bytes of the image that were brought in for a VM.", static vm => vm.ByteCount);
+        EachVm("vm_poisoned", "counter", "Pages of a VM that were poisoned.", static vm => vm.PoisonedCount);
         return text.Append("# EOF\n").ToString();
+
+        void Each(string name, string type, string help, Func<UffdFigures, double> value)
+        {
+            Head(text, name, type, help);
+            foreach (var image in images) Sample(text, NameOf(name, type), Labels(image), value(image));
+        }
+
+        void EachVm(string name, string type, string help, Func<UffdFigures, double> value)
+        {
+            Head(text, name, type, help);
+            foreach (var image in images)
+            {
+                foreach (var vm in image.Vms) Sample(text, NameOf(name, type), Labels(image, vm), value(vm));
+            }
+        }
     }
 
-    private static string Labels(string handler, UffdFigures vm) =>
-        string.Create(CultureInfo.InvariantCulture, $"{handler},vm=\"{Escape(vm.VmName ?? "")}\",pid=\"{vm.ProcessId}\"");
+    private static void Latency(StringBuilder text, UffdFigures image)
+    {
+        long recorded = 0;
+        for (var i = 0; i < image.LatencyCounts.Count; i++)
+        {
+            recorded += image.LatencyCounts[i];
+            var bound = i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds.ToString(CultureInfo.InvariantCulture) : "+Inf";
+            Sample(text, "latency_seconds_bucket", $"{Labels(image)},le=\"{bound}\"", recorded);
+        }
+
+        Sample(text, "latency_seconds_count", Labels(image), recorded);
+        Sample(text, "latency_seconds_sum", Labels(image), image.LatencySum.TotalSeconds);
+    }
+
+    private static string NameOf(string name, string type) => type == "counter" ? name + "_total" : name;
+
+    private static string Labels(UffdFigures image) => $"socket=\"{Escape(image.SocketPath ?? "")}\",image=\"{Escape(image.Image ?? "")}\"";
+
+    private static string Labels(UffdFigures image, UffdFigures vm) =>
+        string.Create(CultureInfo.InvariantCulture, $"{Labels(image)},vm=\"{Escape(vm.VmName ?? "")}\",pid=\"{vm.ProcessId}\"");
 
     private static void Write(Utf8JsonWriter json, UffdFigures figures)
     {
         json.WriteStartObject();
         if (figures.SocketPath is not null) json.WriteString("socket_path", figures.SocketPath);
+        if (figures.Image is not null) json.WriteString("image", figures.Image);
         if (figures.VmName is not null) json.WriteString("vm", figures.VmName);
         json.WriteNumber("process_id", figures.ProcessId);
         json.WriteStartObject("faults");
