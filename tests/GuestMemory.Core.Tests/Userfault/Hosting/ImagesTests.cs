@@ -95,7 +95,7 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         handler.Images[1].Remove(force: true);
         Assert.Equal("web", Assert.Single(handler.Images).Name);
         AssertImage(db, 1, 4);
-        Assert.Throws<GuestMemoryException>(() => db.ReadExact(new GuestAddress(8 * 4096), new byte[8]));
+        Assert.ThrowsAny<GuestMemoryException>(() => db.ReadExact(new GuestAddress(8 * 4096), new byte[8]));
         AssertImage(web, 0);
         Assert.Equal("web-1", Assert.Single(handler.GetVms()).Name);
     }
@@ -203,7 +203,7 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         var handler = _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, MaxConnections = 1, MetricsPath = _folder["metrics"], Images = [Image("web"), Image("db")] });
         var web = Connect("web");
         AssertImage(web, 0, 4);
-        Assert.Throws<GuestMemoryException>(() => Connect("db").ReadExact(new GuestAddress(0), new byte[8]));
+        Assert.ThrowsAny<GuestMemoryException>(() => Connect("db").ReadExact(new GuestAddress(0), new byte[8]));
         Host.Until(() => handler.Error?.Contains("MaxConnections", StringComparison.Ordinal) == true);
         AssertImage(web, 0);
         Host.Until(() => handler.FaultCount == Pages);

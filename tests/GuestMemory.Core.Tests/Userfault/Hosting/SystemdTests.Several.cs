@@ -55,7 +55,7 @@ public sealed partial class SystemdTests
         var handler = Assert.Single(UffdHandler.FindAll());
         Assert.Equal([UffdImageState.Serving, UffdImageState.Failed], handler.Images.Select(static image => image.State));
         TestFolder.AssertPages(web, 0, 64);
-        Assert.Throws<GuestMemoryException>(() => db.ReadExact(new GuestAddress(20 * 4096), new byte[8]));
+        Assert.ThrowsAny<GuestMemoryException>(() => db.ReadExact(new GuestAddress(20 * 4096), new byte[8]));
         foreach (var region in _regions) region.Dispose();
         Host.Until(() => handler.ConnectionCount == 0);
         handler.Stop();
