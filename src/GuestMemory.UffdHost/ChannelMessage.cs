@@ -85,6 +85,9 @@ internal sealed record ChannelMessage
     /// <summary>Which image, by its name.</summary>
     public string? Image { get; init; }
 
+    /// <summary>With <see cref="ChannelMessageType.AddImage"/>, and the answers to it: see <see cref="ServedImage.Number"/>.</summary>
+    public int Number { get; init; }
+
     /// <summary>With <see cref="ChannelMessageType.AddImage"/>.</summary>
     public UffdImageOptions? NewImage { get; init; }
 

@@ -85,7 +85,7 @@ internal sealed class KeptImages : IDisposable
     {
         foreach (var file in _files)
         {
-            if (!channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
+            if (!channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
         }
 
         return true;

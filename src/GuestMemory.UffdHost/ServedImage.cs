@@ -13,6 +13,9 @@ internal sealed class ServedImage(UffdImageOptions options, string prefix) : IDi
 {
     public UffdImageOptions Options => options;
 
+    /// <summary>A number that no other image of this supervisor has or had: a name may be that of another image later.</summary>
+    public int Number { get; init; }
+
     public string Name => options.Name;
 
     public string Prefix => prefix;
@@ -64,16 +67,17 @@ internal sealed class ServedImage(UffdImageOptions options, string prefix) : IDi
     }
 
     /// <summary>Gives it to a worker.</summary>
+    /// <returns>False where it does not take it.</returns>
     public bool TrySend(Channel channel)
     {
         if (Failure is null)
         {
             if (!Files!.TrySend(channel)) return false;
-            if (Recorder is not null && !channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Record }, Recorder.List)) return false;
+            if (Recorder is not null && !channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Record }, Recorder.List)) return false;
         }
 
-        if (Replay is not null && !channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Replay }, Replay)) return false;
-        return channel.TrySend(new ChannelMessage { Type = ChannelMessageType.AddImage, Image = Name, NewImage = Failure is null ? options : options with { RecordPath = null }, ImageLength = Length, IsFailed = Failure is not null });
+        if (Replay is not null && !channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Replay }, Replay)) return false;
+        return channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.AddImage, Image = Name, Number = Number, NewImage = Failure is null ? options : options with { RecordPath = null }, ImageLength = Length, IsFailed = Failure is not null });
     }
 
     /// <summary>Makes what touches are noted in, or goes on with what a supervisor before this one made.</summary>

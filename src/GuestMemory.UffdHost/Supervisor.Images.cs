@@ -17,6 +17,8 @@ internal sealed partial class Supervisor
 
     private string Place => UffdHandler.PlaceOf([.. _images.Select(static image => image.SocketPath)]);
 
+    private int _lastImage;
+
     private ServedImage? FindImage(string? name) => Array.Find(_images, image => image.Options.IsCalled(name));
 
     /// <summary>Opens the images that are asked for, or goes on with those that came with this process.</summary>
@@ -31,7 +33,7 @@ internal sealed partial class Supervisor
             var asked = _predecessor is null ? Asked(kept, hasVms) : Given(kept);
             foreach (var (options, prefix) in asked)
             {
-                var image = new ServedImage(options, prefix);
+                var image = new ServedImage(options, prefix) { Number = ++_lastImage };
                 _images = [.. _images, image];
                 Open(image, kept.GetValueOrDefault(prefix), hasVms, isAlone: asked.Count == 1);
             }
@@ -140,22 +142,24 @@ internal sealed partial class Supervisor
         Fail($"The image '{image.Name}' is not served any more: {exception.Message}");
     }
 
-    /// <summary>Gives a worker that starts all images. One that does not take them in time is no worker.</summary>
+    /// <summary>Gives a worker that starts all images.</summary>
     private void SendImages(WorkerProcess worker)
     {
-        foreach (var image in _images)
-        {
-            if (!image.TrySend(worker.Channel)) worker.Kill();
-        }
-
+        foreach (var image in _images) GiveImage(worker, image);
         _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Begin });
+    }
+
+    /// <summary>Gives a worker an image that it does not have. One that does not take it is no worker.</summary>
+    private static void GiveImage(WorkerProcess worker, ServedImage image)
+    {
+        if (worker.Given.Add(image) && !image.TrySend(worker.Channel)) worker.Kill();
     }
 
     private void ImageReady(WorkerProcess worker, ChannelMessage message)
     {
         // It may have been removed meanwhile.
-        if (FindImage(message.Image) is not { } image) return;
-        worker.Images.Add(image.Name);
+        if (Array.Find(_images, image => image.Number == message.Number) is not { } image) return;
+        worker.Opened.Add(image);
         if (image.Failure is not null)
         {
             if (worker == _worker) image.IsReady = true;
@@ -198,6 +202,8 @@ internal sealed partial class Supervisor
         image.Files!.Store(_systemd);
         if (_options.User is null) _privileges = Privileges.Of(_options, null, _images);
         image.Handovers!.Resume();
+        // It takes what another one has opened.
+        if (_spare is not null) GiveImage(_spare, image);
         Log.Write($"serving the image '{image.Name}', {image.Options.MemoryPath}, at {image.SocketPath}");
     }
 
@@ -221,7 +227,7 @@ internal sealed partial class Supervisor
     private void BeginAdding(UffdImageOptions options)
     {
         UffdHandlerOptions.CheckAdded(options, [.. _images.Select(static image => image.Options with { SocketPath = image.SocketPath })]);
-        var image = new ServedImage(options, ServedImage.PrefixOf(options.Name));
+        var image = new ServedImage(options, ServedImage.PrefixOf(options.Name)) { Number = ++_lastImage };
         try
         {
             image.Files = KeptImages.Open(options, image.Prefix);
@@ -240,10 +246,7 @@ internal sealed partial class Supervisor
         _images = [.. _images, image];
         _adding = image;
         _addFailure = null;
-        foreach (var worker in new[] { _worker, _spare })
-        {
-            if (worker is not null && !image.TrySend(worker.Channel)) worker.Kill();
-        }
+        if (_worker is not null) GiveImage(_worker, image);
     }
 
     /// <summary>The image that is being added cannot be served; nothing is left of it.</summary>
@@ -258,15 +261,13 @@ internal sealed partial class Supervisor
     /// <summary>A worker cannot open an image that came after its start.</summary>
     private void ImageFailed(WorkerProcess worker, ChannelMessage message)
     {
-        if (worker != _worker || FindImage(message.Image) is not { } image || image != _adding)
+        if (_adding is not null && _adding.Number == message.Number) DropAdded(ErrorOf(message));
+        else if (Array.Exists(_images, image => image.Number == message.Number))
         {
             // Another worker has opened it, so that the next one may.
             Fail($"worker {worker.ProcessId} could not open the image '{message.Image}': {message.Message}");
             worker.Kill();
-            return;
         }
-
-        DropAdded(ErrorOf(message));
     }
 
     /// <summary>Takes an image away: at once where no VM is served from it, else when the last one has been given up.</summary>
@@ -298,7 +299,9 @@ internal sealed partial class Supervisor
     {
         foreach (var worker in new[] { _worker, _spare })
         {
-            if (worker is not null && !worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.RemoveImage, Image = image.Name })) worker.Kill();
+            if (worker is null || !worker.Given.Remove(image)) continue;
+            _ = worker.Opened.Remove(image);
+            if (!worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.RemoveImage, Image = image.Name })) worker.Kill();
         }
 
         _images = [.. _images.Where(other => other != image)];

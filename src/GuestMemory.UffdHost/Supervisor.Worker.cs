@@ -69,7 +69,8 @@ internal sealed partial class Supervisor
         worker.EmployedAt = Stopwatch.GetTimestamp();
         foreach (var image in _images)
         {
-            if (worker.Images.Contains(image.Name)) MakeReady(image);
+            GiveImage(worker, image);
+            if (worker.Opened.Contains(image)) MakeReady(image);
         }
 
         foreach (var vm in _vms) vm.IsOffered = false;
@@ -120,7 +121,7 @@ internal sealed partial class Supervisor
                 break;
             case ChannelMessageType.Failed:
                 var exception = ErrorOf(message);
-                if (_adding is not null && _adding.Options.IsCalled(message.Image))
+                if (_adding is not null && _adding.Number == message.Number)
                 {
                     // The next worker can go on without it.
                     DropAdded(exception);

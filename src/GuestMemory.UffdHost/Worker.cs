@@ -34,7 +34,7 @@ internal sealed class Worker : IDisposable
         using var channel = new Channel(OwnSession.Inherit(WorkerProcess.ChannelNumber));
         if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } start) return 0;
         using var worker = new Worker(channel, options);
-        string? opening = null;
+        ChannelMessage? opening = null;
         try
         {
             if (!worker.TakeImages(start.IsUsed, ref opening)) return 0;
@@ -54,7 +54,7 @@ internal sealed class Worker : IDisposable
         catch (GuestMemoryException exception)
         {
             Log.Write(exception.Message);
-            _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, Image = opening, ErrorId = exception.Error.ToString(), Message = exception.Message });
+            _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, Image = opening?.Image, Number = opening?.Number ?? 0, ErrorId = exception.Error.ToString(), Message = exception.Message });
             return 1;
         }
     }
@@ -86,24 +86,31 @@ internal sealed class Worker : IDisposable
     /// <param name="isSuccessor">Whether another worker has begun with them.</param>
     /// <param name="opening">The image that is being opened.</param>
     /// <exception cref="GuestMemoryException">An image cannot be opened.</exception>
-    private bool TakeImages(bool isSuccessor, ref string? opening)
+    private bool TakeImages(bool isSuccessor, ref ChannelMessage? opening)
     {
         var descriptors = new List<SafeDescriptor>();
+        var opened = new List<ChannelMessage>();
         while (Wait(_channel, descriptors) is { } message)
         {
-            if (message.Type == ChannelMessageType.Begin) return _images.Count > 0;
+            if (message.Type == ChannelMessageType.Begin)
+            {
+                // Not before: the supervisor, which sends, would not hear it.
+                foreach (var image in opened) SendReady(_images[image.Image!], image);
+                return opened.Count > 0;
+            }
+
             if (_arriving.TryTake(message, descriptors)) continue;
             if (message is not { Type: ChannelMessageType.AddImage, NewImage: { } options }) return false;
-            opening = options.Name;
+            opening = message;
             Add(_arriving.Open(_options, options, message, isSuccessor));
-            SendReady(_images[options.Name]);
+            opened.Add(message);
         }
 
         return false;
     }
 
-    private void SendReady(UffdImageService image) =>
-        _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.ImageReady, Image = image.Name, ImageLength = image.Source.Length, Layout = image.Source.Layout });
+    private void SendReady(UffdImageService image, ChannelMessage message) =>
+        _ = _channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.ImageReady, Image = image.Name, Number = message.Number, ImageLength = image.Source.Length, Layout = image.Source.Layout });
 
     /// <summary>An image that comes while VMs of others are served.</summary>
     private void AddImage(ChannelMessage message)
@@ -114,12 +121,12 @@ internal sealed class Worker : IDisposable
             image = _arriving.Open(_options, message.NewImage!, message, isSuccessor: false);
             _server.AddImage(image);
             _images[image.Name] = image;
-            SendReady(image);
+            SendReady(image, message);
         }
         catch (GuestMemoryException exception)
         {
             image?.Dispose();
-            _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.ImageFailed, Image = message.Image, ErrorId = exception.Error.ToString(), Message = exception.Message });
+            _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.ImageFailed, Image = message.Image, Number = message.Number, ErrorId = exception.Error.ToString(), Message = exception.Message });
         }
     }
 

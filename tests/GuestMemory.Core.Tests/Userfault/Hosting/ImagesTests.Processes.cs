@@ -82,6 +82,25 @@ public sealed partial class ImagesTests
         AssertImage(web, 0);
     }
 
+    /// <summary>More than find room in the channel to a worker at once.</summary>
+    [UffdFact]
+    public void AHandlerServesManyImages()
+    {
+        const int Count = 250;
+        for (var i = 0; i < Count; i++) _folder.WriteImage($"vm-{i}", Pages, firstNumber: i * Far);
+        var handler = _handler = UffdHandler.StartProcess(new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. Enumerable.Range(0, Count).Select(i => Image($"vm-{i}"))] });
+        Assert.Equal(Count, handler.Images.Count);
+        foreach (var number in new[] { 0, 100, Count - 1 })
+        {
+            var memory = Connect($"vm-{number}");
+            AssertImage(memory, number, 4);
+            var count = handler.WorkerCount;
+            Assert.True(Kill(handler.WorkerProcessId));
+            Host.Until(() => handler.WorkerCount > count);
+            AssertImage(memory, number);
+        }
+    }
+
     private static bool Kill(int process)
     {
         using var descriptor = Pidfd.TryOpen(process, out _);
