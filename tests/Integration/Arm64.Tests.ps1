@@ -20,8 +20,8 @@ BeforeAll {
     $null = New-Item -ItemType Directory "$overlay/opt", "$overlay/srv"
     Copy-Item $program "$overlay/opt"
     Copy-Item (Join-Path $PSScriptRoot Arm64 init) $overlay
-    New-Client "$overlay/opt/uffd-client" aarch64-linux-gnu-gcc
-    New-Image "$overlay/srv/vm.mem" 16MB
+    Build-Client "$overlay/opt/uffd-client" aarch64-linux-gnu-gcc
+    Write-Image "$overlay/srv/vm.mem" 16MB
     $machine = Invoke-Machine arm64 $overlay
 }
 

@@ -18,13 +18,13 @@ function Get-Lack([Collections.IDictionary] $Packages, [string] $Program) {
     }
 }
 
-function New-Client([string] $Path, [string] $Compiler) {
+function Build-Client([string] $Path, [string] $Compiler) {
     # A VMM that has its memory from the handler and compares every byte with the image.
     & $Compiler -O2 -static -o $Path (Join-Path $root bench baseline uffd-client.c) -lpthread
     if ($LASTEXITCODE -ne 0) { throw "$Compiler ended with exit code $LASTEXITCODE." }
 }
 
-function New-Image([string] $Path, [int] $Size) {
+function Write-Image([string] $Path, [int] $Size) {
     # Every page is another, and none is empty.
     $bytes = [byte[]]::new($Size)
     [Random]::new(1).NextBytes($bytes)

@@ -30,8 +30,8 @@ BeforeAll {
     Copy-Item (Join-Path $PSScriptRoot Systemd check.service) $folders.Units
     $wants = New-Item -ItemType Directory "$($folders.Units)/multi-user.target.wants"
     $null = New-Item -ItemType SymbolicLink "$wants/check.service" -Target /etc/systemd/system/check.service
-    New-Client "$($folders.Check)/uffd-client" gcc
-    New-Image "$($folders.Image)/web.mem" 16MB
+    Build-Client "$($folders.Check)/uffd-client" gcc
+    Write-Image "$($folders.Image)/web.mem" 16MB
 
     # As the guide has it, but for a watchdog that does not take half a minute.
     $guide = Get-Content -Raw (Join-Path $root docs operations.md)

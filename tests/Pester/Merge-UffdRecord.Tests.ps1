@@ -3,7 +3,7 @@ BeforeAll {
     Import-Module "$PSScriptRoot/TestHelpers.psm1" -Force
     $userfaultfd = Test-GuestMemorySupport Userfaultfd
 
-    function New-Record([string] $Path, [int[]] $Page) {
+    function Write-Record([string] $Path, [int[]] $Page) {
         # A record as a handler writes it: of an image of 8 pages, whose touches are those of a VM.
         $region = New-MmapRegion -Size 32KB -GuestAddress 0
         Connect-UffdHandler -Memory $region -SocketPath $handler.SocketPath
@@ -31,7 +31,7 @@ Describe 'Merge-UffdRecord' {
         Remove-Item "$TestDrive/*.touch", "$TestDrive/merged" -ErrorAction Ignore
         foreach ($run in @{ Name = 'one'; Page = 7, 1, 0 }, @{ Name = 'two'; Page = 2, 7, 3, 1 }) {
             $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -RecordPath "$TestDrive/$($run.Name).touch"
-            New-Record "$TestDrive/$($run.Name).touch" $run.Page
+            Write-Record "$TestDrive/$($run.Name).touch" $run.Page
         }
     }
 
