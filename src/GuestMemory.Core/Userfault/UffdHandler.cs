@@ -107,7 +107,14 @@ public abstract class UffdHandler : IDisposable
 
     /// <summary>The VMs that are served now; none once the handler has ended.</summary>
     /// <exception cref="GuestMemoryException">ControlFailed: the handler's process does not answer.</exception>
-    public IReadOnlyList<UffdServedVm> GetVms() => State is UffdHandlerState.Stopped or UffdHandlerState.Failed ? [] : [.. GetFigures().Vms.Select(vm => new UffdServedVm(this, vm))];
+    public IReadOnlyList<UffdServedVm> GetVms()
+    {
+        if (State is UffdHandlerState.Stopped or UffdHandlerState.Failed) return [];
+        var vms = GetFigures().Vms;
+        var images = Images;
+        // A program of before there were several images does not say of which a VM is.
+        return [.. vms.Select(vm => new UffdServedVm(this, images.FirstOrDefault(image => vm.Image is null || image.Name == vm.Image), vm))];
+    }
 
     /// <summary>
     /// Serves one more image: opens the file and the socket as the user that the handler runs as. When it returns, VMs can connect there. Everything that is said of

@@ -49,7 +49,7 @@ public sealed class UffdImage
     public UffdHandler Handler { get; }
 
     /// <summary>
-    /// Takes it away from its handler: no VM can connect any more, the socket's file is removed and the image's file closed. Returns when that is done. The last
+    /// Takes it away from its handler: no VM can connect any more, and the socket's file is removed. Returns when that is done; the image's files are closed a moment later. The last
     /// image of a handler cannot be removed; the handler is stopped instead.
     /// </summary>
     /// <param name="force">Gives up the VMs that are served from it, each as its OnError says (where that is Stop, its missing pages are poisoned).</param>

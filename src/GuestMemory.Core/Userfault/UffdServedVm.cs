@@ -11,12 +11,15 @@ public sealed class UffdServedVm
     private static readonly TimeSpan s_stopTimeout = TimeSpan.FromSeconds(30);
     private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(10);
 
-    internal UffdServedVm(UffdHandler handler, UffdFigures figures)
+    /// <param name="handler">The handler that serves it.</param>
+    /// <param name="image">The image that it is served from; null where that has gone meanwhile.</param>
+    /// <param name="figures">What was counted for it.</param>
+    internal UffdServedVm(UffdHandler handler, UffdImage? image, UffdFigures figures)
     {
         Handler = handler;
         Figures = figures;
-        Image = figures.Image ?? "";
-        SocketPath = handler.SocketPath ?? handler.Images.FirstOrDefault(image => image.Name == figures.Image)?.SocketPath ?? handler.Place;
+        Image = image?.Name ?? figures.Image ?? "";
+        SocketPath = image?.SocketPath ?? handler.Place;
         Strategy = handler.Strategy;
         State = handler.State == UffdHandlerState.Recovering ? UffdVmCondition.Recovering
             : figures.MissingPageCount == 0 ? UffdVmCondition.Restored

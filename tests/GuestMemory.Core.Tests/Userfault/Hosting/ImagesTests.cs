@@ -71,7 +71,7 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         AssertError(GuestMemoryError.UffdImageNotFound, () => added.Remove());
         AssertError(GuestMemoryError.ValueNotSupported, () => handler.Images[0].Remove(force: true));
         // The name and the socket are free again, for another file too.
-        _folder.WriteImage("db", Pages, firstNumber: 5 * Far);
+        Host.Until(() => TryWrite("db", 5 * Far));
         handler.AddImage(Image("db"));
         AssertImage(Connect("db"), 5);
         AssertImage(web, 0);
@@ -203,7 +203,15 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         var handler = _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, MaxConnections = 1, MetricsPath = _folder["metrics"], Images = [Image("web"), Image("db")] });
         var web = Connect("web");
         AssertImage(web, 0, 4);
-        Assert.ThrowsAny<GuestMemoryException>(() => Connect("db").ReadExact(new GuestAddress(0), new byte[8]));
+        try
+        {
+            Connect("db");
+        }
+        catch (GuestMemoryException)
+        {
+            // It may be turned away before it has handed its memory over, or afterwards.
+        }
+
         Host.Until(() => handler.Error?.Contains("MaxConnections", StringComparison.Ordinal) == true);
         AssertImage(web, 0);
         Host.Until(() => handler.FaultCount == Pages);
@@ -231,6 +239,20 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     {
         foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) _folder.WriteImage(name, Pages, firstNumber: number);
         return _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. (names.Length > 0 ? names : ["web", "db"]).Select(Image)] });
+    }
+
+    /// <summary>A worker closes what it had of an image a moment after the supervisor.</summary>
+    private bool TryWrite(string name, int number)
+    {
+        try
+        {
+            _folder.WriteImage(name, Pages, firstNumber: number);
+            return true;
+        }
+        catch (IOException)
+        {
+            return false;
+        }
     }
 
     private static UffdHandler Run(bool process, UffdHandlerOptions options) => process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
