@@ -45,8 +45,11 @@ public sealed class UffdImage
     /// <summary>Why it cannot be served; null where it can.</summary>
     public string? Error => _status.Error;
 
+    // Not a property that is seen: it has the image among its own.
+    internal UffdHandler Handler { get; }
+
     /// <summary>The handler that serves it.</summary>
-    public UffdHandler Handler { get; }
+    public UffdHandler GetHandler() => Handler;
 
     /// <summary>
     /// Takes it away from its handler: no VM can connect any more, and the socket's file is removed. Returns when that is done; the image's files are closed a moment later. The last

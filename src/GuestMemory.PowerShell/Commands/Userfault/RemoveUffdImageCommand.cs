@@ -49,6 +49,6 @@ public sealed class RemoveUffdImageCommand : GuestMemoryCmdlet
     private void Remove(UffdImage image)
     {
         var what = Force && image.ConnectionCount > 0 ? $"Remove the image, and give up the {image.ConnectionCount} VM(s) that are served from it" : "Remove the image";
-        if (ShouldProcess($"{image.Name} ({image.MemoryPath}, handler at {image.Handler})", what)) image.Remove(Force, StopToken);
+        if (ShouldProcess($"{image.Name} ({image.MemoryPath}, handler at {image.GetHandler()})", what)) image.Remove(Force, StopToken);
     }
 }
