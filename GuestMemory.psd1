@@ -13,6 +13,7 @@
     AliasesToExport        = @()
     VariablesToExport      = @()
     CmdletsToExport        = @(
+        'Add-UffdImage'
         'Clear-DirtyBitmap'
         'Connect-UffdHandler'
         'Export-GuestMemory'
@@ -22,6 +23,7 @@
         'Get-GuestVm'
         'Get-MmapRegion'
         'Get-UffdHandler'
+        'Get-UffdImage'
         'Get-UffdVm'
         'Get-VmMemoryService'
         'Invoke-VmMemoryRequest'
@@ -32,6 +34,7 @@
         'Read-GuestMemory'
         'Remove-GuestVm'
         'Remove-MmapRegion'
+        'Remove-UffdImage'
         'Restart-UffdHandler'
         'Set-DirtyBitmap'
         'Set-UffdVm'

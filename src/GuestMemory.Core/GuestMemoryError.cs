@@ -217,7 +217,7 @@ public enum GuestMemoryError
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,
-    /// <summary>A region or a VM of that name is there already.</summary>
+    /// <summary>A region, a VM or an image of that name is there already.</summary>
     NameInUse,
     /// <summary>No region has that name.</summary>
     RegionNotFound,
@@ -225,6 +225,10 @@ public enum GuestMemoryError
     HandlerNotFound,
     /// <summary>No VM has that number or name.</summary>
     VmNotFound,
+    /// <summary>The handler serves no image of that name.</summary>
+    UffdImageNotFound,
+    /// <summary>VMs are served from the image.</summary>
+    VmsInService,
     /// <summary>No service has that number or socket path.</summary>
     ServiceNotFound,
     /// <summary>The service ended on its own.</summary>

@@ -93,7 +93,7 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
             Warn($"GuestMemory: {services.Length} service(s) for VMs of this shell are stopped with the module: {string.Join(", ", services.Select(service => service.SocketPath))}.");
         var live = Session.OwnHandlers.Where(handler => handler.State is not (UffdHandlerState.Stopped or UffdHandlerState.Failed)).ToArray();
         if (live.Length > 0)
-            Warn($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.SocketPath))}. A VM that one served stops at its next missing page, and must be killed.");
+            Warn($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.ToString()))}. A VM that one served stops at its next missing page, and must be killed.");
         Session.Clear();
     }
 

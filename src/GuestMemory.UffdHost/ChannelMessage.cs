@@ -7,14 +7,24 @@ namespace GuestMemory.UffdHost;
 /// <summary>What a message between supervisor and worker, or between a supervisor and the one that takes over from it, is about.</summary>
 internal enum ChannelMessageType
 {
-    /// <summary>To the worker: the image, then each layer, with the open file; <see cref="ChannelMessage.Message"/> is its path.</summary>
+    /// <summary>To the worker: a file of the image that comes next, then of each layer; <see cref="ChannelMessage.Message"/> is its path.</summary>
     Image,
-    /// <summary>To the worker: the record that is replayed, as an open file.</summary>
+    /// <summary>To the worker: the record that is replayed for that image, as an open file.</summary>
     Replay,
-    /// <summary>To the worker: the list of touches (<see cref="UffdRecorder"/>) that a worker before it began.</summary>
+    /// <summary>To the worker: the list (<see cref="UffdRecorder"/>) in which the touches of that image are noted.</summary>
     Record,
-    /// <summary>To the worker: what to serve, and how.</summary>
+    /// <summary>To the worker, first: how to serve.</summary>
     Start,
+    /// <summary>To the worker: an image, whose files came before.</summary>
+    AddImage,
+    /// <summary>To the worker: an image that no VM is served from any more.</summary>
+    RemoveImage,
+    /// <summary>To the worker: the images came that it begins with.</summary>
+    Begin,
+    /// <summary>From the worker: it has opened an image.</summary>
+    ImageReady,
+    /// <summary>From the worker: it cannot open an image that came later, and goes on without.</summary>
+    ImageFailed,
     /// <summary>To the worker: a VM, with its connection, process, userfaultfd, state and mapping list.</summary>
     Vm,
     /// <summary>To the worker: what follows where a page of a VM cannot be read.</summary>
@@ -25,7 +35,7 @@ internal enum ChannelMessageType
     Stop,
     /// <summary>To the worker, and back: a sign of life.</summary>
     Beat,
-    /// <summary>From the worker: it can take VMs; with the list of touches that it began, where it began one.</summary>
+    /// <summary>From the worker: it can take VMs.</summary>
     Ready,
     /// <summary>From the worker: it cannot go on, and neither could another.</summary>
     Failed,
@@ -72,6 +82,18 @@ internal sealed record ChannelMessage
 
     public UffdHandlerOptions? Options { get; init; }
 
+    /// <summary>Which image, by its name.</summary>
+    public string? Image { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.AddImage"/>, and the answers to it: see <see cref="ServedImage.Number"/>.</summary>
+    public int Number { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.AddImage"/>.</summary>
+    public UffdImageOptions? NewImage { get; init; }
+
+    /// <summary>With <see cref="ChannelMessageType.AddImage"/>: whether it must not be read any more; it comes without files then.</summary>
+    public bool IsFailed { get; init; }
+
     /// <summary>The bytes of the image.</summary>
     public ulong ImageLength { get; init; }
 
@@ -110,9 +132,10 @@ internal sealed record VmList
 [JsonSourceGenerationOptions(MaxDepth = 8, RespectNullableAnnotations = true, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, IgnoreReadOnlyProperties = true,
     Converters =
     [
-        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>), typeof(ListConverter<HandedOverVm>),
+        typeof(NamedConverter<ChannelMessageType>), typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<string>), typeof(ListConverter<UffdImageOptions>), typeof(ListConverter<GuestRegionUffdMapping>), typeof(ListConverter<ImageIdentity>), typeof(ListConverter<HandedOverVm>),
     ])]
 [JsonSerializable(typeof(string[]))]
+[JsonSerializable(typeof(UffdImageOptions[]))]
 [JsonSerializable(typeof(GuestRegionUffdMapping[]))]
 [JsonSerializable(typeof(ChannelMessage))]
 [JsonSerializable(typeof(VmList))]

@@ -86,7 +86,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
             _epoll.Add(_socket, this);
         }
 
-        foreach (var client in _clients.FindAll(static client => client.Waiting is not null)) SendDirty(client, client.Waiting!);
+        foreach (var client in _clients.FindAll(static client => client.Waiting is not null)) TryAnswer(client, client.Waiting!);
     }
 
     /// <summary>Tells everybody the last figures, and hangs up.</summary>
@@ -117,7 +117,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
     private void Answer(Client client, UffdControlRequest request)
     {
         // Answers come in the order of the requests; who asks for something else has given up.
-        if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "A removal was under way, and this request does not wait for it."));
+        if (client.Waiting is not null) SendError(client, new GuestMemoryException(GuestMemoryError.ControlFailed, "Another request of this client was not answered yet, and this one does not wait for it."));
         if (client.Socket.IsClosed) return;
         switch (request.Request)
         {
@@ -127,14 +127,14 @@ internal sealed partial class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Figures:
                 SendFigures(client);
                 break;
-            case UffdControlRequest.Dirty:
-                SendDirty(client, request);
+            case UffdControlRequest.Dirty or UffdControlRequest.AddImage:
+                TryAnswer(client, request);
                 break;
             case UffdControlRequest.Cleared:
                 _actions.Cleared(request.Number);
                 client.Send(new UffdControlReply());
                 break;
-            case UffdControlRequest.SetVm or UffdControlRequest.StopVm or UffdControlRequest.Part:
+            case UffdControlRequest.SetVm or UffdControlRequest.StopVm or UffdControlRequest.Part or UffdControlRequest.RemoveImage:
                 AnswerOfVm(client, request);
                 break;
             case UffdControlRequest.Stop:
@@ -147,7 +147,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, set-vm, stop-vm, part, upgrade, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, set-vm, stop-vm, part, add-image, remove-image, upgrade, stop and wait." });
                 break;
         }
     }
@@ -172,11 +172,20 @@ internal sealed partial class ControlServer : IWatched, IDisposable
         client.Send(new UffdControlReply(), file);
     }
 
-    private void SendDirty(Client client, UffdControlRequest request)
+    /// <summary>Answers what may have to wait: for a removal of a VM, or until an image is open.</summary>
+    private void TryAnswer(Client client, UffdControlRequest request)
     {
         try
         {
             client.Waiting = request;
+            if (request.Request == UffdControlRequest.AddImage)
+            {
+                if (!_actions.AddImage(request)) return;
+                client.Waiting = null;
+                client.Send(new UffdControlReply());
+                return;
+            }
+
             if (_actions.Dirty(request.Vm, request.Clear) is not { } dirty) return;
             using var file = dirty.File;
             client.Waiting = null;
@@ -206,11 +215,12 @@ internal sealed partial class ControlServer : IWatched, IDisposable
     /// <param name="Figures">Tells those of every VM, however many there are.</param>
     /// <param name="Dirty">Tells what a VM wrote, or where 0 is asked for all did, and takes it where asked to; null where that is to be tried again.</param>
     /// <param name="Cleared">What was taken has arrived.</param>
-    /// <param name="OfVm">Does what is asked of one VM; the descriptor that comes with the answer is then the caller's.</param>
+    /// <param name="AddImage">Serves one more image; false where it is to be asked again whether that is done.</param>
+    /// <param name="OfVm">Does what is asked of one VM, or removes an image; the descriptor that comes with the answer is then the caller's.</param>
     /// <param name="Stop">Stops the handler.</param>
     /// <param name="Upgrade">Hands the handler to another program; the answer comes later.</param>
     internal sealed record Actions(Func<UffdStatus> Status, Func<SafeDescriptor> Figures, Func<int, bool, (SafeDescriptor File, int Number)?> Dirty, Action<int> Cleared,
-        Func<UffdControlRequest, (UffdControlReply Reply, SafeDescriptor? File)> OfVm, Action Stop, Action<UffdControlRequest> Upgrade);
+        Func<UffdControlRequest, bool> AddImage, Func<UffdControlRequest, (UffdControlReply Reply, SafeDescriptor? File)> OfVm, Action Stop, Action<UffdControlRequest> Upgrade);
 
     private sealed class Client(ControlServer server, SafeDescriptor socket) : IWatched
     {

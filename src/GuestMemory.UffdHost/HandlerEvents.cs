@@ -33,6 +33,12 @@ internal static partial class HandlerEvents
     [LoggerMessage(6, LogLevel.Warning, "the service manager could not be told {State}: {Error}")]
     public static partial void NotTold(this ILogger logger, string state, string error);
 
+    [LoggerMessage(7, LogLevel.Information, "serving the image '{Image}', {MemoryPath}, at {Socket}")]
+    public static partial void ImageAdded(this ILogger logger, string image, string memoryPath, string socket);
+
+    [LoggerMessage(8, LogLevel.Information, "the image '{Image}' is removed as ordered, {Vms} VMs were served from it")]
+    public static partial void ImageRemoved(this ILogger logger, string image, int vms);
+
     [LoggerMessage(20, LogLevel.Information, "worker {Worker} started")]
     public static partial void WorkerStarted(this ILogger logger, int worker);
 

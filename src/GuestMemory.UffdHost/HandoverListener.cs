@@ -17,20 +17,22 @@ internal sealed class HandoverListener : IWatched, IDisposable
     private readonly UffdHandlerOptions _options;
     private readonly Epoll _epoll;
     private readonly VmRecords _vms;
-    private readonly Func<ulong> _imageLength;
+    private readonly ServedImage _image;
+    private readonly Func<int> _connected;
     private readonly Action<VmRecord> _vmAdded;
     private readonly Action<string, uint?> _failed;
     private readonly List<ConnectionRecord> _connections = [];
 
-    private HandoverListener(UffdConnectionAcceptor acceptor, UffdHandlerOptions options, Epoll epoll, VmRecords vms, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string, uint?> failed)
+    private HandoverListener(UffdConnectionAcceptor acceptor, ServedImage image, Supply supply)
     {
         _acceptor = acceptor;
-        _options = options;
-        _epoll = epoll;
-        _vms = vms;
-        _imageLength = imageLength;
-        _vmAdded = vmAdded;
-        _failed = failed;
+        _image = image;
+        _options = supply.Options;
+        _epoll = supply.Epoll;
+        _vms = supply.Vms;
+        _connected = supply.Connected;
+        _vmAdded = supply.VmAdded;
+        _failed = supply.Failed;
     }
 
     public UnixListener Listener => _acceptor.Listener;
@@ -40,32 +42,36 @@ internal sealed class HandoverListener : IWatched, IDisposable
     /// <summary>Whether no hand-over is under way.</summary>
     public bool IsQuiet => !_connections.Exists(static connection => connection.Connection.MillisecondsLeft is not null);
 
+    /// <summary>VMMs that are connected.</summary>
+    public int ConnectionCount => _connections.Count;
+
+    /// <summary>Whether VMMs can connect, now or when it is resumed.</summary>
+    public bool IsListening => !Listener.Socket.IsClosed;
+
     /// <summary>Takes over what came with this process, a listening socket and VMs, or listens afresh.</summary>
-    /// <param name="options">The handler's.</param>
+    /// <param name="image">What the VMs that come are served from.</param>
+    /// <param name="supply">What the listeners of a handler share.</param>
     /// <param name="systemd">The service manager, and what came from it.</param>
-    /// <param name="epoll">What waits for the descriptors.</param>
-    /// <param name="vms">Where VMs go.</param>
-    /// <param name="hasImages">Whether the image is the one that VMs before this process had.</param>
-    /// <param name="imageLength">The bytes of the image.</param>
-    /// <param name="vmAdded">Called with each VM that hands its memory over.</param>
-    /// <param name="failed">Called with what goes wrong, and with the user whose process has caused it; null where none has.</param>
-    public static HandoverListener Open(UffdHandlerOptions options, Systemd systemd, Epoll epoll, VmRecords vms, bool hasImages, Func<ulong> imageLength, Action<VmRecord> vmAdded, Action<string, uint?> failed)
+    /// <param name="restored">VMs that came with this process.</param>
+    /// <param name="acceptTimeout">How long the first VMM may take to connect; null for ever.</param>
+    public static HandoverListener Open(ServedImage image, Supply supply, Systemd systemd, IReadOnlyCollection<VmRecord> restored, TimeSpan? acceptTimeout)
     {
-        var restored = vms.Restore(hasImages, error => failed(error, null));
-        var inherited = Inherited(options, systemd);
-        var listener = inherited ?? UnixListener.Open(options.SocketPath, Allowed(options), options.Force);
-        var acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, restored.Count > 0 || vms.Total > 0 ? null : options.AcceptTimeout, failed);
-        var handovers = new HandoverListener(acceptor, options, epoll, vms, imageLength, vmAdded, failed);
-        acceptor.Open(epoll, handovers);
-        if (systemd.IsThere && inherited is null) systemd.Store(StoredListener, listener.Socket);
-        foreach (var vm in restored) handovers.Keep(vm);
+        var options = supply.Options;
+        var inherited = Inherited(image, options, systemd);
+        var listener = inherited ?? UnixListener.Open(image.Options.SocketPath, Allowed(options), options.Force);
+        var acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, acceptTimeout, supply.Failed);
+        var handovers = new HandoverListener(acceptor, image, supply);
+        acceptor.Open(supply.Epoll, handovers);
+        if (systemd.IsThere && inherited is null) systemd.Store(image.Prefix + StoredListener, listener.Socket);
+        foreach (var vm in restored.Where(vm => vm.Image == image)) handovers.Keep(vm);
         return handovers;
     }
 
     public void Ready()
     {
-        while (_acceptor.TryAccept(_connections.Count, out var accepted))
+        while (_acceptor.TryAccept(_connected(), out var accepted))
         {
+            HasAccepted = true;
             var connection = new ConnectionRecord(accepted, Receive);
             try
             {
@@ -77,6 +83,20 @@ internal sealed class HandoverListener : IWatched, IDisposable
                 Close(connection);
             }
         }
+    }
+
+    /// <summary>Whether a VMM has ever connected.</summary>
+    public bool HasAccepted { get; private set; }
+
+    /// <summary>A VMM has come to another socket of the handler.</summary>
+    public void StopWaiting() => _acceptor.StopWaiting();
+
+    /// <summary>Lets no VMM in any more; the socket's file is removed, and connections that brought no VM are closed.</summary>
+    public void StopListening()
+    {
+        StopWaiting();
+        _acceptor.Dispose();
+        foreach (var connection in _connections.FindAll(static connection => connection.Vms.Count == 0)) Close(connection);
     }
 
     /// <summary>Milliseconds until something is due; -1 where nothing is.</summary>
@@ -114,9 +134,15 @@ internal sealed class HandoverListener : IWatched, IDisposable
     }
 
     /// <summary>Lets no VMM in until <see cref="Resume"/>; those that connect wait.</summary>
-    public void Suspend() => _acceptor.Suspend();
+    public void Suspend()
+    {
+        if (IsListening) _acceptor.Suspend();
+    }
 
-    public void Resume() => _acceptor.Resume();
+    public void Resume()
+    {
+        if (IsListening) _acceptor.Resume();
+    }
 
     public void Dispose() => _acceptor.Dispose();
 
@@ -155,7 +181,7 @@ internal sealed class HandoverListener : IWatched, IDisposable
 
     private void Keep(ConnectionRecord connection, UffdHandover handover)
     {
-        if (_acceptor.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) is { } why)
+        if ((IsListening ? _acceptor.WhyRefused(connection.Connection.Peer, _vms.Count, connection.Vms.Count) : $"A VM of process {connection.Connection.Peer.pid} was refused: no VM is served from the image '{_image.Name}' any more.") is { } why)
         {
             handover.Close();
             _failed(why, connection.Connection.Peer.uid);
@@ -167,9 +193,10 @@ internal sealed class HandoverListener : IWatched, IDisposable
         VmRecord vm;
         try
         {
-            UffdMappingList.Validate(handover.Mappings, _imageLength());
+            UffdMappingList.Validate(handover.Mappings, _image.Length);
             var id = _vms.NextId();
             vm = VmRecord.Create(id, UffdVmName.Choose(connection.Connection.Peer.pid, Path, id, _vms.Names()), connection.Connection, handover);
+            vm.Image = _image;
         }
         catch
         {
@@ -192,17 +219,32 @@ internal sealed class HandoverListener : IWatched, IDisposable
         connection.Dispose();
     }
 
-    private static UnixListener? Inherited(UffdHandlerOptions options, Systemd systemd)
+    /// <summary>The listening socket of the image among what came with this process: by its name, or for the image without a prefix any that is no other one's.</summary>
+    private static UnixListener? Inherited(ServedImage image, UffdHandlerOptions options, Systemd systemd)
     {
         foreach (var item in systemd.Descriptors.ToArray())
         {
+            var (prefix, name) = ServedImage.Split(item.Name);
+            // A service manager that makes the sockets of several images calls each as the image (FileDescriptorName=).
+            var isNamed = prefix.Length == 0 && image.Options.IsCalled(name) && name is not (StoredListener or ForeignListener);
+            if (!isNamed && prefix != image.Prefix) continue;
+            if (!isNamed && prefix.Length > 0 && name is not (StoredListener or ForeignListener)) continue;
             if (UnixSocket.ListeningPath(item.Descriptor) is not { } path) continue;
             systemd.Descriptors.Remove(item);
-            return UnixListener.Adopt(item.Descriptor, path, Allowed(options), isOurs: item.Name == StoredListener);
+            return UnixListener.Adopt(item.Descriptor, path, Allowed(options), isOurs: name == StoredListener && !isNamed);
         }
 
         return null;
     }
+
+    /// <summary>What the listeners of a handler share.</summary>
+    /// <param name="Options">The handler's.</param>
+    /// <param name="Epoll">What waits for the descriptors.</param>
+    /// <param name="Vms">Where VMs go.</param>
+    /// <param name="Connected">How many VMMs are connected to all of them.</param>
+    /// <param name="VmAdded">Called with each VM that hands its memory over.</param>
+    /// <param name="Failed">Called with what goes wrong, and with the user whose process has caused it; null where none has.</param>
+    internal sealed record Supply(UffdHandlerOptions Options, Epoll Epoll, VmRecords Vms, Func<int> Connected, Action<VmRecord> VmAdded, Action<string, uint?> Failed);
 
     /// <summary>Who may connect beside the user of this process and root.</summary>
     private static AllowedPeers Allowed(UffdHandlerOptions options) =>

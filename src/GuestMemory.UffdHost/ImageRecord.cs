@@ -14,6 +14,9 @@ internal sealed record ImageRecord
 
     /// <summary>How the bytes lie in them, as the first worker said; null before.</summary>
     public string? Layout { get; init; }
+
+    /// <summary>The image, where it has a name: it may have been added while the handler ran. Null for that of a handler that was started with one.</summary>
+    public UffdImageOptions? Options { get; init; }
 }
 
 /// <summary>A file and the state it is in. Times are nanoseconds since 1970.</summary>

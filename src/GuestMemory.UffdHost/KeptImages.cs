@@ -15,16 +15,18 @@ internal sealed class KeptImages : IDisposable
     private const string RecordName = "images";
     private const int MaxRecordBytes = 4 << 20;
 
+    private readonly string _prefix;
     private readonly IReadOnlyList<ImageFile> _files;
     private readonly bool _isStored;
     private ImageRecord _record;
     private SafeDescriptor? _recordFile;
 
-    private KeptImages(IReadOnlyList<ImageFile> files, ImageRecord? stored)
+    private KeptImages(string prefix, IReadOnlyList<ImageFile> files, ImageRecord record, bool isStored)
     {
+        _prefix = prefix;
         _files = files;
-        _isStored = stored is not null;
-        _record = stored ?? new ImageRecord { Files = [.. files.Select(static file => ImageIdentity.Of(file))] };
+        _isStored = isStored;
+        _record = record;
     }
 
     /// <summary>Whether these are the files that a supervisor before this one has opened.</summary>
@@ -33,29 +35,30 @@ internal sealed class KeptImages : IDisposable
     /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
     public IReadOnlyList<ImageFile> Files => _files;
 
-    /// <summary>
-    /// The files that came with this process, where VMs came too or will; else those that lie at the paths now. What is kept and not used is
-    /// closed.
-    /// </summary>
-    /// <param name="options">The handler's.</param>
-    /// <param name="systemd">What came with this process.</param>
-    /// <param name="isSuccessor">Whether VMs will come.</param>
-    /// <exception cref="GuestMemoryException">ImageChanged: the files are not what the VMs were given. ImageNotFound, ImageUnreadable.</exception>
-    public static KeptImages Open(UffdHandlerOptions options, Systemd systemd, bool isSuccessor)
+    /// <summary>The images that came with this process, each by the prefix of its names; what comes of a descriptor is the caller's.</summary>
+    public static Dictionary<string, KeptFiles> Take(Systemd systemd)
     {
-        var kept = systemd.Descriptors.FindAll(static item => IsName(item.Name));
-        _ = systemd.Descriptors.RemoveAll(static item => IsName(item.Name));
-        try
+        var kept = new Dictionary<string, KeptFiles>(StringComparer.Ordinal);
+        foreach (var item in systemd.Descriptors.FindAll(static item => IsName(item.Name)))
         {
-            if ((isSuccessor || systemd.Descriptors.Exists(static item => VmRecords.Parse(item.Name) is not null)) && kept.Find(static item => item.Name == RecordName) is { Descriptor: { } record })
-                return Restore(options, Read(record), kept);
-            return new KeptImages(ImageFile.OpenAll(options.MemoryPath, options.LayerPaths), null);
+            var (prefix, name) = ServedImage.Split(item.Name);
+            if (!kept.TryGetValue(prefix, out var files)) kept.Add(prefix, files = new KeptFiles());
+            if (name == RecordName) ReadRecord(item.Descriptor, files);
+            files.Descriptors.Add((name, item.Descriptor));
+            _ = systemd.Descriptors.Remove(item);
         }
-        finally
-        {
-            // Those that are used were taken out of the list.
-            foreach (var (_, descriptor) in kept) descriptor.Dispose();
-        }
+
+        return kept;
+    }
+
+    /// <summary>The files that lie at the paths now.</summary>
+    /// <param name="image">The image.</param>
+    /// <param name="prefix">What its descriptors are kept by.</param>
+    /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
+    public static KeptImages Open(UffdImageOptions image, string prefix)
+    {
+        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths);
+        return new KeptImages(prefix, files, new ImageRecord { Files = [.. files.Select(static file => ImageIdentity.Of(file))], Options = prefix.Length > 0 ? image : null }, isStored: false);
     }
 
     /// <summary>Sees whether the files are still what they were when they were opened.</summary>
@@ -82,7 +85,7 @@ internal sealed class KeptImages : IDisposable
     {
         foreach (var file in _files)
         {
-            if (!channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
+            if (!channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
         }
 
         return true;
@@ -93,8 +96,8 @@ internal sealed class KeptImages : IDisposable
     {
         if (!systemd.IsThere || _isStored) return;
         _recordFile = JsonFile.Create("uffd-images", _record, HostJson.Default.ImageRecord);
-        Replace(RecordName, _recordFile);
-        for (var i = 0; i < _files.Count; i++) Replace(Name(i), _files[i].Descriptor);
+        Replace(_prefix + RecordName, _recordFile);
+        for (var i = 0; i < _files.Count; i++) Replace(_prefix + Name(i), _files[i].Descriptor);
 
         void Replace(string name, SafeDescriptor descriptor)
         {
@@ -108,16 +111,16 @@ internal sealed class KeptImages : IDisposable
     public void Give(Successor successor)
     {
         using var record = JsonFile.Create("uffd-images", _record, HostJson.Default.ImageRecord);
-        successor.Give(RecordName, record);
-        for (var i = 0; i < _files.Count; i++) successor.Give(Name(i), _files[i].Descriptor);
+        successor.Give(_prefix + RecordName, record);
+        for (var i = 0; i < _files.Count; i++) successor.Give(_prefix + Name(i), _files[i].Descriptor);
     }
 
     /// <summary>The handler ends for good: no other process is to keep them.</summary>
     public void Forget(Systemd systemd)
     {
         if (!systemd.IsThere) return;
-        systemd.Remove(RecordName);
-        for (var i = 0; i < _files.Count; i++) systemd.Remove(Name(i));
+        systemd.Remove(_prefix + RecordName);
+        for (var i = 0; i < _files.Count; i++) systemd.Remove(_prefix + Name(i));
     }
 
     /// <summary>Paths at which another file lies by now; VMs go on with the one that they were given.</summary>
@@ -130,8 +133,12 @@ internal sealed class KeptImages : IDisposable
         _recordFile?.Dispose();
     }
 
-    internal static bool IsName(string name) => name == RecordName
-        || (name.StartsWith("image-", StringComparison.Ordinal) && int.TryParse(name.AsSpan(6), NumberStyles.None, CultureInfo.InvariantCulture, out var index) && Name(index) == name);
+    internal static bool IsName(string name)
+    {
+        var (_, rest) = ServedImage.Split(name);
+        return rest == RecordName
+            || (rest.StartsWith("image-", StringComparison.Ordinal) && int.TryParse(rest.AsSpan(6), NumberStyles.None, CultureInfo.InvariantCulture, out var index) && Name(index) == rest);
+    }
 
     /// <exception cref="GuestMemoryException">ImageChanged: it is no such record.</exception>
     internal static ImageRecord Read(SafeDescriptor file)
@@ -146,12 +153,18 @@ internal sealed class KeptImages : IDisposable
         }
     }
 
-    private static KeptImages Restore(UffdHandlerOptions options, ImageRecord record, List<(string Name, SafeDescriptor Descriptor)> kept)
+    /// <summary>The files that came with this process, which VMs were given.</summary>
+    /// <param name="image">The image.</param>
+    /// <param name="prefix">What its descriptors are kept by.</param>
+    /// <param name="given">What came of it; those that are used are taken out.</param>
+    /// <exception cref="GuestMemoryException">ImageChanged: they are not what the VMs were given.</exception>
+    public static KeptImages Restore(UffdImageOptions image, string prefix, KeptFiles given)
     {
-        var given = record.Files.Where(static file => !file.IsMap).Select(static file => file.Path).ToArray();
-        string[] asked = [options.MemoryPath, .. options.LayerPaths];
-        if (!given.SequenceEqual(asked, StringComparer.Ordinal))
-            throw Changed($"VMs were given {string.Join(" with ", given)}, and this handler is to serve {string.Join(" with ", asked)}.");
+        var (record, kept) = (given.Record!, given.Descriptors);
+        var paths = record.Files.Where(static file => !file.IsMap).Select(static file => file.Path).ToArray();
+        string[] asked = [image.MemoryPath, .. image.LayerPaths];
+        if (!paths.SequenceEqual(asked, StringComparer.Ordinal))
+            throw Changed($"VMs were given {string.Join(" with ", paths)}, and this handler is to serve {string.Join(" with ", asked)}.");
         var files = new List<ImageFile>(record.Files.Count);
         try
         {
@@ -164,12 +177,24 @@ internal sealed class KeptImages : IDisposable
                 Compare(record.Files[i], ImageIdentity.Of(files[i]));
             }
 
-            return new KeptImages(files, record);
+            return new KeptImages(prefix, files, record, isStored: true);
         }
         catch
         {
             foreach (var file in files) file.Dispose();
             throw;
+        }
+    }
+
+    private static void ReadRecord(SafeDescriptor file, KeptFiles files)
+    {
+        try
+        {
+            files.Record = Read(file);
+        }
+        catch (GuestMemoryException exception)
+        {
+            files.Failure = exception;
         }
     }
 

@@ -16,6 +16,9 @@ internal sealed class Predecessor : IWatched, IDisposable
     public const string TouchesName = "touches";
 
     private const string RecordName = "handler";
+
+    // No image's: it has no name.
+    private const string OfRemoved = "/";
     private const string EndedName = "ended";
     private const string MetricsName = "metrics";
     private const string WorkerName = "worker";
@@ -54,10 +57,13 @@ internal sealed class Predecessor : IWatched, IDisposable
 
     /// <summary>Gives a successor what was counted, when no worker counts any more.</summary>
     /// <exception cref="GuestMemoryException">UpgradeFailed.</exception>
-    public static void GiveFigures(Successor successor, VmRecords vms)
+    public static void GiveFigures(Successor successor, VmRecords vms, IEnumerable<ServedImage> images)
     {
-        using var ended = vms.EndedFigures();
-        successor.Give(EndedName, ended);
+        foreach (var image in images.Append(null))
+        {
+            using var ended = vms.EndedFigures(image);
+            successor.Give((image?.Prefix ?? OfRemoved) + EndedName, ended);
+        }
     }
 
     /// <summary>The supervisor that has started this process; the image has come from it then.</summary>
@@ -102,8 +108,8 @@ internal sealed class Predecessor : IWatched, IDisposable
         UffdDebug.AtStep(4);
     }
 
-    /// <summary>What was counted for VMs that have ended; null where the predecessor could not say it.</summary>
-    public SafeDescriptor? TakeFigures() => Take(EndedName);
+    /// <summary>What was counted for VMs of an image, or of those that were removed, that have ended; null where the predecessor could not say it.</summary>
+    public SafeDescriptor? TakeFigures(ServedImage? image) => Take((image?.Prefix ?? OfRemoved) + EndedName);
 
     /// <summary>Says that the VMs are served, and waits until the predecessor has ended, which cannot take them back any more.</summary>
     /// <param name="epoll">What waits for its end where that takes longer. Until then the service manager does not hear this process.</param>
@@ -133,8 +139,8 @@ internal sealed class Predecessor : IWatched, IDisposable
         return parts;
     }
 
-    /// <summary>The list of touched pages; null where they are not recorded.</summary>
-    public SafeDescriptor? TakeTouches() => Take(TouchesName);
+    /// <summary>The list of touched pages of an image; null where they are not recorded.</summary>
+    public SafeDescriptor? TakeTouches(ServedImage image) => Take(image.Prefix + TouchesName);
 
     /// <summary>The listening socket of the metrics; null where there is none.</summary>
     public SafeDescriptor? TakeMetrics() => Take(MetricsName);
@@ -195,7 +201,7 @@ internal sealed class Predecessor : IWatched, IDisposable
             if (message.Type == last) return;
             if (message.Type != ChannelMessageType.Kept || _received.Count != 1 || message.Message is not { } name)
                 throw new GuestMemoryException(GuestMemoryError.StateMismatch, $"The process that was to be taken over from sent {message.Type} with {_received.Count} descriptors, which this program does not know.");
-            var isOther = name is TouchesName or RecordName or EndedName or MetricsName or WorkerName || ControlServer.IsPart(name);
+            var isOther = name is RecordName or MetricsName or WorkerName || ServedImage.Split(name).Name is TouchesName or EndedName || ControlServer.IsPart(name);
             (isOther ? _others : _systemd.Descriptors).Add((name, _received[0]));
             _received.Clear();
         }

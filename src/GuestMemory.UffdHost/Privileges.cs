@@ -32,14 +32,14 @@ internal sealed class Privileges
     /// <param name="options">The handler's.</param>
     /// <param name="user">As whom they are to run.</param>
     /// <param name="images">What is served.</param>
-    public static Privileges Of(UffdHandlerOptions options, UserAccount? user, KeptImages images)
+    public static Privileges Of(UffdHandlerOptions options, UserAccount? user, IEnumerable<ServedImage> images)
     {
         ulong kept = 0;
         // VMMs are those of other users. The filter lets a worker send that one signal to the processes alone of which it was given descriptors.
         // Where they may connect, any of them may be ordered to be killed.
         if (options.OnError == UffdOnError.Kill || options.AllowUser.Count + options.AllowGroup.Count > 0 || (options.OnError == UffdOnError.Poison && !CanPoison())) kept |= Capabilities.SetOf(Capabilities.CAP_KILL);
         // Of a file of another user the kernel tells only who has this whether it is in memory (mincore).
-        if (images.HasFileOfOthers(user?.User ?? Users.Current)) kept |= Capabilities.SetOf(Capabilities.CAP_FOWNER);
+        if (images.Any(image => image.Files?.HasFileOfOthers(user?.User ?? Users.Current) == true)) kept |= Capabilities.SetOf(Capabilities.CAP_FOWNER);
         return new Privileges(user, kept);
     }
 

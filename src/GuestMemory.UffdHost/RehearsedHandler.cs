@@ -14,6 +14,7 @@ internal sealed class RehearsedHandler : IDisposable
     private readonly Epoll _epoll = new();
     private readonly VmRecords _vms = new(new Systemd());
     private readonly Channel _channel;
+    private readonly ServedImage _image;
     private readonly HandoverListener _handovers;
     private readonly Thread _supervisor;
     private readonly Thread _worker;
@@ -25,7 +26,8 @@ internal sealed class RehearsedHandler : IDisposable
         _channel = new Channel(near);
         _epoll.Add(_wake, _wake);
         _epoll.Add(near, _channel);
-        _handovers = HandoverListener.Open(options, new Systemd(), _epoll, _vms, hasImages: false, () => source.Length, Offer, static (_, _) => { });
+        _image = new ServedImage(options.OnlyImage, "") { Length = source.Length };
+        _handovers = HandoverListener.Open(_image, new HandoverListener.Supply(options, _epoll, _vms, () => 0, Offer, static (_, _) => { }), new Systemd(), [], acceptTimeout: null);
         _supervisor = new Thread(Supervise) { IsBackground = true, Name = "uffd-rehearsal" };
         _worker = new Thread(() => Work(new Channel(far), options, policy, source)) { IsBackground = true, Name = "uffd-rehearsal" };
         _supervisor.Start();
@@ -36,7 +38,7 @@ internal sealed class RehearsedHandler : IDisposable
 
     public void Dispose()
     {
-        _ = _vms.Figures(null, default);
+        _ = _vms.Figures([_image], null, default);
         _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Stop });
         _worker.Join();
         _stopping = true;
@@ -50,7 +52,8 @@ internal sealed class RehearsedHandler : IDisposable
     private static void Work(Channel channel, UffdHandlerOptions options, UffdPolicy policy, PageSource source)
     {
         using var end = channel;
-        using var worker = new Worker(channel, options, source, policy);
+        using var worker = new Worker(channel, options);
+        worker.Add(new UffdImageService(options.OnlyImage, source, policy));
         try
         {
             worker.Serve(static _ => { });

@@ -45,16 +45,23 @@ internal sealed partial class Supervisor
     private Successor StartSuccessor(UffdControlRequest request)
     {
         if (_successor is not null) throw Successor.Failed("another one is about to.");
+        if (_adding is not null) throw Successor.Failed($"the image '{_adding.Name}' is being added.");
+        if (Array.Find(_images, static image => image.IsRemoved) is { } removed) throw Successor.Failed($"the image '{removed.Name}' is being removed.");
+        if (Array.Find(_images, static image => image.Failure is not null) is { } failed) throw Successor.Failed($"the image '{failed.Name}' cannot be served any more, and must be removed before: {failed.Failure!.Message}");
         // The caller of a program in the foreground waits for its end.
         if (!_isDetached && !_systemd.IsThere) throw Successor.Failed("this process runs in the foreground, without a service manager that could be told of the other.");
         if (request.Program is not [var program, ..] || !Path.IsPathRooted(program) || !File.Exists(program)) throw Successor.Failed($"there is no file {request.Program?.FirstOrDefault()}");
         if (request.Timeout <= 0) throw Successor.Failed("the time for it is over before it begins.");
-        string[] arguments = [Program.SuccessorArgument, .. _isDetached ? [Program.DetachArgument] : Array.Empty<string>(), .. UffdArguments.From(_options)];
+        string[] arguments = [Program.SuccessorArgument, .. _isDetached ? [Program.DetachArgument] : Array.Empty<string>(), .. UffdArguments.From(OptionsNow())];
         var successor = Successor.Start(request.Program, arguments, [.. Program.Variables(), .. _systemd.Variables()], TimeSpan.FromMilliseconds(request.Timeout), _systemd.KeepAlive);
         try
         {
-            _images!.Give(successor);
-            if (_recorder is not null) successor.Give(Predecessor.TouchesName, _recorder.List);
+            foreach (var image in _images)
+            {
+                image.Files!.Give(successor);
+                if (image.Recorder is not null) successor.Give(image.Prefix + Predecessor.TouchesName, image.Recorder.List);
+            }
+
             successor.Send(ChannelMessageType.TakeOver);
             return successor;
         }
@@ -65,6 +72,12 @@ internal sealed partial class Supervisor
         }
     }
 
+    /// <summary>
+    /// The options with the images of now: the new program gets these as descriptors all the same, but one that knows nothing of images with names must not
+    /// take their VMs for those of the only one.
+    /// </summary>
+    private UffdHandlerOptions OptionsNow() => _options with { Images = [.. _images.Where(static image => image.Prefix.Length > 0).Select(static image => image.Options)] };
+
     private void ContinueUpgrade()
     {
         if (_successor is not { } successor || _stopping || IsHandedOver) return;
@@ -73,8 +86,8 @@ internal sealed partial class Supervisor
             successor.Look();
             if (!successor.IsReady) return;
             // VMMs wait in the queue of the socket, and the hand-overs that are under way come to their end.
-            _handovers!.Suspend();
-            if (_handovers.IsQuiet) SwitchTo(successor);
+            foreach (var image in _images) image.Handovers!.Suspend();
+            if (Array.TrueForAll(_images, static image => image.Handovers!.IsQuiet)) SwitchTo(successor);
         }
         catch (GuestMemoryException exception)
         {
@@ -85,14 +98,18 @@ internal sealed partial class Supervisor
     private void SwitchTo(Successor successor)
     {
         var limit = successor.Limit < SwitchLimit ? successor.Limit : SwitchLimit;
-        var listener = _handovers!.Listener;
-        successor.Give(listener.IsOurs ? HandoverListener.StoredListener : HandoverListener.ForeignListener, listener.Socket);
+        foreach (var image in _images)
+        {
+            var listener = image.Handovers!.Listener;
+            successor.Give(image.Prefix + (listener.IsOurs ? HandoverListener.StoredListener : HandoverListener.ForeignListener), listener.Socket);
+        }
+
         foreach (var (name, descriptor) in _vms.Parts()) successor.Give(name, descriptor);
         using (var metrics = _metrics?.Duplicate()) Predecessor.Give(successor, Record(), _control!, _worker?.End, metrics);
         successor.Send(ChannelMessageType.TakeOver);
         successor.Await(ChannelMessageType.Prepared, limit);
         EndWorker(limit);
-        Predecessor.GiveFigures(successor, _vms);
+        Predecessor.GiveFigures(successor, _vms, _images);
         successor.Send(ChannelMessageType.Serve);
         successor.Await(ChannelMessageType.Serving, limit);
         IsHandedOver = true;
@@ -124,9 +141,14 @@ internal sealed partial class Supervisor
         // Before anything of the VMs: it may have given them to a worker.
         _successor!.End();
         _successor = null;
-        _handovers!.Resume();
+        Resume();
         Fail(exception.Message);
         _control!.AnswerUpgrade(exception.Error == GuestMemoryError.UpgradeFailed ? exception : Successor.Failed(exception.Message, exception));
+    }
+
+    private void Resume()
+    {
+        foreach (var image in _images) image.Handovers!.Resume();
     }
 
     /// <summary>The other process serves, and waits for the end of this one.</summary>
@@ -147,7 +169,7 @@ internal sealed partial class Supervisor
     private void TakeOver(Predecessor predecessor, ControlServer.Actions actions)
     {
         _isTakingOver = true;
-        _handovers!.Suspend();
+        foreach (var image in _images) image.Handovers!.Suspend();
         var record = predecessor.Record;
         // What can fail comes before there is no way back.
         _control = ControlServer.Adopt(_epoll, record.ControlPath, predecessor.TakeControl(), actions);
@@ -159,7 +181,13 @@ internal sealed partial class Supervisor
         }
 
         predecessor.AwaitTurn();
-        using (var figures = predecessor.TakeFigures()) _vms.Continue(record.Total, record.LastVm, figures);
+        _vms.Continue(record.Total, record.LastVm);
+        foreach (var image in _images.Append(null))
+        {
+            using var figures = predecessor.TakeFigures(image);
+            _vms.Continue(image, figures);
+        }
+
         OfferAll();
         predecessor.AwaitEnd(_epoll);
         _isTakingOver = false;
@@ -169,7 +197,7 @@ internal sealed partial class Supervisor
         var controlPath = UffdRuntimeFolder.SocketOf(Path.GetDirectoryName(record.ControlPath)!, Environment.ProcessId);
         if (_isDetached) _ = TryRename(UffdRuntimeFolder.LogOf(record.ControlPath), UffdRuntimeFolder.LogOf(controlPath));
         if (TryRename(record.ControlPath, controlPath)) _control.Path = controlPath;
-        _handovers.Resume();
+        Resume();
         Log.Lines.TookOver(_vms.Count);
     }
 

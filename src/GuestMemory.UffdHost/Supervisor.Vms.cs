@@ -4,13 +4,19 @@ using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.UffdHost;
 
-/// <content>What an operator asks of one VM.</content>
+/// <content>What an operator asks of one VM, or of an image.</content>
 internal sealed partial class Supervisor
 {
-    private VmRecord Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, _handovers!.Path);
+    private VmRecord Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, Place);
 
     private (UffdControlReply Reply, SafeDescriptor? File) OfVm(UffdControlRequest request)
     {
+        if (request.Request == UffdControlRequest.RemoveImage)
+        {
+            RemoveImage(request);
+            return (new UffdControlReply(), null);
+        }
+
         var vm = Find(request.Vm);
         switch (request.Request)
         {
@@ -31,14 +37,14 @@ internal sealed partial class Supervisor
         switch (request.WhichPart)
         {
             case UffdControlRequest.Memory:
-                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.MemoryFile ?? throw UffdServedVm.NotShared(vm.List.Name ?? "", _handovers!.Path)));
+                return (new UffdControlReply(), Memfd.OpenReadOnly(vm.MemoryFile ?? throw UffdServedVm.NotShared(vm.List.Name ?? "", Place)));
             case UffdControlRequest.State:
                 return (new UffdControlReply(), Memfd.OpenReadOnly(vm.StateFile));
             case UffdControlRequest.Mappings:
                 return (new UffdControlReply(), UffdMappingList.ToFile(vm.List.Mappings));
-            case UffdControlRequest.Image when request.Number >= 0 && request.Number < _images!.Files.Count:
-                var file = _images.Files[request.Number];
-                return (new UffdControlReply { Number = _images.Files.Count, Path = file.Path, IsMap = file.IsMap }, file.Duplicate().Descriptor);
+            case UffdControlRequest.Image when vm.Image.Files is { Files: var files } && vm.Image.Failure is null && request.Number >= 0 && request.Number < files.Count:
+                var file = files[request.Number];
+                return (new UffdControlReply { Number = files.Count, Path = file.Path, IsMap = file.IsMap }, file.Duplicate().Descriptor);
             default:
                 throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The parts of a VM are memory, state, mappings, and image with the number of a file.");
         }
@@ -49,7 +55,7 @@ internal sealed partial class Supervisor
         if (request.Name is { } name)
         {
             UffdVmName.Check(name);
-            if (_vms.Names(except: vm).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, _handovers!.Path);
+            if (_vms.Names(except: vm).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, Place);
             vm.Set(vm.List with { Name = name });
         }
 
@@ -62,6 +68,11 @@ internal sealed partial class Supervisor
     {
         if (request.OnError is not { } action || action == UffdOnError.Stop)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A VM is stopped by killing it (Kill), or by poisoning what has not come of it (Poison).");
+        StopVm(vm, action);
+    }
+
+    private void StopVm(VmRecord vm, UffdOnError action)
+    {
         Log.Lines.VmStopped(vm.Id, vm.List.Name ?? "", vm.List.ProcessId, action);
         vm.Order = action;
         SendOrder(vm, ChannelMessageType.StopVm, action);

@@ -34,7 +34,7 @@ internal sealed partial class Supervisor
         WorkerProcess worker;
         try
         {
-            _images!.Check();
+            _ = CheckImages();
             worker = WorkerProcess.Start(_privileges!);
         }
         catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
@@ -53,10 +53,8 @@ internal sealed partial class Supervisor
         _epoll.Add(worker.End, worker);
         _epoll.Add(worker.Channel.Socket, worker.Channel);
         var isSpare = _worker is not null;
-        _ = _images.TrySend(worker.Channel);
-        if (_replay is not null) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Replay }, _replay);
-        if ((_recorder?.List ?? _touches) is { } touches) _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Record }, touches);
-        _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options, IsUsed = isSpare || _workers > 0 || _images.IsStored, IsSpare = isSpare || (_predecessor is not null && _workers == 0) });
+        _ = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Start, Options = _options with { Images = [] }, IsUsed = isSpare || _workers > 0 || Array.Exists(_images, static image => image.Files is not { IsStored: false }), IsSpare = isSpare || (_predecessor is not null && _workers == 0) });
+        SendImages(worker);
         if (isSpare)
         {
             Log.Lines.SpareStarted(worker.ProcessId);
@@ -77,6 +75,12 @@ internal sealed partial class Supervisor
         _worker = worker;
         _workers++;
         worker.EmployedAt = Stopwatch.GetTimestamp();
+        foreach (var image in _images)
+        {
+            GiveImage(worker, image);
+            if (worker.Opened.Contains(image)) MakeReady(image);
+        }
+
         foreach (var vm in _vms) vm.IsOffered = false;
         OfferMore();
     }
@@ -112,19 +116,29 @@ internal sealed partial class Supervisor
         switch (message.Type)
         {
             case ChannelMessageType.Ready:
-                _images!.CheckLayout(message.Layout ?? "");
                 worker.ReadyAt = Stopwatch.GetTimestamp();
                 _failedStarts = 0;
-                _imageLength = message.ImageLength;
-                KeepRecord();
-                if (worker == _worker && _handovers is not null) OfferMore();
+                if (worker == _worker && _isListening) OfferMore();
                 Staff();
                 break;
+            case ChannelMessageType.ImageReady:
+                ImageReady(worker, message);
+                break;
+            case ChannelMessageType.ImageFailed:
+                ImageFailed(worker, message);
+                break;
             case ChannelMessageType.Failed:
-                var exception = new GuestMemoryException(NamedConverter<GuestMemoryError>.TryParse(message.ErrorId, out var error) ? error : GuestMemoryError.HandlerFailed, message.Message ?? "The worker cannot go on.");
+                var exception = ErrorOf(message);
+                if (_adding is not null && _adding.Number == message.Number)
+                {
+                    // The next worker can go on without it.
+                    DropAdded(exception);
+                    break;
+                }
+
                 // What stops the first one is told to whoever starts the handler, and so is an end that was asked for (OnError). Nothing
                 // else is a reason to leave the VMs: another worker may do better.
-                if (_handovers is null || (error == GuestMemoryError.HandlerFailed && (_options.OnError == UffdOnError.Stop || _vms.Any(static vm => vm.List.OnError == UffdOnError.Stop)))) _failure = exception;
+                if (!_isListening || (exception.Error == GuestMemoryError.HandlerFailed && (_options.OnError == UffdOnError.Stop || _vms.Any(static vm => vm.List.OnError == UffdOnError.Stop)))) _failure = exception;
                 else Fail(exception.Message);
                 break;
             case ChannelMessageType.Taken:
@@ -149,14 +163,14 @@ internal sealed partial class Supervisor
                     worker.Untaken--;
                 }
 
-                if (_vms.Find(message.Vm) is { } vm) _handovers?.Close(vm);
+                if (_vms.Find(message.Vm) is { } vm) vm.Image.Handovers?.Close(vm);
                 _vms.Close(message.Vm);
-                SaveRecord();
+                SaveRecords();
                 OfferMore();
                 break;
             case ChannelMessageType.Closed:
                 _vms.Close(message.Vm);
-                SaveRecord();
+                SaveRecords();
                 break;
         }
     }
@@ -188,7 +202,7 @@ internal sealed partial class Supervisor
 
     /// <summary>Sends a VM to a worker; false where that does not take it.</summary>
     public static bool TryOffer(Channel channel, VmRecord vm) =>
-        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, IsUsed = vm.IsUsed, Features = vm.Features }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
+        channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Vm, Vm = vm.Id, Image = vm.Image.Name, IsUsed = vm.IsUsed, Features = vm.Features }, vm.Socket, vm.Process, vm.Userfaultfd, vm.StateFile, vm.ListFile);
 
     private void OfferMore()
     {
@@ -215,7 +229,7 @@ internal sealed partial class Supervisor
         {
             _worker = null;
             _vms.CloseAll();
-            SaveRecord();
+            SaveRecords();
         }
 
         if (_stopping || _failure is not null) return;
@@ -227,18 +241,22 @@ internal sealed partial class Supervisor
     /// <summary>A worker has ended, or could not be started. The VMs are never given up for it.</summary>
     private void Retry(string what)
     {
-        if (_handovers is null && _failedStarts > 0)
+        if (!_isListening && _failedStarts > 0)
         {
             _failure = new GuestMemoryException(GuestMemoryError.HandlerStartFailed, $"No worker can be started: {what}. The log says more.");
             return;
         }
 
-        if (_worker is null && _spare is not null)
+        if (_worker is null && _spare is { } spare)
         {
-            Fail($"{what}; worker {_spare.ProcessId} has its VMs now");
             try
             {
-                _images!.Check();
+                if (CheckImages())
+                {
+                    // It has the image from the time before. When it is gone another one starts, without.
+                    spare.Kill();
+                    return;
+                }
             }
             catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ImageChanged)
             {
@@ -246,7 +264,7 @@ internal sealed partial class Supervisor
                 return;
             }
 
-            var spare = _spare;
+            Fail($"{what}; worker {spare.ProcessId} has its VMs now");
             _spare = null;
             Employ(spare);
         }
@@ -268,7 +286,7 @@ internal sealed partial class Supervisor
     /// </summary>
     private void Staff()
     {
-        if (!_stopping && _handovers is not null && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
+        if (!_stopping && _isListening && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
     }
 
     private void EndWorkers()

@@ -31,14 +31,12 @@ internal sealed partial class Supervisor : IDisposable
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly VmRecords _vms;
     private readonly List<SafeDescriptor> _unwanted = [];
-    private HandoverListener? _handovers;
     private ControlServer? _control;
     private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private GuestMemoryException? _failure;
-    private ulong _imageLength;
-    private KeptImages? _images;
     private Privileges? _privileges;
+    private bool _isListening;
     private int _abandoned;
     private int _notifiedCount = -1;
     private int _taken;
@@ -58,7 +56,7 @@ internal sealed partial class Supervisor : IDisposable
         _predecessor = predecessor;
         _isDetached = isDetached;
         _vms = new VmRecords(systemd) { TakesAll = predecessor is not null };
-        _meter = new UffdMeter(options.SocketPath, options.Strategy, () => _vms.Figures(_error, options.OnError));
+        _meter = new UffdMeter(options.Strategy, () => [.. _images.Select(image => _vms.Figures(image, _error, options.OnError))]);
         _epoll.Add(_wake, _wake);
     }
 
@@ -71,10 +69,8 @@ internal sealed partial class Supervisor : IDisposable
     public void Start(string? controlPath)
     {
         var user = Privileges.UserOf(_options);
-        _images = KeptImages.Open(_options, _systemd, _predecessor is not null);
+        OpenImages();
         _privileges = Privileges.Of(_options, user, _images);
-        _replay = OpenReplay();
-        _touches = _predecessor?.TakeTouches();
         StartWorker();
         // The worker has its own to do meanwhile.
         using (var policy = new UffdPolicy()) UffdRehearsal.Run(policy, source: null, RehearsedHandler.Start);
@@ -84,10 +80,11 @@ internal sealed partial class Supervisor : IDisposable
         if (_failure is not null) throw _failure;
         if (_stopping) throw new GuestMemoryException(GuestMemoryError.HandlerStartFailed, "The handler was stopped before it listened.");
         // Before any VM, which would be worth nothing without them.
-        _images.Store(_systemd);
+        foreach (var image in _images) image.Files?.Store(_systemd);
         _predecessor?.TakeVms();
-        _handovers = HandoverListener.Open(_options, _systemd, _epoll, _vms, _images.IsStored, () => _imageLength, Offer, FailOf);
-        var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, OfVm, StopForGood, Upgrade);
+        OpenListeners();
+        _isListening = true;
+        var actions = new ControlServer.Actions(Status, AllFigures, Dirty, Cleared, AddImage, OfVm, StopForGood, Upgrade);
         if (_predecessor is not null)
         {
             TakeOver(_predecessor, actions);
@@ -106,17 +103,17 @@ internal sealed partial class Supervisor : IDisposable
         }
 
         _systemd.Descriptors.Clear();
-        if (_images.IsStored)
+        foreach (var image in _images.Where(static image => image.Files is { IsStored: true }))
         {
-            foreach (var path in _images.ReplacedPaths()) Fail($"another file lies at {path} than VMs were given; all VMs of this handler, new ones too, have the pages of the one that they were given");
+            foreach (var path in image.Files!.ReplacedPaths()) Fail($"another file lies at {path} than VMs were given; all VMs of this image, new ones too, have the pages of the one that they were given");
         }
 
         // All that root was needed for is open.
         _privileges.DropForSupervisor();
         _systemd.Notify("READY=1");
         Staff();
-        Log.Lines.Listening(_handovers.Path, _options.MemoryPath, _control!.Path);
-        _control.AnswerUpgrade(null);
+        foreach (var image in _images) Log.Lines.Listening(image.SocketPath, image.Options.MemoryPath, _control!.Path);
+        _control!.AnswerUpgrade(null);
     }
 
     /// <summary>Runs until it is stopped, or fails as it was told to or because the image has changed; returns the exit code.</summary>
@@ -137,17 +134,21 @@ internal sealed partial class Supervisor : IDisposable
         Log.Lines.TellLeftOut(all: true);
         if (_failure is not null) Log.Lines.Failed(_failure.Message);
         else Log.Lines.Stopped(_abandoned, isKept ? ", and wait for the next start if the service manager keeps them" : "");
-        if (isKept) _handovers?.Listener.KeepPath();
-        _handovers?.Dispose();
+        foreach (var image in _images)
+        {
+            if (isKept) image.Handovers?.Listener.KeepPath();
+            image.Handovers?.Dispose();
+        }
+
         if (_failure is null && !isKept)
         {
             _vms.Forget();
-            _images?.Forget(_systemd);
+            foreach (var image in _images) image.Files?.Forget(_systemd);
         }
 
         EndWorkers();
         if (AppliesOnError) _abandoned = _vms.Count;
-        SaveRecord();
+        SaveRecords();
         // With all that the worker has counted.
         _control?.End(Status() with { State = _failure is null ? UffdHandlerState.Stopped : UffdHandlerState.Failed, ConnectionCount = 0 });
         return _failure is null ? 0 : 1;
@@ -162,16 +163,13 @@ internal sealed partial class Supervisor : IDisposable
 
     public void Dispose()
     {
-        _handovers?.Dispose();
+        foreach (var image in _images) image.Handovers?.Dispose();
         EndWorkers();
         _control?.Dispose();
         _metrics?.Dispose();
         _meter.Dispose();
         _vms.Dispose();
-        _images?.Dispose();
-        _replay?.Dispose();
-        _touches?.Dispose();
-        _recorder?.Dispose();
+        foreach (var image in _images) image.Dispose();
         _epoll.Dispose();
         _wake.Dispose();
     }
@@ -217,7 +215,8 @@ internal sealed partial class Supervisor : IDisposable
         Watch();
         _systemd.KeepAlive();
         if (_startAt != 0 && Stopwatch.GetTimestamp() >= _startAt) StartWorker();
-        if (_handovers?.HandleTimeouts() is { } overdue) _failure ??= overdue;
+        HandleTimeouts();
+        CloseRemovedImages();
         _control?.LookAgain();
         Log.Lines.TellLeftOut();
         ContinueUpgrade();
@@ -226,14 +225,25 @@ internal sealed partial class Supervisor : IDisposable
 
     private void NotifyStatus()
     {
-        if (_notifiedCount == _vms.Count || _handovers is null) return;
+        if (_notifiedCount == _vms.Count || !_isListening) return;
         _notifiedCount = _vms.Count;
-        _systemd.Notify($"STATUS=Serving {_notifiedCount} VMs at {_handovers.Path}");
+        _systemd.Notify($"STATUS=Serving {_notifiedCount} VMs at {Place}");
+    }
+
+    private void HandleTimeouts()
+    {
+        var hasAccepted = Array.Exists(_images, static image => image.Handovers is { HasAccepted: true });
+        foreach (var image in _images)
+        {
+            if (hasAccepted) image.Handovers?.StopWaiting();
+            if (image.Handovers?.HandleTimeouts() is { } overdue) _failure ??= overdue;
+        }
     }
 
     private int Timeout()
     {
-        var timeout = _handovers?.Timeout() ?? -1;
+        var timeout = -1;
+        foreach (var image in _images) timeout = Sooner(timeout, image.Handovers?.Timeout() ?? -1);
         if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
         timeout = Sooner(Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout), Log.Lines.Timeout);
@@ -246,7 +256,7 @@ internal sealed partial class Supervisor : IDisposable
     /// <summary>What the VMs wrote, and the number of the answer. Null where it cannot be told now: a removal is under way, or its worker is gone.</summary>
     private (SafeDescriptor File, int Number)? Dirty(int id, bool clear)
     {
-        if (!_options.TrackDirty) throw UffdHandler.NotTracking(_handovers!.Path);
+        if (!_options.TrackDirty) throw UffdHandler.NotTracking(Place);
         VmRecord[] vms = id == 0 ? [.. _vms] : [Find(id)];
         if (clear)
         {
@@ -264,7 +274,7 @@ internal sealed partial class Supervisor : IDisposable
         foreach (var vm in _vms.Where(vm => vm.TakenBy == number)) vm.Writes.Confirm();
     }
 
-    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_failure?.Message ?? _error, _options.OnError), UffdControlJson.Default.UffdFigures);
+    private SafeDescriptor AllFigures() => JsonFile.Create("uffd-figures", _vms.Figures(_images, _failure?.Message ?? _error, _options.OnError), UffdControlJson.Default.UffdFigures);
 
     private UffdHandlerState StateNow()
     {
@@ -277,14 +287,16 @@ internal sealed partial class Supervisor : IDisposable
     public UffdStatus Status()
     {
         var error = _failure?.Message ?? _error;
-        var figures = _vms.Figures(error, _options.OnError);
+        var figures = _vms.Figures(_images, error, _options.OnError);
+        var only = _images is [var one] ? one : null;
         return new UffdStatus
         {
             ProcessId = Environment.ProcessId,
             WorkerProcessId = _worker?.ProcessId ?? 0,
             WorkerCount = _workers,
-            SocketPath = _handovers?.Path ?? _options.SocketPath,
-            MemoryPath = _options.MemoryPath,
+            SocketPath = only?.SocketPath,
+            MemoryPath = only?.Options.MemoryPath,
+            Images = [.. _images.Where(image => image != _adding).Select(image => image.Status(_vms.Count(vm => vm.Image == image)))],
             Strategy = _options.Strategy,
             State = StateNow(),
             ConnectionCount = _vms.Count,

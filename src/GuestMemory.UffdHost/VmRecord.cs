@@ -37,6 +37,9 @@ internal sealed class VmRecord : IDisposable
 
     public int Id { get; }
 
+    /// <summary>What it is served from. Set by the listener of the image, or where it is restored.</summary>
+    public ServedImage Image { get; set; } = null!;
+
     /// <summary>The connection; its owner is who receives on it.</summary>
     public SafeDescriptor Socket { get; }
 
@@ -147,6 +150,7 @@ internal sealed class VmRecord : IDisposable
     {
         VmId = Id,
         VmName = List.Name,
+        Image = Image.Name,
         SharesMemory = MemoryFile is not null,
         IsLimited = State.IsLimited,
         OnError = List.OnError ?? onError,

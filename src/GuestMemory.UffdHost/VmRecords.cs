@@ -15,8 +15,7 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
     // VMs that have ended and that the worker still has: it counts the faults that it has just answered.
     private readonly List<VmRecord> _ending = [];
     private readonly Lock _lock = new();
-    private readonly LatencyHistogram _endedLatency = new();
-    private UffdCounters _ended;
+    private readonly UffdTotals _endedOfRemoved = new();
     private int _last;
     private int _total;
 
@@ -36,7 +35,7 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
         _last = Math.Max(_last, vm.Id);
         // One that was restored is there.
         if (!systemd.IsThere || vm.IsUsed) return;
-        foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Id, kind), descriptor);
+        foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Image.Prefix, vm.Id, kind), descriptor);
     }
 
     /// <summary>A VM has ended. Its figures may grow until the worker has let go of it.</summary>
@@ -76,29 +75,41 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
         foreach (var vm in _vms) Forget(vm);
     }
 
+    /// <summary>Whether VMs are served from an image, or the worker still counts for one that was.</summary>
+    public bool Uses(ServedImage image) => _vms.Exists(vm => vm.Image == image) || _ending.Exists(vm => vm.Image == image);
+
+    /// <summary>An image is gone; what was counted for its VMs stays counted.</summary>
+    public void Forget(ServedImage image)
+    {
+        lock (_lock) _endedOfRemoved.Add(image.Ended);
+    }
+
     /// <summary>The VMs among the descriptors that came with this process, each with its connection; what is no VM, or half of one, is left.</summary>
-    /// <param name="hasImages">Whether the image that they were given came too.</param>
+    /// <param name="imageOf">The image of a prefix; null where there is none, or it is not the one that VMs were given.</param>
     /// <param name="failed">Called with what is wrong with one that cannot be taken over.</param>
-    public List<VmRecord> Restore(bool hasImages, Action<string> failed)
+    public List<VmRecord> Restore(Func<string, ServedImage?> imageOf, Action<string> failed)
     {
         var restored = new List<VmRecord>();
-        foreach (var group in systemd.Descriptors.Where(item => Parse(item.Name) is not null).GroupBy(item => Parse(item.Name)!.Value.Id).ToArray())
+        foreach (var group in systemd.Descriptors.Where(item => Parse(item.Name) is not null).GroupBy(item => Parse(item.Name) is var (prefix, id, _) ? (prefix, id) : default).ToArray())
         {
+            var (prefix, id) = group.Key;
             // Also of one that cannot be taken over: its descriptors stay where they are kept, for a program that can.
-            _last = Math.Max(_last, group.Key);
+            _last = Math.Max(_last, id);
             var parts = group.GroupBy(item => Parse(item.Name)!.Value.Kind, StringComparer.Ordinal).ToDictionary(kind => kind.Key, kind => kind.First(), StringComparer.Ordinal);
             try
             {
-                if (!hasImages) throw new GuestMemoryException(GuestMemoryError.ImageChanged, "the memory image that it was given was not kept with it");
+                var image = imageOf(prefix) ?? throw new GuestMemoryException(GuestMemoryError.ImageChanged, "the memory image that it was given was not kept with it");
                 if (!parts.TryGetValue("socket", out var socket) || !parts.TryGetValue("process", out var process) || !parts.TryGetValue("uffd", out var uffd) || !parts.TryGetValue("state", out var state) || !parts.TryGetValue("list", out var list))
                     throw new GuestMemoryException(GuestMemoryError.InvalidMapping, "not all of its descriptors were kept by the service manager");
                 var memory = parts.GetValueOrDefault("memory").Descriptor;
-                restored.Add(VmRecord.Restore(group.Key, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor, memory));
+                var vm = VmRecord.Restore(id, socket.Descriptor, process.Descriptor, uffd.Descriptor, state.Descriptor, list.Descriptor, memory);
+                vm.Image = image;
+                restored.Add(vm);
                 foreach (var part in parts.Values) systemd.Descriptors.Remove(part);
             }
             catch (GuestMemoryException exception) when (!TakesAll)
             {
-                failed($"VM {group.Key} cannot be taken over: {exception.Message}");
+                failed($"VM {id} cannot be taken over: {exception.Message}");
             }
         }
 
@@ -109,28 +120,31 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
     public int Total => _total;
 
     /// <summary>What was counted, which the states of the VMs know whoever serves them. Safe from any thread.</summary>
+    /// <param name="images">The images that are served.</param>
     /// <param name="error">What went wrong last.</param>
     /// <param name="onError">What follows where a page of a VM cannot be read of which nothing else was said.</param>
-    public unsafe UffdFigures Figures(string? error, UffdOnError onError)
+    public UffdFigures Figures(IReadOnlyList<ServedImage> images, string? error, UffdOnError onError)
     {
         lock (_lock)
         {
             // First: a page is noted as present after its fault is counted, so that what is restored has all its faults in the sum.
             var vms = _vms.Select(vm => vm.Figures(onError)).ToArray();
-            var latency = new LatencyHistogram();
-            latency.Add(_endedLatency);
-            var counters = _ended;
-            foreach (var vm in _vms.Concat(_ending))
-            {
-                latency.Add(vm.State.Latency);
-                counters.Add(ref *vm.State.Counters);
-            }
+            var totals = new UffdTotals();
+            totals.Add(_endedOfRemoved);
+            foreach (var image in images) AddTotals(image, totals);
+            return UffdFigures.OfAll(totals, vms, error);
+        }
+    }
 
-            return UffdFigures.Of(0, ref counters, latency, (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), error) with
-            {
-                MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
-                Vms = vms,
-            };
+    /// <summary>The same for the VMs of one image.</summary>
+    public UffdFigures Figures(ServedImage image, string? error, UffdOnError onError)
+    {
+        lock (_lock)
+        {
+            var vms = _vms.Where(vm => vm.Image == image).Select(vm => vm.Figures(onError)).ToArray();
+            var totals = new UffdTotals();
+            AddTotals(image, totals);
+            return UffdFigures.OfAll(totals, vms, error) with { Image = image.Name, SocketPath = image.SocketPath };
         }
     }
 
@@ -159,26 +173,40 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
         return vm.MemoryFile is { } memory ? parts.Append(("memory", memory)) : parts;
     }
 
-    internal static string Name(int id, string kind) => $"vm-{id}-{kind}";
+    /// <param name="prefix">That of the VM's image.</param>
+    /// <param name="id">The VM's number.</param>
+    /// <param name="kind">Which of its descriptors.</param>
+    internal static string Name(string prefix, int id, string kind) => $"{prefix}vm-{id}-{kind}";
 
     /// <summary>Which part of which VM has a name, exactly as it is given here; null for any other name.</summary>
-    internal static (int Id, string Kind)? Parse(string name) =>
-        name.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list" or "memory") and var kind]
+    internal static (string Prefix, int Id, string Kind)? Parse(string name) =>
+        ServedImage.Split(name) is var (prefix, rest)
+        && rest.Split('-') is ["vm", var number, ("socket" or "process" or "uffd" or "state" or "list" or "memory") and var kind]
         && int.TryParse(number, System.Globalization.NumberStyles.None, System.Globalization.CultureInfo.InvariantCulture, out var id)
-        && id is > 0 and <= MaxId && Name(id, kind) == name ? (id, kind) : null;
+        && id is > 0 and <= MaxId && Name(prefix, id, kind) == name ? (prefix, id, kind) : null;
+
+    /// <summary>Adds what was counted for the VMs of an image. Under the lock.</summary>
+    private unsafe void AddTotals(ServedImage image, UffdTotals totals)
+    {
+        totals.Add(image.Ended);
+        foreach (var vm in _vms.Concat(_ending))
+        {
+            if (vm.Image != image) continue;
+            totals.Latency.Add(vm.State.Latency);
+            totals.Counters.Add(ref *vm.State.Counters);
+        }
+    }
 
     private unsafe void Close(VmRecord vm)
     {
         _ending.Remove(vm);
-        _ended.Add(ref *vm.State.Counters);
-        _ended.QueueDepth = 0;
-        _endedLatency.Add(vm.State.Latency);
+        vm.Image.Ended.Add(ref *vm.State.Counters, vm.State.Latency);
         vm.State.Dispose();
     }
 
     private void Forget(VmRecord vm)
     {
         if (!systemd.IsThere) return;
-        foreach (var (kind, _) in Parts(vm)) systemd.Remove(Name(vm.Id, kind));
+        foreach (var (kind, _) in Parts(vm)) systemd.Remove(Name(vm.Image.Prefix, vm.Id, kind));
     }
 }

@@ -2,7 +2,6 @@ using System.Collections.Concurrent;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.Userfault;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.UffdHost;
 
@@ -13,33 +12,36 @@ namespace GuestMemory.UffdHost;
 internal sealed class Worker : IDisposable
 {
     private readonly Channel _channel;
+    private readonly UffdHandlerOptions _options;
     private readonly UffdServer _server;
-    private readonly PageSource _source;
-    private readonly UffdPolicy _policy;
+    private readonly ArrivingImage _arriving = new();
+
+    // By their names. Of the thread that hears the supervisor, which is the first thread before it serves.
+    private readonly Dictionary<string, UffdImageService> _images = new(StringComparer.OrdinalIgnoreCase);
     private readonly ConcurrentDictionary<UffdVm, int> _ids = new();
     private volatile bool _isAlone;
 
-    /// <summary>Takes source and policy over.</summary>
-    public Worker(Channel channel, UffdHandlerOptions options, PageSource source, UffdPolicy policy)
+    public Worker(Channel channel, UffdHandlerOptions options)
     {
         _channel = channel;
-        _source = source;
-        _policy = policy;
-        _server = new UffdServer(null, source, policy, options) { Failed = Failed, Ended = Ended };
+        _options = options;
+        _server = new UffdServer(options) { Failed = Failed, Ended = Ended };
     }
 
     /// <summary>Serves what the supervisor gives until it says stop; when the supervisor is gone, until every VM has ended.</summary>
     public static int Run()
     {
         using var channel = new Channel(OwnSession.Inherit(WorkerProcess.ChannelNumber));
+        if (Wait(channel, []) is not { Type: ChannelMessageType.Start, Options: { } options } start) return 0;
+        using var worker = new Worker(channel, options);
+        ChannelMessage? opening = null;
         try
         {
-            var files = new List<ImageFile>();
-            if (TakeStart(channel, files, out var replay, out var touches) is not { Options: { } options } message) return 0;
-            using var worker = Open(channel, options, files, replay, touches, message.IsUsed);
-            replay?.Dispose();
+            if (!worker.TakeImages(start.IsUsed, ref opening)) return 0;
+            opening = null;
+            var first = worker._images.Values.First();
             // For a successor that was not started before, VMs wait every millisecond.
-            if (!message.IsUsed || message.IsSpare) UffdRehearsal.Run(worker._policy, worker._source, RehearsedHandler.Start);
+            if (!start.IsUsed || start.IsSpare) UffdRehearsal.Run(first.Policy, first.Source, RehearsedHandler.Start);
             Confine();
             worker.Serve(static exception =>
             {
@@ -52,16 +54,22 @@ internal sealed class Worker : IDisposable
         catch (GuestMemoryException exception)
         {
             Log.Lines.WentWrong(exception.Message);
-            _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, ErrorId = exception.Error.ToString(), Message = exception.Message });
+            _ = channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Failed, Image = opening?.Image, Number = opening?.Number ?? 0, ErrorId = exception.Error.ToString(), Message = exception.Message });
             return 1;
         }
+    }
+
+    /// <summary>Takes an image over, before <see cref="Serve"/>.</summary>
+    public void Add(UffdImageService image)
+    {
+        _server.Add(image);
+        _images.Add(image.Name, image);
     }
 
     public void Dispose()
     {
         _server.Dispose();
-        _policy.Dispose();
-        _source.Dispose();
+        _arriving.Dispose();
     }
 
     /// <summary>Serves until it is told to stop.</summary>
@@ -70,28 +78,61 @@ internal sealed class Worker : IDisposable
     {
         var listener = new Thread(() => Listen(broken)) { IsBackground = true, Name = "uffd-control" };
         listener.Start();
-        var ready = new ChannelMessage { Type = ChannelMessageType.Ready, ImageLength = _source.Length, Layout = _source.Layout };
-        _ = _policy.Recorder is { } recorder ? _channel.TrySend(ready, recorder.List) : _channel.TrySend(ready);
+        _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Ready });
         _server.Run();
     }
 
-    /// <summary>Takes the image and its layers until it is told to start; null where that does not come.</summary>
-    private static ChannelMessage? TakeStart(Channel channel, List<ImageFile> files, out SafeDescriptor? replay, out SafeDescriptor? touches)
+    /// <summary>Opens the images that come until it is told to begin; false where that does not come.</summary>
+    /// <param name="isSuccessor">Whether another worker has begun with them.</param>
+    /// <param name="opening">The image that is being opened.</param>
+    /// <exception cref="GuestMemoryException">An image cannot be opened.</exception>
+    private bool TakeImages(bool isSuccessor, ref ChannelMessage? opening)
     {
-        replay = touches = null;
         var descriptors = new List<SafeDescriptor>();
-        while (Wait(channel, descriptors) is { } message)
+        var opened = new List<ChannelMessage>();
+        while (Wait(_channel, descriptors) is { } message)
         {
-            if (message.Type == ChannelMessageType.Start) return files.Count > 0 ? message : null;
-            if (descriptors.Count != 1) return null;
-            if (message.Type == ChannelMessageType.Image) files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
-            else if (message.Type == ChannelMessageType.Replay) replay = descriptors[0];
-            else if (message.Type == ChannelMessageType.Record) touches = descriptors[0];
-            else return null;
-            descriptors.Clear();
+            if (message.Type == ChannelMessageType.Begin)
+            {
+                // Not before: the supervisor, which sends, would not hear it.
+                foreach (var image in opened) SendReady(_images[image.Image!], image);
+                return opened.Count > 0;
+            }
+
+            if (_arriving.TryTake(message, descriptors)) continue;
+            if (message is not { Type: ChannelMessageType.AddImage, NewImage: { } options }) return false;
+            opening = message;
+            Add(_arriving.Open(_options, options, message, isSuccessor));
+            opened.Add(message);
         }
 
-        return null;
+        return false;
+    }
+
+    private void SendReady(UffdImageService image, ChannelMessage message) =>
+        _ = _channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.ImageReady, Image = image.Name, Number = message.Number, ImageLength = image.Source.Length, Layout = image.Source.Layout });
+
+    /// <summary>An image that comes while VMs of others are served.</summary>
+    private void AddImage(ChannelMessage message)
+    {
+        UffdImageService? image = null;
+        try
+        {
+            image = _arriving.Open(_options, message.NewImage!, message, isSuccessor: false);
+            _server.AddImage(image);
+            _images[image.Name] = image;
+            SendReady(image, message);
+        }
+        catch (GuestMemoryException exception)
+        {
+            image?.Dispose();
+            _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.ImageFailed, Image = message.Image, Number = message.Number, ErrorId = exception.Error.ToString(), Message = exception.Message });
+        }
+    }
+
+    private void RemoveImage(string name)
+    {
+        if (_images.Remove(name)) _server.DropImage(name);
     }
 
     /// <summary>Gives up all that serving does not need; what it needs files for is open from then on.</summary>
@@ -102,21 +143,6 @@ internal sealed class Worker : IDisposable
         UffdDebug.Prepare();
         _ = Signals.Prepare();
         WorkerFilter.Enter();
-    }
-
-    private static Worker Open(Channel channel, UffdHandlerOptions options, List<ImageFile> files, SafeDescriptor? replay, SafeDescriptor? touches, bool isSuccessor)
-    {
-        var source = ImageFile.OpenSource(files);
-        try
-        {
-            using var record = replay is null ? null : new SafeFileHandle(replay.Number, ownsHandle: false);
-            return new Worker(channel, options, source, UffdPolicy.From(options, source, isSuccessor, Log.Lines.WentWrong, record, () => new UffdRecorder(touches ?? UffdRecorder.CreateList(source.Length), source.Length, path: null)));
-        }
-        catch
-        {
-            source.Dispose();
-            throw;
-        }
     }
 
     /// <summary>The next message; null at the end.</summary>
@@ -145,6 +171,9 @@ internal sealed class Worker : IDisposable
                 }
 
                 if (message.Type == ChannelMessageType.Beat) _ = _channel.TrySend(message);
+                else if (_arriving.TryTake(message, descriptors)) continue;
+                else if (message is { Type: ChannelMessageType.AddImage, NewImage: not null }) AddImage(message);
+                else if (message is { Type: ChannelMessageType.RemoveImage, Image: { } image }) RemoveImage(image);
                 else if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
                 else if (message.OnError is { } action && _ids.FirstOrDefault(pair => pair.Value == message.Vm).Key is { } vm) Order(vm, message.Type, action);
                 foreach (var descriptor in descriptors) descriptor.Dispose();
@@ -169,14 +198,15 @@ internal sealed class Worker : IDisposable
         try
         {
             if (descriptors.Count != 5) throw new GuestMemoryException(GuestMemoryError.InvalidMapping, $"A VM was handed to the worker with {descriptors.Count} descriptors instead of 5.");
+            if (!_images.TryGetValue(message.Image ?? "", out var image)) throw UffdImage.NotFound(message.Image ?? "", "its supervisor's sockets");
             var list = VmRecord.ReadList(descriptors[4]);
-            UffdMappingList.Validate(list.Mappings, _source.Length);
+            UffdMappingList.Validate(list.Mappings, image.Source.Length);
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
-            var vm = new UffdVm(descriptors[2], list.Mappings, state, _source, _policy, message.Features);
+            var vm = new UffdVm(descriptors[2], list.Mappings, state, image.Source, image.Policy, message.Features);
             if (list.OnError is { } onError) vm.OnError = onError;
             if (message.IsUsed) vm.Recover();
             _ids[vm] = message.Vm;
-            _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings);
+            _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings, image);
             descriptors.RemoveRange(0, 3);
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Taken, Vm = message.Vm });
         }

@@ -36,6 +36,12 @@ internal sealed class WorkerProcess : IDisposable
     /// <summary>How often in a row it was looked after without a message from it since.</summary>
     public int MissedBeats { get; set; }
 
+    /// <summary>The images that it was given.</summary>
+    public HashSet<ServedImage> Given { get; } = [];
+
+    /// <summary>Those that it has opened.</summary>
+    public HashSet<ServedImage> Opened { get; } = [];
+
     /// <summary>VMs that were sent and not yet taken.</summary>
     public int Untaken { get; set; }
 

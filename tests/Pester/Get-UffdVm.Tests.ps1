@@ -54,7 +54,7 @@ Describe 'Get-UffdVm' {
         Get-UffdVm none* | Should -BeNullOrEmpty
         (Get-UffdHandler -Figures).Vms.VmName | Should -Be 'vm-1', 'vm-2'
         $text = Get-UffdVm | Out-String -Width 120
-        $text | Should -Match "Id Name\s+VMM State\s+Memory Present SocketPath"
+        $text | Should -Match "Id Name\s+VMM State\s+Memory Present Image\s+SocketPath"
         $text | Should -Match "1 vm-1\s+$PID Serving\s+64 KiB\s+25.0 % "
         $null = $regions[1] | Read-GuestMemory 0x200000000 64KiB
         Wait-Until { (Get-UffdVm vm-2).State -eq 'Restored' }

@@ -7,39 +7,34 @@ internal sealed class LocalUffdHandler : UffdHandler
 {
     private static int s_lastId;
 
+    private readonly UffdHandlerOptions _options;
     private readonly UffdServer _server;
-    private readonly PageSource _source;
-    private readonly UffdPolicy _policy;
     private readonly Thread _thread;
     private readonly ManualResetEventSlim _ended = new();
-    private readonly IReadOnlyList<ImageFile> _files;
     private volatile UffdHandlerState _end;
     private readonly UffdMeter _meter;
     private MetricsEndpoint? _metrics;
     private volatile string? _failure;
 
-    private LocalUffdHandler(UffdHandlerOptions options, UffdServer server, PageSource source, UffdPolicy policy, IReadOnlyList<ImageFile> files)
+    private LocalUffdHandler(UffdHandlerOptions options, UffdServer server)
     {
-        _files = files;
+        _options = options;
         _server = server;
         Id = Interlocked.Increment(ref s_lastId);
-        SocketPath = options.SocketPath;
-        _source = source;
-        _policy = policy;
-        MemoryPath = source.Name;
-        Strategy = options.Strategy;
-        _meter = new UffdMeter(SocketPath, Strategy, GetFigures);
+        _meter = new UffdMeter(Strategy, _server.FiguresByImage);
         _thread = new Thread(Run) { IsBackground = true, Name = $"uffd-handler-{Id}" };
         _thread.Start();
     }
 
     public override int Id { get; }
 
-    public override string SocketPath { get; }
+    public override string SocketPath => _server.Images is [var only] ? only.Options.SocketPath : null!;
 
-    public override string MemoryPath { get; }
+    public override string MemoryPath => _server.Images is [var only] ? only.Options.MemoryPath : null!;
 
-    public override UffdStrategy Strategy { get; }
+    public override IReadOnlyList<UffdImage> Images => [.. _server.Images.Select(image => new UffdImage(this, image))];
+
+    public override UffdStrategy Strategy => _options.Strategy;
 
     public override UffdHandlerState State => _end != UffdHandlerState.Listening ? _end
         : ConnectionCount == 0 ? UffdHandlerState.Listening : _server.IsLimited ? UffdHandlerState.Limited : UffdHandlerState.Serving;
@@ -75,13 +70,54 @@ internal sealed class LocalUffdHandler : UffdHandler
     public static new UffdHandler Start(UffdHandlerOptions options)
     {
         ArgumentNullException.ThrowIfNull(options);
-        var files = ImageFile.OpenAll(options.MemoryPath, options.LayerPaths);
+        return Start(options, () => options.AllImages().Select(image => Open(options, image)));
+    }
+
+    public static new UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        return Start(options, new MemorySource(memory));
+    }
+
+    public static new UffdHandler Start(UffdHandlerOptions options, PageSource source)
+    {
+        if (options.Images.Count == 0) return Start(options, () => [Open(options, options.OnlyImage with { MemoryPath = source.Name }, source, [])]);
+        source.Dispose();
+        throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A handler serves memory of this process, or images (Images), and not both.");
+    }
+
+    private static LocalUffdHandler Start(UffdHandlerOptions options, Func<IEnumerable<UffdImageService>> open)
+    {
+        UffdServer? server = new(options);
+        try
+        {
+            foreach (var image in open())
+            {
+                server.Add(image, options.AcceptTimeout);
+                UffdRehearsal.Run(image.Policy, image.Source);
+            }
+
+            var handler = new LocalUffdHandler(options, server);
+            server = null;
+            handler.OfferMetrics(options);
+            return handler;
+        }
+        finally
+        {
+            server?.Dispose();
+        }
+    }
+
+    /// <summary>Opens an image, and the socket at which it is served.</summary>
+    private static UffdImageService Open(UffdHandlerOptions options, UffdImageOptions image)
+    {
+        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths);
         // A VM's memory is read beside the serving, by files of its own.
         var copies = new List<ImageFile>(files.Count);
         try
         {
             foreach (var file in files) copies.Add(file.Duplicate());
-            return Start(options, ImageFile.OpenSource(files), copies);
+            return Open(options, image, ImageFile.OpenSource(files), copies);
         }
         catch
         {
@@ -90,48 +126,52 @@ internal sealed class LocalUffdHandler : UffdHandler
         }
     }
 
-    public static new UffdHandler Start(UffdHandlerOptions options, GuestMemoryMmap memory)
+    private static UffdImageService Open(UffdHandlerOptions options, UffdImageOptions image, PageSource source, IReadOnlyList<ImageFile> files)
     {
-        ArgumentNullException.ThrowIfNull(options);
-        return Start(options, new MemorySource(memory), []);
-    }
-
-    public static new UffdHandler Start(UffdHandlerOptions options, PageSource source) => Start(options, source, []);
-
-    private static LocalUffdHandler Start(UffdHandlerOptions options, PageSource source, IReadOnlyList<ImageFile> files)
-    {
-        UnixListener? listener = null;
         UffdPolicy? policy = null;
         try
         {
             if (options.User is not null) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A handler in this process runs as its user; another one (User) needs a process of its own.");
-            policy = UffdPolicy.From(options, source);
-            UffdRehearsal.Run(policy, source);
-            listener = UnixListener.Open(options.SocketPath, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force);
-            var handler = new LocalUffdHandler(options, new UffdServer(listener, source, policy, options), source, policy, files);
-            handler.OfferMetrics(options);
-            return handler;
+            policy = UffdPolicy.From(options, image, source);
+            return new UffdImageService(image, source, policy, UnixListener.Open(image.SocketPath, AllowedPeers.Find(options.AllowUser, options.AllowGroup), options.Force), files);
         }
         catch
         {
-            listener?.Dispose();
             policy?.Dispose();
             source.Dispose();
             throw;
         }
     }
 
+    internal override void Add(UffdImageOptions image, CancellationToken cancellation)
+    {
+        // Before the file of its record is begun, which may be another's.
+        UffdHandlerOptions.CheckAdded(image, [.. _server.Images.Select(static other => other.Options)]);
+        var added = Open(_options, image);
+        try
+        {
+            _server.AddImage(added);
+        }
+        catch
+        {
+            added.Dispose();
+            throw;
+        }
+    }
+
+    internal override void RemoveImage(string name, bool force) => _server.RemoveImage(name, force);
+
     internal override IReadOnlyList<DirtyBitmap> GetDirtyBitmapsOf(int? vm, bool clear)
     {
-        if (!_policy.TrackDirty) throw NotTracking(SocketPath);
-        return _server.DirtyBitmaps(vm, clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
+        if (!_options.TrackDirty) throw NotTracking(Place);
+        return _server.DirtyBitmaps(vm, clear) ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {Place} has ended, and the record of what its VMs wrote with it.");
     }
 
     internal override void SetVm(int id, string? name, UffdOnError? onError) => _server.SetVm(id, name, onError);
 
     internal override void StopVm(int id, UffdOnError action) => _server.StopVm(id, action);
 
-    internal override UffdVmFiles OpenFiles(int id) => _server.OpenFiles(id, OpenImage);
+    internal override UffdVmFiles OpenFiles(int id) => _server.OpenFiles(id);
 
     internal override bool HasVm(int id) => _server.HasVm(id);
 
@@ -146,20 +186,13 @@ internal sealed class LocalUffdHandler : UffdHandler
     }
 
     public override void Upgrade(TimeSpan timeout, CancellationToken cancellation = default) =>
-        throw new GuestMemoryException(GuestMemoryError.UpgradeFailed, $"The handler at {SocketPath} runs inside this process, and ends with it: no other process can take its VMs over.");
+        throw new GuestMemoryException(GuestMemoryError.UpgradeFailed, $"The handler at {Place} runs inside this process, and ends with it: no other process can take its VMs over.");
 
     private protected override void Dispose(bool disposing)
     {
         if (!disposing) return;
         Stop();
         _ended.Dispose();
-    }
-
-    /// <exception cref="GuestMemoryException">ValueNotSupported: it serves no image.</exception>
-    private PageSource OpenImage()
-    {
-        if (_files.Count == 0) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"The handler at {SocketPath} serves out of {MemoryPath}, and no image: what its VMs have not touched is read there.");
-        return ImageFile.OpenSource([.. _files.Select(static file => file.Duplicate())]);
     }
 
     private void OfferMetrics(UffdHandlerOptions options)
@@ -193,9 +226,6 @@ internal sealed class LocalUffdHandler : UffdHandler
         finally
         {
             _server.Dispose();
-            _policy.Dispose();
-            _source.Dispose();
-            foreach (var file in _files) file.Dispose();
             _end = end;
             _ended.Set();
         }

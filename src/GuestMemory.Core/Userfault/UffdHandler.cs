@@ -4,7 +4,7 @@ namespace GuestMemory.Core.Userfault;
 
 /// <summary>
 /// A page-fault handler: listens on a Unix socket, takes over the userfaultfds of VMs that connect, and answers their faults with
-/// pages of a memory image (Firecracker's UFFD handler). It serves any number of VMs from the same image; one VM's bad message or
+/// pages of a memory image (Firecracker's UFFD handler). It serves any number of VMs, from one image or from several, each of which has a socket; one VM's bad message or
 /// death ends only its own connection. It runs in this process (<see cref="Start(UffdHandlerOptions)"/>), or in a process of its own that outlives this
 /// one (<see cref="StartProcess"/>, <see cref="FindAll"/>).
 /// </summary>
@@ -23,11 +23,17 @@ public abstract class UffdHandler : IDisposable
     /// <summary>A number that tells handlers apart: that of its process, or a count where it runs in this one.</summary>
     public abstract int Id { get; }
 
-    /// <summary>Where it listens.</summary>
+    // Without annotation: who started a handler with one image need not look whether it has several.
+#nullable disable annotations
+    /// <summary>Where it listens; null where it serves several images (<see cref="Images"/>).</summary>
     public abstract string SocketPath { get; }
 
-    /// <summary>The image it serves.</summary>
+    /// <summary>The image it serves; null where it serves several.</summary>
     public abstract string MemoryPath { get; }
+#nullable restore annotations
+
+    /// <summary>The images that it serves, in the order in which they were added.</summary>
+    public abstract IReadOnlyList<UffdImage> Images { get; }
 
     /// <summary>How it answers faults.</summary>
     public abstract UffdStrategy Strategy { get; }
@@ -107,7 +113,45 @@ public abstract class UffdHandler : IDisposable
 
     /// <summary>The VMs that are served now; none once the handler has ended.</summary>
     /// <exception cref="GuestMemoryException">ControlFailed: the handler's process does not answer.</exception>
-    public IReadOnlyList<UffdServedVm> GetVms() => State is UffdHandlerState.Stopped or UffdHandlerState.Failed ? [] : [.. GetFigures().Vms.Select(vm => new UffdServedVm(this, vm))];
+    public IReadOnlyList<UffdServedVm> GetVms()
+    {
+        if (State is UffdHandlerState.Stopped or UffdHandlerState.Failed) return [];
+        var vms = GetFigures().Vms;
+        var images = Images;
+        // A program of before there were several images does not say of which a VM is.
+        return [.. vms.Select(vm => new UffdServedVm(this, images.FirstOrDefault(image => vm.Image is null || image.Name == vm.Image), vm))];
+    }
+
+    /// <summary>
+    /// Serves one more image: opens the file and the socket as the user that the handler runs as. When it returns, VMs can connect there. Everything that is said of
+    /// the handler as a whole (strategy, limits, users) holds for it too.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">NameInUse: the handler has an image of that name, socket or record; ValueNotSupported; as <see cref="Start(UffdHandlerOptions)"/>; HandlerGone; ControlFailed.</exception>
+    /// <exception cref="OperationCanceledException">Cancelled; the image is added all the same where nothing is wrong with it.</exception>
+    public UffdImage AddImage(UffdImageOptions image, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(image);
+        image.Check([]);
+        Add(image, cancellation);
+        return Images.FirstOrDefault(added => added.Name == image.Name) ?? throw UffdImage.NotFound(image.Name, Place);
+    }
+
+    /// <summary>Where it listens, for messages.</summary>
+    internal string Place => SocketPath ?? PlaceOf([.. Images.Select(static image => image.SocketPath)]);
+
+    internal static string PlaceOf(IReadOnlyList<string> sockets) => sockets.Count switch
+    {
+        0 => "no socket",
+        1 => sockets[0],
+        2 => $"{sockets[0]} and {sockets[1]}",
+        _ => $"{sockets[0]} and {sockets.Count - 1} more sockets",
+    };
+
+    /// <summary>Serves one more image, which was checked.</summary>
+    internal abstract void Add(UffdImageOptions image, CancellationToken cancellation);
+
+    /// <summary>Begins to take an image away; it is gone when it is no more among <see cref="Images"/>.</summary>
+    internal abstract void RemoveImage(string name, bool force);
 
     /// <summary>
     /// What each VM wrote since its memory was handed over, or gave back: a bitmap for each of its regions, in the order of their
@@ -166,7 +210,7 @@ public abstract class UffdHandler : IDisposable
     }
 
     /// <summary>Where it listens.</summary>
-    public sealed override string ToString() => SocketPath;
+    public sealed override string ToString() => Place;
 
     /// <summary>Frees what the handler holds.</summary>
     private protected abstract void Dispose(bool disposing);

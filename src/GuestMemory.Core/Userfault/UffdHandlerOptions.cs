@@ -3,16 +3,29 @@ using GuestMemory.Core.Images;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>What a page-fault handler serves, where, and for whom.</summary>
-public sealed class UffdHandlerOptions
+public sealed record UffdHandlerOptions
 {
     internal static readonly TimeSpan DefaultSourceTimeout = TimeSpan.FromSeconds(5);
     internal static readonly TimeSpan MaxSourceTimeout = TimeSpan.FromSeconds(1e6);
 
-    /// <summary>Where the handler listens; at most 107 bytes.</summary>
-    public required string SocketPath { get; init; }
+    private const int MaxImages = 256;
 
-    /// <summary>The memory image: the VM's regions, one behind the other; or an image of chunks (<see cref="ChunkedImage"/>).</summary>
-    public required string MemoryPath { get; init; }
+    /// <summary>Where the handler listens; at most 107 bytes. Empty where <see cref="Images"/> are given.</summary>
+    // Where JSON says nothing of it, its reader gives null.
+    public string SocketPath { get; init => field = value ?? ""; } = "";
+
+    /// <summary>
+    /// The memory image: the VM's regions, one behind the other; or an image of chunks (<see cref="ChunkedImage"/>). Empty where
+    /// <see cref="Images"/> are given.
+    /// </summary>
+    public string MemoryPath { get; init => field = value ?? ""; } = "";
+
+    /// <summary>
+    /// Several images, each with a name and a socket of its own, in place of <see cref="SocketPath"/>, <see cref="MemoryPath"/>,
+    /// <see cref="LayerPaths"/>, <see cref="RecordPath"/> and <see cref="ReplayPath"/>; at most 256. Everything else is the same for all of them, and limits
+    /// (<see cref="FillRate"/>, <see cref="MemoryLimit"/>, <see cref="MaxConnections"/>) are those of all together.
+    /// </summary>
+    public IReadOnlyList<UffdImageOptions> Images { get; init => field = value ?? []; } = [];
 
     /// <summary>Sparse files of the image's length with the changes of later snapshots, the oldest first; the last one that has a page is right.</summary>
     // Where JSON says nothing of it, its reader gives null.
@@ -98,4 +111,42 @@ public sealed class UffdHandlerOptions
 
     /// <summary>How long a VMM that has connected may take to hand its memory over.</summary>
     public TimeSpan HandoverTimeout { get; init; } = TimeSpan.FromSeconds(5);
+
+    /// <summary>The only image where <see cref="Images"/> are not used. Its name is that of the socket's file.</summary>
+    internal UffdImageOptions OnlyImage => new()
+    {
+        Name = UffdVmName.Clean(Path.GetFileNameWithoutExtension(SocketPath)) ?? "image",
+        SocketPath = SocketPath,
+        MemoryPath = MemoryPath,
+        LayerPaths = LayerPaths,
+        RecordPath = RecordPath,
+        ReplayPath = ReplayPath,
+    };
+
+    /// <summary>All images, in whichever way they are given.</summary>
+    /// <exception cref="GuestMemoryException">ValueNotSupported, NameInUse.</exception>
+    internal IReadOnlyList<UffdImageOptions> AllImages()
+    {
+        if (Images.Count == 0)
+        {
+            if (SocketPath.Length == 0 || MemoryPath.Length == 0) throw Refuse("A handler needs the path of its socket and that of its image (SocketPath, MemoryPath), or several images (Images).");
+            return [OnlyImage];
+        }
+
+        if (SocketPath.Length > 0 || MemoryPath.Length > 0 || LayerPaths.Count > 0 || RecordPath is not null || ReplayPath is not null)
+            throw Refuse("Where images are given by their names (Images), each has its own socket, layers and records; SocketPath, MemoryPath, LayerPaths, RecordPath and ReplayPath of the handler are of no image then.");
+        if (Images.Count > MaxImages) throw Refuse($"{Images.Count} images are more than the {MaxImages} that one handler serves.");
+        for (var i = 0; i < Images.Count; i++) Images[i].Check(Images.Take(i));
+        return Images;
+    }
+
+    /// <summary>Checks whether an image may be added to others.</summary>
+    /// <exception cref="GuestMemoryException">ValueNotSupported, NameInUse.</exception>
+    internal static void CheckAdded(UffdImageOptions added, IReadOnlyCollection<UffdImageOptions> others)
+    {
+        if (others.Count >= MaxImages) throw Refuse($"The handler serves {others.Count} images; it can serve no more.");
+        added.Check(others);
+    }
+
+    private static GuestMemoryException Refuse(string why) => new(GuestMemoryError.ValueNotSupported, why);
 }

@@ -11,11 +11,15 @@ public sealed class UffdServedVm
     private static readonly TimeSpan s_stopTimeout = TimeSpan.FromSeconds(30);
     private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(10);
 
-    internal UffdServedVm(UffdHandler handler, UffdFigures figures)
+    /// <param name="handler">The handler that serves it.</param>
+    /// <param name="image">The image that it is served from; null where that has gone meanwhile.</param>
+    /// <param name="figures">What was counted for it.</param>
+    internal UffdServedVm(UffdHandler handler, UffdImage? image, UffdFigures figures)
     {
         Handler = handler;
         Figures = figures;
-        SocketPath = handler.SocketPath;
+        Image = image?.Name ?? figures.Image ?? "";
+        SocketPath = image?.SocketPath ?? handler.Place;
         Strategy = handler.Strategy;
         State = handler.State == UffdHandlerState.Recovering ? UffdVmCondition.Recovering
             : figures.MissingPageCount == 0 ? UffdVmCondition.Restored
@@ -34,7 +38,10 @@ public sealed class UffdServedVm
     /// <summary>The handler that serves it.</summary>
     public UffdHandler Handler { get; }
 
-    /// <summary>Where its handler listens.</summary>
+    /// <summary>The image that it is served from, by its name.</summary>
+    public string Image { get; }
+
+    /// <summary>Where its VMM connected.</summary>
     public string SocketPath { get; }
 
     /// <summary>The VMM's process.</summary>

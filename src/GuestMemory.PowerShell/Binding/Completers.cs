@@ -94,7 +94,7 @@ public sealed class VmNameCompleter : ListCompleter
 public sealed class HandlerSocketCompleter : SocketCompleter
 {
     /// <inheritdoc/>
-    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.SocketPath, $"handler {handler.Id}: {handler.MemoryPath}, {handler.State}"));
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.SelectMany(static handler => handler.Images.Select(image => (image.SocketPath, $"handler {handler.Id}: {image.MemoryPath}, {handler.State}")));
 }
 
 /// <summary>Slots of a VM whose pages are logged.</summary>
@@ -129,7 +129,14 @@ public sealed class GroupCompleter : ListCompleter
 public sealed class HandlerIdCompleter : ListCompleter
 {
     /// <inheritdoc/>
-    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{handler.SocketPath}: {handler.State}"));
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Handlers.Select(handler => (handler.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{handler}: {handler.State}"));
+}
+
+/// <summary>Names of the images that handlers serve.</summary>
+public sealed class UffdImageNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdImageLookup.All([]).Select(image => (image.Name, $"{image.MemoryPath} at {image.SocketPath}: {image.ConnectionCount} VMs, {image.State}"));
 }
 
 /// <summary>Names of the VMs that handlers serve.</summary>

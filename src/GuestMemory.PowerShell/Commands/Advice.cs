@@ -22,6 +22,7 @@ internal static class Advice
         GuestMemoryError.ImageInUse when HasForce(command) => "'Stop-UffdHandler' stops a handler that serves the file; -Force writes it nevertheless.",
         GuestMemoryError.InsecureDirectory when HasForce(command) => "-Force listens there nevertheless.",
         GuestMemoryError.RegionInUse when HasForce(command) => "'Stop-UffdHandler' or 'Remove-GuestVm' ends what uses the region; -Force takes the memory away from it.",
+        GuestMemoryError.VmsInService when HasForce(command) => "'Stop-UffdVm' stops VMs one by one; -Force gives all of the image's up.",
         GuestMemoryError.NoMemoryRegion => "Pipe regions, 'Get-MmapRegion | ...', or give them with -Memory.",
         GuestMemoryError.DirtyTrackingOff => target switch
         {

@@ -85,7 +85,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.AllocSizeZero or GuestMemoryError.BadAlignment or GuestMemoryError.IOPortOutOfRange or GuestMemoryError.InvalidAlloc
             or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound or GuestMemoryError.GroupNotFound
-            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.SlotNotFound
+            or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.UffdImageNotFound or GuestMemoryError.SlotNotFound
             or GuestMemoryError.ServiceNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
             or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
@@ -93,7 +93,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace => ErrorCategory.LimitsExceeded,
         GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported
             or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses => ErrorCategory.NotImplemented,
-        GuestMemoryError.RegionInUse or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
+        GuestMemoryError.RegionInUse or GuestMemoryError.VmsInService or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed or GuestMemoryError.MemoryNotShared => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied or GuestMemoryError.UserDenied => ErrorCategory.PermissionDenied,

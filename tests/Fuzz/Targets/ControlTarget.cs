@@ -40,7 +40,7 @@ internal static class ControlTarget
     /// <summary>What shows figures must be able to.</summary>
     public static void CheckFigures(UffdFigures figures)
     {
-        _ = UffdFiguresText.ToOpenMetrics("/run/handler.sock", figures);
+        _ = UffdFiguresText.ToOpenMetrics([figures]);
         Check.True(figures.Vms.Count == 0 || figures.IsRestored == figures.Vms.All(static vm => vm.MissingPageCount == 0) || figures.MissingPageCount != 0 || figures.PageCount <= 0, "it is restored, and is not");
         Check.True(!double.IsNaN(figures.PercentPresent), "the percentage is no number");
     }
@@ -50,7 +50,7 @@ internal static class ControlTarget
         if (reply.ErrorId is not null) Check.True(Enum.IsDefined(reply.ToException().Error), $"an error without a name: {reply.ErrorId}");
         if (reply.Handler is not { } handler) return;
         Check.True(Enum.IsDefined(handler.State) && Enum.IsDefined(handler.Strategy), "a state or strategy without a name");
-        Check.True(handler.SocketPath is not null && handler.MemoryPath is not null, "a handler without its paths");
+        Check.True(handler.Images.All(static image => image?.Options is not null), "an image without its options");
         if (handler.Figures is not null) CheckFigures(handler.Figures);
     }
 

@@ -16,9 +16,9 @@ internal static class ServiceManagerTarget
         if (names.Count > 0) Check.Same(Process.ToString(CultureInfo.InvariantCulture), lines[0], "the process that descriptors are for");
         foreach (var name in names)
         {
-            if (VmRecords.Parse(name) is not var (id, kind)) continue;
+            if (VmRecords.Parse(name) is not var (prefix, id, kind)) continue;
             // By this name the manager is asked to close it.
-            Check.Same(name, VmRecords.Name(id, kind), "the name of a descriptor");
+            Check.Same(name, VmRecords.Name(prefix, id, kind), "the name of a descriptor");
             Check.True(id is > 0 and < int.MaxValue - Systemd.MaxDescriptors, $"after VM {id} no further one can have a number");
         }
     }

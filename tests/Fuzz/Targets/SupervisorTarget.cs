@@ -46,7 +46,9 @@ internal static class SupervisorTarget
         using var epoll = new Epoll();
         using var vms = new VmRecords(vmm.Systemd);
         var options = new UffdHandlerOptions { SocketPath = path, MemoryPath = "", MaxConnections = MaxVms, Force = true };
-        using var listener = HandoverListener.Open(options, vmm.Systemd, epoll, vms, hasImages: false, static () => ImageLength, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
+        using var image = new ServedImage(options.OnlyImage, "") { Length = ImageLength };
+        var supply = new HandoverListener.Supply(options, epoll, vms, static () => 0, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
+        using var listener = HandoverListener.Open(image, supply, vmm.Systemd, [], acceptTimeout: null);
         using (var peer = UnixSocket.Create(nonBlocking: true))
         {
             Check.Same(0, UnixSocket.TryConnect(peer, path), "connecting");
@@ -70,7 +72,7 @@ internal static class SupervisorTarget
         Check.Same(0, vms.Count, "the VMs that are left");
         Check.True(listener.IsQuiet, "a hand-over is under way that is over");
         foreach (var error in errors) Check.True(error.Length <= 4096, $"an error of {error.Length} characters");
-        ControlTarget.CheckFigures(vms.Figures(null, UffdOnError.Poison));
+        ControlTarget.CheckFigures(vms.Figures(image, null, UffdOnError.Poison));
     }
 
     /// <summary>As the supervisor's loop does, until there is nothing to do.</summary>

@@ -160,7 +160,7 @@ public sealed partial class FiguresTests : IDisposable
     public void TheTextOfMetricsStays()
     {
         var all = Figures(300, 0, null) with { Vms = [Figures(100, 4711, "web\"1\\"), Figures(200, 12, null)] };
-        Assert.Equal(File.ReadAllText(Path.Combine(AppContext.BaseDirectory, "Userfault", "openmetrics.txt")), UffdFiguresText.ToOpenMetrics("/run/h\n.sock", all));
+        Assert.Equal(File.ReadAllText(Path.Combine(AppContext.BaseDirectory, "Userfault", "openmetrics.txt")), UffdFiguresText.ToOpenMetrics([all with { SocketPath = "/run/h\n.sock", Image = "web" }]));
 
         static UffdFigures Figures(int first, int process, string? name) => new()
         {

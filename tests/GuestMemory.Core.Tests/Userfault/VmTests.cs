@@ -237,10 +237,10 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
     public void MetricsNameTheirVm()
     {
         var counters = new UffdCounters { Copied = 3 };
-        var vm = UffdFigures.Of(17, ref counters, new LatencyHistogram(), (10, 5, 0), null) with { VmName = "a\"b\\c\nd" };
-        var text = UffdFiguresText.ToOpenMetrics("/run/h.sock", vm with { ProcessId = 0, VmName = null, Vms = [vm] });
-        Assert.Contains("guestmemory_uffd_present_ratio{socket=\"/run/h.sock\",vm=\"a\\\"b\\\\c\\nd\",pid=\"17\"} 0.5\n", text, StringComparison.Ordinal);
-        Assert.Contains("guestmemory_uffd_vm_faults_total{socket=\"/run/h.sock\",vm=\"a\\\"b\\\\c\\nd\",pid=\"17\"} 3\n", text, StringComparison.Ordinal);
+        var vm = UffdFigures.Of(17, ref counters, new LatencyHistogram(), (10, 5, 0), null) with { VmName = "a\"b\\c\nd", Image = "web" };
+        var text = UffdFiguresText.ToOpenMetrics([vm with { SocketPath = "/run/h.sock", ProcessId = 0, VmName = null, Vms = [vm] }]);
+        Assert.Contains("guestmemory_uffd_present_ratio{socket=\"/run/h.sock\",image=\"web\",vm=\"a\\\"b\\\\c\\nd\",pid=\"17\"} 0.5\n", text, StringComparison.Ordinal);
+        Assert.Contains("guestmemory_uffd_vm_faults_total{socket=\"/run/h.sock\",image=\"web\",vm=\"a\\\"b\\\\c\\nd\",pid=\"17\"} 3\n", text, StringComparison.Ordinal);
         Assert.EndsWith("# EOF\n", text, StringComparison.Ordinal);
     }
 

@@ -14,12 +14,15 @@ internal sealed class OpenMetricsText : IDisposable
     /// <summary>The tag that is left out: a label that all samples have alike, and that those who read the text never had.</summary>
     public const string Untold = "strategy";
 
+    /// <summary>The tag that is the upper bound of a bucket.</summary>
+    public const string Bound = "le";
+
     private static readonly string[] s_partsOfHistogram = [".bucket", ".count", ".sum"];
 
     private readonly MeterListener _listener = new();
 
     // In the order in which the instruments were made; under each what it measured last.
-    private readonly List<(Instrument Instrument, StringBuilder Samples)> _families = [];
+    private readonly List<(Instrument Instrument, List<(string Metric, string Line)> Samples)> _families = [];
 
     public OpenMetricsText(Meter meter)
     {
@@ -27,27 +30,25 @@ internal sealed class OpenMetricsText : IDisposable
         {
             // Meters of other handlers have the same name.
             if (instrument.Meter != meter) return;
-            var samples = new StringBuilder();
+            var samples = new List<(string Metric, string Line)>();
             _families.Add((instrument, samples));
             listener.EnableMeasurementEvents(instrument, samples);
         };
-        _listener.SetMeasurementEventCallback<long>(static (instrument, value, tags, samples) => Sample((StringBuilder)samples!, instrument, value, tags));
-        _listener.SetMeasurementEventCallback<double>(static (instrument, value, tags, samples) => Sample((StringBuilder)samples!, instrument, value, tags));
+        _listener.SetMeasurementEventCallback<long>(static (instrument, value, tags, samples) => ((List<(string Metric, string Line)>)samples!).Add(Sample(instrument, value, tags)));
+        _listener.SetMeasurementEventCallback<double>(static (instrument, value, tags, samples) => ((List<(string Metric, string Line)>)samples!).Add(Sample(instrument, value, tags)));
         _listener.Start();
     }
 
     public string Read()
     {
-        foreach (var (_, samples) in _families) _ = samples.Clear();
+        foreach (var (_, samples) in _families) samples.Clear();
         _listener.RecordObservableInstruments();
         var text = new StringBuilder(4096);
-        string? last = null;
-        foreach (var (instrument, samples) in _families)
+        foreach (var family in _families.GroupBy(static entry => FamilyOf(entry.Instrument), StringComparer.Ordinal))
         {
-            var family = FamilyOf(instrument);
-            if (family != last) Head(text, family, instrument);
-            last = family;
-            _ = text.Append(samples);
+            Head(text, family.Key, family.First().Instrument);
+            // Those of a histogram stand together, one histogram after the other.
+            foreach (var metric in family.SelectMany(static entry => entry.Samples).GroupBy(static sample => sample.Metric, StringComparer.Ordinal)) _ = text.AppendJoin("", metric.Select(static sample => sample.Line));
         }
 
         return text.Append("# EOF\n").ToString();
@@ -75,19 +76,22 @@ internal sealed class OpenMetricsText : IDisposable
         _ = text.Append(CultureInfo.InvariantCulture, $"# HELP {family} {instrument.Description}\n");
     }
 
-    private static void Sample(StringBuilder samples, Instrument instrument, double value, ReadOnlySpan<KeyValuePair<string, object?>> tags)
+    /// <summary>A line, and the labels of the metric that it belongs to: those of a bucket but for its bound.</summary>
+    private static (string Metric, string Line) Sample(Instrument instrument, double value, ReadOnlySpan<KeyValuePair<string, object?>> tags)
     {
         var end = PartOf(instrument)?.Replace('.', '_') ?? (IsCounter(instrument) ? "_total" : "");
-        _ = samples.Append(FamilyOf(instrument)).Append(end);
-        var mark = '{';
+        var labels = new List<string>(tags.Length);
+        string? bound = null;
         foreach (var (name, tag) in tags)
         {
             if (name == Untold) continue;
-            _ = samples.Append(mark).Append(name).Append("=\"").Append(Escape(tag is double.PositiveInfinity ? "+Inf" : Convert.ToString(tag, CultureInfo.InvariantCulture) ?? "")).Append('"');
-            mark = ',';
+            var label = $"{name}=\"{Escape(tag is double.PositiveInfinity ? "+Inf" : Convert.ToString(tag, CultureInfo.InvariantCulture) ?? "")}\"";
+            if (name == Bound) bound = "," + label;
+            else labels.Add(label);
         }
 
-        _ = samples.Append(CultureInfo.InvariantCulture, $"}} {value:R}\n");
+        var metric = string.Join(',', labels);
+        return (metric, string.Create(CultureInfo.InvariantCulture, $"{FamilyOf(instrument)}{end}{{{metric}{bound}}} {value:R}\n"));
     }
 
     private static string Escape(string value) =>

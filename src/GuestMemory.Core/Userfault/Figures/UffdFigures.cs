@@ -5,8 +5,11 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>What was done for a VM, or for all VMs of a handler, up to a moment. It does not change any more.</summary>
 public sealed record UffdFigures
 {
-    /// <summary>Where the handler listens, for all VMs together; null for one VM.</summary>
+    /// <summary>Where the handler listens, for all VMs of an image; null for one VM, and for those of several images together.</summary>
     public string? SocketPath { get; init; }
+
+    /// <summary>The name of the image that the VM is served from; null for all VMs of several images together.</summary>
+    public string? Image { get; init; }
 
     /// <summary>The VM's number, which no other VM of the handler has; 0 for all VMs together.</summary>
     public int VmId { get; init; }
@@ -132,6 +135,17 @@ public sealed record UffdFigures
     /// <summary>The figures of the VMs that are served now, where these are of all.</summary>
     // Where JSON says nothing of it, its reader gives null.
     public IReadOnlyList<UffdFigures> Vms { get; init => field = value ?? []; } = [];
+
+    /// <summary>Those of VMs together.</summary>
+    /// <param name="totals">What was counted for them, those that have ended among them.</param>
+    /// <param name="vms">Those that are served now.</param>
+    /// <param name="error">What went wrong last.</param>
+    internal static UffdFigures OfAll(UffdTotals totals, IReadOnlyList<UffdFigures> vms, string? error) =>
+        Of(0, ref totals.Counters, totals.Latency, (vms.Sum(static vm => vm.PageCount), vms.Sum(static vm => vm.PresentPageCount), vms.Sum(static vm => vm.RemovedPageCount)), error) with
+        {
+            MissingPageCount = vms.Sum(static vm => vm.MissingPageCount),
+            Vms = vms,
+        };
 
     internal static UffdFigures Of(int processId, ref UffdCounters counters, LatencyHistogram latency, (long All, long Present, long Removed) pages, string? error) => new()
     {

@@ -23,14 +23,12 @@ public static class UffdFiguresText
         return Encoding.UTF8.GetString(buffer.WrittenSpan);
     }
 
-    /// <summary>OpenMetrics text: totals of the handler, those that have ended among them, then each VM that is served, by its name.</summary>
-    /// <param name="socketPath">Where the handler listens; the label of every sample.</param>
-    /// <param name="figures">The figures of all its VMs.</param>
-    public static string ToOpenMetrics(string socketPath, UffdFigures figures)
+    /// <summary>OpenMetrics text: totals of each image, VMs that have ended among them, then each VM that is served, by its name.</summary>
+    /// <param name="images">The figures of the VMs of each image; its socket and its name are the labels of every sample.</param>
+    public static string ToOpenMetrics(params IReadOnlyList<UffdFigures> images)
     {
-        ArgumentNullException.ThrowIfNull(socketPath);
-        ArgumentNullException.ThrowIfNull(figures);
-        using var meter = new UffdMeter(socketPath, default, () => figures);
+        ArgumentNullException.ThrowIfNull(images);
+        using var meter = new UffdMeter(default, () => images);
         return meter.ToOpenMetrics();
     }
 
@@ -38,6 +36,7 @@ public static class UffdFiguresText
     {
         json.WriteStartObject();
         if (figures.SocketPath is not null) json.WriteString("socket_path", figures.SocketPath);
+        if (figures.Image is not null) json.WriteString("image", figures.Image);
         if (figures.VmName is not null) json.WriteString("vm", figures.VmName);
         json.WriteNumber("process_id", figures.ProcessId);
         json.WriteStartObject("faults");

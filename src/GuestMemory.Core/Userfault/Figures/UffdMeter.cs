@@ -14,20 +14,21 @@ internal sealed class UffdMeter : IDisposable
     private static readonly TimeSpan s_moment = TimeSpan.FromMilliseconds(50);
 
     private readonly Meter _meter = new(UffdHandler.MeterName);
-    private readonly KeyValuePair<string, object?>[] _handler;
-    private readonly Func<UffdFigures> _ask;
+    private readonly KeyValuePair<string, object?> _strategy;
+    private readonly Func<IReadOnlyList<UffdFigures>> _ask;
     private readonly Lock _lock = new();
     private readonly OpenMetricsText _text;
-    private UffdFigures? _figures;
+    private IReadOnlyList<UffdFigures>? _images;
     private long _askedAt;
 
-    /// <param name="socketPath">Where the handler listens: the tag "socket" of every measurement.</param>
     /// <param name="strategy">How it answers faults: the tag "strategy".</param>
-    /// <param name="figures">Gives the figures of all its VMs; called on the thread of a listener.</param>
-    public UffdMeter(string socketPath, UffdStrategy strategy, Func<UffdFigures> figures)
+    /// <param name="images">
+    /// Gives the figures of the VMs of each image, whose socket and name are the tags "socket" and "image" of every measurement; called on the thread of a listener.
+    /// </param>
+    public UffdMeter(UffdStrategy strategy, Func<IReadOnlyList<UffdFigures>> images)
     {
-        _handler = [new("socket", socketPath), new(OpenMetricsText.Untold, strategy.ToString())];
-        _ask = figures;
+        _strategy = new(OpenMetricsText.Untold, strategy.ToString());
+        _ask = images;
         // First, so that its families come in this order.
         _text = new OpenMetricsText(_meter);
         Counter("faults", "{fault}", "Page faults that were answered.", static all => UffdFiguresText.Outcomes(all).Select(static entry => (entry.Count, Tag("outcome", entry.Outcome))));
@@ -51,7 +52,7 @@ internal sealed class UffdMeter : IDisposable
     /// <summary>What the instruments measure now, as OpenMetrics text.</summary>
     public string ToOpenMetrics()
     {
-        lock (_lock) _figures = null;
+        lock (_lock) _images = null;
         return _text.Read();
     }
 
@@ -76,7 +77,7 @@ internal sealed class UffdMeter : IDisposable
         for (var i = 0; i < all.LatencyCounts.Count; i++)
         {
             below += all.LatencyCounts[i];
-            yield return (below, Tag("le", i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds : double.PositiveInfinity));
+            yield return (below, Tag(OpenMetricsText.Bound, i < UffdFigures.LatencyBounds.Count ? UffdFigures.LatencyBounds[i].TotalSeconds : double.PositiveInfinity));
         }
     }
 
@@ -84,16 +85,16 @@ internal sealed class UffdMeter : IDisposable
         _ = _meter.CreateObservableCounter(NameOf(name), () => Measure(values), unit, description);
 
     private IEnumerable<Measurement<T>> Measure<T>(Func<UffdFigures, IEnumerable<(T Value, KeyValuePair<string, object?>[] Tags)>> values)
-        where T : struct => values(Now()).Select(entry => new Measurement<T>(entry.Value, [.. _handler, .. entry.Tags]));
+        where T : struct => Now().SelectMany(image => values(image).Select(entry => new Measurement<T>(entry.Value, [new("socket", image.SocketPath ?? ""), new("image", image.Image ?? ""), _strategy, .. entry.Tags])));
 
-    private UffdFigures Now()
+    private IReadOnlyList<UffdFigures> Now()
     {
         lock (_lock)
         {
-            if (_figures is not null && Stopwatch.GetElapsedTime(_askedAt) < s_moment) return _figures;
-            _figures = _ask();
+            if (_images is not null && Stopwatch.GetElapsedTime(_askedAt) < s_moment) return _images;
+            _images = _ask();
             _askedAt = Stopwatch.GetTimestamp();
-            return _figures;
+            return _images;
         }
     }
 }

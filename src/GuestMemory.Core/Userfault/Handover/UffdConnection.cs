@@ -56,6 +56,9 @@ internal sealed class UffdConnection : IDisposable
 
     public UCred Peer { get; }
 
+    /// <summary>What its VMs are served from, in the process that serves them; null in another one.</summary>
+    public UffdImageService? Image { get; set; }
+
     public bool IsEnded { get; set; }
 
     /// <summary>Whether another process has it too, and receives from it.</summary>

@@ -46,6 +46,9 @@ internal sealed class UffdConnectionAcceptor(UnixListener listener, int maxConne
         if (acceptTimeout is { } limit) _deadline = Stopwatch.GetTimestamp() + (long)(limit.TotalSeconds * Stopwatch.Frequency);
     }
 
+    /// <summary>A VMM has come to another socket of the handler: none needs to come to this one.</summary>
+    public void StopWaiting() => _deadline = 0;
+
     /// <summary>Lets no VMM in; those that connect wait in the queue of the socket.</summary>
     public void Suspend()
     {

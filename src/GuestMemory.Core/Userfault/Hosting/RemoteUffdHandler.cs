@@ -12,6 +12,9 @@ internal sealed class RemoteUffdHandler : UffdHandler
     // The old program itself says that the time is over, and needs some for what it has begun.
     private static readonly TimeSpan UpgradeMargin = TimeSpan.FromSeconds(30);
 
+    // The files of a large image's layers are read before it is served.
+    private static readonly TimeSpan ImageTimeout = TimeSpan.FromMinutes(2);
+
     /// <summary>How old figures may be: the properties of one row of a table are of one moment. Tests ask anew each time.</summary>
     internal static TimeSpan Fresh { get; set; } = TimeSpan.FromMilliseconds(20);
 
@@ -33,9 +36,21 @@ internal sealed class RemoteUffdHandler : UffdHandler
 
     public override int Id => ProcessId;
 
-    public override string SocketPath => _status.SocketPath;
+    public override string SocketPath => _status.SocketPath!;
 
-    public override string MemoryPath => _status.MemoryPath;
+    public override string MemoryPath => _status.MemoryPath!;
+
+    public override IReadOnlyList<UffdImage> Images
+    {
+        get
+        {
+            var status = Current;
+            // What a program of before there were several says.
+            IReadOnlyList<UffdImageStatus> images = status.Images.Count > 0 || status.SocketPath is not { } socket ? status.Images
+                : [new UffdImageStatus { Options = new UffdHandlerOptions { SocketPath = socket, MemoryPath = status.MemoryPath ?? "" }.OnlyImage, ConnectionCount = status.ConnectionCount }];
+            return [.. images.Select(image => new UffdImage(this, image))];
+        }
+    }
 
     public override UffdStrategy Strategy => _status.Strategy;
 
@@ -139,7 +154,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
     internal override IReadOnlyList<DirtyBitmap> GetDirtyBitmapsOf(int? vm, bool clear)
     {
         using var file = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Vm = vm ?? 0, Clear = clear }, CancellationToken.None, out var reply)
-            ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended, and the record of what its VMs wrote with it.");
+            ?? throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {Place} has ended, and the record of what its VMs wrote with it.");
         var bitmaps = WrittenPages.FromFile(file);
         // What has not arrived is told again the next time.
         if (clear) _ = _client.Ask(new UffdControlRequest { Request = UffdControlRequest.Cleared, Number = reply.Number }, CancellationToken.None);
@@ -163,7 +178,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
             {
                 var image = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.Image, Number = images.Count }, out var reply);
                 count = reply.Number;
-                images.Add(ImageFile.Adopt(reply.Path ?? MemoryPath, image, reply.IsMap));
+                images.Add(ImageFile.Adopt(reply.Path ?? "", image, reply.IsMap));
             }
 
             return new UffdVmFiles(memory, state, UffdMappingList.FromFile(list), ImageFile.OpenSource(images));
@@ -174,6 +189,12 @@ internal sealed class RemoteUffdHandler : UffdHandler
             throw;
         }
     }
+
+    internal override void Add(UffdImageOptions image, CancellationToken cancellation) =>
+        AskOfImage(new UffdControlRequest { Request = UffdControlRequest.AddImage, NewImage = image }, cancellation);
+
+    internal override void RemoveImage(string name, bool force) =>
+        AskOfImage(new UffdControlRequest { Request = UffdControlRequest.RemoveImage, Name = name, Force = force }, CancellationToken.None);
 
     internal override bool HasVm(int id) => !_client.IsOver && GetFigures().Vms.Any(vm => vm.VmId == id);
 
@@ -199,21 +220,29 @@ internal sealed class RemoteUffdHandler : UffdHandler
     {
         var request = new UffdControlRequest { Request = UffdControlRequest.Upgrade, Program = UffdHostProcess.CommandLine(), Timeout = (int)Math.Clamp(timeout.TotalMilliseconds, 1, int.MaxValue) };
         if (_client.Ask(request, cancellation, timeout + UpgradeMargin) is null)
-            throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {SocketPath} has ended.");
+            throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {Place} has ended.");
         lock (_lock) _askedAt = 0;
         Follow();
     }
 
     private SafeDescriptor Part(List<IDisposable> opened, UffdControlRequest request, out UffdControlReply reply)
     {
-        var file = _client.AskForFile(request, CancellationToken.None, out reply) ?? throw UffdServedVm.NotFound(request.Vm, SocketPath);
+        var file = _client.AskForFile(request, CancellationToken.None, out reply) ?? throw UffdServedVm.NotFound(request.Vm, Place);
         opened.Add(file);
         return file;
     }
 
+    private void AskOfImage(UffdControlRequest request, CancellationToken cancellation)
+    {
+        _ = _client.Ask(request, cancellation, ImageTimeout);
+        if (_client.IsOver) throw new GuestMemoryException(GuestMemoryError.HandlerGone, $"The handler at {Place} has ended.");
+        // What is told next is of afterwards.
+        lock (_lock) _askedAt = 0;
+    }
+
     private void AskOfVm(UffdControlRequest request)
     {
-        if (_client.Ask(request, CancellationToken.None) is null && _client.IsOver) throw UffdServedVm.NotFound(request.Vm, SocketPath);
+        if (_client.Ask(request, CancellationToken.None) is null && _client.IsOver) throw UffdServedVm.NotFound(request.Vm, Place);
         // What is told next is of afterwards.
         lock (_lock) _askedAt = 0;
     }

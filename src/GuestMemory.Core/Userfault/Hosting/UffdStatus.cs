@@ -16,11 +16,16 @@ internal sealed record UffdStatus
     /// <summary>How many workers were started: one, and one for each that died.</summary>
     public int WorkerCount { get; init; }
 
+    /// <summary>Those of the only image; null where there are several.</summary>
     [JsonRequired]
-    public string SocketPath { get; init; } = "";
+    public string? SocketPath { get; init; }
 
     [JsonRequired]
-    public string MemoryPath { get; init; } = "";
+    public string? MemoryPath { get; init; }
+
+    /// <summary>The images; a program of before there were several says nothing of them.</summary>
+    // Where JSON says nothing of it, its reader gives null.
+    public IReadOnlyList<UffdImageStatus> Images { get; init => field = value ?? []; } = [];
 
     public UffdStrategy Strategy { get; init; }
 
@@ -65,6 +70,8 @@ internal sealed record UffdControlRequest
     public const string Stop = "stop";
     public const string Wait = "wait";
     public const string Upgrade = "upgrade";
+    public const string AddImage = "add-image";
+    public const string RemoveImage = "remove-image";
 
     // The parts of a VM.
     public const string Memory = "memory";
@@ -78,7 +85,7 @@ internal sealed record UffdControlRequest
     /// <summary>The number of the VM that is meant; with dirty, 0 for all.</summary>
     public int Vm { get; init; }
 
-    /// <summary>With set-vm: the VM's new name, null to keep the one that it has.</summary>
+    /// <summary>With set-vm: the VM's new name, null to keep the one that it has; with remove-image: the image's.</summary>
     public string? Name { get; init; }
 
     /// <summary>With set-vm: what follows where a page of the VM cannot be read, null to keep that; with stop-vm: Kill or Poison.</summary>
@@ -96,6 +103,13 @@ internal sealed record UffdControlRequest
 
     /// <summary>With upgrade: the new program's path, and the arguments that come before the handler's.</summary>
     public IReadOnlyList<string>? Program { get; init; }
+
+    /// <summary>With add-image: the image.</summary>
+    [JsonPropertyName("options")]
+    public UffdImageOptions? NewImage { get; init; }
+
+    /// <summary>With remove-image: whether VMs that are served from it are given up.</summary>
+    public bool Force { get; init; }
 
     /// <summary>With upgrade: the milliseconds after which the old program goes on.</summary>
     public int Timeout { get; init; }
@@ -134,10 +148,11 @@ internal sealed record UffdControlReply
 }
 
 [JsonSourceGenerationOptions(MaxDepth = 8, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true, IgnoreReadOnlyProperties = true,
-    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(NamedConverter<UffdOnError>), typeof(ListConverter<UffdFigures>), typeof(ListConverter<string>)])]
+    Converters = [typeof(NamedConverter<UffdStrategy>), typeof(NamedConverter<UffdHandlerState>), typeof(NamedConverter<UffdOnError>), typeof(NamedConverter<UffdImageState>), typeof(ListConverter<UffdFigures>), typeof(ListConverter<UffdImageStatus>), typeof(ListConverter<string>)])]
 [JsonSerializable(typeof(UffdControlRequest))]
 [JsonSerializable(typeof(UffdControlReply))]
 [JsonSerializable(typeof(UffdFigures))]
 [JsonSerializable(typeof(UffdFigures[]))]
+[JsonSerializable(typeof(UffdImageStatus[]))]
 [JsonSerializable(typeof(string[]))]
 internal sealed partial class UffdControlJson : JsonSerializerContext;

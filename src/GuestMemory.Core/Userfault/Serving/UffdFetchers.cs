@@ -5,7 +5,7 @@ namespace GuestMemory.Core.Userfault;
 /// take the next fetch of each VM in turn. A fetch brings a part of the image into memory and does nothing to the VM; its service then
 /// fills the page. The threads start when they are needed and end when nothing has come for a while.
 /// </summary>
-internal sealed class UffdFetchers(PageSource source) : IDisposable
+internal sealed class UffdFetchers : IDisposable
 {
     private const int MaxThreads = 32;
 
@@ -90,7 +90,7 @@ internal sealed class UffdFetchers(PageSource source) : IDisposable
             while (Take(out var vm) is { } fetch)
             {
                 Monitor.Exit(_queue);
-                _ = TryPrepare(fetch, scratch);
+                _ = TryPrepare(vm.Source, fetch, scratch);
                 Monitor.Enter(_queue);
                 vm.UnderWay--;
                 Finish(vm, fetch);
@@ -100,7 +100,7 @@ internal sealed class UffdFetchers(PageSource source) : IDisposable
         }
     }
 
-    private bool TryPrepare(UffdFetch fetch, PageScratch scratch)
+    private static bool TryPrepare(PageSource source, UffdFetch fetch, PageScratch scratch)
     {
         try
         {

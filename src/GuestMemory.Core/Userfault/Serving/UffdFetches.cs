@@ -7,8 +7,9 @@ namespace GuestMemory.Core.Userfault;
 /// its share of the fetchers. The VM's service starts and ends fetches; what is said of the fetchers happens under their lock.
 /// </summary>
 /// <param name="fetchers">Who fetches.</param>
+/// <param name="source">The image that the VM is served from.</param>
 /// <param name="wake">Signalled when a fetch is done.</param>
-internal sealed class UffdFetches(UffdFetchers fetchers, SafeDescriptor wake)
+internal sealed class UffdFetches(UffdFetchers fetchers, PageSource source, SafeDescriptor wake)
 {
     private const int Most = 16;
 
@@ -17,6 +18,9 @@ internal sealed class UffdFetches(UffdFetchers fetchers, SafeDescriptor wake)
 
     // Of the fetchers.
     private int _next;
+
+    /// <summary>For the fetchers: what the parts are of.</summary>
+    public PageSource Source => source;
 
     /// <summary>For the fetchers: whether it stands in their queue.</summary>
     public bool IsQueued { get; set; }

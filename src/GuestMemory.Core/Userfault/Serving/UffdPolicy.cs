@@ -35,23 +35,24 @@ internal sealed class UffdPolicy : IDisposable
 
     public void Dispose() => Recorder?.Dispose();
 
-    /// <summary>How the options say that VMs are served.</summary>
+    /// <summary>How the options say that VMs of an image are served.</summary>
     /// <param name="options">The options.</param>
+    /// <param name="image">The image.</param>
     /// <param name="source">Where the pages come from.</param>
     /// <param name="isSuccessor">Whether another process has begun.</param>
     /// <param name="failed">Called with what a successor goes on without.</param>
     /// <param name="replay">The file of ReplayPath where another process has opened it; null where this one does.</param>
     /// <param name="recorder">Makes what notes touches for another process to save; null where this one saves.</param>
     /// <exception cref="GuestMemoryException">ValueNotSupported: they contradict each other; or what is wrong with a record.</exception>
-    public static UffdPolicy From(UffdHandlerOptions options, PageSource source, bool isSuccessor = false, Action<string>? failed = null, SafeFileHandle? replay = null, Func<UffdRecorder>? recorder = null)
+    public static UffdPolicy From(UffdHandlerOptions options, UffdImageOptions image, PageSource source, bool isSuccessor = false, Action<string>? failed = null, SafeFileHandle? replay = null, Func<UffdRecorder>? recorder = null)
     {
         if (!ulong.IsPow2(options.WindowSize) || options.WindowSize < HostPage.Size)
             throw Refuse($"A window of {options.WindowSize} bytes is not a power of two of at least one page, {HostPage.Size} bytes.");
-        if (options.RecordPath is not null && options.Strategy is not (UffdStrategy.OnDemand or UffdStrategy.Background))
+        if (image.RecordPath is not null && options.Strategy is not (UffdStrategy.OnDemand or UffdStrategy.Background))
             throw Refuse($"A record needs the strategy OnDemand, where every first touch is a fault, or Background, where those are that come before the filler; the strategy is {options.Strategy}.");
-        if (options.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
+        if (image.ReplayPath is null && options.Strategy == UffdStrategy.Replay)
             throw Refuse("The strategy Replay needs a record (ReplayPath), which a handler with a RecordPath writes.");
-        if (options.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
+        if (image.ReplayPath is not null && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
             throw Refuse($"A record is replayed with the strategies Replay, Background and FaultAll, not with {options.Strategy}.");
         if ((options.FillRate != 0 || options.MemoryLimit != 0) && options.Strategy is UffdStrategy.OnDemand or UffdStrategy.Window)
             throw Refuse($"A rate or a limit of what is filled (FillRate, MemoryLimit) needs the strategy Background, FaultAll or Replay; with {options.Strategy} nothing is filled without a fault.");
@@ -66,8 +67,8 @@ internal sealed class UffdPolicy : IDisposable
             OnError = options.OnError,
             SourceTimeout = options.SourceTimeout,
             TrackDirty = options.TrackDirty,
-            Replay = options.ReplayPath is null ? null : LoadReplay(replay, options.ReplayPath, source.Length, isSuccessor ? failed : null),
-            Recorder = options.RecordPath is null ? null : recorder is null ? Record(options.RecordPath, source.Length) : recorder(),
+            Replay = image.ReplayPath is null ? null : LoadReplay(replay, image.ReplayPath, source.Length, isSuccessor ? failed : null),
+            Recorder = image.RecordPath is null ? null : recorder is null ? Record(image.RecordPath, source.Length) : recorder(),
         };
     }
 

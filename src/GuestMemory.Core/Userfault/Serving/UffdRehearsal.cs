@@ -88,7 +88,15 @@ internal static class UffdRehearsal
         }
 
         public static IDisposable Start(string path, UffdPolicy policy, PageSource source) =>
-            new Handler(new UffdServer(UnixListener.Open(path, null, force: false), source, policy, Options(path)));
+            new Handler(Server(path, policy, source));
+
+        private static UffdServer Server(string path, UffdPolicy policy, PageSource source)
+        {
+            var options = Options(path);
+            var server = new UffdServer(options);
+            server.Add(new UffdImageService(options.OnlyImage, source, policy, UnixListener.Open(path, null, force: false)));
+            return server;
+        }
 
         public void Dispose()
         {

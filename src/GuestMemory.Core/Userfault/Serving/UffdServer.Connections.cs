@@ -5,12 +5,14 @@ namespace GuestMemory.Core.Userfault;
 /// <content>VMMs that come and go, and the VMs that they hand over. All of it is the handler's thread's.</content>
 internal sealed partial class UffdServer
 {
-    private void Accept(UffdConnectionAcceptor acceptor)
+    private void Accept(UffdImageService image)
     {
-        while (acceptor.TryAccept(_connections.Count, out var connection))
+        while (image.Acceptor!.TryAccept(_connections.Count, out var connection))
         {
+            foreach (var other in _images) other.Acceptor?.StopWaiting();
             try
             {
+                connection.Image = image;
                 connection.Watch(_epoll, connection);
             }
             catch (SyscallException exception)
@@ -48,7 +50,8 @@ internal sealed partial class UffdServer
     private void Take(UffdConnection connection, UffdHandover handover)
     {
         var own = _services.Count(service => service.Connection == connection);
-        if (_acceptor!.WhyRefused(connection.Peer, _services.Count, own) is { } why)
+        var image = connection.Image!;
+        if ((image.IsRemoved ? $"A VM of process {connection.Peer.pid} was refused: the image '{image.Name}' is being removed." : image.Acceptor!.WhyRefused(connection.Peer, _services.Count, own)) is { } why)
         {
             handover.Close();
             _error = why;
@@ -58,12 +61,12 @@ internal sealed partial class UffdServer
         }
 
         var id = _accepted + 1;
-        var vm = Create(handover, out var file);
+        var vm = Create(handover, image, out var file);
         try
         {
             string name;
-            lock (_lock) name = UffdVmName.Choose(connection.Peer.pid, _socketPath, id, Names(except: null));
-            Start(new UffdVmService(vm, connection, _helpers, Failed, Finish, new UffdVmIdentity(id, name, handover.Memory, file)));
+            lock (_lock) name = UffdVmName.Choose(connection.Peer.pid, image.Options.SocketPath, id, Names(except: null));
+            Start(new UffdVmService(vm, connection, image, _helpers, Failed, Finish, new UffdVmIdentity(id, name, handover.Memory, file)));
         }
         catch
         {
@@ -75,17 +78,17 @@ internal sealed partial class UffdServer
     }
 
     /// <summary>A VM that has just come; where its memory can be read, with the memfd of its state.</summary>
-    private UffdVm Create(UffdHandover handover, out SafeDescriptor? file)
+    private static UffdVm Create(UffdHandover handover, UffdImageService image, out SafeDescriptor? file)
     {
         UffdVmState? state = null;
         file = null;
         try
         {
-            UffdMappingList.Validate(handover.Mappings, _source.Length);
+            UffdMappingList.Validate(handover.Mappings, image.Source.Length);
             var pages = UffdVmState.PagesOf(handover.Mappings);
             file = handover.Memory is null ? null : Memfd.CreateSealed("uffd-state", (long)UffdVmState.SizeOf(pages), 0);
             state = new UffdVmState(pages, file, isNew: true);
-            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, _source, _policy);
+            return new UffdVm(handover.Userfaultfd, handover.Mappings, state, image.Source, image.Policy);
         }
         catch
         {
@@ -98,8 +101,7 @@ internal sealed partial class UffdServer
 
     private void Start(UffdVmService service)
     {
-        if (_isToReadAhead) _source.StartReadAhead();
-        _isToReadAhead = false;
+        if (!_options.NoReadAhead) service.Image.StartReadAhead();
         lock (_lock) _services.Add(service);
         Interlocked.Increment(ref _accepted);
         service.Start();
@@ -149,6 +151,7 @@ internal sealed partial class UffdServer
         // Each of the other VMs that came over the connection notices its own end.
         if (!connection.IsEnded && !_services.Exists(other => other.Connection == connection)) End(connection);
         else CloseIfDone(connection);
+        CloseIfUnused(service.Image);
     }
 
     /// <summary>Adds what a VM counted to what is kept of those that have ended, and closes all that it had.</summary>
@@ -156,16 +159,14 @@ internal sealed partial class UffdServer
     {
         lock (_lock)
         {
-            _ended.Add(ref service.Vm.Counters);
-            _ended.QueueDepth = 0;
-            _endedLatency.Add(service.Vm.Latency);
+            service.Image.Ended.Add(ref service.Vm.Counters, service.Vm.Latency);
             _error ??= service.Vm.Error;
             _services.Remove(service);
         }
 
         Ended?.Invoke(service.Vm);
         service.Dispose();
-        if (_policy.Recorder?.TrySave() is { } error) _error = error;
+        if (service.Image.Policy.Recorder?.TrySave() is { } error) _error = error;
     }
 
     private void CloseIfDone(UffdConnection connection)

@@ -30,7 +30,7 @@ internal sealed partial class UffdServer
             var service = Find(id);
             if (name is not null)
             {
-                if (Names(except: service).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, _socketPath);
+                if (Names(except: service).Contains(name, StringComparer.OrdinalIgnoreCase)) throw UffdVmName.InUse(name, Place);
                 service.Identity!.Name = name;
             }
 
@@ -46,25 +46,26 @@ internal sealed partial class UffdServer
 
     /// <summary>What the memory of a VM is read by.</summary>
     /// <param name="id">The VM's number.</param>
-    /// <param name="open">Opens the image anew.</param>
     /// <exception cref="GuestMemoryException">VmNotFound, MemoryNotShared.</exception>
-    public UffdVmFiles OpenFiles(int id, Func<PageSource> open)
+    public UffdVmFiles OpenFiles(int id)
     {
         SafeDescriptor? memory = null, state = null;
         try
         {
             IReadOnlyList<GuestRegionUffdMapping> mappings;
+            PageSource image;
             lock (_lock)
             {
                 var service = Find(id);
                 var identity = service.Identity!;
-                if (identity.Memory is null || identity.State is null) throw UffdServedVm.NotShared(identity.Name, _socketPath);
+                if (identity.Memory is null || identity.State is null) throw UffdServedVm.NotShared(identity.Name, Place);
                 memory = Memfd.OpenReadOnly(identity.Memory);
                 state = Memfd.OpenReadOnly(identity.State);
                 mappings = service.Vm.Mappings;
+                image = service.Image.Open();
             }
 
-            return new UffdVmFiles(memory, state, mappings, open());
+            return new UffdVmFiles(memory, state, mappings, image);
         }
         catch
         {
@@ -74,7 +75,7 @@ internal sealed partial class UffdServer
         }
     }
 
-    private UffdVmService Find(int id) => _services.Find(service => service.Identity?.Id == id && !service.IsEnding) ?? throw UffdServedVm.NotFound(id, _socketPath);
+    private UffdVmService Find(int id) => _services.Find(service => service.Identity?.Id == id && !service.IsEnding) ?? throw UffdServedVm.NotFound(id, Place);
 
     private string[] Names(UffdVmService? except) => [.. _services.Where(service => service != except).Select(static service => service.Identity?.Name ?? "")];
 
@@ -88,6 +89,7 @@ internal sealed partial class UffdServer
     {
         VmId = service.Identity?.Id ?? 0,
         VmName = service.Identity?.Name,
+        Image = service.Image.Name,
         SharesMemory = service.Identity?.Memory is not null,
         IsLimited = service.Vm.State.IsLimited,
         OnError = service.Vm.OnError,

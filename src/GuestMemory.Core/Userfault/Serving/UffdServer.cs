@@ -16,44 +16,32 @@ internal sealed partial class UffdServer : IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(20);
 
     // Of every thread: they never change.
-    private readonly UffdConnectionAcceptor? _acceptor;
-    private readonly PageSource _source;
-    private readonly UffdPolicy _policy;
-    private readonly UffdVmHelpers _helpers;
+    private readonly UffdHandlerOptions _options;
+    private readonly UffdVmHelpers _helpers = new();
     private readonly SafeDescriptor _wake = EventFd.Create();
     private readonly ConcurrentQueue<UffdVmService> _adopted = new();
     private readonly ConcurrentQueue<UffdVmService> _finished = new();
     private readonly ConcurrentQueue<(UffdVm Vm, UffdOnError Action)> _orders = new();
-    private readonly string _socketPath;
+    private readonly ConcurrentQueue<Task> _calls = new();
 
     // Of the handler's thread.
     private readonly Epoll _epoll = new();
-    private bool _isToReadAhead;
 
     // Written by the handler's thread under the lock; other threads read them under it.
     private readonly Lock _lock = new();
+    private readonly List<UffdImageService> _images = [];
     private readonly List<UffdConnection> _connections = [];
     private readonly List<UffdVmService> _services = [];
-    private readonly LatencyHistogram _endedLatency = new();
-    private UffdCounters _ended;
+    private readonly UffdTotals _endedOfRemoved = new();
+    private bool _isOver;
 
     private volatile string? _error;
     private volatile bool _stopping;
     private volatile string? _whyAbandoned;
     private int _accepted;
 
-    /// <summary>
-    /// Takes the listener over; without one only VMs that are adopted are served. The source and the policy must outlive the server.
-    /// </summary>
-    public UffdServer(UnixListener? listener, PageSource source, UffdPolicy policy, UffdHandlerOptions options)
-    {
-        if (listener is not null) _acceptor = new UffdConnectionAcceptor(listener, options.MaxConnections, options.HandoverTimeout, options.AcceptTimeout, (error, _) => _error = error);
-        _socketPath = options.SocketPath;
-        _source = source;
-        _policy = policy;
-        _helpers = new UffdVmHelpers(source, policy);
-        _isToReadAhead = !options.NoReadAhead;
-    }
+    /// <param name="options">What is the same for all images.</param>
+    public UffdServer(UffdHandlerOptions options) => _options = options;
 
     /// <summary>Called on the thread of a VM's service with what went wrong with the VM.</summary>
     public Action<UffdVm, string>? Failed { get; init; }
@@ -97,22 +85,13 @@ internal sealed partial class UffdServer : IDisposable
     {
         lock (_lock)
         {
-            var all = _ended;
-            foreach (var service in _services) all.Add(ref service.Vm.Counters);
-            return all;
+            return Totals(null).Counters;
         }
     }
 
     public LatencyHistogram Latency()
     {
-        var all = new LatencyHistogram();
-        lock (_lock)
-        {
-            all.Add(_endedLatency);
-            foreach (var service in _services) all.Add(service.Vm.Latency);
-        }
-
-        return all;
+        lock (_lock) return Totals(null).Latency;
     }
 
     /// <summary>What the VMs wrote; where it is taken it is clean from then on. Null where nobody is served any more.</summary>
@@ -139,18 +118,16 @@ internal sealed partial class UffdServer : IDisposable
         }
     }
 
+    /// <summary>What was counted for all images together.</summary>
     public UffdFigures Figures()
     {
-        lock (_lock)
-        {
-            var vms = Served.Select(Figures).ToArray();
-            var counters = Counters();
-            return UffdFigures.Of(0, ref counters, Latency(), (vms.Sum(vm => vm.PageCount), vms.Sum(vm => vm.PresentPageCount), vms.Sum(vm => vm.RemovedPageCount)), Error) with
-            {
-                MissingPageCount = vms.Sum(vm => vm.MissingPageCount),
-                Vms = vms,
-            };
-        }
+        lock (_lock) return FiguresOf(null);
+    }
+
+    /// <summary>What was counted for each image.</summary>
+    public IReadOnlyList<UffdFigures> FiguresByImage()
+    {
+        lock (_lock) return [.. _images.Select(FiguresOf)];
     }
 
     /// <summary>Serves until it is told to stop.</summary>
@@ -158,7 +135,7 @@ internal sealed partial class UffdServer : IDisposable
     public void Run()
     {
         _epoll.Add(_wake, _wake);
-        _acceptor?.Open(_epoll, _acceptor);
+        foreach (var image in _images) image.Acceptor?.Open(_epoll, image);
         while (!_stopping) Step(Timeout());
         // What ended at the same time as the handler is no VM that was left alone.
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
@@ -179,9 +156,11 @@ internal sealed partial class UffdServer : IDisposable
 
     /// <summary>Serves a VM whose hand-over somebody else has received; safe from any thread. Socket, process and VM are taken over where it returns.</summary>
     /// <exception cref="SyscallException">No descriptor is to be had.</exception>
-    public void Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, IReadOnlyList<GuestRegionUffdMapping> mappings)
+    public void Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, IReadOnlyList<GuestRegionUffdMapping> mappings, UffdImageService image)
     {
-        _adopted.Enqueue(new UffdVmService(vm, UffdConnection.Adopt(socket, process, peer, new UffdHandover(mappings, vm.Descriptor)), _helpers, Failed, Finish));
+        var connection = UffdConnection.Adopt(socket, process, peer, new UffdHandover(mappings, vm.Descriptor));
+        connection.Image = image;
+        _adopted.Enqueue(new UffdVmService(vm, connection, image, _helpers, Failed, Finish));
         Wake();
     }
 
@@ -203,12 +182,15 @@ internal sealed partial class UffdServer : IDisposable
         lock (_lock)
         {
             while (_connections.Count > 0) Close(_connections[^1]);
-            _acceptor?.Dispose();
+            foreach (var image in _images) image.Acceptor?.Dispose();
+            _isOver = true;
             _wake.Dispose();
             _epoll.Dispose();
         }
 
+        FollowCalls();
         _helpers.Dispose();
+        foreach (var image in _images) image.Dispose();
     }
 
     /// <summary>Waits once and does what came: a new connection, a part of a hand-over, a VM's end, a stop.</summary>
@@ -222,8 +204,8 @@ internal sealed partial class UffdServer : IDisposable
                 case UffdConnection connection:
                     Receive(connection);
                     break;
-                case UffdConnectionAcceptor acceptor:
-                    Accept(acceptor);
+                case UffdImageService image:
+                    Accept(image);
                     break;
                 case SafeDescriptor:
                     _ = EventFd.Clear(_wake);
@@ -233,6 +215,7 @@ internal sealed partial class UffdServer : IDisposable
 
         if (!_stopping) StartAdopted();
         FollowOrders();
+        FollowCalls();
         while (_finished.TryDequeue(out var service)) End(service);
         DoWhatIsDue();
         return ready;
@@ -247,21 +230,49 @@ internal sealed partial class UffdServer : IDisposable
         }
 
         foreach (var service in _services) service.InterruptIfLate(s_patience);
-        if (_acceptor?.HandleTimeouts() is { } overdue) throw overdue;
+        foreach (var image in _images)
+        {
+            if (image.Acceptor?.HandleTimeouts() is { } overdue) throw overdue;
+        }
     }
 
     /// <summary>How many milliseconds until something is due; -1 where nothing is.</summary>
     private int Timeout()
     {
-        var timeout = _acceptor?.Timeout ?? -1;
-        foreach (var connection in _connections)
+        var timeout = -1;
+        foreach (var image in _images) timeout = Sooner(timeout, image.Acceptor?.Timeout ?? -1);
+        foreach (var connection in _connections) timeout = Sooner(timeout, connection.MillisecondsLeft ?? -1);
+        return _services.Exists(static service => service.IsEnding) ? Sooner(timeout, (int)s_patience.TotalMilliseconds) : timeout;
+
+        // -1 is never.
+        static int Sooner(int one, int other) => one < 0 ? other : other < 0 ? one : Math.Min(one, other);
+    }
+
+    /// <summary>What was counted for the VMs of an image, or of all, those that have ended among them. Under the lock.</summary>
+    private UffdTotals Totals(UffdImageService? image)
+    {
+        var all = new UffdTotals();
+        if (image is null) all.Add(_endedOfRemoved);
+        foreach (var counted in _images)
         {
-            if (connection.MillisecondsLeft is { } left) timeout = timeout < 0 ? left : Math.Min(timeout, left);
+            if (image is null || counted == image) all.Add(counted.Ended);
         }
 
-        if (!_services.Exists(static service => service.IsEnding)) return timeout;
-        var patience = (int)s_patience.TotalMilliseconds;
-        return timeout < 0 ? patience : Math.Min(timeout, patience);
+        foreach (var service in _services)
+        {
+            if (image is not null && service.Image != image) continue;
+            all.Counters.Add(ref service.Vm.Counters);
+            all.Latency.Add(service.Vm.Latency);
+        }
+
+        return all;
+    }
+
+    private UffdFigures FiguresOf(UffdImageService? image)
+    {
+        var vms = Served.Where(service => image is null || service.Image == image).Select(Figures).ToArray();
+        var totals = Totals(image);
+        return UffdFigures.OfAll(totals, vms, Error) with { Image = image?.Name, SocketPath = image?.Options.SocketPath };
     }
 
     /// <summary>A service has ended. For its own thread.</summary>

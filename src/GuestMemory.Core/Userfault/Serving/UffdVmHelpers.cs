@@ -1,26 +1,25 @@
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>What the VMs of a handler share: who fills ahead, who waits for disks, and memory to make pages in.</summary>
+/// <summary>What the VMs of a handler share, of whichever image they are: who fills ahead, who waits for disks, and memory to make pages in.</summary>
 internal sealed class UffdVmHelpers : IDisposable
 {
-    /// <param name="source">Where the pages come from.</param>
-    /// <param name="policy">How they are brought in.</param>
-    public UffdVmHelpers(PageSource source, UffdPolicy policy)
-    {
-        Fetchers = new UffdFetchers(source);
-        if (policy.FillsAll || policy.Replay is not null) Filler = new UffdFiller(policy);
-    }
+    private readonly Lock _lock = new();
+    private UffdFiller? _filler;
 
-    /// <summary>Null where nothing is filled ahead.</summary>
-    public UffdFiller? Filler { get; }
-
-    public UffdFetchers Fetchers { get; }
+    public UffdFetchers Fetchers { get; } = new();
 
     public PageScratchPool Scratches { get; } = new();
 
+    /// <summary>Who fills the VMs of an image ahead; null where nothing is. All images of a handler have one filler, with one budget. For any thread.</summary>
+    public UffdFiller? FillerOf(UffdPolicy policy)
+    {
+        if (!policy.FillsAll && policy.Replay is null) return null;
+        lock (_lock) return _filler ??= new UffdFiller(policy);
+    }
+
     public void Dispose()
     {
-        Filler?.Dispose();
+        _filler?.Dispose();
         Fetchers.Dispose();
         Scratches.Dispose();
     }

@@ -28,13 +28,15 @@ internal static partial class UffdVmName
     }
 
     /// <summary>Checks a name that an operator gives.</summary>
+    /// <param name="name">The name.</param>
+    /// <param name="of">What is to be called so.</param>
     /// <exception cref="GuestMemoryException">ValueNotSupported.</exception>
-    public static void Check(string name)
+    public static void Check(string name, string of = "a VM")
     {
         if (name != Clean(name))
         {
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
-                $"'{(name.Length > MaxLength ? name[..MaxLength] + "..." : name)}' is no name of a VM: that has 1 to {MaxLength} letters, digits, '-', '_' and '.', begins and ends with a letter or digit, and is no number.");
+                $"'{(name.Length > MaxLength ? name[..MaxLength] + "..." : name)}' is no name of {of}: that has 1 to {MaxLength} letters, digits, '-', '_' and '.', begins and ends with a letter or digit, and is no number.");
         }
     }
 

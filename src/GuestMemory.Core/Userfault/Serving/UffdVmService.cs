@@ -15,6 +15,7 @@ internal sealed class UffdVmService : IDisposable
     // Read by every thread, written before the thread starts.
     private readonly SafeDescriptor _wake;
     private readonly UffdVmHelpers _helpers;
+    private readonly UffdFiller? _filler;
     private readonly Action<UffdVm, string>? _failed;
     private readonly Action<UffdVmService> _finished;
     private readonly Thread _thread;
@@ -32,15 +33,18 @@ internal sealed class UffdVmService : IDisposable
     /// <summary>Takes the VM over where it returns.</summary>
     /// <param name="vm">The VM.</param>
     /// <param name="connection">The VMM's connection.</param>
+    /// <param name="image">What it is served from.</param>
     /// <param name="helpers">What the VMs of a handler share.</param>
     /// <param name="failed">Called on the service's thread with an error after which the VM is still served; may be null.</param>
     /// <param name="finished">Called once, on the service's thread, when it does nothing any more for the VM.</param>
     /// <param name="identity">Which VM it is, taken over too; null where another process knows that.</param>
-    public UffdVmService(UffdVm vm, UffdConnection connection, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished, UffdVmIdentity? identity = null)
+    public UffdVmService(UffdVm vm, UffdConnection connection, UffdImageService image, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished, UffdVmIdentity? identity = null)
     {
+        _filler = helpers.FillerOf(image.Policy);
         _wake = EventFd.Create();
         Vm = vm;
         Connection = connection;
+        Image = image;
         Identity = identity;
         vm.Kill = connection.Kill;
         _helpers = helpers;
@@ -52,6 +56,8 @@ internal sealed class UffdVmService : IDisposable
     public UffdVm Vm { get; }
 
     public UffdConnection Connection { get; }
+
+    public UffdImageService Image { get; }
 
     public UffdVmIdentity? Identity { get; }
 
@@ -122,9 +128,9 @@ internal sealed class UffdVmService : IDisposable
         try
         {
             _threadId = Signals.CurrentThread();
-            Vm.Fetches = new UffdFetches(_helpers.Fetchers, _wake);
+            Vm.Fetches = new UffdFetches(_helpers.Fetchers, Image.Source, _wake);
             Vm.RecordWhatCame();
-            _fill = _helpers.Filler?.Add(Vm);
+            _fill = _filler?.Add(Vm);
             while (!IsEnding) Turn();
         }
 #pragma warning disable CA1031 // Whatever went wrong with this VM ends its service and must not end the process.
@@ -134,7 +140,7 @@ internal sealed class UffdVmService : IDisposable
         }
 #pragma warning restore CA1031
         // Each may wait for a disk, and only this thread does.
-        if (_fill is not null) _helpers.Filler!.Remove(_fill);
+        if (_fill is not null) _filler!.Remove(_fill);
         Vm.Fetches?.End();
         if (!Vm.IsOver) why ??= _whyStopped;
         if (why is not null) Vm.Abandon(why);

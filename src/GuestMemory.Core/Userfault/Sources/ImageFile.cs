@@ -124,6 +124,11 @@ internal sealed class ImageFile : IDisposable
         }
     }
 
+    /// <summary>The bytes of the memory that files are.</summary>
+    /// <exception cref="GuestMemoryException">InvalidImage.</exception>
+    public static ulong LengthOf(IReadOnlyList<ImageFile> files) =>
+        ChunkedImage.IsOne(files[0].Handle) ? ChunkedImage.ReadIndex(files[0].Handle, files[0].Path).Length : files[0].Length;
+
     /// <summary>The same open file with a descriptor of its own.</summary>
     /// <exception cref="SyscallException">No descriptor is to be had.</exception>
     public ImageFile Duplicate()

@@ -21,7 +21,7 @@ public sealed class RestartUffdHandlerCommand : UffdHandlerCmdlet
     protected override void Process(UffdHandler handler)
     {
         ArgumentNullException.ThrowIfNull(handler);
-        if (!ShouldProcess(handler.SocketPath, "Hand the VMs to a new process of the page-fault handler")) return;
+        if (!ShouldProcess(handler.ToString(), "Hand the VMs to a new process of the page-fault handler")) return;
         handler.Upgrade(TimeSpan.FromSeconds(Timeout), StopToken);
         if (PassThru) WriteObject(handler);
     }

@@ -1,3 +1,4 @@
+using System.Collections;
 using System.Diagnostics;
 using System.Management.Automation;
 using System.Runtime.InteropServices;
@@ -14,9 +15,11 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 {
     private const string ImageSet = "Image";
     private const string MemorySet = "Memory";
+    private const string SeveralSet = "Several";
 
     /// <summary>Where the handler listens.</summary>
-    [Parameter(Mandatory = true, Position = 0)]
+    [Parameter(Mandatory = true, Position = 0, ParameterSetName = ImageSet)]
+    [Parameter(Mandatory = true, Position = 0, ParameterSetName = MemorySet)]
     [ValidateNotNullOrEmpty]
     public string SocketPath { get; set; } = "";
 
@@ -25,6 +28,16 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     [Alias("Path", "PSPath")]
     [ValidateNotNullOrEmpty]
     public string MemoryPath { get; set; } = "";
+
+    /// <summary>Several images by their names: to each its file, or a hashtable of MemoryPath, SocketPath, Layer, RecordPath and ReplayPath.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = SeveralSet)]
+    [ValidateNotNullOrEmpty]
+    public IDictionary Image { get; set; } = new Hashtable();
+
+    /// <summary>The directory in which each image has its socket, NAME.sock.</summary>
+    [Parameter(ParameterSetName = SeveralSet)]
+    [ValidateNotNullOrEmpty]
+    public string? SocketDirectory { get; set; }
 
     /// <summary>Regions of this shell, or a whole address space, in place of an image.</summary>
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
@@ -59,6 +72,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>Does not read the image ahead into the page cache.</summary>
     [Parameter(ParameterSetName = ImageSet)]
+    [Parameter(ParameterSetName = SeveralSet)]
     public SwitchParameter NoReadAhead { get; set; }
 
     /// <summary>How many bytes a second all fills together bring in.</summary>
@@ -111,6 +125,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>The user as whom the handler runs once it has opened socket and image.</summary>
     [Parameter(ParameterSetName = ImageSet)]
+    [Parameter(ParameterSetName = SeveralSet)]
     [ArgumentCompleter(typeof(UserCompleter))]
     [ValidateNotNullOrEmpty]
     public string? User { get; set; }
@@ -129,6 +144,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
 
     /// <summary>Runs the handler inside this shell; it ends with the shell.</summary>
     [Parameter(ParameterSetName = ImageSet)]
+    [Parameter(ParameterSetName = SeveralSet)]
     [Parameter(Mandatory = true, ParameterSetName = MemorySet)]
     public SwitchParameter InProcess { get; set; }
 
@@ -150,16 +166,18 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     private static TimeSpan Pause => TimeSpan.FromMilliseconds(250);
 
     /// <inheritdoc/>
-    protected override void ProcessRecord() => Attempt(Start, SocketPath);
+    protected override void ProcessRecord() => Attempt(Start, ParameterSetName == SeveralSet ? Image : SocketPath);
 
     private void Start()
     {
+        IReadOnlyList<UffdImageOptions> images = ParameterSetName == SeveralSet ? UffdImageValues.Parse(Image, SocketDirectory is null ? null : ResolvePath(SocketDirectory), ResolvePath) : [];
         var options = new UffdHandlerOptions
         {
-            SocketPath = ResolvePath(SocketPath),
-            MemoryPath = ParameterSetName == MemorySet ? "" : ResolvePath(MemoryPath),
+            SocketPath = ParameterSetName == SeveralSet ? "" : ResolvePath(SocketPath),
+            MemoryPath = ParameterSetName == ImageSet ? ResolvePath(MemoryPath) : "",
+            Images = images,
             // Only on demand is every first touch a fault.
-            Strategy = RecordPath is not null && !MyInvocation.BoundParameters.ContainsKey(nameof(Strategy)) ? UffdStrategy.OnDemand : Strategy,
+            Strategy = (RecordPath is not null || images.Any(static image => image.RecordPath is not null)) && !MyInvocation.BoundParameters.ContainsKey(nameof(Strategy)) ? UffdStrategy.OnDemand : Strategy,
             WindowSize = WindowSize,
             LayerPaths = [.. Layer.Select(ResolvePath)],
             RecordPath = RecordPath is null ? null : ResolvePath(RecordPath),
@@ -180,7 +198,8 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
             AllowGroup = AllowGroup,
             Force = Force,
         };
-        if (!ShouldProcess(options.SocketPath, $"Serve page faults from {(ParameterSetName == MemorySet ? "memory of this shell" : options.MemoryPath)}")) return;
+        var what = ParameterSetName == MemorySet ? "memory of this shell" : images.Count > 0 ? string.Join(", ", images.Select(static image => image.MemoryPath)) : options.MemoryPath;
+        if (!ShouldProcess(images.Count > 0 ? string.Join(", ", images.Select(static image => image.SocketPath)) : options.SocketPath, $"Serve page faults from {what}")) return;
         if (!InProcess)
         {
             var handler = UffdHandler.StartProcess(options, StopToken);
@@ -250,7 +269,7 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
         }
     }
 
-    private void ShowProgress(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath} at {handler.SocketPath}",
+    private void ShowProgress(UffdHandler handler, UffdFigures figures) => WriteProgress(new ProgressRecord(2, $"Serving {handler.MemoryPath ?? $"{handler.Images.Count} images"} at {handler}",
         $"{figures.Vms.Count} VMs, {figures.FaultCount} faults, {Formatting.Size((ulong)figures.ByteCount)}, p50 {Formatting.Time(figures.LatencyP50)}, p99 {Formatting.Time(figures.LatencyP99)}")
     {
         PercentComplete = figures.Vms.Count == 0 ? -1 : (int)figures.PercentPresent,
@@ -259,6 +278,6 @@ public sealed class StartUffdHandlerCommand : GuestMemoryCmdlet
     private static void ThrowIfFailed(UffdHandler handler)
     {
         if (handler.State == UffdHandlerState.Failed)
-            throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler.SocketPath} ended: {handler.Error}");
+            throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler} ended: {handler.Error}");
     }
 }

@@ -17,12 +17,12 @@ public sealed class StopUffdHandlerCommand : UffdHandlerCmdlet
     protected override void Process(UffdHandler handler)
     {
         ArgumentNullException.ThrowIfNull(handler);
-        if (!ShouldProcess(handler.SocketPath, "Stop the page-fault handler")) return;
+        if (!ShouldProcess(handler.ToString(), "Stop the page-fault handler")) return;
         var live = handler.State is not (UffdHandlerState.Stopped or UffdHandlerState.Failed);
         handler.Stop();
         Session.Remove(handler);
         if (live && handler.AbandonedCount > 0)
-            WriteWarning($"The handler at {handler.SocketPath} still served {handler.AbandonedCount} VM(s). A thread that touches a missing page of one now waits until that VM ends.");
+            WriteWarning($"The handler at {handler} still served {handler.AbandonedCount} VM(s). A thread that touches a missing page of one now waits until that VM ends.");
         if (PassThru) WriteObject(handler);
     }
 }

@@ -43,9 +43,9 @@ public sealed class WaitUffdHandlerCommand : UffdHandlerCmdlet
         {
             var left = Timeout < 0 ? s_pause : TimeSpan.FromSeconds(Timeout) - started.Elapsed;
             if (left <= TimeSpan.Zero)
-                throw new GuestMemoryException(GuestMemoryError.WaitTimeout, $"The handler at {handler.SocketPath} did not reach {Until} within {Timeout} s; it is {handler.State}.");
+                throw new GuestMemoryException(GuestMemoryError.WaitTimeout, $"The handler at {handler} did not reach {Until} within {Timeout} s; it is {handler.State}.");
             if (handler.Wait(left < s_pause ? left : s_pause, StopToken) && !IsReached(handler))
-                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler.SocketPath} ended ({handler.State}) before it reached {Until}. {handler.Error}");
+                throw new GuestMemoryException(GuestMemoryError.HandlerFailed, $"The handler at {handler} ended ({handler.State}) before it reached {Until}. {handler.Error}");
         }
 
         WriteObject(handler);
