@@ -65,9 +65,13 @@ BeforeAll {
                 @{ Id = 1; State = 'Serving'; ConnectionCount = 0; FaultCount = 0; ByteCount = 0; SocketPath = '/run/a.sock'; Error = $null } + (& $latency $none)
                 @{ Id = 4194304; State = 'Listening'; ConnectionCount = 12345; FaultCount = 123456789; ByteCount = $wide; SocketPath = $path; Error = $text } + (& $latency $slow)
             }
+            uffdImage {
+                @{ Name = 'a'; State = 'Serving'; ConnectionCount = 0; MemoryPath = '/a.mem'; LayerPaths = @(); SocketPath = '/run/a.sock'; Error = $null }
+                @{ Name = 'an-image-with-a-long-name-that-goes-on-for-ever'; State = 'Removing'; ConnectionCount = 12345; MemoryPath = $path; LayerPaths = @($path); SocketPath = $path; Error = $text }
+            }
             uffdVm {
-                @{ Id = 1; Name = 'a'; ProcessId = 1; State = 'Serving'; MemorySize = 4096ul; PercentPresent = 0.0; SocketPath = '/run/a.sock'; Error = $null }
-                @{ Id = 12345; Name = 'a-vm-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-in-here'; ProcessId = 4194304; State = 'Recovering'; MemorySize = $wide; PercentPresent = 100.0; SocketPath = $path; Error = $text }
+                @{ Id = 1; Name = 'a'; ProcessId = 1; State = 'Serving'; MemorySize = 4096ul; PercentPresent = 0.0; Image = 'a'; SocketPath = '/run/a.sock'; Error = $null }
+                @{ Id = 12345; Name = 'a-vm-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-in-here'; ProcessId = 4194304; State = 'Recovering'; MemorySize = $wide; PercentPresent = 100.0; Image = 'an-image-with-a-long-name'; SocketPath = $path; Error = $text }
             }
             figures {
                 @{ VmName = $null; PercentPresent = 0.0; FaultCount = 0; ByteCount = 0; PoisonedCount = 0; Error = $null } + (& $latency $none)
