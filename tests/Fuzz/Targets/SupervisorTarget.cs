@@ -160,6 +160,7 @@ internal static class SupervisorTarget
         using var socket = Duplicate(vm.Socket);
         using var process = Duplicate(vm.Process);
         using var restored = VmRecord.Restore(vm.Id, socket, process, Duplicate(vm.Userfaultfd), Duplicate(vm.StateFile), Duplicate(vm.ListFile), vm.MemoryFile is { } memory ? Duplicate(memory) : null);
+        restored.Image = vm.Image;
         using var state = restored.State;
         Check.Same(JsonSerializer.Serialize(vm.List, HostJson.Default.VmList), JsonSerializer.Serialize(restored.List, HostJson.Default.VmList), "the list");
         Check.Same(vm.Figures(UffdOnError.Poison).RemovedPageCount, restored.Figures(UffdOnError.Poison).RemovedPageCount, "the pages that were removed");
