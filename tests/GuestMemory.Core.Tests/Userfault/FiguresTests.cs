@@ -223,7 +223,7 @@ public sealed partial class FiguresTests : IDisposable
             Assert.Equal(("{vm}", "ObservableUpDownCounter`1"), instruments["guestmemory.uffd.vms"]);
             Assert.Equal(("s", "ObservableGauge`1"), instruments["guestmemory.uffd.latency.max"]);
             Assert.Equal(5 * 4096, Measure("guestmemory.uffd.bytes", "path=fault"));
-            Assert.Equal(1, Measure("guestmemory.uffd.vms", $"socket={handler.SocketPath},strategy=OnDemand"));
+            Assert.Equal(1, Measure("guestmemory.uffd.vms", $"socket={handler.SocketPath},image={handler.Images[0].Name},strategy=OnDemand"));
             Assert.Equal(5, Measure("guestmemory.uffd.vm.faults", $"vm={vm.Name},pid={Environment.ProcessId}"));
             // Noted after the fault is counted.
             Host.Until(() => Measure("guestmemory.uffd.latency.bucket", "le=+Inf") == 5);
