@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Runtime.InteropServices;
+using GuestMemory.Core.Userfault;
 
 namespace GuestMemory.Bench;
 
@@ -41,6 +42,22 @@ internal static class BenchTools
         var system = $"linux-{RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}";
         Execute("dotnet", "publish", Path.Combine(Path.GetDirectoryName(Manifest())!, "src", "GuestMemory.UffdHost"), "--configuration", "Release", "--runtime", system,
             "--output", Path.Combine(AppContext.BaseDirectory, "uffdhost", system), "--nologo", "--verbosity", "quiet", "--disable-build-servers");
+    }
+
+    /// <summary>Runs something beside a handler in a process of its own, and waits until that process has ended.</summary>
+    public static T WithHandler<T>(UffdHandlerOptions options, Func<UffdHandler, T> body)
+    {
+        using var handler = UffdHandler.StartProcess(options);
+        using var supervisor = Process.GetProcessById(handler.ProcessId);
+        try
+        {
+            return body(handler);
+        }
+        finally
+        {
+            handler.Stop();
+            supervisor.WaitForExit();
+        }
     }
 
     public static string Execute(string program, params string[] arguments)

@@ -68,17 +68,7 @@ internal sealed class ColdScenario(string[] options)
     private double[] Ours(int vms)
     {
         var socket = Path.Combine(_folder, "ours.sock");
-        using var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = socket, MemoryPath = Mount, Strategy = UffdStrategy.OnDemand, NoReadAhead = true });
-        try
-        {
-            return Touch(Enumerable.Repeat(socket, vms));
-        }
-        finally
-        {
-            using var supervisor = System.Diagnostics.Process.GetProcessById(handler.ProcessId);
-            handler.Stop();
-            supervisor.WaitForExit();
-        }
+        return WithHandler(new UffdHandlerOptions { SocketPath = socket, MemoryPath = Mount, Strategy = UffdStrategy.OnDemand, NoReadAhead = true }, _ => Touch(Enumerable.Repeat(socket, vms)));
     }
 
     private double[] Baseline(int vms)

@@ -154,21 +154,13 @@ internal sealed class HostScenario(string[] options)
         Row($"longest touch of a VM {what} during its restore", string.Create(CultureInfo.InvariantCulture, $"{Median(longest):0} ms ({longest.Min():0} to {longest.Max():0})"), "");
     }
 
-    /// <summary>A handler for as long as the body runs, and until its processes have ended.</summary>
-    private void Serve(UffdStrategy strategy, Action<UffdHandler> body, string? record = null, string? replay = null)
-    {
-        using var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = Socket, MemoryPath = Image, Strategy = strategy, RecordPath = record, ReplayPath = replay });
-        using var supervisor = Process.GetProcessById(handler.ProcessId);
-        try
+    private void Serve(UffdStrategy strategy, Action<UffdHandler> body, string? record = null, string? replay = null) => _ = WithHandler(
+        new UffdHandlerOptions { SocketPath = Socket, MemoryPath = Image, Strategy = strategy, RecordPath = record, ReplayPath = replay },
+        handler =>
         {
             body(handler);
-        }
-        finally
-        {
-            handler.Stop();
-            supervisor.WaitForExit();
-        }
-    }
+            return true;
+        });
 
     private double BaselineFirstTouch(string[] arguments)
     {

@@ -86,17 +86,7 @@ internal sealed class NeighbourScenario(string[] options)
     private double[] Ours(string kind)
     {
         var socket = Path.Combine(_folder, "ours.sock");
-        using var handler = UffdHandler.StartProcess(new UffdHandlerOptions { SocketPath = socket, MemoryPath = Image, Strategy = UffdStrategy.OnDemand });
-        try
-        {
-            return Touch(socket, kind, socket);
-        }
-        finally
-        {
-            using var supervisor = Process.GetProcessById(handler.ProcessId);
-            handler.Stop();
-            supervisor.WaitForExit();
-        }
+        return WithHandler(new UffdHandlerOptions { SocketPath = socket, MemoryPath = Image, Strategy = UffdStrategy.OnDemand }, _ => Touch(socket, kind, socket));
     }
 
     private double[] Baseline(string kind)

@@ -15,9 +15,9 @@ internal sealed partial class Supervisor
     private ServedImage? _adding;
     private GuestMemoryException? _addFailure;
 
-    private string Place => UffdHandler.PlaceOf([.. _images.Select(static image => image.SocketPath)]);
-
     private int _lastImage;
+
+    private string Place => UffdHandler.PlaceOf([.. _images.Select(static image => image.SocketPath)]);
 
     private ServedImage? FindImage(string? name) => Array.Find(_images, image => image.Options.IsCalled(name));
 

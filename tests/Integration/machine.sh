@@ -26,10 +26,10 @@ newest_kernel() {
 make_systemd() {
     local source suite
     read -r source suite < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Identifier: Packages' | head -n 1)
-    debootstrap --variant=minbase --include=systemd-sysv "$suite" "$scratch/root" "$source" </dev/null
-    rm -rf -- "$scratch"/root/{var/cache/apt,var/lib/apt/lists,usr/share/doc,usr/share/man,usr/share/locale,usr/share/zoneinfo}
-    ln -s lib/systemd/systemd "$scratch/root/init"
-    echo 0123456789abcdef0123456789abcdef >"$scratch/root/etc/machine-id"
+    debootstrap --variant=minbase --include=systemd-sysv "$suite" "$scratch/tree" "$source" </dev/null
+    rm -rf -- "$scratch"/tree/{var/cache/apt,var/lib/apt/lists,usr/share/doc,usr/share/man,usr/share/locale,usr/share/zoneinfo}
+    ln -s lib/systemd/systemd "$scratch/tree/init"
+    echo 0123456789abcdef0123456789abcdef >"$scratch/tree/etc/machine-id"
     (cd -- "$scratch" && apt-get download "$(newest_kernel linux-image-cloud-amd64)" && dpkg --extract linux-image-*.deb kernel)
 }
 
@@ -37,7 +37,7 @@ make_arm64() {
     # Packages of another architecture, beside what this machine knows of its own.
     local apt=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
         -o "Dir::Cache=$scratch/cache" -o APT::Sandbox::User=root)
-    mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/root"
+    mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/tree"
     : >"$scratch/status"
     apt-get "${apt[@]}" update
     (
@@ -45,9 +45,9 @@ make_arm64() {
         apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}")" busybox-static libc6 libgcc-s1 libstdc++6
         dpkg --extract linux-image-*.deb kernel
         rm -- linux-image-*.deb
-        for package in ./*.deb; do dpkg --extract "$package" root; done
+        for package in ./*.deb; do dpkg --extract "$package" tree; done
     )
-    rm -rf -- "$scratch/root/usr/share"
+    rm -rf -- "$scratch/tree/usr/share"
 }
 
 mkdir -p -- "$base"
@@ -55,7 +55,7 @@ if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
     "make_$kind" >"$base/made.log" 2>&1 || { tail -n 5 "$base/made.log"; exit 1; }
-    archive "$base/root.cpio" "$scratch/root"
+    archive "$base/root.cpio" "$scratch/tree"
     cp -- "$scratch"/kernel/boot/vmlinuz-* "$base/vmlinuz"
     rm -rf -- "$scratch"
     trap - EXIT

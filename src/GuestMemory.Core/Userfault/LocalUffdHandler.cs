@@ -91,12 +91,14 @@ internal sealed class LocalUffdHandler : UffdHandler
         UffdServer? server = new(options);
         try
         {
+            UffdImageService? first = null;
             foreach (var image in open())
             {
                 server.Add(image, options.AcceptTimeout);
-                UffdRehearsal.Run(image.Policy, image.Source);
+                first ??= image;
             }
 
+            UffdRehearsal.Run(first!.Policy, first.Source);
             var handler = new LocalUffdHandler(options, server);
             server = null;
             handler.OfferMetrics(options);

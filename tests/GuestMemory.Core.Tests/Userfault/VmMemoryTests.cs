@@ -5,22 +5,9 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>The memory of a VM, read beside its handler by the memfd that its VMM handed over.</summary>
 [Collection(RuntimeFolder.Name)]
-public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
+public sealed class VmMemoryTests(RuntimeFolder runtime) : VmFixture(runtime)
 {
     private const int Pages = 256;
-    private readonly TestFolder _folder = new();
-    private readonly List<GuestRegionMmap> _regions = [];
-    private UffdHandler? _handler;
-
-    public void Dispose()
-    {
-        foreach (var region in _regions) region.Dispose();
-        _handler?.Stop();
-        _handler?.Dispose();
-        runtime.StopAll();
-        _folder.Dispose();
-    }
-
     /// <summary>What the VM wrote, what it gave back, and what it has not touched, which does not come by being read.</summary>
     [UffdTheory]
     [InlineData(false)]
@@ -32,8 +19,8 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         TestFolder.AssertPages(guest, 0, 16);
         guest.Write(new GuestAddress(3 * 4096), Numbered(1003));
         guest.Write(new GuestAddress(100 * 4096), Numbered(1100));
-        _regions[0].GetMmapRegion().Discard(5 * 4096, 2 * 4096);
-        _regions[0].GetMmapRegion().Discard(50 * 4096, 4096);
+        Regions[0].GetMmapRegion().Discard(5 * 4096, 2 * 4096);
+        Regions[0].GetMmapRegion().Discard(50 * 4096, 4096);
         guest.Write(new GuestAddress(6 * 4096), [1]);
         var vm = Assert.Single(handler.GetVms());
         Assert.True(vm.CanReadMemory);
@@ -94,24 +81,24 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
     [InlineData(true, true)]
     public void ItHasTheImageUnderIt(bool process, bool chunked)
     {
-        _folder.WriteImage("image", Pages);
+        Folder.WriteImage("image", Pages);
         var image = "image";
         if (chunked)
         {
             using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
             for (var page = 0; page < Pages; page++) region.Write(new MemoryRegionAddress((ulong)page * 4096), Numbered(page));
-            ChunkedImage.Write(GuestMemoryMmap.FromRegions([region]), _folder[image = "chunks"], overwrite: false);
+            ChunkedImage.Write(GuestMemoryMmap.FromRegions([region]), Folder[image = "chunks"], overwrite: false);
         }
 
-        using (var layer = File.Create(_folder["layer"]))
+        using (var layer = File.Create(Folder["layer"]))
         {
             layer.SetLength(Pages * 4096);
             layer.Position = 200 * 4096;
             layer.Write(Numbered(2200));
         }
 
-        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder[image], LayerPaths = [_folder["layer"]], Strategy = UffdStrategy.OnDemand };
-        var handler = _handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
+        var options = new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder[image], LayerPaths = [Folder["layer"]], Strategy = UffdStrategy.OnDemand };
+        var handler = Start(process, options);
         var memfd = Memfd();
         using var peer = new RawPeer(handler.SocketPath, memfd, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM);
         peer.SendWith(System.Text.Encoding.UTF8.GetString(UffdMappingList.ToJson(
@@ -124,8 +111,8 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         guest.Write(new GuestAddress(70 * 4096), Numbered(1070));
         guest.Write(new GuestAddress(7 * 4096), Numbered(1007));
         // Whatever becomes of the paths.
-        File.Delete(_folder[image]);
-        File.Delete(_folder["layer"]);
+        File.Delete(Folder[image]);
+        File.Delete(Folder["layer"]);
         var memory = Assert.Single(handler.GetVms()).OpenMemory();
         Assert.Equal([0, 64 * 4096UL], memory.Regions.Select(static region => region.GuestAddress));
         for (var page = 0; page < Pages; page++) AssertPage(memory, page, Numbered(page switch { 7 => 1007, 70 => 1070, 200 => 2200, _ => page }));
@@ -139,7 +126,7 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
     {
         var handler = Start(process);
         var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        _regions.Add(region);
+        Regions.Add(region);
         UffdRegistration.Connect(handler.SocketPath, GuestMemoryMmap.FromRegions([region]));
         Host.Until(() => handler.ConnectionCount == 1);
         var vm = Assert.Single(handler.GetVms());
@@ -160,7 +147,7 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
     {
         var handler = Start(process);
         var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        _regions.Add(region);
+        Regions.Add(region);
         using var other = Interop.Memfd.CreateSealed("other", Pages * 4096, 0);
         using var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE);
         peer.SendWith(System.Text.Encoding.UTF8.GetString(UffdMappingList.ToJson([new GuestRegionUffdMapping(region.HostAddress, region.Size, 0, 4096)])), other);
@@ -185,8 +172,8 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         var guest = Connect(handler);
         guest.Write(new GuestAddress(4096), Numbered(1001));
         var memory = Assert.Single(handler.GetVms()).OpenMemory();
-        foreach (var region in _regions) region.Dispose();
-        _regions.Clear();
+        foreach (var region in Regions) region.Dispose();
+        Regions.Clear();
         Host.Until(() => handler.ConnectionCount == 0);
         handler.Stop();
         handler.Dispose();
@@ -222,7 +209,7 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
                 var page = random.Next(Pages);
                 var number = random.Next(3) == 0 ? -1 : i;
                 Interlocked.Increment(ref changes[page]);
-                if (number == -1) _regions[0].GetMmapRegion().Discard((ulong)page * 4096, 4096);
+                if (number == -1) Regions[0].GetMmapRegion().Discard((ulong)page * 4096, 4096);
                 else guest.Write(new GuestAddress((ulong)page * 4096), Numbered(number));
                 Volatile.Write(ref now[page], number);
                 Interlocked.Increment(ref changes[page]);
@@ -272,9 +259,9 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
 
     private UffdHandler Start(bool process)
     {
-        _folder.WriteImage("image", Pages);
-        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand };
-        return _handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
+        Folder.WriteImage("image", Pages);
+        var options = new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"], Strategy = UffdStrategy.OnDemand };
+        return Start(process, options);
     }
 
     private GuestMemoryMmap Connect(UffdHandler handler)
@@ -285,10 +272,5 @@ public sealed class VmMemoryTests(RuntimeFolder runtime) : IDisposable
         return memory;
     }
 
-    private GuestRegionMmap Memfd()
-    {
-        var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithMemfd().Build(), new GuestAddress(0));
-        _regions.Add(region);
-        return region;
-    }
+    private GuestRegionMmap Memfd() => Region(new MmapRegionBuilder(Pages * 4096).WithMemfd());
 }

@@ -4,22 +4,9 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>The VMs of a handler one by one: which there are, what they are called, and how the service of one ends.</summary>
 [Collection(RuntimeFolder.Name)]
-public sealed class VmTests(RuntimeFolder runtime) : IDisposable
+public sealed class VmTests(RuntimeFolder runtime) : VmFixture(runtime)
 {
     private const int Pages = 64;
-    private readonly TestFolder _folder = new();
-    private readonly List<GuestRegionMmap> _regions = [];
-    private UffdHandler? _handler;
-
-    public void Dispose()
-    {
-        foreach (var region in _regions) region.Dispose();
-        _handler?.Stop();
-        _handler?.Dispose();
-        runtime.StopAll();
-        _folder.Dispose();
-    }
-
     [UffdTheory]
     [InlineData(false)]
     [InlineData(true)]
@@ -37,7 +24,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
             (vm.Handler, vm.SocketPath, vm.ProcessId, vm.MemorySize, vm.Strategy, vm.OnError, vm.CanReadMemory, vm.Error)));
         Assert.Equal([(UffdVmCondition.Serving, 25.0, 16L), (UffdVmCondition.Restored, 100.0, (long)Pages)], vms.Select(static vm => (vm.State, vm.PercentPresent, vm.FaultCount)));
         Assert.Equal("h-1,h-2", string.Join(',', handler.GetFigures().Vms.Select(static vm => vm.VmName)));
-        _regions[0].Dispose();
+        Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 1);
         Assert.Equal([2], handler.GetVms().Select(static vm => vm.Id));
         Connect(handler);
@@ -71,7 +58,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         Assert.Equal(new string('w', 64), handler.GetVms()[0].Name);
         vm.SetOnError(UffdOnError.Kill);
         Assert.Equal([UffdOnError.Kill, UffdOnError.Poison], handler.GetVms().Select(static vm => vm.OnError));
-        _regions[0].Dispose();
+        Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 1);
         Refuses(GuestMemoryError.VmNotFound, () => vm.Rename("db"));
         Refuses(GuestMemoryError.VmNotFound, () => vm.SetOnError(UffdOnError.Poison));
@@ -88,8 +75,8 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         var (first, second) = (Connect(handler), Connect(handler));
         TestFolder.AssertPages(first, 0, 16);
         TestFolder.AssertPages(second, 0, 16);
-        _regions[0].GetMmapRegion().Discard(3 * 4096, 4096);
-        _regions[0].GetMmapRegion().Discard(40 * 4096, 4096);
+        Regions[0].GetMmapRegion().Discard(3 * 4096, 4096);
+        Regions[0].GetMmapRegion().Discard(40 * 4096, 4096);
         handler.GetVms()[0].Stop(UffdOnError.Poison);
         Assert.Equal([2], handler.GetVms().Select(static vm => vm.Id));
         Assert.Null(handler.Error);
@@ -103,7 +90,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
 
         Refuses(GuestMemoryError.PageNotAccessible, () => Read(first, 20, new byte[8]));
         // A removal waits for no handler.
-        _regions[0].GetMmapRegion().Discard(10 * 4096, 4096);
+        Regions[0].GetMmapRegion().Discard(10 * 4096, 4096);
         TestFolder.AssertPages(second, 0, Pages);
     }
 
@@ -118,7 +105,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         var worker = handler.WorkerProcessId;
         Assert.True(Signal(worker, 19));
         var stopping = Task.Run(() => handler.GetVms()[0].Stop());
-        Host.Until(() => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId))).Contains("is stopped as ordered (Poison)", StringComparison.Ordinal));
+        Host.Until(() => File.ReadAllText(UffdRuntimeFolder.LogOf(UffdRuntimeFolder.SocketOf(Runtime.Folder.Path, handler.ProcessId))).Contains("is stopped as ordered (Poison)", StringComparison.Ordinal));
         Assert.True(Signal(worker, 9));
         Assert.True(stopping.Wait(Host.Patience));
         Assert.Equal([2], handler.GetVms().Select(static vm => vm.Id));
@@ -184,7 +171,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
             Assert.Equal(UffdOnError.Poison, handler.GetVms()[0].OnError);
         }
 
-        Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", _folder["image"]).Code);
+        Assert.Equal(0, Compiler.Run("truncate", "-s", "65536", Folder["image"]).Code);
         Refuses(GuestMemoryError.PageNotAccessible, () => Read(first, 40, new byte[8]));
         Assert.Equal(2, handler.ConnectionCount);
         Refuses(GuestMemoryError.HandlerGone, () => Read(second, 40, new byte[8]));
@@ -208,7 +195,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         first.Write(new GuestAddress(7 * 4096), [1]);
         Assert.Equal([[7], [6]], handler.GetDirtyBitmaps(clear: true).Select(PagesOf));
         Assert.Empty(Dirty(one, clear: true).Concat(Dirty(two, clear: true)));
-        _regions[0].Dispose();
+        Regions[0].Dispose();
         Host.Until(() => handler.ConnectionCount == 1);
         Refuses(GuestMemoryError.VmNotFound, () => one.GetDirtyBitmaps());
     }
@@ -222,7 +209,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         first.Write(new GuestAddress(5 * 4096), [1]);
         second.Write(new GuestAddress(6 * 4096), [1]);
         var (one, two) = (handler.GetVms()[0], handler.GetVms()[1]);
-        using (var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!)
+        using (var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(Runtime.Folder.Path, handler.ProcessId), out _)!)
         {
             using var file = client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Dirty, Vm = one.Id, Clear = true }, CancellationToken.None, out _)!;
             Assert.Equal([5], PagesOf(Assert.Single(WrittenPages.FromFile(file))));
@@ -250,7 +237,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         var handler = Start(process: true);
         Connect(handler);
         Host.Until(() => handler.ConnectionCount == 1);
-        using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(runtime.Folder.Path, handler.ProcessId), out _)!;
+        using var client = UffdControlClient.TryConnect(UffdRuntimeFolder.SocketOf(Runtime.Folder.Path, handler.ProcessId), out _)!;
         foreach (var (request, error) in new[]
         {
             (new UffdControlRequest { Request = "set-vm", Vm = 7, Name = "a" }, GuestMemoryError.VmNotFound),
@@ -272,7 +259,7 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         }
 
         Assert.Equal("h-1", string.Join(',', handler.GetVms().Select(static vm => vm.Name)));
-        TestFolder.AssertPages(GuestMemoryMmap.FromRegions(_regions), 0, Pages);
+        TestFolder.AssertPages(GuestMemoryMmap.FromRegions(Regions), 0, Pages);
     }
 
     private static void Refuses(GuestMemoryError error, Action action) => Assert.Equal(error, Assert.Throws<GuestMemoryException>(action).Error);
@@ -296,8 +283,8 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
     /// <summary>Another process, whose memory has come and that stays.</summary>
     private Process Vmm(UffdHandler handler)
     {
-        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
-        var vmm = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--image", _folder["image"], "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
+        var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), Folder["client"]);
+        var vmm = Process.Start(new ProcessStartInfo(client, [handler.SocketPath, "1", "--image", Folder["image"], "--stay"]) { UseShellExecute = false, RedirectStandardOutput = true })!;
         Assert.Contains("\"bad\":0}", vmm.StandardOutput.ReadLine(), StringComparison.Ordinal);
         Host.Until(() => handler.GetVms().Any(vm => vm.ProcessId == vmm.Id));
         return vmm;
@@ -305,9 +292,9 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
 
     private UffdHandler Start(bool process, bool trackDirty = false, UffdOnError onError = UffdOnError.Poison)
     {
-        _folder.WriteImage("image", 256);
-        var options = new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = UffdStrategy.OnDemand, TrackDirty = trackDirty, OnError = onError };
-        return _handler = process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
+        Folder.WriteImage("image", 256);
+        var options = new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"], Strategy = UffdStrategy.OnDemand, TrackDirty = trackDirty, OnError = onError };
+        return Start(process, options);
     }
 
     private GuestMemoryMmap Connect(UffdHandler handler)
@@ -319,10 +306,5 @@ public sealed class VmTests(RuntimeFolder runtime) : IDisposable
         return memory;
     }
 
-    private GuestRegionMmap Region()
-    {
-        var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        _regions.Add(region);
-        return region;
-    }
+    private GuestRegionMmap Region() => Region(new MmapRegionBuilder(Pages * 4096));
 }

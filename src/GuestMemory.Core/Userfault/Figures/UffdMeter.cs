@@ -17,7 +17,7 @@ internal sealed class UffdMeter : IDisposable
     private readonly KeyValuePair<string, object?> _strategy;
     private readonly Func<IReadOnlyList<UffdFigures>> _ask;
     private readonly Lock _lock = new();
-    private readonly OpenMetricsText _text;
+    private OpenMetricsText? _text;
     private IReadOnlyList<UffdFigures>? _images;
     private long _askedAt;
 
@@ -29,8 +29,6 @@ internal sealed class UffdMeter : IDisposable
     {
         _strategy = new(OpenMetricsText.Untold, strategy.ToString());
         _ask = images;
-        // First, so that its families come in this order.
-        _text = new OpenMetricsText(_meter);
         Counter("faults", "{fault}", "Page faults that were answered.", static all => UffdFiguresText.Outcomes(all).Select(static entry => (entry.Count, Tag("outcome", entry.Outcome))));
         Counter("deferred", "{fault}", "Page faults that had to wait.", static all => One(all.DeferredCount));
         Counter("bytes", "By", "Bytes that were brought in.", static all => UffdFiguresText.Paths(all).Select(static entry => (entry.Count, Tag("path", entry.Path))));
@@ -49,16 +47,18 @@ internal sealed class UffdMeter : IDisposable
         Counter("vm.poisoned", "{page}", "Pages of a VM that were poisoned.", static all => OfVms(all, static vm => vm.PoisonedCount));
     }
 
-    /// <summary>What the instruments measure now, as OpenMetrics text.</summary>
+    /// <summary>What the instruments measure now, as OpenMetrics text. For one thread at a time.</summary>
     public string ToOpenMetrics()
     {
         lock (_lock) _images = null;
+        // Most handlers have no endpoint, and nothing listens there.
+        _text ??= new OpenMetricsText(_meter);
         return _text.Read();
     }
 
     public void Dispose()
     {
-        _text.Dispose();
+        _text?.Dispose();
         _meter.Dispose();
     }
 

@@ -24,6 +24,9 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
 
     public UffdPolicy Policy => policy;
 
+    /// <summary>Who fills its VMs ahead; null where nothing is. Of every thread once a server has the image.</summary>
+    public UffdFiller? Filler { get; set; }
+
     /// <summary>What was counted for its VMs that have ended. Under the lock of the server.</summary>
     public UffdTotals Ended { get; } = new();
 

@@ -27,8 +27,8 @@ internal sealed partial class UffdServer
     /// <param name="acceptTimeout">How long the first VMM may take to connect; null for ever.</param>
     public void Add(UffdImageService image, TimeSpan? acceptTimeout = null)
     {
-        // No VM waits for the start of its threads.
-        _ = _helpers.FillerOf(image.Policy);
+        // Now, so that no VM waits for the start of its threads.
+        image.Filler = _helpers.FillerOf(image.Policy);
         image.Accept(_options, acceptTimeout, error => _error = error);
         lock (_lock) _images.Add(image);
     }

@@ -3,18 +3,17 @@ namespace GuestMemory.Core.Userfault;
 /// <summary>What the VMs of a handler share, of whichever image they are: who fills ahead, who waits for disks, and memory to make pages in.</summary>
 internal sealed class UffdVmHelpers : IDisposable
 {
-    private readonly Lock _lock = new();
     private UffdFiller? _filler;
 
     public UffdFetchers Fetchers { get; } = new();
 
     public PageScratchPool Scratches { get; } = new();
 
-    /// <summary>Who fills the VMs of an image ahead; null where nothing is. All images of a handler have one filler, with one budget. For any thread.</summary>
+    /// <summary>Who fills the VMs of an image ahead; null where nothing is. All images of a handler have one filler, with one budget. For one thread at a time.</summary>
     public UffdFiller? FillerOf(UffdPolicy policy)
     {
         if (!policy.FillsAll && policy.Replay is null) return null;
-        lock (_lock) return _filler ??= new UffdFiller(policy);
+        return _filler ??= new UffdFiller(policy);
     }
 
     public void Dispose()

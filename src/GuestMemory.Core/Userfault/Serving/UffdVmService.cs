@@ -15,7 +15,6 @@ internal sealed class UffdVmService : IDisposable
     // Read by every thread, written before the thread starts.
     private readonly SafeDescriptor _wake;
     private readonly UffdVmHelpers _helpers;
-    private readonly UffdFiller? _filler;
     private readonly Action<UffdVm, string>? _failed;
     private readonly Action<UffdVmService> _finished;
     private readonly Thread _thread;
@@ -40,7 +39,6 @@ internal sealed class UffdVmService : IDisposable
     /// <param name="identity">Which VM it is, taken over too; null where another process knows that.</param>
     public UffdVmService(UffdVm vm, UffdConnection connection, UffdImageService image, UffdVmHelpers helpers, Action<UffdVm, string>? failed, Action<UffdVmService> finished, UffdVmIdentity? identity = null)
     {
-        _filler = helpers.FillerOf(image.Policy);
         _wake = EventFd.Create();
         Vm = vm;
         Connection = connection;
@@ -130,7 +128,7 @@ internal sealed class UffdVmService : IDisposable
             _threadId = Signals.CurrentThread();
             Vm.Fetches = new UffdFetches(_helpers.Fetchers, Image.Source, _wake);
             Vm.RecordWhatCame();
-            _fill = _filler?.Add(Vm);
+            _fill = Image.Filler?.Add(Vm);
             while (!IsEnding) Turn();
         }
 #pragma warning disable CA1031 // Whatever went wrong with this VM ends its service and must not end the process.
@@ -140,7 +138,7 @@ internal sealed class UffdVmService : IDisposable
         }
 #pragma warning restore CA1031
         // Each may wait for a disk, and only this thread does.
-        if (_fill is not null) _filler!.Remove(_fill);
+        if (_fill is not null) Image.Filler!.Remove(_fill);
         Vm.Fetches?.End();
         if (!Vm.IsOver) why ??= _whyStopped;
         if (why is not null) Vm.Abandon(why);

@@ -21,7 +21,7 @@ public sealed partial class ImagesTests
         AssertImage(web, 0);
         AssertImage(db, 1);
         // A worker that was started afterwards lets go of an image too.
-        _regions[1].Dispose();
+        Regions[1].Dispose();
         Host.Until(() => handler.Images[1].ConnectionCount == 0);
         handler.Images[1].Remove();
         handler.AddImage(Image("db"));
@@ -32,7 +32,7 @@ public sealed partial class ImagesTests
     public void AVmKeepsItsImageThroughUpgrades()
     {
         var handler = Start(process: true);
-        _folder.WriteImage("late", Pages, firstNumber: 2 * Far);
+        Folder.WriteImage("late", Pages, firstNumber: 2 * Far);
         handler.AddImage(Image("late"));
         var memories = new[] { Connect("web"), Connect("db"), Connect("late") };
         for (var i = 0; i < 3; i++) AssertImage(memories[i], i, 8);
@@ -65,16 +65,16 @@ public sealed partial class ImagesTests
         var (web, db) = (Connect("web"), Connect("db"));
         AssertImage(web, 0, 4);
         AssertImage(db, 1, 4);
-        using (var file = File.Open(_folder["db"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
+        using (var file = File.Open(Folder["db"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
         Assert.True(Kill(handler.WorkerProcessId));
         Host.Until(() => handler.Images[1].State == UffdImageState.Failed);
-        Assert.Contains($"{_folder["db"]} was written to", handler.Images[1].Error, StringComparison.Ordinal);
+        Assert.Contains($"{Folder["db"]} was written to", handler.Images[1].Error, StringComparison.Ordinal);
         AssertImage(web, 0);
         AssertImage(Connect("web"), 0);
         // What has come stays, what has not is never of two memories.
         AssertImage(db, 1, 4);
         Assert.ThrowsAny<GuestMemoryException>(() => db.ReadExact(new GuestAddress(8 * 4096), new byte[8]));
-        Assert.False(File.Exists(_folder["db.sock"]));
+        Assert.False(File.Exists(Folder["db.sock"]));
         AssertError(GuestMemoryError.UpgradeFailed, () => handler.Upgrade(TimeSpan.FromSeconds(60)));
         handler.Images[1].Remove(force: true);
         handler.AddImage(Image("db"));
@@ -87,8 +87,8 @@ public sealed partial class ImagesTests
     public void AHandlerServesManyImages()
     {
         const int Count = 250;
-        for (var i = 0; i < Count; i++) _folder.WriteImage($"vm-{i}", Pages, firstNumber: i * Far);
-        var handler = _handler = UffdHandler.StartProcess(new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. Enumerable.Range(0, Count).Select(i => Image($"vm-{i}"))] });
+        for (var i = 0; i < Count; i++) Folder.WriteImage($"vm-{i}", Pages, firstNumber: i * Far);
+        var handler = Start(process: true, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. Enumerable.Range(0, Count).Select(i => Image($"vm-{i}"))] });
         Assert.Equal(Count, handler.Images.Count);
         foreach (var number in new[] { 0, 100, Count - 1 })
         {

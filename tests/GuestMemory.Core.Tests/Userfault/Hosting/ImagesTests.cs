@@ -2,24 +2,10 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>Several images in one handler, in this process and in a process of its own: each VM has the memory of the socket that it connected to.</summary>
 [Collection(RuntimeFolder.Name)]
-public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
+public sealed partial class ImagesTests(RuntimeFolder runtime) : VmFixture(runtime)
 {
     private const int Pages = 32;
     private const int Far = 1000;
-
-    private readonly TestFolder _folder = new();
-    private readonly List<GuestRegionMmap> _regions = [];
-    private UffdHandler? _handler;
-
-    public void Dispose()
-    {
-        foreach (var region in _regions) region.Dispose();
-        _handler?.Stop();
-        _handler?.Dispose();
-        runtime.StopAll();
-        foreach (var log in Directory.GetFiles(runtime.Folder.Path, "*.log")) File.Delete(log);
-        _folder.Dispose();
-    }
 
     [UffdTheory]
     [InlineData(false)]
@@ -28,17 +14,17 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     {
         var handler = Start(process);
         Assert.Equal((null, null), (handler.SocketPath, handler.MemoryPath));
-        Assert.Equal([("web", _folder["web.sock"], _folder["web"], UffdImageState.Serving, 0), ("db", _folder["db.sock"], _folder["db"], UffdImageState.Serving, 0)],
+        Assert.Equal([("web", Folder["web.sock"], Folder["web"], UffdImageState.Serving, 0), ("db", Folder["db.sock"], Folder["db"], UffdImageState.Serving, 0)],
             handler.Images.Select(static image => (image.Name, image.SocketPath, image.MemoryPath, image.State, image.ConnectionCount)));
         var (web, db) = (Connect("web"), Connect("db"));
         AssertImage(db, 1);
         AssertImage(web, 0);
         Host.Until(() => handler.FaultCount == 2 * Pages);
-        Assert.Equal([(1, "web-1", "web", _folder["web.sock"]), (2, "db-2", "db", _folder["db.sock"])], handler.GetVms().Select(static vm => (vm.Id, vm.Name, vm.Image, vm.SocketPath)));
+        Assert.Equal([(1, "web-1", "web", Folder["web.sock"]), (2, "db-2", "db", Folder["db.sock"])], handler.GetVms().Select(static vm => (vm.Id, vm.Name, vm.Image, vm.SocketPath)));
         Assert.Equal([1, 1], handler.Images.Select(static image => image.ConnectionCount));
-        Assert.Equal($"{_folder["web.sock"]} and {_folder["db.sock"]}", handler.ToString());
+        Assert.Equal($"{Folder["web.sock"]} and {Folder["db.sock"]}", handler.ToString());
         handler.Stop();
-        Assert.False(File.Exists(_folder["web.sock"]) || File.Exists(_folder["db.sock"]));
+        Assert.False(File.Exists(Folder["web.sock"]) || File.Exists(Folder["db.sock"]));
         if (process) Assert.Equal(1, handler.WorkerCount);
     }
 
@@ -49,23 +35,23 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     {
         var before = Host.Resources();
         var handler = Start(process, "web");
-        Assert.Equal(_folder["web.sock"], handler.SocketPath ?? handler.Images[0].SocketPath);
+        Assert.Equal(Folder["web.sock"], handler.SocketPath ?? handler.Images[0].SocketPath);
         var web = Connect("web");
         AssertImage(web, 0, Pages / 2);
         var added = handler.AddImage(Image("db"));
-        Assert.Equal(("db", _folder["db.sock"], UffdImageState.Serving), (added.Name, added.SocketPath, added.State));
+        Assert.Equal(("db", Folder["db.sock"], UffdImageState.Serving), (added.Name, added.SocketPath, added.State));
         var db = Connect("db");
         AssertImage(db, 1, Pages / 2);
         Host.Until(() => handler.Images.All(static image => image.ConnectionCount == 1));
         AssertError(GuestMemoryError.VmsInService, () => handler.Images[1].Remove());
         AssertImage(Connect("db"), 1);
-        _regions[1].Dispose();
-        _regions[2].Dispose();
+        Regions[1].Dispose();
+        Regions[2].Dispose();
         Host.Until(() => handler.Images[1].ConnectionCount == 0);
         var faults = handler.FaultCount;
         handler.Images[1].Remove();
         Assert.Equal("web", Assert.Single(handler.Images).Name);
-        Assert.False(File.Exists(_folder["db.sock"]));
+        Assert.False(File.Exists(Folder["db.sock"]));
         // What was counted stays counted.
         Assert.True(handler.FaultCount >= faults && faults >= Pages * 2);
         AssertError(GuestMemoryError.UffdImageNotFound, () => added.Remove());
@@ -76,7 +62,7 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         AssertImage(Connect("db"), 5);
         AssertImage(web, 0);
         Assert.Null(handler.Error);
-        foreach (var region in _regions) region.Dispose();
+        foreach (var region in Regions) region.Dispose();
         handler.Stop();
         handler.Dispose();
         if (!process) Host.AssertNoneLeft(before);
@@ -108,30 +94,30 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         var handler = Start(process, "web");
         var web = Connect("web");
         AssertImage(web, 0, 4);
-        File.WriteAllText(_folder["broken"], "GMCHUNK1" + new string('x', 100));
-        File.WriteAllText(_folder["full"], "x");
+        File.WriteAllText(Folder["broken"], "GMCHUNK1" + new string('x', 100));
+        File.WriteAllText(Folder["full"], "x");
         foreach (var (image, error) in new[]
         {
             (Image("web"), GuestMemoryError.NameInUse),
-            (Image("WEB") with { SocketPath = _folder["other.sock"] }, GuestMemoryError.NameInUse),
-            (Image("db") with { SocketPath = _folder["web.sock"] }, GuestMemoryError.NameInUse),
+            (Image("WEB") with { SocketPath = Folder["other.sock"] }, GuestMemoryError.NameInUse),
+            (Image("db") with { SocketPath = Folder["web.sock"] }, GuestMemoryError.NameInUse),
             (Image("a/b"), GuestMemoryError.ValueNotSupported),
             (Image("7"), GuestMemoryError.ValueNotSupported),
             (Image("db") with { MemoryPath = "" }, GuestMemoryError.ValueNotSupported),
-            (Image("db") with { MemoryPath = _folder["none"] }, GuestMemoryError.ImageNotFound),
-            (Image("db") with { MemoryPath = _folder["broken"] }, GuestMemoryError.InvalidImage),
-            (Image("db") with { SocketPath = _folder["full"] }, GuestMemoryError.NotASocket),
-            (Image("db") with { SocketPath = _folder[new string('x', 108)] }, GuestMemoryError.SocketPathTooLong),
-            (Image("db") with { RecordPath = _folder["none/record"] }, GuestMemoryError.InvalidRecord),
-            (Image("db") with { ReplayPath = _folder["none"] }, process ? GuestMemoryError.RecordNotFound : GuestMemoryError.ValueNotSupported),
+            (Image("db") with { MemoryPath = Folder["none"] }, GuestMemoryError.ImageNotFound),
+            (Image("db") with { MemoryPath = Folder["broken"] }, GuestMemoryError.InvalidImage),
+            (Image("db") with { SocketPath = Folder["full"] }, GuestMemoryError.NotASocket),
+            (Image("db") with { SocketPath = Folder[new string('x', 108)] }, GuestMemoryError.SocketPathTooLong),
+            (Image("db") with { RecordPath = Folder["none/record"] }, GuestMemoryError.InvalidRecord),
+            (Image("db") with { ReplayPath = Folder["none"] }, process ? GuestMemoryError.RecordNotFound : GuestMemoryError.ValueNotSupported),
         })
         {
             AssertError(error, () => handler.AddImage(image));
             Assert.Equal("web", Assert.Single(handler.Images).Name);
-            Assert.False(File.Exists(_folder["db.sock"]));
+            Assert.False(File.Exists(Folder["db.sock"]));
         }
 
-        Assert.Equal("x", File.ReadAllText(_folder["full"]));
+        Assert.Equal("x", File.ReadAllText(Folder["full"]));
         handler.AddImage(Image("db"));
         AssertImage(Connect("db"), 1);
         AssertImage(web, 0);
@@ -141,23 +127,23 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     [Fact]
     public void OptionsThatContradictEachOtherAreRefused()
     {
-        _folder.WriteImage("web", Pages);
+        Folder.WriteImage("web", Pages);
         foreach (var (options, error) in new[]
         {
-            (new UffdHandlerOptions { MemoryPath = _folder["web"] }, GuestMemoryError.ValueNotSupported),
-            (new UffdHandlerOptions { SocketPath = _folder["h.sock"] }, GuestMemoryError.ValueNotSupported),
-            (new UffdHandlerOptions { SocketPath = _folder["h.sock"], Images = [Image("web")] }, GuestMemoryError.ValueNotSupported),
-            (new UffdHandlerOptions { RecordPath = _folder["record"], Images = [Image("web")] }, GuestMemoryError.ValueNotSupported),
-            (new UffdHandlerOptions { Images = [Image("web"), Image("Web") with { SocketPath = _folder["a.sock"] }] }, GuestMemoryError.NameInUse),
-            (new UffdHandlerOptions { Images = [Image("web"), Image("db") with { SocketPath = _folder["web.sock"] }] }, GuestMemoryError.NameInUse),
-            (new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [Image("web") with { RecordPath = _folder["r"] }, Image("db") with { RecordPath = _folder["r"] }] }, GuestMemoryError.NameInUse),
+            (new UffdHandlerOptions { MemoryPath = Folder["web"] }, GuestMemoryError.ValueNotSupported),
+            (new UffdHandlerOptions { SocketPath = Folder["h.sock"] }, GuestMemoryError.ValueNotSupported),
+            (new UffdHandlerOptions { SocketPath = Folder["h.sock"], Images = [Image("web")] }, GuestMemoryError.ValueNotSupported),
+            (new UffdHandlerOptions { RecordPath = Folder["record"], Images = [Image("web")] }, GuestMemoryError.ValueNotSupported),
+            (new UffdHandlerOptions { Images = [Image("web"), Image("Web") with { SocketPath = Folder["a.sock"] }] }, GuestMemoryError.NameInUse),
+            (new UffdHandlerOptions { Images = [Image("web"), Image("db") with { SocketPath = Folder["web.sock"] }] }, GuestMemoryError.NameInUse),
+            (new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [Image("web") with { RecordPath = Folder["r"] }, Image("db") with { RecordPath = Folder["r"] }] }, GuestMemoryError.NameInUse),
             (new UffdHandlerOptions { Images = [.. Enumerable.Range(0, 257).Select(i => Image($"web{i}"))] }, GuestMemoryError.ValueNotSupported),
             (new UffdHandlerOptions { Images = [Image("web"), Image("none")] }, GuestMemoryError.ImageNotFound),
         })
         {
             AssertError(error, () => UffdHandler.Start(options));
             AssertError(error, () => UffdHandler.StartProcess(options));
-            Assert.False(File.Exists(_folder["web.sock"]));
+            Assert.False(File.Exists(Folder["web.sock"]));
         }
     }
 
@@ -177,19 +163,19 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     [InlineData(true)]
     public void EachImageHasItsOwnRecord(bool process)
     {
-        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) _folder.WriteImage(name, Pages, firstNumber: number);
-        _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [Image("web") with { RecordPath = _folder["web.rec"] }] });
-        _handler.AddImage(Image("db") with { RecordPath = _folder["db.rec"] });
+        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) Folder.WriteImage(name, Pages, firstNumber: number);
+        var handler = Start(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [Image("web") with { RecordPath = Folder["web.rec"] }] });
+        handler.AddImage(Image("db") with { RecordPath = Folder["db.rec"] });
         var (web, db) = (Connect("web"), Connect("db"));
         AssertImage(web, 0, 3);
         AssertImage(db, 1, 5);
-        foreach (var region in _regions) region.Dispose();
-        Host.Until(() => TouchRecord.Load(_folder["web.rec"], Pages * 4096).Length == 3 && TouchRecord.Load(_folder["db.rec"], Pages * 4096).Length == 5);
-        _handler.Stop();
+        foreach (var region in Regions) region.Dispose();
+        Host.Until(() => TouchRecord.Load(Folder["web.rec"], Pages * 4096).Length == 3 && TouchRecord.Load(Folder["db.rec"], Pages * 4096).Length == 5);
+        handler.Stop();
         // What the VM of one image touched comes first to the next VM of it.
-        _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.Replay, Images = [Image("web") with { ReplayPath = _folder["web.rec"] }, Image("db") with { ReplayPath = _folder["db.rec"] }] });
+        handler = Start(process, new UffdHandlerOptions { Strategy = UffdStrategy.Replay, Images = [Image("web") with { ReplayPath = Folder["web.rec"] }, Image("db") with { ReplayPath = Folder["db.rec"] }] });
         (web, db) = (Connect("web"), Connect("db"));
-        Host.Until(() => string.Join(' ', _handler.GetVms().Select(static vm => vm.Figures.PresentPageCount)) == "3 5");
+        Host.Until(() => string.Join(' ', handler.GetVms().Select(static vm => vm.Figures.PresentPageCount)) == "3 5");
         AssertImage(web, 0);
         AssertImage(db, 1);
     }
@@ -199,8 +185,8 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     [InlineData(true)]
     public void LimitsAreThoseOfAllImagesTogether(bool process)
     {
-        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) _folder.WriteImage(name, Pages, firstNumber: number);
-        var handler = _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, MaxConnections = 1, MetricsPath = _folder["metrics"], Images = [Image("web"), Image("db")] });
+        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) Folder.WriteImage(name, Pages, firstNumber: number);
+        var handler = Start(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, MaxConnections = 1, MetricsPath = Folder["metrics"], Images = [Image("web"), Image("db")] });
         var web = Connect("web");
         AssertImage(web, 0, 4);
         try
@@ -216,29 +202,29 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         AssertImage(web, 0);
         Host.Until(() => handler.FaultCount == Pages);
         var text = UffdFiguresText.ToOpenMetrics([.. handler.Images.Select(image => handler.GetFigures() with { Image = image.Name, SocketPath = image.SocketPath })]);
-        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{_folder["db.sock"]}\",image=\"db\"}}", text, StringComparison.Ordinal);
-        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{_folder["web.sock"]}\",image=\"web\"}} 1\n", Metrics(), StringComparison.Ordinal);
-        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{_folder["db.sock"]}\",image=\"db\"}} 0\n", Metrics(), StringComparison.Ordinal);
-        Assert.Contains($"guestmemory_uffd_faults_total{{socket=\"{_folder["web.sock"]}\",image=\"web\",outcome=\"copied\"}} {Pages}\n", Metrics(), StringComparison.Ordinal);
+        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{Folder["db.sock"]}\",image=\"db\"}}", text, StringComparison.Ordinal);
+        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{Folder["web.sock"]}\",image=\"web\"}} 1\n", Metrics(), StringComparison.Ordinal);
+        Assert.Contains($"guestmemory_uffd_vms{{socket=\"{Folder["db.sock"]}\",image=\"db\"}} 0\n", Metrics(), StringComparison.Ordinal);
+        Assert.Contains($"guestmemory_uffd_faults_total{{socket=\"{Folder["web.sock"]}\",image=\"web\",outcome=\"copied\"}} {Pages}\n", Metrics(), StringComparison.Ordinal);
     }
 
     private string Metrics()
     {
         using var socket = new System.Net.Sockets.Socket(System.Net.Sockets.AddressFamily.Unix, System.Net.Sockets.SocketType.Stream, System.Net.Sockets.ProtocolType.Unspecified);
-        socket.Connect(new System.Net.Sockets.UnixDomainSocketEndPoint(_folder["metrics"]));
+        socket.Connect(new System.Net.Sockets.UnixDomainSocketEndPoint(Folder["metrics"]));
         socket.Send("GET /metrics HTTP/1.0\r\n\r\n"u8);
         using var stream = new System.Net.Sockets.NetworkStream(socket);
         using var reader = new StreamReader(stream);
         return reader.ReadToEnd();
     }
 
-    private UffdImageOptions Image(string name) => new() { Name = name, SocketPath = _folder[name.Replace('/', '-') + ".sock"], MemoryPath = _folder[name.Replace('/', '-')] };
+    private UffdImageOptions Image(string name) => new() { Name = name, SocketPath = Folder[name.Replace('/', '-') + ".sock"], MemoryPath = Folder[name.Replace('/', '-')] };
 
     /// <summary>A handler of images; the pages of the second one have numbers from <see cref="Far"/> on.</summary>
     private UffdHandler Start(bool process, params string[] names)
     {
-        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) _folder.WriteImage(name, Pages, firstNumber: number);
-        return _handler = Run(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. (names.Length > 0 ? names : ["web", "db"]).Select(Image)] });
+        foreach (var (name, number) in new[] { ("web", 0), ("db", Far) }) Folder.WriteImage(name, Pages, firstNumber: number);
+        return Start(process, new UffdHandlerOptions { Strategy = UffdStrategy.OnDemand, Images = [.. (names.Length > 0 ? names : ["web", "db"]).Select(Image)] });
     }
 
     /// <summary>A worker closes what it had of an image a moment after the supervisor.</summary>
@@ -246,7 +232,7 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
     {
         try
         {
-            _folder.WriteImage(name, Pages, firstNumber: number);
+            Folder.WriteImage(name, Pages, firstNumber: number);
             return true;
         }
         catch (IOException)
@@ -255,14 +241,10 @@ public sealed partial class ImagesTests(RuntimeFolder runtime) : IDisposable
         }
     }
 
-    private static UffdHandler Run(bool process, UffdHandlerOptions options) => process ? UffdHandler.StartProcess(options) : UffdHandler.Start(options);
-
     private GuestMemoryMmap Connect(string image)
     {
-        var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).Build(), new GuestAddress(0));
-        _regions.Add(region);
-        var memory = GuestMemoryMmap.FromRegions([region]);
-        UffdRegistration.Connect(_folder[image + ".sock"], memory);
+        var memory = GuestMemoryMmap.FromRegions([Region(new MmapRegionBuilder(Pages * 4096))]);
+        UffdRegistration.Connect(Folder[image + ".sock"], memory);
         return memory;
     }
 
