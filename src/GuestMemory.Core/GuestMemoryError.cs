@@ -98,6 +98,24 @@ public enum GuestMemoryError
     /// <summary>The VM was removed.</summary>
     VmDisposed,
 
+    // Xen
+    /// <summary>Flags of a Xen mapping that are unknown, or that exclude each other (upstream: MmapFlags).</summary>
+    MmapFlags,
+    /// <summary>A foreign or grant mapping without the file of its device (upstream: InvalidFileOffset).</summary>
+    InvalidFileOffset,
+    /// <summary>A foreign or grant mapping from another offset of its device than 0 (upstream: InvalidOffsetLength).</summary>
+    InvalidOffsetLength,
+    /// <summary>A frame of another domain cannot be mapped.</summary>
+    FrameNotMapped,
+    /// <summary>Pages of another domain cannot be mapped by their grant references.</summary>
+    GrantNotMapped,
+    /// <summary>There is no such domain on this Xen host.</summary>
+    DomainNotFound,
+    /// <summary>This user may not use Xen's device.</summary>
+    XenDenied,
+    /// <summary>This host is not a Xen domain, or its kernel lacks the device.</summary>
+    XenUnsupported,
+
     // userfaultfd and the hand-over
     /// <summary>This user may not create a userfaultfd.</summary>
     UffdDenied,

@@ -6,9 +6,9 @@ namespace GuestMemory.Core.Tests;
 internal static class Compiler
 {
     /// <summary>Compiles a program and returns its path.</summary>
-    public static string Compile(string source, string output)
+    public static string Compile(string source, string output, params string[] options)
     {
-        var (code, text) = Run("cc", "-O2", "-pthread", "-o", output, source);
+        var (code, text) = Run("cc", ["-O2", "-pthread", .. options, "-o", output, source]);
         Assert.True(code == 0, text);
         return output;
     }

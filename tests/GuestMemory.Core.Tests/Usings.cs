@@ -4,6 +4,7 @@ global using GuestMemory.Core.Interop;
 global using GuestMemory.Core.Kvm;
 global using GuestMemory.Core.Userfault;
 global using GuestMemory.Core.VmControl;
+global using GuestMemory.Core.Xen;
 global using static GuestMemory.Core.Tests.TestProcess;
 
 // Descriptors, threads and the pool of huge pages belong to the whole process.

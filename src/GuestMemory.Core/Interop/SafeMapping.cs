@@ -18,6 +18,7 @@ internal sealed class SafeMapping : SafeHandle
     private bool _reserves;
     private bool _collected;
     private SafeMapping? _reservation;
+    private Action? _afterUnmap;
 
     public SafeMapping(nint address, nuint length, bool owned = true)
         : this(address, length, owned, isReservation: false)
@@ -47,6 +48,13 @@ internal sealed class SafeMapping : SafeHandle
         return this;
     }
 
+    /// <summary>Calls an action, which throws nothing, when the memory was unmapped; it may run on the finalizer's thread.</summary>
+    public SafeMapping AfterUnmap(Action action)
+    {
+        _afterUnmap = action;
+        return this;
+    }
+
     protected override void Dispose(bool disposing)
     {
         _collected = !disposing;
@@ -54,6 +62,13 @@ internal sealed class SafeMapping : SafeHandle
     }
 
     protected override bool ReleaseHandle()
+    {
+        var released = Unmap();
+        _afterUnmap?.Invoke();
+        return released;
+    }
+
+    private bool Unmap()
     {
         if (!_owned) return true;
         if (_collected || !_reserves)

@@ -65,7 +65,7 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     /// <summary>The mapping behind the region (vm-memory's get_mmap).</summary>
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable: its memory is not a mapping of this process.</exception>
     public MmapRegion GetMmapRegion() => _memory as MmapRegion ?? throw new GuestMemoryException(GuestMemoryError.HostAddressNotAvailable,
-        $"Region {this} is not a mapping of this process. A memory slot of a VM, the hand-over to a page-fault handler and the release of pages need one.");
+        $"Region {this} is not an ordinary mapping of this process. A memory slot of a VM, the hand-over to a page-fault handler and the release of pages need one.");
 
     /// <summary>Checks that <paramref name="size"/> bytes from an address on stay below 2^64.</summary>
     /// <exception cref="GuestMemoryException">InvalidGuestRegion.</exception>

@@ -51,8 +51,8 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     /// <summary>The file behind the memory and where in it the memory starts (vm-memory's file_offset); null without a file.</summary>
     public virtual FileOffset? File => null;
 
-    /// <summary>Whether it lies on huge pages of hugetlbfs; null where that is not known.</summary>
-    public virtual bool? IsHugetlbfs => null;
+    /// <summary>Whether it lies on huge pages of hugetlbfs; null where that is not known, and <see cref="SetHugetlbfs"/> was not called.</summary>
+    public bool? IsHugetlbfs { get; private protected set; }
 
     /// <summary>The dirty bitmap, or null where writes were never tracked. What it marks in can be replaced at any time.</summary>
     public BitmapMmapRegion? Bitmap => _bitmap as BitmapMmapRegion;
@@ -104,6 +104,9 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     /// <exception cref="GuestMemoryException">HostAddressNotAvailable: the memory is guarded. RegionDisposed.</exception>
     public SpanLease<T> AlignedAsMut<T>(ulong offset)
         where T : unmanaged => AsVolatileSlice().AlignedAsMut<T>(offset);
+
+    /// <summary>Records whether the memory lies on hugetlbfs (vm-memory's set_hugetlbfs); changes nothing else.</summary>
+    public void SetHugetlbfs(bool hugetlbfs) => IsHugetlbfs = hugetlbfs;
 
     /// <summary>
     /// Has writes marked in a tracker from now on, in the place of the one that was there; every slice of the memory follows at once.

@@ -47,6 +47,10 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(KvmDtable)] = "kvm_dtable",
         [typeof(KvmSregs)] = "kvm_sregs",
         [typeof(KvmRun)] = "kvm_run",
+        [typeof(PrivcmdMmapbatchV2)] = "privcmd_mmapbatch_v2",
+        [typeof(IoctlGntdevGrantRef)] = "ioctl_gntdev_grant_ref",
+        [typeof(IoctlGntdevMapGrantRef)] = "ioctl_gntdev_map_grant_ref",
+        [typeof(IoctlGntdevUnmapGrantRef)] = "ioctl_gntdev_unmap_grant_ref",
     };
 
     private static readonly Dictionary<string, string> s_unions = new(StringComparer.Ordinal)
@@ -192,7 +196,8 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     private static Dictionary<string, ulong> Headers()
     {
         using var folder = new TestFolder();
-        var program = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Interop", "layouts.c"), folder["layouts"]);
+        var sources = Path.Combine(AppContext.BaseDirectory, "Interop");
+        var program = Compiler.Compile(Path.Combine(sources, "layouts.c"), folder["layouts"], "-I", sources);
         var (code, text) = Compiler.Run(program);
         Assert.Equal(0, code);
         var values = new Dictionary<string, ulong>(StringComparer.Ordinal);

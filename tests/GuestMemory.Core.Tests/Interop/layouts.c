@@ -48,6 +48,9 @@
 #include <linux/seccomp.h>
 #include <linux/sockios.h>
 #include <linux/userfaultfd.h>
+/* Installed without the one that it needs, which stands beside this file: xen/interface/xen.h. */
+#include <xen/privcmd.h>
+#include <xen/gntdev.h>
 
 #define CONSTANT(name) printf("%s 0x%llx\n", #name, (unsigned long long)(name))
 #define CALL(name) printf("call.%s %d\n", #name, __NR_##name)
@@ -1108,6 +1111,32 @@ static void system_calls(void)
 #endif
 }
 
+static void xen_devices(void)
+{
+    CONSTANT(IOCTL_PRIVCMD_MMAPBATCH_V2);
+    STRUCT_SIZE(privcmd_mmapbatch_v2);
+    STRUCT_OFFSET(privcmd_mmapbatch_v2, num);
+    STRUCT_OFFSET(privcmd_mmapbatch_v2, dom);
+    STRUCT_OFFSET(privcmd_mmapbatch_v2, addr);
+    STRUCT_OFFSET(privcmd_mmapbatch_v2, arr);
+    STRUCT_OFFSET(privcmd_mmapbatch_v2, err);
+
+    CONSTANT(IOCTL_GNTDEV_MAP_GRANT_REF);
+    CONSTANT(IOCTL_GNTDEV_UNMAP_GRANT_REF);
+    STRUCT_SIZE(ioctl_gntdev_grant_ref);
+    STRUCT_OFFSET(ioctl_gntdev_grant_ref, domid);
+    STRUCT_OFFSET(ioctl_gntdev_grant_ref, ref);
+    STRUCT_SIZE(ioctl_gntdev_map_grant_ref);
+    STRUCT_OFFSET(ioctl_gntdev_map_grant_ref, count);
+    STRUCT_OFFSET(ioctl_gntdev_map_grant_ref, pad);
+    STRUCT_OFFSET(ioctl_gntdev_map_grant_ref, index);
+    STRUCT_OFFSET(ioctl_gntdev_map_grant_ref, refs);
+    STRUCT_SIZE(ioctl_gntdev_unmap_grant_ref);
+    STRUCT_OFFSET(ioctl_gntdev_unmap_grant_ref, index);
+    STRUCT_OFFSET(ioctl_gntdev_unmap_grant_ref, count);
+    STRUCT_OFFSET(ioctl_gntdev_unmap_grant_ref, pad);
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -1121,6 +1150,7 @@ int main(void)
     rights();
     system_calls();
     virtual_machines();
+    xen_devices();
 #ifdef __x86_64__
     virtual_cpus();
 #endif

@@ -6,8 +6,8 @@ namespace GuestMemory.Core.Tests;
 
 /// <summary>
 /// A theory over the kinds of memory: anonymous and memfd, which are direct; a file, and memory whose pages a handler serves, which
-/// are guarded; and what has no address: windows that are mapped for each access, and a file that is read and written. Further
-/// arguments follow the kind.
+/// are guarded; what has no address: windows that are mapped for each access, and a file that is read and written; and a Xen
+/// domain's: foreign frames, and pages that are granted and mapped on demand. Further arguments follow the kind.
 /// </summary>
 /// <param name="more">The arguments behind the kind.</param>
 [AttributeUsage(AttributeTargets.Method, AllowMultiple = true)]

@@ -11,14 +11,14 @@ public sealed record MemoryHistory(byte Start, MemoryHistory.Part[] Parts, Memor
 {
     public enum Operation { Write, Read, WriteExact, ULong, UShort, Guid, Atomic, ReadFromSource, WriteToSink, Find, Copy, NewTracker, TakeDirty }
 
-    public enum Backing { Anonymous, Memfd, File, Window, Pread, Served }
+    public enum Backing { Anonymous, Memfd, File, Window, Pread, Foreign, Granted, Served }
 
     public enum Edge { Start, End, Inside }
 
     /// <summary>1 to 12 regions of several kinds, with gaps and touching, of whole pages and odd sizes, high up now and then.</summary>
     public static Arbitrary<MemoryHistory> Arbitrary()
     {
-        var part = from backing in Gen.Frequency((40, Gen.Constant(Backing.Anonymous)), (10, Gen.Constant(Backing.Memfd)), (9, Gen.Constant(Backing.File)), (10, Gen.Constant(Backing.Window)), (10, Gen.Constant(Backing.Pread)), (1, Gen.Constant(Backing.Served)))
+        var part = from backing in Gen.Frequency((40, Gen.Constant(Backing.Anonymous)), (10, Gen.Constant(Backing.Memfd)), (9, Gen.Constant(Backing.File)), (10, Gen.Constant(Backing.Window)), (10, Gen.Constant(Backing.Pread)), (10, Gen.Constant(Backing.Foreign)), (10, Gen.Constant(Backing.Granted)), (1, Gen.Constant(Backing.Served)))
                    from size in Gen.Frequency((1, Gen.Choose(1, 16383)), (2, Gen.Choose(1, 3).Select(static pages => pages * 4096)))
                    from gap in Gen.Frequency((1, Gen.Constant(0)), (1, Gen.Choose(1, 8191)))
                    select new Part(backing, (ushort)size, (ushort)gap);

@@ -16,10 +16,11 @@ public sealed class RemovalStressTests
     [InlineData("anonymous")]
     [InlineData("memfd")]
     [InlineData("file")]
+    [InlineData("foreign")]
     public void AccessWhileRegionsGo(string backing)
     {
         using var memory = new TestMemory();
-        Run(() => (MmapRegion)memory.Map(backing, 0x40000), 0x40000, 2);
+        Run(() => memory.Map(backing, 0x40000), 0x40000, 2);
     }
 
     [UffdFact]
@@ -42,10 +43,10 @@ public sealed class RemovalStressTests
     {
         using var pool = new HugePagePoolOf(2 << 20, 2 * Slots);
         using var memory = new TestMemory();
-        Run(() => (MmapRegion)memory.Map("huge", 2 << 20), 2 << 20, 2);
+        Run(() => memory.Map("huge", 2 << 20), 2 << 20, 2);
     }
 
-    private static void Run(Func<MmapRegion> make, ulong size, double seconds, bool served = false)
+    private static void Run(Func<VolatileMemory> make, ulong size, double seconds, bool served = false)
     {
         // What the runtime takes for threads and code stays.
         Rounds(make, size, served, TimeSpan.FromSeconds(0.3));
@@ -68,9 +69,9 @@ public sealed class RemovalStressTests
 
     // Not inlined: what it had in temporaries would keep the last regions.
     [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
-    private static long Rounds(Func<MmapRegion> make, ulong size, bool served, TimeSpan duration)
+    private static long Rounds(Func<VolatileMemory> make, ulong size, bool served, TimeSpan duration)
     {
-        var regions = new MmapRegion[Slots];
+        var regions = new VolatileMemory[Slots];
         for (var i = 0; i < Slots; i++) regions[i] = Filled(make(), size);
         long made = 0;
         var removed = 0L;
@@ -170,7 +171,7 @@ public sealed class RemovalStressTests
         }
     }
 
-    private static MmapRegion Filled(MmapRegion region, ulong size)
+    private static VolatileMemory Filled(VolatileMemory region, ulong size)
     {
         var bytes = new byte[size];
         bytes.AsSpan().Fill(PatternByte);

@@ -8,7 +8,7 @@ internal sealed class TestMemory : IDisposable
     private readonly List<UffdHandler> _handlers = [];
 
     /// <summary>Every kind of memory; a test of one that this host does not have is skipped when it maps it.</summary>
-    public static string[] Kinds { get; } = ["anonymous", "memfd", "file", "window", "pread", "served"];
+    public static string[] Kinds { get; } = ["anonymous", "memfd", "file", "window", "pread", "foreign", "granted", "served"];
 
     /// <summary>The kinds of memory that this host has.</summary>
     public static string[] Backings => Needs.Userfaultfd ? Kinds : Kinds[..^1];
@@ -23,14 +23,15 @@ internal sealed class TestMemory : IDisposable
     }
 
     /// <summary>Whether memory of a kind has an address in this process.</summary>
-    public static bool HasHostAddress(string backing) => backing is not ("window" or "pread");
+    public static bool HasHostAddress(string backing) => backing is not ("window" or "pread" or "granted");
 
     /// <summary>Whether accesses to memory of a kind are guarded.</summary>
-    public static bool IsGuarded(string backing) => backing is not ("anonymous" or "memfd");
+    public static bool IsGuarded(string backing) => backing is not ("anonymous" or "memfd" or "foreign");
 
     /// <summary>Memory with a bitmap.</summary>
     public VolatileMemory Map(string backing, ulong size)
     {
+        if (backing is "foreign" or "granted") return MapXen(backing == "foreign" ? MmapXenFlags.Foreign : MmapXenFlags.Grant | MmapXenFlags.NoAdvanceMap, size);
         if (!HasHostAddress(backing))
         {
             VolatileMemory memory = backing == "window" ? new WindowMemory(size) : new PreadMemory(NewFile((long)size), size);
@@ -83,6 +84,13 @@ internal sealed class TestMemory : IDisposable
         using var file = File.Create(path);
         file.SetLength(length);
         return path;
+    }
+
+    /// <summary>Memory of another Xen domain; the devices are made up.</summary>
+    private static VolatileMemory MapXen(MmapXenFlags flags, ulong size)
+    {
+        using var xen = new FakeXen(size) { Records = false };
+        return XenMmapRegion.FromRange(new MmapRange(size, 0, flags, 1) { File = xen.Device, DirtyTracking = true }, xen);
     }
 
     private void Serve(GuestMemoryRegion[] regions)

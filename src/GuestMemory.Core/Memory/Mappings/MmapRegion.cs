@@ -15,7 +15,6 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
     private readonly RegionHolders _holders = new();
     private readonly bool _alwaysGuarded;
     private readonly bool _canShrink;
-    private bool? _isHugetlbfs;
 
     internal MmapRegion(SafeMapping mapping, ulong size, ulong pageSize, MemoryProtection protection, MapFlags flags, string? backingPath, FileOffset? file,
         bool? isHugetlbfs, bool owned, bool guarded, bool canShrink, IDirtyTracker? tracker)
@@ -28,7 +27,7 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         Flags = flags;
         BackingPath = backingPath;
         File = file;
-        _isHugetlbfs = isHugetlbfs;
+        IsHugetlbfs = isHugetlbfs;
         IsOwned = owned;
         HostAddress = (ulong)mapping.Address;
     }
@@ -47,9 +46,6 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
 
     /// <summary>The file and where in it the mapping starts (vm-memory's file_offset); null without a file. The handle is the region's own.</summary>
     public override FileOffset? File { get; }
-
-    /// <summary>Whether it lies on huge pages of hugetlbfs; null where neither the builder nor <see cref="SetHugetlbfs"/> was told.</summary>
-    public override bool? IsHugetlbfs => _isHugetlbfs;
 
     /// <summary>Whether it is unmapped on release; false around a raw pointer.</summary>
     public bool IsOwned { get; }
@@ -118,9 +114,6 @@ public sealed unsafe partial class MmapRegion : VolatileMemory
         File?.File.Dispose();
         ReleaseLog();
     }
-
-    /// <summary>Records whether the memory lies on hugetlbfs (vm-memory's set_hugetlbfs); changes nothing else.</summary>
-    public void SetHugetlbfs(bool hugetlbfs) => _isHugetlbfs = hugetlbfs;
 
     /// <summary>
     /// Whether two mappings show the same bytes of one file (vm-memory's fds_overlap). Files are the same where device and inode are;

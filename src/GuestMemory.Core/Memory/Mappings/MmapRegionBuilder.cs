@@ -121,8 +121,7 @@ public sealed class MmapRegionBuilder
         if (_memfd && (_path is not null || _file is not null || _pointer is not null))
             throw Contradiction("A memfd is memory of its own: it cannot be combined with a file or with memory that is mapped already.");
         if (_pointer is { } pointer) return Wrap(pointer);
-        if ((_flags.GetValueOrDefault() & MapFlags.Fixed) != 0)
-            throw new GuestMemoryException(GuestMemoryError.MapFixed, "MAP_FIXED is refused: it would silently replace whatever is mapped at that address. Leave the flag out.");
+        RefuseFixed(_flags.GetValueOrDefault());
         var pageSize = AskedPageSize();
         if (_size > long.MaxValue) throw new GuestMemoryException(GuestMemoryError.OutOfMemory, $"A mapping of {_size} bytes is larger than any address space.");
 
@@ -235,7 +234,15 @@ public sealed class MmapRegionBuilder
             : new SyscallException("mmap", error, what);
     }
 
-    private static SyscallException ZeroSize() =>
+    /// <summary>Refuses MAP_FIXED.</summary>
+    /// <exception cref="GuestMemoryException">MapFixed.</exception>
+    internal static void RefuseFixed(MapFlags flags)
+    {
+        if ((flags & MapFlags.Fixed) != 0)
+            throw new GuestMemoryException(GuestMemoryError.MapFixed, "MAP_FIXED is refused: it would silently replace whatever is mapped at that address. Leave the flag out.");
+    }
+
+    internal static SyscallException ZeroSize() =>
         new("mmap", Errno.EINVAL, "Mapping 0 bytes", GuestMemoryError.ZeroSize, "Give a size of at least one byte, '256MiB' for example.");
 
     /// <summary>The size of the pages that <see cref="WithHugePages"/> or the flags ask for, in bytes; HostPage.Size where neither does.</summary>
