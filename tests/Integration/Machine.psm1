@@ -13,7 +13,7 @@ function Get-Lack([Collections.IDictionary] $Packages, [string] $Program) {
     elseif ((id -u) -ne '0') {
         'needs root, to put the machine together'
     }
-    elseif (-not (Test-Path $Program)) {
+    elseif ($Program -and -not (Test-Path $Program)) {
         "needs the handler's program compiled ahead, which the tests before these do where gcc is: $([IO.Path]::GetRelativePath($root, $Program))"
     }
 }
@@ -29,6 +29,15 @@ function Write-Image([string] $Path, [int] $Size) {
     $bytes = [byte[]]::new($Size)
     [Random]::new(1).NextBytes($bytes)
     [IO.File]::WriteAllBytes($Path, $bytes)
+}
+
+function Initialize-Machine([string] $Kind) {
+    # Has what a machine consists of put together, and gives the folder.
+    Write-Host "watch: 900 s: a machine ($Kind) is put together"
+    $base = Join-Path $root artifacts machines $Kind
+    & (Join-Path $PSScriptRoot machine.sh) $Kind $base 2>&1 | Out-Host
+    if ($LASTEXITCODE -ne 0) { throw "machine.sh ended with exit code $LASTEXITCODE." }
+    $base
 }
 
 function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400) {
