@@ -217,7 +217,7 @@ high,0x100000000,128KiB
     Context 'Memory of another Xen domain' {
         It 'says that a host without Xen has none, and maps nothing: <Name>' -ForEach @(
             @{ Name = 'foreign'; Arguments = @{ XenForeign = $true; DomainId = 5; GuestAddress = 0x40000000; Size = '16MiB' } }
-            @{ Name = 'granted'; Arguments = @{ XenGrant = $true; DomainId = 5; GrantReference = 8, 9, 10 } }
+            @{ Name = 'granted'; Arguments = @{ XenGrant = $true; DomainId = 5; GrantReference = 8, 9, 10; Size = 12288 } }
             @{ Name = 'granted, by its address, on demand'; Arguments = @{ XenGrant = $true; DomainId = 5; GuestAddress = '0x8000000000005000'; Size = 8192; OnDemand = $true } }
         ) {
             if ((Test-GuestMemorySupport Xen).Supported) { Set-ItResult -Skipped -Because 'this host is a Xen domain' }
@@ -234,7 +234,7 @@ high,0x100000000,128KiB
         }
 
         It 'says what it would do with -WhatIf, on any host' {
-            New-MmapRegion -XenGrant -DomainId 5 -GrantReference 8, 9, 10 -WhatIf | Should -BeNullOrEmpty
+            New-MmapRegion 12KiB -XenGrant -DomainId 5 -GrantReference 8, 9, 10 -WhatIf | Should -BeNullOrEmpty
             Get-MmapRegion | Should -BeNullOrEmpty
         }
     }
@@ -333,6 +333,6 @@ high,0x100000000,128KiB
     }
 
     It 'says that it gives regions' {
-        (Get-Command New-MmapRegion).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap])
+        (Get-Command New-MmapRegion).OutputType.Type | Should -Be @([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.Xen.GuestRegionXen])
     }
 }

@@ -79,7 +79,7 @@ Test-That 'domain 0 has its name of xenstore' {
 
 Test-That 'what is granted is read and written, both ways' {
     $peer = Start-Peer grant, 4
-    $region = New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers -GuestAddress 0x10000 -Name granted
+    $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -GuestAddress 0x10000 -Name granted
     Assert-Equal $region.Size 16384
     Assert-Equal (0..3).ForEach{ $region | Read-GuestMemory (0x10000 + $_ * 4096) -As UInt64 } '0 1 2 3'
     $region | Write-GuestMemory 0x12008 0x1122334455667788
@@ -99,25 +99,25 @@ Test-That 'a grant has an address' {
 
 Test-That 'a grant for reading is not written' {
     $peer = Start-Peer grant, 1, ro
-    Assert-Fails GrantNotMapped { New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
-    $region = New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers -Protection Read
+    Assert-Fails GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
+    $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -Protection Read
     Assert-Equal ($region | Read-GuestMemory 0 -As UInt64) 0
     Assert-Fails PageNotAccessible { $region | Write-GuestMemory 0 1 }
-    $onDemand = New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand
+    $onDemand = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand
     Assert-Equal ($onDemand | Read-GuestMemory 0 -As UInt64) 0
     Assert-Fails PageNotAccessible { $onDemand | Write-GuestMemory 0 1 }
 }
 
 Test-That 'a reference that is not granted is refused' {
-    Assert-Fails GrantNotMapped { New-MmapRegion -XenGrant -DomainId 0 -GrantReference 60000 }
-    Assert-Fails GrantNotMapped { New-MmapRegion -XenGrant -DomainId 77 -GrantReference 8 }
-    $region = New-MmapRegion -XenGrant -DomainId 0 -GrantReference 60000 -OnDemand
+    Assert-Fails GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 0 -GrantReference 60000 }
+    Assert-Fails GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 77 -GrantReference 8 }
+    $region = New-MmapRegion 4096 -XenGrant -DomainId 0 -GrantReference 60000 -OnDemand
     Assert-Fails PageNotAccessible { $region | Read-GuestMemory 0 8 }
 }
 
 Test-That 'pages on demand are mapped for each access only' {
     $peer = Start-Peer grant, 4
-    $region = New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand -DirtyTracking
+    $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand -DirtyTracking
     Assert-Equal $region.HostAddress ''
     Assert-Equal ($region | Read-GuestMemory 0x3000 -As UInt64) 3
     $region | Write-GuestMemory 0x1ffe 0x11223344 -As UInt32
@@ -145,7 +145,7 @@ Test-That 'a thousand grants leave nothing' {
     Assert-Equal @((Get-ChildItem /proc/self/fd).Where{ $_.Target -match 'gntdev' }).Count 0
     Assert-Equal (Stop-Peer $peer) 0
     # The hypervisor would still know a mapping that was left.
-    Assert-Fails GrantNotMapped { New-MmapRegion -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
+    Assert-Fails GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
 }
 
 Test-That 'frames of a paused domain are read and written' {

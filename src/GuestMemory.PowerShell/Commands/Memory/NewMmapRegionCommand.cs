@@ -18,11 +18,7 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     private const string Grant = "XenGrant";
 
     /// <summary>The length in bytes.</summary>
-    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true, ParameterSetName = Anonymous)]
-    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true, ParameterSetName = File)]
-    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true, ParameterSetName = MemfdSet)]
-    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true, ParameterSetName = Foreign)]
-    [Parameter(Position = 0, ValueFromPipelineByPropertyName = true, ParameterSetName = Grant)]
+    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true)]
     [Alias("Length", "Count")]
     [Number]
     public ulong Size { get; set; }
@@ -102,15 +98,14 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     private void Map()
     {
         if (Name is not null && Session.HasRegion(Name)) throw NameInUse(Name);
-        var size = GrantReference is not null && !IsBound(nameof(Size)) ? (ulong)GrantReference.Length * XenPage.Size : Size;
-        GuestMemoryRegion.CheckFits(new GuestAddress(GuestAddress), size);
+        GuestMemoryRegion.CheckFits(new GuestAddress(GuestAddress), Size);
         var path = BackingPath is null ? null : ResolvePath(BackingPath);
         var action = XenForeign ? $"Map memory of domain {DomainId}" : XenGrant ? $"Map pages that domain {DomainId} grants" : path is null ? "Map memory" : $"Map {path}";
-        if (!ShouldProcess($"{Formatting.Size(size)} at guest address {Formatting.Hex(GuestAddress)}", action)) return;
+        if (!ShouldProcess($"{Formatting.Size(Size)} at guest address {Formatting.Hex(GuestAddress)}", action)) return;
 
         var name = Name ?? Session.NextRegionName();
         GuestMemoryRegion region = XenForeign || XenGrant
-            ? new GuestRegionXen(MapXen(size), new GuestAddress(GuestAddress), name)
+            ? new GuestRegionXen(MapXen(), new GuestAddress(GuestAddress), name)
             : new GuestRegionMmap(MapHere(path), new GuestAddress(GuestAddress), name);
         if (!Session.TryAdd(region))
         {
@@ -130,12 +125,12 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
         return builder.Build();
     }
 
-    private XenMmapRegion MapXen(ulong size)
+    private XenMmapRegion MapXen()
     {
         using var device = XenForeign ? XenDevice.OpenPrivcmd() : XenDevice.OpenGntdev();
         var flags = XenForeign ? MmapXenFlags.Foreign : OnDemand ? MmapXenFlags.Grant | MmapXenFlags.NoAdvanceMap : MmapXenFlags.Grant;
         return (XenMmapRegion)XenMmapRegion.FromRange(
-            new MmapRange(size, new GuestAddress(GuestAddress), flags, DomainId)
+            new MmapRange(Size, new GuestAddress(GuestAddress), flags, DomainId)
             {
                 File = device,
                 Protection = Protection,
