@@ -39,7 +39,7 @@ BeforeAll {
         $vm
     }
 
-    function Set-Balloon([object[]] $Vm, [int] $Size) {
+    function Resize-Balloon([object[]] $Vm, [int] $Size) {
         foreach ($one in $Vm) { Invoke-Firecracker $one Patch balloon @{ amount_mib = $Size } }
     }
 
@@ -47,12 +47,12 @@ BeforeAll {
         foreach ($one in $Vm) { Wait-GuestRound $one ($BalloonSize * 256) }
     }
 
-    function Start-Handler([string] $Strategy, [hashtable] $More = @{}, [string] $Image = "$directory/vm.mem") {
+    function Open-Handler([string] $Strategy, [hashtable] $More = @{}, [string] $Image = "$directory/vm.mem") {
         if ($Strategy -eq 'Replay') { $More.ReplayPath = $record }
         Start-UffdHandler "$directory/uffd.sock" $Image -Strategy $Strategy -InProcess:$false @More
     }
 
-    function Stop-Worker([object] $Handler) {
+    function Invoke-WorkerKill([object] $Handler) {
         # Kills the worker that serves, and returns when another one does.
         $worker = $Handler.WorkerProcessId
         Stop-Process -Id $worker -Force
@@ -77,7 +77,7 @@ BeforeAll {
         Stop-Firecracker $vm
     }
     # What one restored VM touches, for Replay.
-    $handler = Start-Handler OnDemand @{ RecordPath = $record }
+    $handler = Open-Handler OnDemand @{ RecordPath = $record }
     try {
         Wait-Vm (Restore-Vm $handler) $balloon.Size
     }
@@ -111,15 +111,15 @@ Describe 'A real Firecracker' {
         $file.Position = 20000 * 4096 + 8
         $file.WriteByte(0xff)
         $file.Dispose()
-        $vm = Restore-Vm (Start-Handler OnDemand -Image "$directory/wrong.mem")
+        $vm = Restore-Vm (Open-Handler OnDemand -Image "$directory/wrong.mem")
         { Wait-Vm $vm $balloon.Size } | Should -Throw '*wrong page 20000 word 1 has 0x*ff not 0x*'
     }
 
     It 'finds every page right, two of them at once, with <_>' -ForEach OnDemand, Window, FaultAll, Background, Replay {
-        $handler = Start-Handler $_
+        $handler = Open-Handler $_
         $vms = 1..2 | ForEach-Object { Restore-Vm $handler }
         foreach ($size in $balloon.Size, 40, 0, 20) {
-            Set-Balloon $vms $size
+            Resize-Balloon $vms $size
             Wait-Vm $vms $size
         }
         $handler.Error | Should -BeNullOrEmpty
@@ -129,21 +129,21 @@ Describe 'A real Firecracker' {
     }
 
     It 'finds every page right while worker and supervisor are killed, with <_>' -ForEach OnDemand, Window, FaultAll, Background, Replay {
-        $handler = Start-Handler $_
+        $handler = Open-Handler $_
         $vms = 1..2 | ForEach-Object { Restore-Vm $handler }
-        Stop-Worker $handler
-        Set-Balloon $vms 40
-        Stop-Worker $handler
+        Invoke-WorkerKill $handler
+        Resize-Balloon $vms 40
+        Invoke-WorkerKill $handler
         Wait-Vm $vms 40
-        Set-Balloon $vms 0
-        Stop-Worker $handler
+        Resize-Balloon $vms 0
+        Invoke-WorkerKill $handler
         Wait-Vm $vms 0
         # The worker serves on, as long as it has VMs.
         $worker = Get-Process -Id $handler.WorkerProcessId
-        Set-Balloon $vms 40
+        Resize-Balloon $vms 40
         Stop-Process -Id $handler.ProcessId -Force
         Wait-Vm $vms 40
-        Set-Balloon $vms 0
+        Resize-Balloon $vms 0
         Wait-Vm $vms 0
         $worker.HasExited | Should -BeFalse
         Stop-Firecracker $vms
@@ -152,12 +152,12 @@ Describe 'A real Firecracker' {
     }
 
     It 'finds every page right while the handler is restarted' {
-        $handler = Start-Handler OnDemand
+        $handler = Open-Handler OnDemand
         $vms = 1..2 | ForEach-Object { Restore-Vm $handler }
-        Set-Balloon $vms 40
+        Resize-Balloon $vms 40
         $handler = Restart-UffdHandler $handler -PassThru
         Wait-Vm $vms 40
-        Set-Balloon $vms 0
+        Resize-Balloon $vms 0
         Wait-Vm $vms 0
         $handler.ConnectionCount | Should -Be 2
         $handler.Error | Should -BeNullOrEmpty
