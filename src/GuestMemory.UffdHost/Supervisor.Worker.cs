@@ -145,6 +145,9 @@ internal sealed partial class Supervisor
                 worker.Untaken--;
                 OfferMore();
                 break;
+            case ChannelMessageType.CaughtUp:
+                if (_vms.Find(message.Vm) is { } told) told.IsCaughtUp = true;
+                break;
             case ChannelMessageType.Error:
                 Fail(message.Vm, message.Message ?? "");
                 break;
@@ -195,6 +198,7 @@ internal sealed partial class Supervisor
         }
 
         vm.IsOffered = vm.IsUsed = true;
+        vm.IsCaughtUp = false;
         if (vm.Order is { } order) SendOrder(vm, ChannelMessageType.StopVm, order);
         vm.ForgetLooks();
         worker.Untaken++;

@@ -110,6 +110,7 @@ internal sealed partial class Supervisor : IDisposable
 
         // All that root was needed for is open.
         _privileges.DropForSupervisor();
+        CatchUp();
         _systemd.Notify("READY=1");
         Staff();
         foreach (var image in _images) Log.Lines.Listening(image.SocketPath, image.Options.MemoryPath, _control!.Path);

@@ -72,6 +72,9 @@ internal sealed class VmRecord : IDisposable
     /// <summary>Whether the present worker was given it.</summary>
     public bool IsOffered { get; set; }
 
+    /// <summary>Whether the present worker has answered the faults that waited when it was given the VM, which another one had before.</summary>
+    public bool IsCaughtUp { get; set; }
+
     /// <summary>How an operator has its service end, which every worker is told; null where it goes on.</summary>
     public UffdOnError? Order { get; set; }
 

@@ -165,6 +165,7 @@ internal sealed class UffdVmService : IDisposable
             _helpers.Scratches.Return(scratch);
         }
 
+        Vm.TellCaughtUp();
         TellError();
     }
 
