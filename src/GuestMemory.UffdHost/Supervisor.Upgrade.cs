@@ -102,7 +102,7 @@ internal sealed partial class Supervisor
         foreach (var image in _images)
         {
             var listener = image.Handovers!.Listener;
-            successor.Give(image.Prefix + (listener.IsOurs ? HandoverListener.StoredListener : HandoverListener.ForeignListener), listener.Socket);
+            successor.Give(image.Prefix + (listener.IsOurs ? VmReceiver.StoredListener : VmReceiver.ForeignListener), listener.Socket);
         }
 
         foreach (var (name, descriptor) in _vms.Parts()) successor.Give(name, descriptor);

@@ -166,7 +166,12 @@ internal sealed partial class Supervisor
                     worker.Untaken--;
                 }
 
-                if (_vms.Find(message.Vm) is { } vm) vm.Image.Handovers?.Close(vm);
+                if (_vms.Find(message.Vm) is { } vm)
+                {
+                    _vms.Remove(vm);
+                    vm.Image.Handovers!.VmEnded(vm.Connection);
+                }
+
                 _vms.Close(message.Vm);
                 SaveRecords();
                 OfferMore();

@@ -47,8 +47,8 @@ internal static class SupervisorTarget
         using var vms = new VmRecords(vmm.Systemd);
         var options = new UffdHandlerOptions { SocketPath = path, MemoryPath = "", MaxConnections = MaxVms, Force = true };
         using var image = new ServedImage(options.OnlyImage, "") { Length = ImageLength };
-        var supply = new HandoverListener.Supply(options, epoll, vms, static () => 0, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
-        using var listener = HandoverListener.Open(image, supply, vmm.Systemd, [], acceptTimeout: null);
+        var supply = new VmReceiver.Supply(options, epoll, vms, static () => 0, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
+        using var listener = VmReceiver.Open(image, supply, vmm.Systemd, [], acceptTimeout: null);
         using (var peer = UnixSocket.Create(nonBlocking: true))
         {
             Check.Same(0, UnixSocket.TryConnect(peer, path), "connecting");
@@ -68,7 +68,12 @@ internal static class SupervisorTarget
         // The end of the stream is that of a VM without memory alone.
         Step(epoll);
         foreach (var vm in vms) Check.True(vms.Count <= MaxVms && vmm.Owns(vm.List.Mappings), "a VM is kept whose memory is gone, or too many");
-        foreach (var vm in vms) listener.Close(vm);
+        foreach (var vm in vms)
+        {
+            vms.Remove(vm);
+            listener.VmEnded(vm.Connection);
+        }
+
         Check.Same(0, vms.Count, "the VMs that are left");
         Check.True(listener.IsQuiet, "a hand-over is under way that is over");
         foreach (var error in errors) Check.True(error.Length <= 4096, $"an error of {error.Length} characters");

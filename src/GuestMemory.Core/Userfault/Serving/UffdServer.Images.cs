@@ -29,7 +29,7 @@ internal sealed partial class UffdServer
     {
         // Now, so that no VM waits for the start of its threads.
         image.Filler = _helpers.FillerOf(image.Policy);
-        image.Accept(_options, acceptTimeout, error => _error = error);
+        image.Listen(_options, acceptTimeout, this);
         lock (_lock) _images.Add(image);
     }
 
@@ -41,7 +41,7 @@ internal sealed partial class UffdServer
         Add(image);
         try
         {
-            image.Acceptor?.Open(_epoll, image);
+            image.Handovers.Open(_epoll);
         }
         catch
         {
@@ -75,11 +75,8 @@ internal sealed partial class UffdServer
     /// <summary>Lets no VM in any more; with the last one that is served the image goes.</summary>
     private void LetGo(UffdImageService image)
     {
-        image.Acceptor?.StopWaiting();
-        image.Acceptor?.Dispose();
+        image.Handovers.StopListening();
         lock (_lock) image.IsRemoved = true;
-        // Those that have not handed anything over, or whose VMs have ended.
-        foreach (var connection in _connections.FindAll(connection => connection.Image == image && !_services.Exists(service => service.Connection == connection))) End(connection);
         CloseIfUnused(image);
     }
 
