@@ -18,7 +18,7 @@ internal sealed class ArrivingImage : IDisposable
     {
         if (message.Type is not (ChannelMessageType.Image or ChannelMessageType.Replay or ChannelMessageType.Record)) return false;
         if (descriptors.Count != 1) throw new GuestMemoryException(GuestMemoryError.ControlFailed, $"A part of an image came to the worker with {descriptors.Count} descriptors instead of 1.");
-        if (message.Type == ChannelMessageType.Image) _files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.IsMap));
+        if (message.Type == ChannelMessageType.Image) _files.Add(ImageFile.Adopt(message.Message ?? "", descriptors[0], message.Part));
         else if (message.Type == ChannelMessageType.Replay) _replay = descriptors[0];
         else _touches = descriptors[0];
         descriptors.Clear();

@@ -102,8 +102,8 @@ internal sealed record ChannelMessage
     /// <summary>How the bytes lie in the image and its layers.</summary>
     public string? Layout { get; init; }
 
-    /// <summary>With <see cref="ChannelMessageType.Image"/>: see <see cref="ImageFile.IsMap"/>.</summary>
-    public bool IsMap { get; init; }
+    /// <summary>With <see cref="ChannelMessageType.Image"/>: what the file holds.</summary>
+    public ImagePart Part { get; init; }
 
     public string? ErrorId { get; init; }
 

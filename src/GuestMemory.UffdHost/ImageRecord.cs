@@ -8,7 +8,7 @@ namespace GuestMemory.UffdHost;
 /// <summary>What a supervisor knows of the image and its layers, and a service manager keeps for the next one.</summary>
 internal sealed record ImageRecord
 {
-    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
+    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one; at the end a record with pages.</summary>
     [JsonRequired]
     public IReadOnlyList<ImageIdentity> Files { get; init; } = [];
 
@@ -35,8 +35,8 @@ internal sealed record ImageIdentity
 
     public long Written { get; init; }
 
-    /// <summary>See <see cref="ImageFile.IsMap"/>.</summary>
-    public bool IsMap { get; init; }
+    /// <summary>What it holds.</summary>
+    public ImagePart Part { get; init; }
 
     public static ImageIdentity Of(ImageFile file)
     {
@@ -49,7 +49,7 @@ internal sealed record ImageIdentity
             Inode = status.stx_ino,
             Size = status.stx_size,
             Written = status.stx_mtime.Nanoseconds,
-            IsMap = file.IsMap,
+            Part = file.Part,
         };
     }
 

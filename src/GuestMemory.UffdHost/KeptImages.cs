@@ -32,7 +32,7 @@ internal sealed class KeptImages : IDisposable
     /// <summary>Whether these are the files that a supervisor before this one has opened.</summary>
     public bool IsStored => _isStored;
 
-    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one.</summary>
+    /// <summary>The image, then the layers, the oldest first, each with the file of its bits behind it where there is one; at the end a record with pages.</summary>
     public IReadOnlyList<ImageFile> Files => _files;
 
     /// <summary>The images that came with this process, each by the prefix of its names; what comes of a descriptor is the caller's.</summary>
@@ -57,7 +57,7 @@ internal sealed class KeptImages : IDisposable
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
     public static KeptImages Open(UffdImageOptions image, string prefix)
     {
-        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths);
+        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths, image.ReplayPath);
         return new KeptImages(prefix, files, new ImageRecord { Files = [.. files.Select(static file => ImageIdentity.Of(file))], Options = prefix.Length > 0 ? image : null }, isStored: false);
     }
 
@@ -85,7 +85,7 @@ internal sealed class KeptImages : IDisposable
     {
         foreach (var file in _files)
         {
-            if (!channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, IsMap = file.IsMap }, file.Descriptor)) return false;
+            if (!channel.TrySendPatiently(new ChannelMessage { Type = ChannelMessageType.Image, Message = file.Path, Part = file.Part }, file.Descriptor)) return false;
         }
 
         return true;
@@ -161,7 +161,7 @@ internal sealed class KeptImages : IDisposable
     public static KeptImages Restore(UffdImageOptions image, string prefix, KeptFiles given)
     {
         var (record, kept) = (given.Record!, given.Descriptors);
-        var paths = record.Files.Where(static file => !file.IsMap).Select(static file => file.Path).ToArray();
+        var paths = record.Files.Where(static file => file.Part == ImagePart.Memory).Select(static file => file.Path).ToArray();
         string[] asked = [image.MemoryPath, .. image.LayerPaths];
         if (!paths.SequenceEqual(asked, StringComparer.Ordinal))
             throw Changed($"VMs were given {string.Join(" with ", paths)}, and this handler is to serve {string.Join(" with ", asked)}.");
@@ -172,7 +172,7 @@ internal sealed class KeptImages : IDisposable
             {
                 var at = kept.FindIndex(item => item.Name == Name(i));
                 if (at < 0) throw Changed($"The service manager did not keep {record.Files[i].Path}, which VMs were given; it keeps too few descriptors (FileDescriptorStoreMax).");
-                files.Add(ImageFile.Adopt(record.Files[i].Path, kept[at].Descriptor, record.Files[i].IsMap));
+                files.Add(ImageFile.Adopt(record.Files[i].Path, kept[at].Descriptor, record.Files[i].Part));
                 kept.RemoveAt(at);
                 Compare(record.Files[i], ImageIdentity.Of(files[i]));
             }

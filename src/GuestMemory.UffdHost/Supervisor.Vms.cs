@@ -72,7 +72,7 @@ internal sealed partial class Supervisor
                 return (new UffdControlReply(), UffdMappingList.ToFile(vm.List.Mappings));
             case UffdControlRequest.Image when vm.Image.Files is { Files: var files } && vm.Image.Failure is null && request.Number >= 0 && request.Number < files.Count:
                 var file = files[request.Number];
-                return (new UffdControlReply { Number = files.Count, Path = file.Path, IsMap = file.IsMap }, file.Duplicate().Descriptor);
+                return (new UffdControlReply { Number = files.Count, Path = file.Path, Part = file.Part }, file.Duplicate().Descriptor);
             default:
                 throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The parts of a VM are memory, state, mappings, and image with the number of a file.");
         }

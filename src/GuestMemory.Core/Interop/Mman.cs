@@ -20,6 +20,7 @@ internal static unsafe partial class Mman
     public const int MAP_HUGETLB = 0x40000;
     public const int MAP_HUGE_SHIFT = 26;
 
+    public const int MADV_WILLNEED = 3;
     public const int MADV_DONTNEED = 4;
     public const int MADV_REMOVE = 9;
     public const int MADV_MERGEABLE = 12;

@@ -21,6 +21,9 @@ internal static unsafe partial class Scheduling
     /// <summary>What the calling thread reads from disks, it reads when nobody else wants to (<c>ioprio_set(2)</c>); nice values have no effect on that.</summary>
     public static void LowerDisk() => _ = syscall(s_ioprioSet, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT);
 
+    /// <summary>What the calling thread reads from disks has the priority that follows from its nice value, as with a new thread.</summary>
+    public static void ResetDisk() => _ = syscall(s_ioprioSet, IOPRIO_WHO_PROCESS, 0, 0);
+
     /// <summary>The processor that the calling thread runs on; it may have left it already.</summary>
     public static int CurrentProcessor() => sched_getcpu();
 

@@ -113,7 +113,7 @@ internal sealed class LocalUffdHandler : UffdHandler
     /// <summary>Opens an image, and the socket at which it is served.</summary>
     private static UffdImageService Open(UffdHandlerOptions options, UffdImageOptions image)
     {
-        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths);
+        var files = ImageFile.OpenAll(image.MemoryPath, image.LayerPaths, image.ReplayPath);
         // A VM's memory is read beside the serving, by files of its own.
         var copies = new List<ImageFile>(files.Count);
         try

@@ -159,7 +159,6 @@ public sealed class AdversityTests : IDisposable
     {
         _folder.WriteImage("image", 16384);
         using var handler = Start(UffdStrategy.Background);
-        Host.Until(() => Host.Threads("uffd-readahead") == 0);
         var client = Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "uffd-client.c"), _folder["client"]);
         var before = Host.Resources();
         for (var round = 0; round < 60; round++)

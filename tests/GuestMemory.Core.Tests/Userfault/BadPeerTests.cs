@@ -14,7 +14,6 @@ public sealed class BadPeerTests : IDisposable
     {
         _folder.WriteImage("image", 4);
         _handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], HandoverTimeout = TimeSpan.FromSeconds(3) });
-        Host.Until(() => Host.Threads("uffd-readahead") == 0);
         _before = Host.Resources();
     }
 

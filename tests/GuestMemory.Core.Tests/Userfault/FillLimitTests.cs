@@ -107,6 +107,7 @@ public sealed partial class FillLimitTests : IDisposable
         {
             Connect(handler);
             Host.Until(() => handler.ConnectionCount == vm);
+            if (!isOff) Host.Until(() => source.Starts > 0);
             Assert.Equal(isOff ? 0 : 1, source.Starts);
         }
     }
@@ -172,7 +173,7 @@ public sealed partial class FillLimitTests : IDisposable
             return 0;
         }
 
-        public override void StartReadAhead() => Interlocked.Increment(ref _starts);
+        public override void ReadAhead(CancellationToken cancellation) => Interlocked.Increment(ref _starts);
 
         public override void Dispose()
         {

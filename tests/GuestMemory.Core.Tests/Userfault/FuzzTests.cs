@@ -54,7 +54,6 @@ public sealed class FuzzTests : IDisposable
     public void AHandlerOutlivesWhatPeersSend()
     {
         using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], HandoverTimeout = TimeSpan.FromMilliseconds(100) });
-        Host.Until(() => Host.Threads("uffd-readahead") == 0);
         var before = Host.Resources();
         ForAWhile(FuzzedList.Arbitrary(), list =>
         {

@@ -153,10 +153,102 @@ public sealed class ReplayTests : IDisposable
         var merged = UffdRecord.Merge(all, _folder["merged"], commonOnly);
         Assert.Equal(expected, TouchRecord.Load(_folder["merged"], length));
         // The last page is shorter.
-        Assert.Equal(new UffdRecord(_folder["merged"], length, expected.Length, ((ulong)expected.Length * 4096) - 100), merged);
+        Assert.Equal(new UffdRecord(_folder["merged"], length, expected.Length, ((ulong)expected.Length * 4096) - 100, HasPages: false), merged);
         Assert.Equal(GuestMemoryError.FileExists, Assert.Throws<GuestMemoryException>(() => UffdRecord.Merge(all, _folder["a"])).Error);
         UffdRecord.Merge(all, _folder["a"], commonOnly, force: true);
         Assert.Equal(expected, TouchRecord.Load(_folder["a"], length));
+    }
+
+    /// <summary>A record with pages is read in place of the image: the pages that stand in it come from there, in whatever order VMs touch them.</summary>
+    [UffdTheory]
+    [InlineData(UffdStrategy.Replay)]
+    [InlineData(UffdStrategy.Background)]
+    [InlineData(UffdStrategy.FaultAll)]
+    public void PagesOfARecordComeFromTheRecord(UffdStrategy strategy)
+    {
+        _folder.WriteImage("small", 700);
+        using (var layer = File.Create(_folder["layer"]))
+        {
+            layer.SetLength(700 * 4096);
+            layer.Position = 5 * 4096;
+            layer.Write(File.ReadAllBytes(_folder["image"]).AsSpan(6000 * 4096, 4096));
+        }
+
+        uint[] set = [699, 300, 301, 302, 5, 4, 0, .. Enumerable.Range(310, 200).Select(static page => (uint)page)];
+        TouchRecord.Save(_folder["touches"], 700 * 4096, set);
+        var record = UffdRecord.MergeWithPages([_folder["touches"]], _folder["set"], _folder["small"], [_folder["layer"]]);
+        Assert.Equal(new UffdRecord(_folder["set"], 700 * 4096, set.Length, (ulong)set.Length * 4096, HasPages: true), record);
+        // Without the layer it is no record of the image.
+        Assert.Equal(GuestMemoryError.InvalidRecord, Assert.Throws<GuestMemoryException>(() => UffdHandler.Start(Options([]))).Error);
+
+        // What nobody does: it tells that the page comes from there.
+        var bytes = File.ReadAllBytes(_folder["set"]);
+        var at = bytes.AsSpan().IndexOf(File.ReadAllBytes(_folder["small"]).AsSpan(301 * 4096, 4096));
+        TestFolder.Fill(bytes.AsSpan(at, 4096), 5000);
+        File.WriteAllBytes(_folder["set"], bytes);
+
+        using var handler = UffdHandler.Start(Options([_folder["layer"]]));
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(700 * 4096).Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        UffdRegistration.Connect(handler.SocketPath, memory);
+        for (var page = 699; page >= 0; page--)
+            TestFolder.AssertPages(memory, (ulong)page * 4096, page switch { 301 => 5000, 5 => 6000, _ => page }, 1);
+        Assert.Null(handler.Error);
+
+        UffdHandlerOptions Options(string[] layers) => new() { SocketPath = _folder["socket"], MemoryPath = _folder["small"], LayerPaths = layers, Strategy = strategy, ReplayPath = _folder["set"] };
+    }
+
+    [Fact]
+    public void ARecordWithPagesThatIsNotOfTheImageIsRefused()
+    {
+        _folder.WriteImage("other", 8);
+        TouchRecord.Save(_folder["touches"], 8 * 4096, [7, 1]);
+        UffdRecord.MergeWithPages([_folder["touches"]], _folder["set"], _folder["other"]);
+        Assert.Equal([1u, 7u], TouchRecord.Load(_folder["set"], 8 * 4096));
+        var good = File.ReadAllBytes(_folder["set"]);
+        Assert.Equal(3 * 4096, good.Length);
+        var written = File.GetLastWriteTimeUtc(_folder["set"]);
+        string Open(ReadOnlySpan<byte> bytes)
+        {
+            File.WriteAllBytes(_folder["set"], bytes);
+            using var files = new Files(ImageFile.OpenAll(_folder["other"], [], _folder["set"]));
+            var failure = Assert.Throws<GuestMemoryException>(() => ImageFile.OpenSource(files.All));
+            Assert.Equal(GuestMemoryError.InvalidRecord, failure.Error);
+            return failure.Message;
+        }
+
+        for (var length = 8; length < good.Length; length += length < 48 ? 1 : 700) Open(good.AsSpan(0, length));
+        foreach (var at in new[] { 8, 16, 20, 24, 31, 32, 36 })
+        {
+            var bad = good.ToArray();
+            bad[at] ^= 0x80;
+            Open(bad);
+        }
+
+        File.SetLastWriteTimeUtc(_folder["other"], DateTime.UtcNow.AddHours(1));
+        Assert.Contains("was written after it", Open(good), StringComparison.Ordinal);
+        File.SetLastWriteTimeUtc(_folder["other"], written);
+        File.WriteAllBytes(_folder["set"], good);
+        using (ImageFile.OpenSource(ImageFile.OpenAll(_folder["other"], [], _folder["set"])))
+        {
+        }
+
+        // Of an image that is longer, and where there is no image.
+        File.WriteAllText(_folder["kept"], "kept");
+        Assert.Equal(GuestMemoryError.InvalidRecord, Assert.Throws<GuestMemoryException>(() => UffdRecord.MergeWithPages([_folder["touches"]], _folder["kept"], _folder["image"], force: true)).Error);
+        Assert.Equal(GuestMemoryError.ImageNotFound, Assert.Throws<GuestMemoryException>(() => UffdRecord.MergeWithPages([_folder["touches"]], _folder["kept"], _folder["none"], force: true)).Error);
+        using var given = new CancellationTokenSource();
+        given.Cancel();
+        Assert.Throws<OperationCanceledException>(() => UffdRecord.MergeWithPages([_folder["touches"]], _folder["kept"], _folder["other"], force: true, cancellation: given.Token));
+        Assert.Equal("kept", File.ReadAllText(_folder["kept"]));
+    }
+
+    private sealed record Files(IReadOnlyList<ImageFile> All) : IDisposable
+    {
+        public void Dispose()
+        {
+            foreach (var file in All) file.Dispose();
+        }
     }
 
     [Fact]

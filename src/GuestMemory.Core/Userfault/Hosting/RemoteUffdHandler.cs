@@ -178,7 +178,7 @@ internal sealed class RemoteUffdHandler : UffdHandler
             {
                 var image = Part(opened, new UffdControlRequest { Request = UffdControlRequest.Part, Vm = id, WhichPart = UffdControlRequest.Image, Number = images.Count }, out var reply);
                 count = reply.Number;
-                images.Add(ImageFile.Adopt(reply.Path ?? "", image, reply.IsMap));
+                images.Add(ImageFile.Adopt(reply.Path ?? "", image, reply.Part));
             }
 
             return new UffdVmFiles(memory, state, UffdMappingList.FromFile(list), ImageFile.OpenSource(images));

@@ -135,8 +135,8 @@ internal sealed record UffdControlReply
     /// <summary>With a file of an image: its path.</summary>
     public string? Path { get; init; }
 
-    /// <summary>With a file of an image: see <see cref="ImageFile.IsMap"/>.</summary>
-    public bool IsMap { get; init; }
+    /// <summary>With a file of an image: what it holds.</summary>
+    public ImagePart Part { get; init; }
 
     /// <summary>Where the handler is controlled, in the report of its start.</summary>
     public string? ControlPath { get; init; }

@@ -13,8 +13,7 @@ namespace GuestMemory.Core.Userfault;
 /// <param name="files">The files of the image once more, to read the memory of VMs beside the serving; empty where that is another process's matter.</param>
 internal sealed class UffdImageService(UffdImageOptions options, PageSource source, UffdPolicy policy, UnixListener? listener = null, IReadOnlyList<ImageFile>? files = null) : IDisposable
 {
-    // Of the handler's thread.
-    private bool _isReadAhead;
+    private int _hasVm;
 
     public UffdImageOptions Options => options;
 
@@ -26,6 +25,9 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
 
     /// <summary>Who fills its VMs ahead; null where nothing is. Of every thread once a server has the image.</summary>
     public UffdFiller? Filler { get; set; }
+
+    /// <summary>Who reads it ahead; null where nothing does. Of every thread once a server has the image.</summary>
+    public UffdReaders? Readers { get; set; }
 
     /// <summary>What was counted for its VMs that have ended. Under the lock of the server.</summary>
     public UffdTotals Ended { get; } = new();
@@ -39,12 +41,10 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
     /// <summary>Makes what lets VMMs in. For the server that takes the image.</summary>
     public void Listen(UffdHandlerOptions all, TimeSpan? acceptTimeout, IHandoverOwner owner) => Handovers = new HandoverListener(Name, listener, all, acceptTimeout, owner);
 
-    /// <summary>Begins to read it ahead, when its first VM comes.</summary>
-    public void StartReadAhead()
+    /// <summary>Has it read ahead when its first VM comes. For any thread.</summary>
+    public void NoteVm()
     {
-        if (_isReadAhead) return;
-        _isReadAhead = true;
-        source.StartReadAhead();
+        if (Interlocked.Exchange(ref _hasVm, 1) == 0) Readers?.Add(source);
     }
 
     /// <summary>Its files, opened once more.</summary>
@@ -60,6 +60,7 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
     {
         listener?.Dispose();
         policy.Dispose();
+        Readers?.Remove(source);
         source.Dispose();
         foreach (var file in files ?? []) file.Dispose();
     }

@@ -66,7 +66,6 @@ internal sealed partial class UffdServer
 
     private void Start(UffdVmService service)
     {
-        if (!_options.NoReadAhead) service.Image.StartReadAhead();
         lock (_lock) _services.Add(service);
         Interlocked.Increment(ref _accepted);
         service.Start();

@@ -29,6 +29,7 @@ internal sealed partial class UffdServer
     {
         // Now, so that no VM waits for the start of its threads.
         image.Filler = _helpers.FillerOf(image.Policy);
+        image.Readers = _options.NoReadAhead ? null : _helpers.GetReaders();
         image.Listen(_options, acceptTimeout, this);
         lock (_lock) _images.Add(image);
     }

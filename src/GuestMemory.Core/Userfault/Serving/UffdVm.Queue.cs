@@ -115,6 +115,7 @@ internal sealed unsafe partial class UffdVm
         }
 
         _state.Latency.Record(now - since);
+        if (now - since > s_millisecond) _source.DoubtReady();
     }
 
     /// <summary>

@@ -1,8 +1,9 @@
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>What the VMs of a handler share, of whichever image they are: who fills ahead, who waits for disks, and memory to make pages in.</summary>
+/// <summary>What the VMs of a handler share, of whichever image they are: who fills ahead, who reads images ahead, who waits for disks, and memory to make pages in.</summary>
 internal sealed class UffdVmHelpers : IDisposable
 {
+    private readonly UffdReaders _readers = new();
     private UffdFiller? _filler;
 
     public UffdFetchers Fetchers { get; } = new();
@@ -16,8 +17,16 @@ internal sealed class UffdVmHelpers : IDisposable
         return _filler ??= new UffdFiller(policy);
     }
 
+    /// <summary>Who reads images ahead. For one thread at a time.</summary>
+    public UffdReaders GetReaders()
+    {
+        _readers.Prepare();
+        return _readers;
+    }
+
     public void Dispose()
     {
+        _readers.Dispose();
         _filler?.Dispose();
         Fetchers.Dispose();
         Scratches.Dispose();

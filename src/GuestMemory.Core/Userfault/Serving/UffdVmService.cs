@@ -129,6 +129,7 @@ internal sealed class UffdVmService : IDisposable
             Vm.Fetches = new UffdFetches(_helpers.Fetchers, Image.Source, _wake);
             Vm.RecordWhatCame();
             _fill = Image.Filler?.Add(Vm);
+            Image.NoteVm();
             while (!IsEnding) Turn();
         }
 #pragma warning disable CA1031 // Whatever went wrong with this VM ends its service and must not end the process.

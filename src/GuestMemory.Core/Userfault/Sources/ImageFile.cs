@@ -13,10 +13,10 @@ internal sealed class ImageFile : IDisposable
     // A worker is given each by a message of its own, which must all find room in the channel.
     private const int MaxLayers = 64;
 
-    private ImageFile(string path, SafeDescriptor descriptor, bool isMap = false)
+    private ImageFile(string path, SafeDescriptor descriptor, ImagePart part = ImagePart.Memory)
     {
         Path = path;
-        IsMap = isMap;
+        Part = part;
         Descriptor = descriptor;
         Handle = new SafeFileHandle(descriptor.Number, ownsHandle: false);
     }
@@ -24,8 +24,8 @@ internal sealed class ImageFile : IDisposable
     /// <summary>The path by which it was opened.</summary>
     public string Path { get; }
 
-    /// <summary>Whether it tells which pages the layer before it has (<see cref="DirtySidecar"/>).</summary>
-    public bool IsMap { get; }
+    /// <summary>What it holds.</summary>
+    public ImagePart Part { get; }
 
     public SafeDescriptor Descriptor { get; }
 
@@ -36,9 +36,9 @@ internal sealed class ImageFile : IDisposable
 
     /// <summary>Opens a file of at least one byte for reading.</summary>
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable.</exception>
-    public static ImageFile Open(string path) => Open(path, isMap: false);
+    public static ImageFile Open(string path) => Open(path, ImagePart.Memory);
 
-    private static ImageFile Open(string path, bool isMap)
+    private static ImageFile Open(string path, ImagePart part)
     {
         // Opening a pipe would wait for a writer.
         if (FileStatus.IsSpecial(path))
@@ -50,7 +50,7 @@ internal sealed class ImageFile : IDisposable
             var descriptor = new SafeDescriptor((int)opened.DangerousGetHandle());
             // A handle of .NET's would release the lock for all duplicates when it is closed.
             opened.SetHandleAsInvalid();
-            return new ImageFile(path, descriptor, isMap);
+            return new ImageFile(path, descriptor, part);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
@@ -65,14 +65,18 @@ internal sealed class ImageFile : IDisposable
     /// <summary>A file that another process has opened. The descriptor is taken over.</summary>
     /// <param name="path">The path by which that process opened it.</param>
     /// <param name="descriptor">The descriptor.</param>
-    /// <param name="isMap">See <see cref="IsMap"/>.</param>
-    public static ImageFile Adopt(string path, SafeDescriptor descriptor, bool isMap) => new(path, descriptor, isMap);
+    /// <param name="part">What it holds.</param>
+    public static ImageFile Adopt(string path, SafeDescriptor descriptor, ImagePart part) => new(path, descriptor, part);
 
-    /// <summary>Opens an image and its layers, and behind each layer the file of its bits, where one lies beside it.</summary>
+    /// <summary>
+    /// Opens an image and its layers, and behind each layer the file of its bits, where one lies beside it; at the end the record that is to be
+    /// replayed, where that holds pages.
+    /// </summary>
     /// <param name="path">The image.</param>
     /// <param name="layerPaths">The layers, the oldest first.</param>
+    /// <param name="replayPath">The record; null where there is none.</param>
     /// <exception cref="GuestMemoryException">ImageNotFound, ImageUnreadable; ValueNotSupported: more than 64 layers.</exception>
-    public static IReadOnlyList<ImageFile> OpenAll(string path, IReadOnlyList<string> layerPaths)
+    public static IReadOnlyList<ImageFile> OpenAll(string path, IReadOnlyList<string> layerPaths, string? replayPath = null)
     {
         if (layerPaths.Count > MaxLayers)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{layerPaths.Count} layers are more than the {MaxLayers} that a handler serves.");
@@ -83,8 +87,10 @@ internal sealed class ImageFile : IDisposable
             foreach (var layer in layerPaths)
             {
                 files.Add(Open(layer));
-                if (System.IO.Path.Exists(DirtySidecar.PathOf(layer))) files.Add(Open(DirtySidecar.PathOf(layer), isMap: true));
+                if (System.IO.Path.Exists(DirtySidecar.PathOf(layer))) files.Add(Open(DirtySidecar.PathOf(layer), ImagePart.Map));
             }
+
+            if (replayPath is not null && TouchRecord.HasPages(replayPath)) files.Add(Open(replayPath, ImagePart.WorkingSet));
 
             return files;
         }
@@ -95,26 +101,26 @@ internal sealed class ImageFile : IDisposable
         }
     }
 
-    /// <summary>The source that files are: an image of chunks, or a raw one, with layers of changes above it. They are taken over.</summary>
-    /// <param name="files">The image and its layers, the oldest first, each with the file of its bits behind it.</param>
-    /// <exception cref="GuestMemoryException">ImageUnreadable, InvalidImage, BaseSizeMismatch, LayerUntrusted.</exception>
+    /// <summary>The source that files are: an image of chunks, or a raw one, with layers of changes above it, and a record's pages above all. They are taken over.</summary>
+    /// <param name="files">The image and its layers, the oldest first, each with the file of its bits behind it; last the record where there is one.</param>
+    /// <exception cref="GuestMemoryException">ImageUnreadable, InvalidImage, BaseSizeMismatch, LayerUntrusted, InvalidRecord.</exception>
     public static PageSource OpenSource(IReadOnlyList<ImageFile> files)
     {
         var opened = new List<PageSource>(files.Count);
         try
         {
             opened.Add(ChunkedImage.IsOne(files[0].Handle) ? new ChunkedSource(files[0]) : new MappedFileSource(files[0]));
-            if (files.Count == 1) return opened[0];
             for (var i = 1; i < files.Count; i++)
             {
-                if (files[i].IsMap) continue;
-                var map = i + 1 < files.Count && files[i + 1].IsMap ? files[i + 1] : null;
+                if (files[i].Part != ImagePart.Memory) continue;
+                var map = i + 1 < files.Count && files[i + 1].Part == ImagePart.Map ? files[i + 1] : null;
                 opened.Add(MappedFileSource.OpenLayer(files[i], map, opened[0]));
                 // All of it was read.
                 map?.Dispose();
             }
 
-            return new LayeredSource(opened[0], [.. opened.Skip(1).Cast<MappedFileSource>()]);
+            var memory = opened.Count == 1 ? opened[0] : new LayeredSource(opened[0], [.. opened.Skip(1).Cast<MappedFileSource>()]);
+            return files[^1].Part == ImagePart.WorkingSet ? WorkingSetSource.Open(memory, files[^1], files.Where(static file => file.Part == ImagePart.Memory)) : memory;
         }
         catch
         {
@@ -136,7 +142,7 @@ internal sealed class ImageFile : IDisposable
         using var duplicate = Interop.Descriptor.Duplicate(Descriptor);
         var descriptor = new SafeDescriptor((int)duplicate.DangerousGetHandle());
         duplicate.SetHandleAsInvalid();
-        return new ImageFile(Path, descriptor, IsMap);
+        return new ImageFile(Path, descriptor, Part);
     }
 
     public void Dispose()

@@ -4,7 +4,7 @@ namespace GuestMemory.Core.Userfault;
 /// An image with the changes of later snapshots above it, each a file of the same length: the page of the last layer that has
 /// one there is the one.
 /// </summary>
-internal sealed class LayeredSource : PageSource
+internal sealed class LayeredSource : CompositeSource
 {
     private readonly PageSource _base;
     private readonly MappedFileSource[] _layers;
@@ -24,33 +24,7 @@ internal sealed class LayeredSource : PageSource
 
     public override string Layout => string.Join("; ", _layers.Reverse().Select(static layer => layer.LayerLayout).Prepend(_base.Layout));
 
-    public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run) => Find(offset, ref length).Locate(offset, length, scratch, out run);
-
-    public override void Prepare(ulong offset, ulong length, PageScratch scratch)
-    {
-        for (ulong done = 0; done < length;)
-        {
-            var part = length - done;
-            var source = Find(offset + done, ref part);
-            source.Prepare(offset + done, part, scratch);
-            done += part;
-        }
-    }
-
-    public override bool IsReady(ulong offset, ulong length)
-    {
-        for (ulong done = 0; done < length;)
-        {
-            var part = length - done;
-            if (!Find(offset + done, ref part).IsReady(offset + done, part)) return false;
-            done += part;
-        }
-
-        return true;
-    }
-
-    /// <summary>Which source has the bytes at an offset, and how many of them.</summary>
-    private PageSource Find(ulong offset, ref ulong length)
+    protected override PageSource Find(ref ulong offset, ref ulong length)
     {
         foreach (var layer in _layers)
         {
@@ -61,10 +35,16 @@ internal sealed class LayeredSource : PageSource
         return _base;
     }
 
-    public override void StartReadAhead()
+    public override void DoubtReady()
     {
-        _base.StartReadAhead();
-        foreach (var layer in _layers) layer.StartReadAhead();
+        foreach (var layer in _layers) layer.DoubtReady();
+        _base.DoubtReady();
+    }
+
+    public override void ReadAhead(CancellationToken cancellation)
+    {
+        foreach (var layer in _layers) layer.ReadAhead(cancellation);
+        _base.ReadAhead(cancellation);
     }
 
     public override void Dispose()

@@ -12,18 +12,22 @@ namespace GuestMemory.Core.Userfault;
 /// </summary>
 internal sealed unsafe class MappedFileSource : PageSource
 {
-    private const ulong PopulateChunk = 16 << 20;
-    private const int Nice = 10;
+    // What is read from the disk ahead of being mapped.
+    private const ulong ReadChunk = 16 << 20;
+
+    // A thread that changes the address space meanwhile, such as one that creates another thread, waits until these are there, and what the others read of
+    // pages that are not mapped yet waits behind it: 4096 at once held a first fault up for 40 ms.
+    private const ulong PopulatedPages = 64;
+    private const int EnoughReady = 256;
 
     private readonly ImageFile _file;
     private readonly SafeMapping _mapping;
     private readonly ulong[] _words;
     private readonly PageBits _data;
     private readonly bool _isSparse;
-    private volatile bool _disposed;
 
-    // Of the thread that has the source.
-    private Thread? _populate;
+    // How often in a row what was asked for was in memory. Of any thread; one that overwrites another's count does no harm.
+    private volatile int _readyInARow;
 
     /// <summary>Takes the file over where it succeeds.</summary>
     /// <param name="file">The file.</param>
@@ -98,6 +102,16 @@ internal sealed unsafe class MappedFileSource : PageSource
 
     public override bool IsReady(ulong offset, ulong length)
     {
+        // Looking is a call of the kernel for each fault, and as good as always in vain where the image is in memory.
+        if (_readyInARow >= EnoughReady) return true;
+        _readyInARow = IsResident(offset, length) ? _readyInARow + 1 : 0;
+        return _readyInARow > 0;
+    }
+
+    public override void DoubtReady() => _readyInARow = 0;
+
+    private bool IsResident(ulong offset, ulong length)
+    {
         var end = EndOf(offset, length);
         for (var page = offset / HostPage.Size; (page = _data.Next(page, end, set: true)) < end;)
         {
@@ -109,16 +123,20 @@ internal sealed unsafe class MappedFileSource : PageSource
         return true;
     }
 
-    public override void StartReadAhead()
+    public override void ReadAhead(CancellationToken cancellation)
     {
-        _populate = new Thread(Populate) { IsBackground = true, Name = "uffd-readahead" };
-        _populate.Start();
+        Scheduling.LowerDisk();
+        ReadAll(cancellation);
+    }
+
+    /// <summary>Brings it into the page cache and this mapping.</summary>
+    public void ReadAll(CancellationToken cancellation)
+    {
+        for (ulong at = 0; at < Length && !cancellation.IsCancellationRequested; at += ReadChunk) PopulateData(at, Math.Min(ReadChunk, Length - at), isAhead: true, cancellation);
     }
 
     public override void Dispose()
     {
-        _disposed = true;
-        _populate?.Join();
         _mapping.Dispose();
         _file.Dispose();
         GC.KeepAlive(_words);
@@ -137,25 +155,20 @@ internal sealed unsafe class MappedFileSource : PageSource
         }
     }
 
-    /// <summary>Brings the image into the page cache and this mapping beside the serving, so that a fault rarely waits for the disk.</summary>
-    private void Populate()
-    {
-        Scheduling.LowerThread(Nice);
-        Scheduling.LowerDisk();
-        for (ulong at = 0; at < Length && !_disposed; at += PopulateChunk) PopulateData(at, Math.Min(PopulateChunk, Length - at));
-    }
-
-    private void PopulateData(ulong offset, ulong length)
+    private void PopulateData(ulong offset, ulong length, bool isAhead = false, CancellationToken cancellation = default)
     {
         var end = EndOf(offset, length);
-        for (var page = offset / HostPage.Size; (page = _data.Next(page, end, set: true)) < end && !_disposed;)
+        for (var page = offset / HostPage.Size; (page = _data.Next(page, end, set: true)) < end && !cancellation.IsCancellationRequested;)
         {
             var hole = _data.Next(page, end, set: false);
-            // A part that cannot be read is found, and answered for, when a fault needs it.
-            _ = Mman.TryAdvise(_mapping.Address + (nint)(page * HostPage.Size), (nuint)((hole - page) * HostPage.Size), Mman.MADV_POPULATE_READ);
-            page = hole;
+            if (isAhead) Advise(page, hole, Mman.MADV_WILLNEED);
+            for (; page < hole && !cancellation.IsCancellationRequested; page = Math.Min(page + PopulatedPages, hole)) Advise(page, Math.Min(page + PopulatedPages, hole), Mman.MADV_POPULATE_READ);
         }
     }
+
+    /// <summary>A part that cannot be read is found, and answered for, when a fault needs it.</summary>
+    private void Advise(ulong page, ulong end, int advice) =>
+        _ = Mman.TryAdvise(_mapping.Address + (nint)(page * HostPage.Size), (nuint)((end - page) * HostPage.Size), advice);
 
     private ulong EndOf(ulong offset, ulong length) => Math.Min((offset + length + HostPage.Size - 1) / HostPage.Size, _data.PageCount);
 }

@@ -38,8 +38,13 @@ internal abstract unsafe class PageSource : IDisposable
     /// <summary>Whether bytes can be copied at once, as far as is known: nothing is to be unpacked, and nothing to be read from a disk. It never waits for one.</summary>
     public virtual bool IsReady(ulong offset, ulong length) => true;
 
-    /// <summary>Begins to bring all of it into memory, in its own time and after all else that reads from the disk. Called once at most for a source.</summary>
-    public virtual void StartReadAhead()
+    /// <summary>Something took long for which <see cref="IsReady"/> has said that it would not: what it knows without looking may be old.</summary>
+    public virtual void DoubtReady()
+    {
+    }
+
+    /// <summary>Brings all of it into memory beside the serving, so that a fault rarely waits for the disk. On a thread that does nothing else.</summary>
+    public virtual void ReadAhead(CancellationToken cancellation)
     {
     }
 

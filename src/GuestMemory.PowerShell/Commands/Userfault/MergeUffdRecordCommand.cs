@@ -28,6 +28,16 @@ public sealed class MergeUffdRecordCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter CommonOnly { get; set; }
 
+    /// <summary>The image, whose pages are copied into the result.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? MemoryPath { get; set; }
+
+    /// <summary>The layers of the image, the oldest first.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string[] Layer { get; set; } = [];
+
     /// <summary>Replaces a file that is there.</summary>
     [Parameter]
     public SwitchParameter Force { get; set; }
@@ -50,8 +60,12 @@ public sealed class MergeUffdRecordCommand : GuestMemoryCmdlet
         Attempt(() =>
         {
             var destination = ResolvePath(OutFile);
+            if (MemoryPath is null && Layer.Length > 0)
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "Layers are those of an image, whose path is missing (-MemoryPath).");
             if (!ShouldProcess(destination, $"Merge {_paths.Count} records of touched pages")) return;
-            var record = UffdRecord.Merge(_paths, destination, CommonOnly, Force);
+            var record = MemoryPath is null
+                ? UffdRecord.Merge(_paths, destination, CommonOnly, Force)
+                : UffdRecord.MergeWithPages(_paths, destination, ResolvePath(MemoryPath), [.. Layer.Select(ResolvePath)], CommonOnly, Force, StopToken);
             if (PassThru) WriteObject(record);
         }, OutFile);
     }
