@@ -83,7 +83,7 @@ internal sealed class ForkingVmm : Vmm
     {
         try
         {
-            using var compiler = Process.Start(new ProcessStartInfo("cc", ["-O1", "-x", "c", "-o", program, "-"]) { RedirectStandardInput = true })!;
+            using var compiler = Process.Start(new ProcessStartInfo("cc", ["-O1", "-x", "c", "-o", program, "-"]) { UseShellExecute = false, RedirectStandardInput = true })!;
             using (var source = typeof(ForkingVmm).Assembly.GetManifestResourceStream(Source)!) source.CopyTo(compiler.StandardInput.BaseStream);
             compiler.StandardInput.Close();
             compiler.WaitForExit();

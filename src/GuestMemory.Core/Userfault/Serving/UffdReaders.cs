@@ -106,12 +106,12 @@ internal sealed class UffdReaders : IDisposable
         {
             image.ReadAhead(cancellation);
         }
-#pragma warning disable CA1031 // A background thread must not end the process.
+#pragma warning disable CA1031, RCS1075 // A background thread must not end the process.
         catch (Exception)
         {
             // What cannot be read is found, and answered for, when a fault needs it.
         }
-#pragma warning restore CA1031
+#pragma warning restore CA1031, RCS1075
     }
 
     private PageSource? Take()
