@@ -9,11 +9,10 @@ namespace GuestMemory.Bench;
 
 /// <summary>
 /// The handler in a process of its own, published as Package does it and started as the library starts it: what supervisor and
-/// worker collect and hold, how long the first VM of a fresh one waits for its first page, and what the death of a worker costs.
+/// worker hold, how long the first VM of a fresh one waits for its first page, and what the death of a worker costs.
 /// </summary>
 internal sealed class HostScenario(string[] options)
 {
-    private const int CollectedVms = 4;
     private const int SmallMib = 16;
     private const int FaultsBeforeKill = 1000;
     private const int CrashTouches = 32768;
@@ -38,7 +37,6 @@ internal sealed class HostScenario(string[] options)
             PublishHost();
             foreach (var program in new[] { "uffd-handler", "uffd-client", "mkmem" }) Compile(_folder, program, "-pthread");
             Execute(Path.Combine(_folder, "mkmem"), Image, $"{_mib}");
-            MeasureCollections();
             MeasureMemory();
             MeasureFirstPages();
             MeasureSwitch("whose worker is killed", static handler =>
@@ -54,29 +52,6 @@ internal sealed class HostScenario(string[] options)
         {
             Directory.Delete(_folder, recursive: true);
         }
-    }
-
-    private void MeasureCollections()
-    {
-        Environment.SetEnvironmentVariable("DOTNET_STARTUP_HOOKS", typeof(StartupHook).Assembly.Location);
-        Environment.SetEnvironmentVariable(StartupHook.Variable, _folder);
-        int[] processes = [];
-        var faults = 0L;
-        Serve(UffdStrategy.OnDemand, handler =>
-        {
-            Environment.SetEnvironmentVariable("DOTNET_STARTUP_HOOKS", null);
-            processes = [handler.WorkerProcessId, handler.ProcessId];
-            Execute("taskset", "--all-tasks", "--cpu-list", "--pid", "0", $"{processes[0]}");
-            for (var vm = 0; vm < CollectedVms; vm++)
-            {
-                using var client = UffdClient.Start(_folder, "0", Socket, _mib);
-                UffdClient.Figure(client, "total_ms");
-            }
-
-            faults = handler.FaultCount;
-        });
-        var collections = processes.Select(process => File.ReadAllText(StartupHook.FileOf(_folder, process))).ToArray();
-        Row($"garbage collections of a process that lives for {CollectedVms} VMs and {faults} faults", $"worker {collections[0]}, supervisor {collections[1]}", "0");
     }
 
     private void MeasureMemory() => Serve(UffdStrategy.Background, handler =>

@@ -8,6 +8,7 @@ using GuestMemory.Bench;
 // bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
 // bench strategies [--mib N,N] [--rounds N] [--write FILE]
 // bench cold [--mib N] [--vms N] [--touches N] [--rounds N] [--write FILE]         an image on a slow disk
+// bench working-set [--mib N] [--touches N] [--rounds N] [--write FILE]           records with and without pages, there
 // bench neighbours [--touches N] [--rounds N] [--write FILE]                      a quiet VM beside one that is not
 // bench host [--mib N] [--vms N] [--rounds N] [--write FILE]        the handler's own process, as Package publishes it
 return args switch
@@ -19,6 +20,7 @@ return args switch
     ["shell", .. var options] => new ShellScenario(options).Run(),
     ["strategies", .. var options] => new StrategyScenario(options).Run(),
     ["cold", .. var options] => new ColdScenario(options).Run(),
+    ["working-set", .. var options] => new WorkingSetScenario(options).Run(),
     ["neighbours", .. var options] => new NeighbourScenario(options).Run(),
     ["host", .. var options] => new HostScenario(options).Run(),
     [] => new FaultScenario([]).Run(),
@@ -40,6 +42,7 @@ static int Usage()
     Console.Error.WriteLine("       ./build.sh Bench shell [--mib 1024] [--pairs 9] [--calls 1000000] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench strategies [--mib 256,1024] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench cold [--mib 256] [--vms 8] [--touches 500] [--rounds 9] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench working-set [--mib 256] [--touches 4096] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench neighbours [--touches 20000] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench host [--mib 1024] [--vms 50] [--rounds 9] [--write docs/performance.md]");
     return 2;

@@ -57,6 +57,37 @@ Describe 'Merge-UffdRecord' {
         $record.Path | Should -Be "$TestDrive/merged"
     }
 
+    It 'copies the pages into the result with -MemoryPath, and a handler reads them there' {
+        $bytes = [byte[]]::new(32KB)
+        foreach ($page in 0..7) {
+            [Array]::Fill($bytes, [byte]($page + 1), $page * 4KB, 4KB)
+        }
+        [IO.File]::WriteAllBytes("$TestDrive/vm.mem", $bytes)
+        $record = Merge-UffdRecord "$TestDrive/*.touch" "$TestDrive/merged" -MemoryPath "$TestDrive/vm.mem" -PassThru
+        $record.PageCount, $record.Size, $record.HasPages | Should -Be 5, 20KB, $true
+        (Get-Item "$TestDrive/merged").Length | Should -Be 24KB
+        [IO.File]::ReadAllBytes("$TestDrive/merged")[4KB, 8KB, 12KB, 16KB, 20KB] | Should -Be 1, 2, 3, 4, 8
+
+        $handler = Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -Strategy Replay -ReplayPath "$TestDrive/merged"
+        $region = New-MmapRegion -Size 32KB -GuestAddress 0
+        Connect-UffdHandler -Memory $region -SocketPath $handler.SocketPath
+        foreach ($page in 0..7) {
+            (Read-GuestMemory -Memory $region -Address ($page * 4KB) -Size 1 -Raw)[0] | Should -Be ($page + 1)
+        }
+        Remove-MmapRegion $region -Force
+        $handler | Stop-UffdHandler
+    }
+
+    It 'refuses a record that is older than the image, and layers of no image' {
+        Merge-UffdRecord "$TestDrive/one.touch" "$TestDrive/merged" -MemoryPath "$TestDrive/vm.mem"
+        (Get-Item "$TestDrive/vm.mem").LastWriteTime = (Get-Date).AddMinutes(1)
+        { Start-UffdHandler "$TestDrive/vm.sock" "$TestDrive/vm.mem" -Strategy Replay -ReplayPath "$TestDrive/merged" -ErrorAction Stop } |
+            Should -Throw '*was written after it*' -ErrorId 'InvalidRecord,*'
+        { Merge-UffdRecord "$TestDrive/one.touch" "$TestDrive/other" -Layer "$TestDrive/vm.mem" -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        { Merge-UffdRecord "$TestDrive/one.touch" "$TestDrive/other" -MemoryPath "$TestDrive/none" -ErrorAction Stop } | Should -Throw -ErrorId 'ImageNotFound,*'
+        "$TestDrive/other" | Should -Not -Exist
+    }
+
     It 'takes files from the pipeline' {
         Get-ChildItem "$TestDrive/*.touch" | Merge-UffdRecord -OutFile "$TestDrive/merged"
         Get-RecordedPage "$TestDrive/merged" | Should -Be 2, 7, 1, 0, 3

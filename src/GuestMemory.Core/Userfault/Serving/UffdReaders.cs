@@ -89,7 +89,7 @@ internal sealed class UffdReaders : IDisposable
                 using var reading = new CancellationTokenSource();
                 _reading.Add(image, reading);
                 Monitor.Exit(_queue);
-                Read(image, reading.Token);
+                _ = TryRead(image, reading.Token);
                 Monitor.Enter(_queue);
                 _reading.Remove(image);
                 Monitor.PulseAll(_queue);
@@ -100,16 +100,18 @@ internal sealed class UffdReaders : IDisposable
         }
     }
 
-    private static void Read(PageSource image, CancellationToken cancellation)
+    private static bool TryRead(PageSource image, CancellationToken cancellation)
     {
         try
         {
             image.ReadAhead(cancellation);
+            return true;
         }
 #pragma warning disable CA1031, RCS1075 // A background thread must not end the process.
         catch (Exception)
         {
             // What cannot be read is found, and answered for, when a fault needs it.
+            return false;
         }
 #pragma warning restore CA1031, RCS1075
     }

@@ -83,6 +83,7 @@ internal sealed class ServedMemory : IDisposable
             var touched = Enumerable.Range(0, Pages / 2).Select(static page => (uint)page * 2).ToArray();
             new Random(2).Shuffle(touched);
             TouchRecord.Save(record, (ulong)Pages * (ulong)PageSize, touched);
+            UffdRecord.MergeWithPages([record], record, image, force: true);
         }
 
         var fills = _kind is ServedKind.Replay or ServedKind.Background;
