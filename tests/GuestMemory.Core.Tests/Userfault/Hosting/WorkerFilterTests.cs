@@ -16,6 +16,7 @@ public sealed class WorkerFilterTests(FilteredProgram filtered) : IClassFixture<
     [InlineData("own-memory")]
     [InlineData("own-signal")]
     [InlineData("name")]
+    [InlineData("own-limit")]
     [InlineData("own-status")]
     public void WhatServingMakesIsMade(string call)
     {
@@ -55,6 +56,8 @@ public sealed class WorkerFilterTests(FilteredProgram filtered) : IClassFixture<
     [InlineData("bpf")]
     [InlineData("io-uring")]
     [InlineData("keyctl")]
+    [InlineData("set-limit")]
+    [InlineData("limit-of-another")]
     [InlineData("memfd")]
     public void WhatServingNeverMakesEndsTheProcess(string call)
     {
