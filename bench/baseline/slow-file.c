@@ -1,8 +1,9 @@
 /* slow-file BACKING MOUNTPOINT [--read-us N] [--threads N] [--readahead BYTES]
    A file system of one file, mounted over the file MOUNTPOINT, whose content is that of BACKING and whose every read takes N us (2000): a
    disk that is far away. Reads do not wait for each other, as long as there are threads (64), and bring in one page each: there is no
-   readahead, unless --readahead says how many bytes (at most 128 KiB). What was read stays in the page cache until the file is opened again. Speaks the protocol of /dev/fuse itself; needs
-   root. Prints "ready" when it is mounted; unmounts at SIGTERM, and where its standard input ends. */
+   readahead, unless --readahead says how many bytes (at most 128 KiB). What was read stays in the page cache until the file is opened
+   again. Speaks the protocol of /dev/fuse itself; needs root. Prints "ready" when it is mounted; unmounts at SIGTERM, and where its
+   standard input ends. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +26,7 @@
 
 static int device, backing;
 static long read_us = 2000;
-static uint32_t readahead;
+static uint32_t ahead;
 
 static void die(const char *what)
 {
@@ -44,7 +45,7 @@ static void reply(uint64_t unique, int error, const void *data, size_t length)
 static void initialize(uint64_t unique, const struct fuse_init_in *in)
 {
     struct fuse_init_out out = { .major = FUSE_KERNEL_VERSION, .minor = in->minor < FUSE_KERNEL_MINOR_VERSION ? in->minor : FUSE_KERNEL_MINOR_VERSION };
-    out.max_readahead = readahead < in->max_readahead ? readahead : in->max_readahead;
+    out.max_readahead = ahead < in->max_readahead ? ahead : in->max_readahead;
     out.flags = in->flags & (FUSE_ASYNC_READ | FUSE_PARALLEL_DIROPS);
     out.max_background = 64;
     out.congestion_threshold = 48;
@@ -117,7 +118,7 @@ int main(int argc, char **argv)
     for (int i = 3; i < argc; i++) {
         if (!strcmp(argv[i], "--read-us") && i + 1 < argc) read_us = strtol(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--threads") && i + 1 < argc) threads = strtol(argv[++i], NULL, 0);
-        else if (!strcmp(argv[i], "--readahead") && i + 1 < argc) readahead = (uint32_t)strtoul(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--readahead") && i + 1 < argc) ahead = (uint32_t)strtoul(argv[++i], NULL, 0);
         else return 2;
     }
 

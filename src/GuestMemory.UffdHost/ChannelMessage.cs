@@ -41,6 +41,8 @@ internal enum ChannelMessageType
     Failed,
     /// <summary>From the worker: it serves the VM.</summary>
     Taken,
+    /// <summary>From the worker: it has answered the faults of a VM that waited when it got the VM from another worker.</summary>
+    CaughtUp,
     /// <summary>From the worker: something went wrong with the VM, which goes on.</summary>
     Error,
     /// <summary>From the worker: the VM has ended, or cannot be served. Its figures are final.</summary>

@@ -27,7 +27,7 @@ internal sealed class RehearsedHandler : IDisposable
         _epoll.Add(_wake, _wake);
         _epoll.Add(near, _channel);
         _image = new ServedImage(options.OnlyImage, "") { Length = source.Length };
-        _handovers = HandoverListener.Open(_image, new HandoverListener.Supply(options, _epoll, _vms, () => 0, Offer, static (_, _) => { }), new Systemd(), [], acceptTimeout: null);
+        _handovers = VmReceiver.Open(_image, new VmReceiver.Supply(options, _epoll, _vms, () => 0, Offer, static (_, _) => { }), new Systemd(), [], acceptTimeout: null);
         _supervisor = new Thread(Supervise) { IsBackground = true, Name = "uffd-rehearsal" };
         _worker = new Thread(() => Work(new Channel(far), options, policy, source)) { IsBackground = true, Name = "uffd-rehearsal" };
         _supervisor.Start();
@@ -71,7 +71,7 @@ internal sealed class RehearsedHandler : IDisposable
         {
             while (!_stopping)
             {
-                var ready = _epoll.Wait(_handovers.Timeout());
+                var ready = _epoll.Wait(_handovers.Timeout);
                 for (var i = 0; i < ready; i++)
                 {
                     if (_epoll.Owner(i) is IWatched watched) watched.Ready();
@@ -95,7 +95,9 @@ internal sealed class RehearsedHandler : IDisposable
     {
         while (channel.TryReceive(descriptors) is { } message)
         {
-            if (message.Type == ChannelMessageType.Gone && _vms.Find(message.Vm) is { } vm) _handovers.Close(vm);
+            if (message.Type != ChannelMessageType.Gone || _vms.Find(message.Vm) is not { } vm) continue;
+            _vms.Remove(vm);
+            _handovers.VmEnded(vm.Connection);
         }
 
         if (channel.IsEnded) _epoll.Remove(channel.Socket);

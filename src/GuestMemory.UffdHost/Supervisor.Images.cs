@@ -104,12 +104,12 @@ internal sealed partial class Supervisor
         // That without a name takes any socket that is no other one's.
         foreach (var image in _images.OrderByDescending(static image => image.Prefix.Length > 0))
         {
-            image.Handovers = HandoverListener.Open(image, supply, _systemd, restored, acceptTimeout);
+            image.Handovers = VmReceiver.Open(image, supply, _systemd, restored, acceptTimeout);
             if (image.Failure is not null) image.Handovers.StopListening();
         }
     }
 
-    private HandoverListener.Supply Supply() => new(_options, _epoll, _vms, () => _images.Sum(static image => image.Handovers?.ConnectionCount ?? 0), Offer, FailOf);
+    private VmReceiver.Supply Supply() => new(_options, _epoll, _vms, () => _images.Sum(static image => image.Handovers?.ConnectionCount ?? 0), Offer, FailOf);
 
     /// <summary>Sees whether the files are what they were; an image that has changed fails alone, and only the last one fails all.</summary>
     /// <returns>Whether one has failed now.</returns>
@@ -233,7 +233,7 @@ internal sealed partial class Supervisor
             image.Files = KeptImages.Open(options, image.Prefix);
             OpenReplay(image);
             image.OpenRecorder(null);
-            image.Handovers = HandoverListener.Open(image, Supply(), _systemd, [], acceptTimeout: null);
+            image.Handovers = VmReceiver.Open(image, Supply(), _systemd, [], acceptTimeout: null);
         }
         catch
         {
@@ -307,7 +307,7 @@ internal sealed partial class Supervisor
         _images = [.. _images.Where(other => other != image)];
         _vms.Forget(image);
         image.Files?.Forget(_systemd);
-        if (_systemd.IsThere) _systemd.Remove(image.Prefix + HandoverListener.StoredListener);
+        if (_systemd.IsThere) _systemd.Remove(image.Prefix + VmReceiver.StoredListener);
         image.Dispose();
     }
 

@@ -45,6 +45,7 @@ internal sealed partial class Supervisor
     private Successor StartSuccessor(UffdControlRequest request)
     {
         if (_successor is not null) throw Successor.Failed("another one is about to.");
+        if (_isCatchingUp) throw Successor.Failed("this process has taken the VMs over itself just now, and answers first what waited of them.");
         if (_adding is not null) throw Successor.Failed($"the image '{_adding.Name}' is being added.");
         if (Array.Find(_images, static image => image.IsRemoved) is { } removed) throw Successor.Failed($"the image '{removed.Name}' is being removed.");
         if (Array.Find(_images, static image => image.Failure is not null) is { } failed) throw Successor.Failed($"the image '{failed.Name}' cannot be served any more, and must be removed before: {failed.Failure!.Message}");
@@ -101,7 +102,7 @@ internal sealed partial class Supervisor
         foreach (var image in _images)
         {
             var listener = image.Handovers!.Listener;
-            successor.Give(image.Prefix + (listener.IsOurs ? HandoverListener.StoredListener : HandoverListener.ForeignListener), listener.Socket);
+            successor.Give(image.Prefix + (listener.IsOurs ? VmReceiver.StoredListener : VmReceiver.ForeignListener), listener.Socket);
         }
 
         foreach (var (name, descriptor) in _vms.Parts()) successor.Give(name, descriptor);

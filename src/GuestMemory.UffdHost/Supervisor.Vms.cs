@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.Userfault;
@@ -7,6 +8,33 @@ namespace GuestMemory.UffdHost;
 /// <content>What an operator asks of one VM, or of an image.</content>
 internal sealed partial class Supervisor
 {
+    // How long faults that waited may keep the handler from saying that it is ready, and how many workers may end meanwhile.
+    private static readonly TimeSpan s_catchUpLimit = TimeSpan.FromSeconds(10);
+    private const int MaxCatchUpWorkers = 2;
+
+    private bool _isCatchingUp;
+
+    /// <summary>
+    /// Waits until the faults are answered that waited of the VMs that came with this process: what restarts it again as soon as it is ready must not keep
+    /// them waiting. No longer than the limit, since a VM that cannot be served must not stand in the way of others.
+    /// </summary>
+    private void CatchUp()
+    {
+        var behind = _vms.ToList();
+        var (started, workers) = (Stopwatch.GetTimestamp(), _workers);
+        _isCatchingUp = true;
+        while (!_stopping && _failure is null && _workers - workers < MaxCatchUpWorkers)
+        {
+            _ = behind.RemoveAll(vm => vm.IsCaughtUp || _vms.Find(vm.Id) != vm);
+            var left = s_catchUpLimit - Stopwatch.GetElapsedTime(started);
+            if (behind.Count == 0 || left <= TimeSpan.Zero) break;
+            // -1 is never.
+            _ = Step((int)Math.Min((uint)Timeout(), (uint)Math.Ceiling(left.TotalMilliseconds)));
+        }
+
+        _isCatchingUp = false;
+    }
+
     private VmRecord Find(int id) => _vms.Find(id) ?? throw UffdServedVm.NotFound(id, Place);
 
     private (UffdControlReply Reply, SafeDescriptor? File) OfVm(UffdControlRequest request)

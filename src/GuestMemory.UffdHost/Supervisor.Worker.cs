@@ -145,6 +145,9 @@ internal sealed partial class Supervisor
                 worker.Untaken--;
                 OfferMore();
                 break;
+            case ChannelMessageType.CaughtUp:
+                if (_vms.Find(message.Vm) is { } told) told.IsCaughtUp = true;
+                break;
             case ChannelMessageType.Error:
                 Fail(message.Vm, message.Message ?? "");
                 break;
@@ -163,7 +166,12 @@ internal sealed partial class Supervisor
                     worker.Untaken--;
                 }
 
-                if (_vms.Find(message.Vm) is { } vm) vm.Image.Handovers?.Close(vm);
+                if (_vms.Find(message.Vm) is { } vm)
+                {
+                    _vms.Remove(vm);
+                    vm.Image.Handovers!.VmEnded(vm.Connection);
+                }
+
                 _vms.Close(message.Vm);
                 SaveRecords();
                 OfferMore();
@@ -195,6 +203,7 @@ internal sealed partial class Supervisor
         }
 
         vm.IsOffered = vm.IsUsed = true;
+        vm.IsCaughtUp = false;
         if (vm.Order is { } order) SendOrder(vm, ChannelMessageType.StopVm, order);
         vm.ForgetLooks();
         worker.Untaken++;

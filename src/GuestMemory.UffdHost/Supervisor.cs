@@ -110,6 +110,7 @@ internal sealed partial class Supervisor : IDisposable
 
         // All that root was needed for is open.
         _privileges.DropForSupervisor();
+        CatchUp();
         _systemd.Notify("READY=1");
         Staff();
         foreach (var image in _images) Log.Lines.Listening(image.SocketPath, image.Options.MemoryPath, _control!.Path);
@@ -243,7 +244,7 @@ internal sealed partial class Supervisor : IDisposable
     private int Timeout()
     {
         var timeout = -1;
-        foreach (var image in _images) timeout = Sooner(timeout, image.Handovers?.Timeout() ?? -1);
+        foreach (var image in _images) timeout = Sooner(timeout, image.Handovers?.Timeout ?? -1);
         if (_systemd.HasPending || _successor is not null) timeout = Sooner(timeout, TellPause);
         if (_control is { IsWaiting: true }) timeout = Sooner(timeout, LookPause);
         timeout = Sooner(Sooner(Sooner(timeout, WatchTimeout), _systemd.WatchdogTimeout), Log.Lines.Timeout);

@@ -37,10 +37,13 @@ internal sealed class VmRecord : IDisposable
 
     public int Id { get; }
 
-    /// <summary>What it is served from. Set by the listener of the image, or where it is restored.</summary>
+    /// <summary>What it is served from. Set by the receiver, or where it is restored.</summary>
     public ServedImage Image { get; set; } = null!;
 
-    /// <summary>The connection; its owner is who receives on it.</summary>
+    /// <summary>What it came over, which owns socket and process. Set by the receiver.</summary>
+    public UffdConnection Connection { get; set; } = null!;
+
+    /// <summary>The connection's socket.</summary>
     public SafeDescriptor Socket { get; }
 
     /// <summary>The VMM's process as a pidfd; its owner is the connection's.</summary>
@@ -71,6 +74,9 @@ internal sealed class VmRecord : IDisposable
 
     /// <summary>Whether the present worker was given it.</summary>
     public bool IsOffered { get; set; }
+
+    /// <summary>Whether the present worker has answered the faults that waited when it was given the VM, which another one had before.</summary>
+    public bool IsCaughtUp { get; set; }
 
     /// <summary>How an operator has its service end, which every worker is told; null where it goes on.</summary>
     public UffdOnError? Order { get; set; }

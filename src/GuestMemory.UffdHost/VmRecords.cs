@@ -38,7 +38,7 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
         foreach (var (kind, descriptor) in Parts(vm)) systemd.Store(Name(vm.Image.Prefix, vm.Id, kind), descriptor);
     }
 
-    /// <summary>A VM has ended. Its figures may grow until the worker has let go of it.</summary>
+    /// <summary>A VM has ended. What it handed over is closed; its figures may grow until the worker has let go of it.</summary>
     public void Remove(VmRecord vm)
     {
         lock (_lock)
@@ -49,6 +49,7 @@ internal sealed partial class VmRecords(Systemd systemd) : IEnumerable<VmRecord>
         }
 
         Forget(vm);
+        vm.Dispose();
     }
 
     /// <summary>The worker counts nothing more for a VM that has ended.</summary>

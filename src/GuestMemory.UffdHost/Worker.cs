@@ -204,7 +204,12 @@ internal sealed class Worker : IDisposable
             state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), descriptors[3]);
             var vm = new UffdVm(descriptors[2], list.Mappings, state, image.Source, image.Policy, message.Features);
             if (list.OnError is { } onError) vm.OnError = onError;
-            if (message.IsUsed) vm.Recover();
+            if (message.IsUsed)
+            {
+                vm.CaughtUp = () => _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.CaughtUp, Vm = message.Vm });
+                vm.Recover();
+            }
+
             _ids[vm] = message.Vm;
             _server.Adopt(descriptors[0], descriptors[1], new UCred { pid = list.ProcessId, uid = list.User, gid = list.Group }, vm, list.Mappings, image);
             descriptors.RemoveRange(0, 3);

@@ -53,8 +53,9 @@ internal static class WorkerFilter
             SeccompRule.Allow("mmap", isData),
             SeccompRule.Allow("mprotect", isData),
             .. Allowed("munmap", "mremap", "madvise", "mincore", "brk", "membarrier"),
-            // How much of it the host has, for the heap.
+            // How much of it the host has, and this process may have, for the heap: each collection asks anew. No limit is set.
             .. Allowed("sysinfo", "getrusage"),
+            SeccompRule.Allow("prlimit64", SeccompCheck.IsOneOf(0, 0, (uint)process), SeccompCheck.IsOneOf(2, 0)),
 
             // Threads: one for each VM, fetchers, readers ahead. A new process is none; clone3 hides what it starts from a filter.
             SeccompRule.Allow("clone", SeccompCheck.IsOneOf(0, ThreadFlags.Start, ThreadFlags.MuslStart)),

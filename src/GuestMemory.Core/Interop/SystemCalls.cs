@@ -60,6 +60,7 @@ internal static class SystemCalls
         ["prctl"] = (157, 167),
         ["pread64"] = (17, 67),
         ["preadv2"] = (327, 286),
+        ["prlimit64"] = (302, 261),
         ["process_vm_readv"] = (310, 270),
         ["read"] = (0, 63),
         ["readlink"] = (89, -1),

@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.Text;
 using System.Text.Json;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
@@ -10,9 +9,9 @@ namespace GuestMemory.Fuzz.Targets;
 
 /// <summary>
 /// What the supervisor does with a VMM, from its connection on: it accepts, receives, checks and keeps the VMs; a worker gets each of them with
-/// events that a worker before it had read; and a successor takes each over. The first byte says what comes with the first piece and how the VMM behaves, the second how long
-/// pieces are, the third how many events there are: 6 bytes each, which are the event, how many pages, and two page numbers. The rest is the stream. In it
-/// "10000000000000N" is an address in memory that is registered, the Nth multiple of 256 MiB.
+/// events that a worker before it had read, and with that of a fork where the VMM forks; and a successor takes each over. The first byte says what comes
+/// with the first piece and how the VMM behaves, the second how long pieces are, the third how many events there are: 6 bytes each, which are the event,
+/// how many pages, and two page numbers. The rest is the stream (<see cref="Vmm.Place"/>).
 /// </summary>
 internal static class SupervisorTarget
 {
@@ -20,17 +19,21 @@ internal static class SupervisorTarget
     private const int MaxEvents = 16;
     private const int EventSize = 6;
     private const int MaxSteps = 4096;
-    private const ulong ImageLength = 2UL << 30;
-    private const ulong Slot = 256UL << 20;
-    private const ulong Gigantic = 1UL << 30;
 
-    private static readonly byte[] s_placeholder = Encoding.UTF8.GetBytes("10000000000000");
-    private static readonly Lazy<Vmm> s_vmm = new(static () => new Vmm());
+    // Of each the pages of the child are poisoned one by one where they are not registered.
+    private const int MaxForks = 2;
+    private const ulong ImageLength = Vmm.Length;
+
+    private static readonly Lazy<Vmm> s_vmm = new(Vmm.OfThisProcess);
+    private static readonly Lazy<Vmm?> s_forking = new(ForkingVmm.TryStart);
+    private static readonly Lazy<PageSource> s_source = new(static () => new MemorySource(GuestMemoryMmap.FromRegions([new GuestRegionMmap(new MmapRegionBuilder(ImageLength).Build(), new GuestAddress(0))])));
+    private static readonly Systemd s_systemd = new();
 
     public static void Run(byte[] input)
     {
         if (input.Length < 3) return;
-        var vmm = s_vmm.Value;
+        _ = s_source.Value;
+        var vmm = ((input[0] & 64) != 0 ? s_forking.Value : null) ?? s_vmm.Value;
         var length = Math.Min(input[2] % (MaxEvents + 1), (input.Length - 3) / EventSize) * EventSize;
         var events = input.AsMemory(3, length);
         var stream = vmm.Place(input[(3 + length)..]);
@@ -44,11 +47,11 @@ internal static class SupervisorTarget
         var path = files.Next();
         var errors = new List<string>();
         using var epoll = new Epoll();
-        using var vms = new VmRecords(vmm.Systemd);
+        using var vms = new VmRecords(s_systemd);
         var options = new UffdHandlerOptions { SocketPath = path, MemoryPath = "", MaxConnections = MaxVms, Force = true };
         using var image = new ServedImage(options.OnlyImage, "") { Length = ImageLength };
-        var supply = new HandoverListener.Supply(options, epoll, vms, static () => 0, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
-        using var listener = HandoverListener.Open(image, supply, vmm.Systemd, [], acceptTimeout: null);
+        var supply = new VmReceiver.Supply(options, epoll, vms, static () => 0, vm => CheckVm(vmm, vm, isTracked: (how & 16) != 0, events.Span), (error, _) => errors.Add(error));
+        using var listener = VmReceiver.Open(image, supply, s_systemd, [], acceptTimeout: null);
         using (var peer = UnixSocket.Create(nonBlocking: true))
         {
             Check.Same(0, UnixSocket.TryConnect(peer, path), "connecting");
@@ -68,7 +71,12 @@ internal static class SupervisorTarget
         // The end of the stream is that of a VM without memory alone.
         Step(epoll);
         foreach (var vm in vms) Check.True(vms.Count <= MaxVms && vmm.Owns(vm.List.Mappings), "a VM is kept whose memory is gone, or too many");
-        foreach (var vm in vms) listener.Close(vm);
+        foreach (var vm in vms)
+        {
+            vms.Remove(vm);
+            listener.VmEnded(vm.Connection);
+        }
+
         Check.Same(0, vms.Count, "the VMs that are left");
         Check.True(listener.IsQuiet, "a hand-over is under way that is over");
         foreach (var error in errors) Check.True(error.Length <= 4096, $"an error of {error.Length} characters");
@@ -91,7 +99,7 @@ internal static class SupervisorTarget
     private static void CheckVm(Vmm vmm, VmRecord vm, bool isTracked, ReadOnlySpan<byte> events)
     {
         MappingListTarget.CheckRegions(vm.List.Mappings, ImageLength);
-        Check.True(vm.List.Mappings.All(static mapping => mapping.PageSize <= Gigantic), "a page is larger than any");
+        Check.True(vm.List.Mappings.All(static mapping => mapping.PageSize <= Vmm.Gigantic), "a page is larger than any");
         Check.True(vm.List.Name is { Length: > 0 and <= UffdVmName.MaxLength }, "a VM without a name");
         CheckFigures(vm);
         _ = vm.CountStalledLooks();
@@ -142,9 +150,13 @@ internal static class SupervisorTarget
         var state = new UffdVmState(UffdVmState.PagesOf(list.Mappings), vm.StateFile);
         try
         {
-            using var served = new UffdVm(descriptor, list.Mappings, state, vmm.Source, policy, vm.Features);
+            using var served = new UffdVm(descriptor, list.Mappings, state, s_source.Value, policy, vm.Features);
             served.Recover();
             Check.True(!state.Reads.IsUnderWay, "events are being read, after the recovery");
+            if (vmm is not ForkingVmm forking || vm.Id > MaxForks) return;
+            using var scratch = new PageScratch();
+            forking.ForkWhile(() => served.Serve(scratch));
+            Check.True(served.Error?.Contains("forked", StringComparison.Ordinal) == true, "a fork is not told");
         }
         catch (GuestMemoryException exception)
         {
@@ -172,62 +184,5 @@ internal static class SupervisorTarget
         var number = (int)copy.DangerousGetHandle();
         copy.SetHandleAsInvalid();
         return new SafeDescriptor(number);
-    }
-
-    /// <summary>Memory of this process that is registered, and what a VMM can send.</summary>
-    private sealed class Vmm
-    {
-        private readonly MmapRegion _mapping = new MmapRegionBuilder(ImageLength + Gigantic).Build();
-        private readonly SafeDescriptor _userfaultfd = Userfaultfd.Create(Userfaultfd.UFFD_FEATURE_EVENT_REMOVE);
-        private readonly SafeDescriptor _eventfd = EventFd.Create();
-        private readonly SafeDescriptor _memfd = Memfd.CreateSealed("fuzz", (long)ImageLength, 0);
-        private readonly ulong _start;
-
-        public Vmm()
-        {
-            using var lease = _mapping.Lease();
-            _start = ((ulong)lease.Address + Gigantic - 1) & ~(Gigantic - 1);
-            Check.Same(0, Userfaultfd.TryRegister(_userfaultfd.Number, (nint)_start, (nuint)ImageLength, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING), "registering the memory");
-            Source = new MemorySource(GuestMemoryMmap.FromRegions([new GuestRegionMmap(new MmapRegionBuilder(ImageLength).Build(), new GuestAddress(0))]));
-        }
-
-        public Systemd Systemd { get; } = new();
-
-        public PageSource Source { get; }
-
-        public SafeDescriptor[] Descriptors(int which) => which switch
-        {
-            0 => [],
-            1 => [_eventfd],
-            2 => [_userfaultfd, _userfaultfd],
-            3 => [_userfaultfd, _memfd, _memfd],
-            4 => [_userfaultfd, _memfd],
-            5 => [_userfaultfd, _eventfd],
-            _ => [_userfaultfd],
-        };
-
-        /// <summary>Puts addresses in place of what stands for them, of the same length.</summary>
-        public byte[] Place(byte[] stream)
-        {
-            for (var at = 0; (at = IndexOf(stream, at)) >= 0; at += s_placeholder.Length + 1)
-            {
-                var slot = (ulong)(stream[at + s_placeholder.Length] - '0') % (ImageLength / Slot);
-                var address = Encoding.UTF8.GetBytes((_start + (slot * Slot)).ToString(System.Globalization.CultureInfo.InvariantCulture));
-                if (address.Length == s_placeholder.Length + 1) address.CopyTo(stream, at);
-            }
-
-            return stream;
-        }
-
-        /// <summary>Whether a VM has a page of the memory.</summary>
-        public bool Owns(IReadOnlyList<GuestRegionUffdMapping> mappings) =>
-            mappings.Any(mapping => mapping.BaseHostVirtAddr < _start + ImageLength && mapping.BaseHostVirtAddr + mapping.Size > _start);
-
-        private static int IndexOf(byte[] stream, int from)
-        {
-            var at = stream.AsSpan(from).IndexOf(s_placeholder);
-            at = at < 0 ? at : at + from;
-            return at >= 0 && at + s_placeholder.Length < stream.Length && char.IsAsciiDigit((char)stream[at + s_placeholder.Length]) ? at : -1;
-        }
     }
 }

@@ -1014,6 +1014,9 @@ static void system_calls(void)
 #ifdef __NR_preadv2
     CALL(preadv2);
 #endif
+#ifdef __NR_prlimit64
+    CALL(prlimit64);
+#endif
 #ifdef __NR_process_vm_readv
     CALL(process_vm_readv);
 #endif

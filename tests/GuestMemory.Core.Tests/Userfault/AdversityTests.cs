@@ -110,7 +110,7 @@ public sealed class AdversityTests : IDisposable
         using var served = Region();
         var memory = GuestMemoryMmap.FromRegions([served]);
         UffdRegistration.Connect(handler.SocketPath, memory);
-        Host.Until(() => handler.ConnectionCount == 1 && Host.Threads("uffd-readahead") == 0);
+        Host.Until(() => handler.ConnectionCount == 1);
         using var late = Region();
         var id = Environment.ProcessId.ToString(CultureInfo.InvariantCulture);
         var limit = Compiler.Run("prlimit", "--pid", id, "--nofile", "--noheadings", "--output", "SOFT").Output.Trim();

@@ -324,7 +324,7 @@ public sealed class HandlerTests : IDisposable
     private UffdHandler Start(int pages = 0, UffdStrategy strategy = UffdStrategy.OnDemand)
     {
         if (pages > 0) _folder.WriteImage("image", pages);
-        return UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy });
+        return UffdHandler.Start(new UffdHandlerOptions { SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, SourceTimeout = TimeSpan.FromMilliseconds(200) });
     }
 
     private GuestMemoryMmap Memory(params (ulong Address, int Pages)[] layout) =>

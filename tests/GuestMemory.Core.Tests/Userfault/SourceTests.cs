@@ -231,6 +231,7 @@ public sealed partial class SourceTests : IDisposable
     private UffdHandler Start(UffdStrategy strategy, params string[] layers) => UffdHandler.Start(new UffdHandlerOptions
     {
         SocketPath = _folder["h.sock"], MemoryPath = _folder["image"], Strategy = strategy, LayerPaths = [.. layers.Select(layer => _folder[layer])],
+        SourceTimeout = TimeSpan.FromMilliseconds(200),
     });
 
     private static void AssertMemory(UffdHandler handler, Func<int, int> number)

@@ -293,7 +293,10 @@ public sealed class VmTests(RuntimeFolder runtime) : VmFixture(runtime)
     private UffdHandler Start(bool process, bool trackDirty = false, UffdOnError onError = UffdOnError.Poison)
     {
         Folder.WriteImage("image", 256);
-        var options = new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"], Strategy = UffdStrategy.OnDemand, TrackDirty = trackDirty, OnError = onError };
+        var options = new UffdHandlerOptions
+        {
+            SocketPath = Folder["h.sock"], MemoryPath = Folder["image"], Strategy = UffdStrategy.OnDemand, TrackDirty = trackDirty, OnError = onError, SourceTimeout = TimeSpan.FromMilliseconds(200),
+        };
         return Start(process, options);
     }
 

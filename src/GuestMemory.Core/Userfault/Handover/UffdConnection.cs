@@ -9,13 +9,13 @@ namespace GuestMemory.Core.Userfault;
 /// before a hand-over: Firecracker before its PR #5122 closes its socket right after it. Where the stream of a VMM that lives on ends,
 /// the kernel is asked whether the memory is still registered; a VMM of this library gives it back first. For one thread.
 /// </summary>
-internal sealed class UffdConnection : IDisposable
+internal sealed class UffdConnection : IWatched, IDisposable
 {
     private readonly UffdHandoverReceiver _receiver;
     private readonly TimeSpan _limit;
     private readonly List<UffdHandover> _memories = [];
     private Epoll? _epoll;
-    private object? _owner;
+    private Action<UffdConnection>? _ready;
     private StreamState _stream;
     private long _deadline;
 
@@ -56,9 +56,6 @@ internal sealed class UffdConnection : IDisposable
 
     public UCred Peer { get; }
 
-    /// <summary>What its VMs are served from, in the process that serves them; null in another one.</summary>
-    public UffdImageService? Image { get; set; }
-
     public bool IsEnded { get; set; }
 
     /// <summary>Whether another process has it too, and receives from it.</summary>
@@ -70,14 +67,16 @@ internal sealed class UffdConnection : IDisposable
     public int? MillisecondsLeft => _deadline == 0 ? null
         : (int)Math.Max(0, Math.Ceiling(Stopwatch.GetElapsedTime(Stopwatch.GetTimestamp(), _deadline).TotalMilliseconds));
 
-    /// <summary>Has a loop tell the owner when there is something to receive, or the process has ended.</summary>
-    public void Watch(Epoll epoll, object owner)
+    /// <summary>Has a loop tell when there is something to receive, or the process has ended.</summary>
+    public void Watch(Epoll epoll, Action<UffdConnection> ready)
     {
-        (_epoll, _owner) = (epoll, owner);
-        epoll.Add(Process, owner);
-        if (_stream == StreamState.Read) epoll.Add(Socket, owner);
-        else if (_stream == StreamState.Watched) epoll.AddEnd(Socket, owner);
+        (_epoll, _ready) = (epoll, ready);
+        epoll.Add(Process, this);
+        if (_stream == StreamState.Read) epoll.Add(Socket, this);
+        else if (_stream == StreamState.Watched) epoll.AddEnd(Socket, this);
     }
+
+    public void Ready() => _ready!(this);
 
     public void Unwatch()
     {
@@ -132,7 +131,7 @@ internal sealed class UffdConnection : IDisposable
         if (IsEnded || _stream != StreamState.Read) return;
         _stream = StreamState.Watched;
         _epoll?.Remove(Socket);
-        _epoll?.AddEnd(Socket, _owner!);
+        _epoll?.AddEnd(Socket, this);
     }
 
     /// <summary>Kills the VMM; says why not where it cannot. For any thread.</summary>

@@ -47,16 +47,17 @@ internal sealed class UffdReplay
     /// <summary>Whether a page of the image, which has the host's page size, is in the set.</summary>
     public bool Contains(ulong page) => _set.IsBitSet((long)page);
 
-    private static void Join(uint[] sorted, List<PageRun> runs)
+    /// <summary>The runs of pages that stand one behind the other and follow each other in the image.</summary>
+    public static void Join(uint[] pages, List<PageRun> runs)
     {
-        for (var i = 0; i < sorted.Length;)
+        for (var i = 0; i < pages.Length;)
         {
             var first = i;
-            while (++i < sorted.Length && sorted[i] == sorted[i - 1] + 1)
+            while (++i < pages.Length && pages[i] == pages[i - 1] + 1)
             {
             }
 
-            runs.Add(new PageRun(sorted[first], sorted[i - 1] + 1L));
+            runs.Add(new PageRun(pages[first], pages[i - 1] + 1L));
         }
     }
 }

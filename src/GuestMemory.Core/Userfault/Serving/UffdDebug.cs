@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Runtime.CompilerServices;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -20,10 +19,11 @@ internal static class UffdDebug
     private static readonly FileStream? s_hold = ValueOf("hold-counts") is { } path ? new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite) : null;
     private static int s_reads = int.TryParse(ValueOf("die-after-read"), NumberStyles.None, CultureInfo.InvariantCulture, out var reads) ? reads : 0;
 
-    public static readonly bool IsArmed = s_reads > 0 || s_hold is not null;
+    /// <summary>Whether this process is a worker that is to get into such a state. What it rehearses before does not count.</summary>
+    public static bool IsArmed { get; private set; }
 
-    /// <summary>Opens what it needs, for a process that will open no more files.</summary>
-    public static void Prepare() => RuntimeHelpers.RunClassConstructor(typeof(UffdDebug).TypeHandle);
+    /// <summary>Opens what it needs, for a worker that is about to serve and will open no more files.</summary>
+    public static void Prepare() => IsArmed = s_reads > 0 || s_hold is not null;
 
     public static void AfterRead(int events)
     {

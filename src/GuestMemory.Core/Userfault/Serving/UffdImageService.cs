@@ -32,17 +32,14 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
     /// <summary>What was counted for its VMs that have ended. Under the lock of the server.</summary>
     public UffdTotals Ended { get; } = new();
 
-    /// <summary>Where VMMs come in; null where another process listens. Of the handler's thread.</summary>
-    public UffdConnectionAcceptor? Acceptor { get; private set; }
+    /// <summary>Where its VMMs come in, once a server has the image. Of the handler's thread.</summary>
+    public HandoverListener Handovers { get; private set; } = null!;
 
     /// <summary>Whether it goes when no VM is served from it any more. Written by the handler's thread under the lock of the server.</summary>
     public bool IsRemoved { get; set; }
 
-    /// <summary>Makes what lets VMMs in, where this process listens. For the server that takes the image.</summary>
-    public void Accept(UffdHandlerOptions all, TimeSpan? acceptTimeout, Action<string> failed)
-    {
-        if (listener is not null) Acceptor = new UffdConnectionAcceptor(listener, all.MaxConnections, all.HandoverTimeout, acceptTimeout, (error, _) => failed(error));
-    }
+    /// <summary>Makes what lets VMMs in. For the server that takes the image.</summary>
+    public void Listen(UffdHandlerOptions all, TimeSpan? acceptTimeout, IHandoverOwner owner) => Handovers = new HandoverListener(Name, listener, all, acceptTimeout, owner);
 
     /// <summary>Has it read ahead when its first VM comes. For any thread.</summary>
     public void NoteVm()
@@ -61,7 +58,6 @@ internal sealed class UffdImageService(UffdImageOptions options, PageSource sour
 
     public void Dispose()
     {
-        Acceptor?.Dispose();
         listener?.Dispose();
         policy.Dispose();
         Readers?.Remove(source);

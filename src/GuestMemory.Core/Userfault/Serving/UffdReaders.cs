@@ -107,13 +107,13 @@ internal sealed class UffdReaders : IDisposable
             image.ReadAhead(cancellation);
             return true;
         }
-#pragma warning disable CA1031 // A background thread must not end the process.
+#pragma warning disable CA1031, RCS1075 // A background thread must not end the process.
         catch (Exception)
         {
             // What cannot be read is found, and answered for, when a fault needs it.
             return false;
         }
-#pragma warning restore CA1031
+#pragma warning restore CA1031, RCS1075
     }
 
     private PageSource? Take()

@@ -5,61 +5,26 @@ namespace GuestMemory.Core.Userfault;
 /// <content>VMMs that come and go, and the VMs that they hand over. All of it is the handler's thread's.</content>
 internal sealed partial class UffdServer
 {
-    private void Accept(UffdImageService image)
-    {
-        while (image.Acceptor!.TryAccept(_connections.Count, out var connection))
-        {
-            foreach (var other in _images) other.Acceptor?.StopWaiting();
-            try
-            {
-                connection.Image = image;
-                connection.Watch(_epoll, connection);
-            }
-            catch (SyscallException exception)
-            {
-                _error = exception.Message;
-                connection.Unwatch();
-                connection.Dispose();
-                continue;
-            }
+    int IHandoverOwner.ConnectionCount => _images.Sum(static image => image.Handovers.ConnectionCount);
 
-            lock (_lock) _connections.Add(connection);
+    int IHandoverOwner.VmCount => _services.Count;
+
+    int IHandoverOwner.CountVms(UffdConnection connection) => _services.Count(service => service.Connection == connection);
+
+    void IHandoverOwner.Failed(string error, uint? user) => _error = error;
+
+    /// <summary>Each service ends in its own time; the last one closes the connection.</summary>
+    void IHandoverOwner.Ended(UffdConnection connection)
+    {
+        foreach (var service in _services)
+        {
+            if (service.Connection == connection) service.Stop();
         }
     }
 
-    /// <summary>Takes hand-overs from a connection, or its end.</summary>
-    private void Receive(UffdConnection connection)
+    void IHandoverOwner.Take(HandoverListener listener, UffdConnection connection, UffdHandover handover)
     {
-        try
-        {
-            // What was read may hold more than one.
-            while (!connection.IsEnded && connection.TryReceive(out var handover)) Take(connection, handover);
-        }
-#pragma warning disable CA1031 // Whatever a VMM sends ends its connection and no other.
-        catch (Exception exception)
-        {
-            _error = $"Process {connection.Peer.pid} of user {connection.Peer.uid}: {exception.Message}";
-            connection.Refuse();
-        }
-#pragma warning restore CA1031
-
-        if (connection.IsEnded) End(connection);
-    }
-
-    /// <summary>Serves a VM that was handed over, unless there are too many.</summary>
-    private void Take(UffdConnection connection, UffdHandover handover)
-    {
-        var own = _services.Count(service => service.Connection == connection);
-        var image = connection.Image!;
-        if ((image.IsRemoved ? $"A VM of process {connection.Peer.pid} was refused: the image '{image.Name}' is being removed." : image.Acceptor!.WhyRefused(connection.Peer, _services.Count, own)) is { } why)
-        {
-            handover.Close();
-            _error = why;
-            // The VMs that came before go on.
-            if (own == 0) connection.IsEnded = true;
-            return;
-        }
-
+        var image = _images.Find(image => image.Handovers == listener)!;
         var id = _accepted + 1;
         var vm = Create(handover, image, out var file);
         try
@@ -110,11 +75,10 @@ internal sealed partial class UffdServer
     {
         while (_adopted.TryDequeue(out var service))
         {
-            lock (_lock) _connections.Add(service.Connection);
             Start(service);
             try
             {
-                service.Connection.Watch(_epoll, service.Connection);
+                service.Image.Handovers.Add(service.Connection);
             }
             catch (SyscallException exception)
             {
@@ -124,32 +88,16 @@ internal sealed partial class UffdServer
         }
     }
 
-    /// <summary>A connection has ended, and with it the VMs that came over it; each service ends in its own time, and the last one closes the connection.</summary>
-    private void End(UffdConnection connection)
-    {
-        connection.IsEnded = true;
-        connection.Unwatch();
-        // The VMM need not wait; an adopted connection is a duplicate of what somebody else goes on with.
-        if (!connection.IsAdopted) UnixSocket.Shutdown(connection.Socket);
-        foreach (var service in _services)
-        {
-            if (service.Connection == connection) service.Stop();
-        }
-
-        CloseIfDone(connection);
-    }
-
     /// <summary>The service of a VM has ended: does what was ordered for a VM that cannot be served, and forgets it.</summary>
     private void End(UffdVmService service)
     {
-        var (vm, connection) = (service.Vm, service.Connection);
+        var vm = service.Vm;
         var (verdict, error) = (vm.Verdict, vm.Error);
         Remove(service);
         if (verdict is not null && error is not null) _error = error;
         if (verdict == UffdOnError.Stop) throw new GuestMemoryException(GuestMemoryError.HandlerFailed, error!);
         // Each of the other VMs that came over the connection notices its own end.
-        if (!connection.IsEnded && !_services.Exists(other => other.Connection == connection)) End(connection);
-        else CloseIfDone(connection);
+        service.Image.Handovers.VmEnded(service.Connection);
         CloseIfUnused(service.Image);
     }
 
@@ -166,21 +114,5 @@ internal sealed partial class UffdServer
         Ended?.Invoke(service.Vm);
         service.Dispose();
         if (service.Image.Policy.Recorder?.TrySave() is { } error) _error = error;
-    }
-
-    private void CloseIfDone(UffdConnection connection)
-    {
-        if (connection.IsEnded && !_services.Exists(service => service.Connection == connection)) Close(connection);
-    }
-
-    private void Close(UffdConnection connection)
-    {
-        lock (_lock)
-        {
-            if (!_connections.Remove(connection)) return;
-        }
-
-        connection.Unwatch();
-        connection.Dispose();
     }
 }

@@ -30,7 +30,7 @@ internal sealed partial class UffdServer
         // Now, so that no VM waits for the start of its threads.
         image.Filler = _helpers.FillerOf(image.Policy);
         image.Readers = _options.NoReadAhead ? null : _helpers.GetReaders();
-        image.Accept(_options, acceptTimeout, error => _error = error);
+        image.Listen(_options, acceptTimeout, this);
         lock (_lock) _images.Add(image);
     }
 
@@ -42,7 +42,7 @@ internal sealed partial class UffdServer
         Add(image);
         try
         {
-            image.Acceptor?.Open(_epoll, image);
+            image.Handovers.Open(_epoll);
         }
         catch
         {
@@ -76,11 +76,8 @@ internal sealed partial class UffdServer
     /// <summary>Lets no VM in any more; with the last one that is served the image goes.</summary>
     private void LetGo(UffdImageService image)
     {
-        image.Acceptor?.StopWaiting();
-        image.Acceptor?.Dispose();
+        image.Handovers.StopListening();
         lock (_lock) image.IsRemoved = true;
-        // Those that have not handed anything over, or whose VMs have ended.
-        foreach (var connection in _connections.FindAll(connection => connection.Image == image && !_services.Exists(service => service.Connection == connection))) End(connection);
         CloseIfUnused(image);
     }
 

@@ -4,11 +4,11 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.Userfault;
 
 /// <summary>
-/// The work of a handler that belongs to no single VM: accepts VMMs, receives what they hand over, starts a
-/// <see cref="UffdVmService"/> for each VM, and closes what has ended. All of it runs on one thread, the handler's, but for
+/// The work of a handler that belongs to no single VM: starts a <see cref="UffdVmService"/> for each VM that is handed over
+/// (<see cref="HandoverListener"/>), and closes what has ended. All of it runs on one thread, the handler's, but for
 /// <see cref="Stop"/>, <see cref="Adopt"/> and the figures, which any thread may ask for. It never touches a VM's memory.
 /// </summary>
-internal sealed partial class UffdServer : IDisposable
+internal sealed partial class UffdServer : IHandoverOwner, IDisposable
 {
     private const int LastRounds = 16;
 
@@ -30,7 +30,6 @@ internal sealed partial class UffdServer : IDisposable
     // Written by the handler's thread under the lock; other threads read them under it.
     private readonly Lock _lock = new();
     private readonly List<UffdImageService> _images = [];
-    private readonly List<UffdConnection> _connections = [];
     private readonly List<UffdVmService> _services = [];
     private readonly UffdTotals _endedOfRemoved = new();
     private bool _isOver;
@@ -135,7 +134,7 @@ internal sealed partial class UffdServer : IDisposable
     public void Run()
     {
         _epoll.Add(_wake, _wake);
-        foreach (var image in _images) image.Acceptor?.Open(_epoll, image);
+        foreach (var image in _images) image.Handovers.Open(_epoll);
         while (!_stopping) Step(Timeout());
         // What ended at the same time as the handler is no VM that was left alone.
         for (var i = 0; i < LastRounds && Step(0) > 0; i++)
@@ -159,7 +158,6 @@ internal sealed partial class UffdServer : IDisposable
     public void Adopt(SafeDescriptor socket, SafeDescriptor process, UCred peer, UffdVm vm, IReadOnlyList<GuestRegionUffdMapping> mappings, UffdImageService image)
     {
         var connection = UffdConnection.Adopt(socket, process, peer, new UffdHandover(mappings, vm.Descriptor));
-        connection.Image = image;
         _adopted.Enqueue(new UffdVmService(vm, connection, image, _helpers, Failed, Finish));
         Wake();
     }
@@ -181,8 +179,7 @@ internal sealed partial class UffdServer : IDisposable
 
         lock (_lock)
         {
-            while (_connections.Count > 0) Close(_connections[^1]);
-            foreach (var image in _images) image.Acceptor?.Dispose();
+            foreach (var image in _images) image.Handovers.Close();
             _isOver = true;
             _wake.Dispose();
             _epoll.Dispose();
@@ -201,11 +198,8 @@ internal sealed partial class UffdServer : IDisposable
         {
             switch (_epoll.Owner(i))
             {
-                case UffdConnection connection:
-                    Receive(connection);
-                    break;
-                case UffdImageService image:
-                    Accept(image);
+                case IWatched watched:
+                    watched.Ready();
                     break;
                 case SafeDescriptor:
                     _ = EventFd.Clear(_wake);
@@ -224,15 +218,12 @@ internal sealed partial class UffdServer : IDisposable
     /// <summary>Does what is due: hand-overs that took too long, connections that had to wait, services that are late to end.</summary>
     private void DoWhatIsDue()
     {
-        for (var i = _connections.Count - 1; i >= 0; i--)
-        {
-            if (_connections[i].IsOverdue) Receive(_connections[i]);
-        }
-
         foreach (var service in _services) service.InterruptIfLate(s_patience);
+        var hasAccepted = _images.Exists(static image => image.Handovers.HasAccepted);
         foreach (var image in _images)
         {
-            if (image.Acceptor?.HandleTimeouts() is { } overdue) throw overdue;
+            if (hasAccepted) image.Handovers.StopWaiting();
+            if (image.Handovers.HandleTimeouts() is { } overdue) throw overdue;
         }
     }
 
@@ -240,8 +231,7 @@ internal sealed partial class UffdServer : IDisposable
     private int Timeout()
     {
         var timeout = -1;
-        foreach (var image in _images) timeout = Sooner(timeout, image.Acceptor?.Timeout ?? -1);
-        foreach (var connection in _connections) timeout = Sooner(timeout, connection.MillisecondsLeft ?? -1);
+        foreach (var image in _images) timeout = Sooner(timeout, image.Handovers.Timeout);
         return _services.Exists(static service => service.IsEnding) ? Sooner(timeout, (int)s_patience.TotalMilliseconds) : timeout;
 
         // -1 is never.

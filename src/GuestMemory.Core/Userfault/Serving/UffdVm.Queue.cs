@@ -18,11 +18,18 @@ internal sealed unsafe partial class UffdVm
     // When the next of the deferred faults is to be tried; 0 where none waits for a time.
     private long _due;
 
-    /// <summary>Milliseconds until a deferred fault is to be tried again; -1 where only an event or a fetch makes work.</summary>
+    // When it was first looked what waits; 0 before.
+    private long _lookedAt;
+
+    /// <summary>Called once, on the thread that serves, when the faults are answered that waited when the service began; null where no one is to hear of it. Set before the VM is served.</summary>
+    public Action? CaughtUp { get; set; }
+
+    /// <summary>Milliseconds until a deferred fault is to be tried again, or it is to be looked what waits; -1 where only an event or a fetch makes work.</summary>
     public int Timeout
     {
         get
         {
+            if (CaughtUp is not null && _lookedAt == 0) return 0;
             if (_due == 0) return -1;
             var left = _due - Stopwatch.GetTimestamp();
             return left <= 0 ? 0 : (int)Math.Min((left + s_millisecond - 1) / s_millisecond, int.MaxValue);
@@ -64,6 +71,20 @@ internal sealed unsafe partial class UffdVm
         _isServing = false;
         _waitingCount = deferred;
         _counters->QueueDepth = deferred;
+    }
+
+    /// <summary>Says, once, that what waited at the first look is answered. Called after each turn.</summary>
+    public void TellCaughtUp()
+    {
+        if (CaughtUp is not { } tell) return;
+        if (_lookedAt == 0) _lookedAt = Stopwatch.GetTimestamp();
+        for (var i = 0; i < _waitingCount; i++)
+        {
+            if (_waiting[i].Since <= _lookedAt) return;
+        }
+
+        CaughtUp = null;
+        tell();
     }
 
     /// <summary>Whether a fault's time has not come, or its part of the image is still on its way.</summary>

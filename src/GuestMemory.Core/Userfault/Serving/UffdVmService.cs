@@ -166,6 +166,7 @@ internal sealed class UffdVmService : IDisposable
             _helpers.Scratches.Return(scratch);
         }
 
+        Vm.TellCaughtUp();
         TellError();
     }
 

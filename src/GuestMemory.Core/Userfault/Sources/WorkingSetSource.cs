@@ -27,21 +27,12 @@ internal sealed class WorkingSetSource : CompositeSource
         _pages = pages;
         _pageCount = numbers.Length;
         _digest = ChunkedImage.Crc(MemoryMarshal.AsBytes<uint>(numbers));
-        var data = TouchRecord.DataOffset(numbers.Length);
         var runs = new List<PageRun>();
-        var places = new List<ulong>();
-        for (var i = 0; i < numbers.Length;)
-        {
-            var first = i;
-            while (++i < numbers.Length && numbers[i] == numbers[i - 1] + 1)
-            {
-            }
-
-            runs.Add(new PageRun(numbers[first], numbers[i - 1] + 1L));
-            places.Add(data + ((ulong)first * HostPage.Size));
-        }
-
-        (_runs, _places) = ([.. runs], [.. places]);
+        UffdReplay.Join(numbers, runs);
+        _runs = [.. runs];
+        _places = new ulong[_runs.Length];
+        var place = TouchRecord.DataOffset(numbers.Length);
+        for (var i = 0; i < _runs.Length; place += (ulong)_runs[i++].Count * HostPage.Size) _places[i] = place;
         Array.Sort(_runs, _places, Comparer<PageRun>.Create(static (one, other) => one.First.CompareTo(other.First)));
     }
 

@@ -6,7 +6,7 @@ internal sealed class ServedMemory : IDisposable
     private const int Huge = 2 << 20;
 
     // Slow enough that the filler has work whenever something happens.
-    private const ulong FillRate = 4 << 20;
+    private const int FillSeconds = 8;
     private readonly ServedKind _kind;
     private readonly HugePagePoolOf? _pool;
     private readonly GuestRegionMmap _region;
@@ -94,7 +94,7 @@ internal sealed class ServedMemory : IDisposable
             LayerPaths = layers,
             Strategy = _kind switch { ServedKind.Replay => UffdStrategy.Replay, ServedKind.Background => UffdStrategy.Background, _ => UffdStrategy.OnDemand },
             ReplayPath = _kind == ServedKind.Replay ? record : null,
-            FillRate = fills ? FillRate : 0,
+            FillRate = fills ? (ulong)Pages * 4096 / FillSeconds : 0,
         };
     }
 

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
 using System.Text;
@@ -18,6 +19,9 @@ internal sealed class ServiceManager : IDisposable
 
     /// <summary>How long the service may be silent; null for ever.</summary>
     public TimeSpan? Watchdog { get; init; }
+
+    /// <summary>The state that processes which are started from now on are brought into (<see cref="UffdDebug"/>); null for none.</summary>
+    public string? Debug { get; set; }
 
     /// <summary>What was told so far.</summary>
     public List<string> Told { get; } = [];
@@ -43,6 +47,7 @@ internal sealed class ServiceManager : IDisposable
         [
             .. Environment.GetEnvironmentVariables().Cast<System.Collections.DictionaryEntry>().Select(entry => $"{entry.Key}={entry.Value}"),
             $"NOTIFY_SOCKET={_path}", $"{UffdRuntimeFolder.Variable}={runtimeFolder}", "DOTNET_EnableDiagnostics_IPC=0",
+            .. Debug is { } debug ? [$"{UffdDebug.Variable}={debug}"] : Array.Empty<string>(),
             .. Watchdog is { } limit ? [$"WATCHDOG_USEC={(long)limit.TotalMicroseconds}"] : Array.Empty<string>(),
             .. Kept.Count == 0 ? Array.Empty<string>() : ["LISTEN_FDS=" + Kept.Count.ToString(CultureInfo.InvariantCulture), "LISTEN_FDNAMES=" + string.Join(':', Kept.Select(item => item.Name))],
         ];
@@ -58,14 +63,16 @@ internal sealed class ServiceManager : IDisposable
     }
 
     /// <summary>Reads until something was told, and keeps and gives up what it is told to.</summary>
-    public bool WasTold(Func<string, bool> what, int seconds = 20)
+    public bool WasTold(Func<string, bool> what, int seconds = 100)
     {
-        for (var i = 0; ; i++)
+        for (var clock = Stopwatch.StartNew(); ;)
         {
             Listen();
             if (Told.Exists(text => what(text))) return true;
-            if (i >= seconds * 100) return false;
-            Thread.Sleep(10);
+            if (clock.Elapsed.TotalSeconds >= seconds) return false;
+            // Told at once, so that a test can act before what comes next.
+            Span<PollFd> entry = [new PollFd { fd = (int)_socket.Handle, events = Poll.POLLIN }];
+            _ = Poll.Wait(entry, 10);
         }
     }
 

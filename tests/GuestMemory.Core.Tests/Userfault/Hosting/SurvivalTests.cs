@@ -30,7 +30,7 @@ public sealed class SurvivalTests(RuntimeFolder runtime) : IDisposable
     {
         var rounds = what == ServedEvent.Upgrade ? Setting("GUESTMEMORY_UPGRADE_ROUNDS", 2) : Setting("GUESTMEMORY_CRASH_ROUNDS", 2);
         var interval = TimeSpan.FromMilliseconds(Setting("GUESTMEMORY_EVENT_MILLISECONDS", 0));
-        var pages = kind == ServedKind.HugePages ? 4 * (rounds + 1) : Setting("GUESTMEMORY_CRASH_MIB", 32) * 256;
+        var pages = kind == ServedKind.HugePages ? 4 * (rounds + 1) : Setting("GUESTMEMORY_CRASH_MIB", 8) * 256;
         using var memory = new ServedMemory(_folder, kind, pages);
         using var manager = new ServiceManager(_folder["notify"]);
         var handler = what == ServedEvent.SupervisorDeath ? StartManaged(manager, memory.Options) : UffdHandler.StartProcess(memory.Options);

@@ -66,14 +66,16 @@ public sealed partial class UpgradeTests
     public void WhereverTheNewProgramEndsTheOldOneGoesOn(string debug)
     {
         const int Pages = 8192;
+        var clock = Stopwatch.StartNew();
         var handler = Start(Pages);
+        // Enough for a start, which a hang makes last to the end: four of what this one took.
+        var hang = (int)Math.Clamp(4 * clock.Elapsed.TotalMilliseconds, 2000, 8000);
         var memory = Memory(Pages);
         UffdRegistration.Connect(handler.SocketPath, memory);
         var touching = new Touching(memory, Pages);
         AwaitStableDescriptors(handler);
         var descriptors = Descriptors(handler.ProcessId);
-        // Enough for a start, which a hang makes last to the end.
-        var error = Refused(handler, Program($"export {UffdDebug.Variable}={debug}; exec {Real}"), milliseconds: debug.StartsWith("stop", StringComparison.Ordinal) ? 8000 : 60000);
+        var error = Refused(handler, Program($"export {UffdDebug.Variable}={debug}; exec {Real}"), milliseconds: debug.StartsWith("stop", StringComparison.Ordinal) ? hang : 60000);
         Assert.Contains(debug.StartsWith("die", StringComparison.Ordinal) ? "it has ended" : "it did not answer", error.Message, StringComparison.Ordinal);
         touching.Join();
         AssertUntouched(handler, null, descriptors);

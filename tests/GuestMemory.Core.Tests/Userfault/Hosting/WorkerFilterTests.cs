@@ -4,13 +4,9 @@ using System.Runtime.InteropServices;
 namespace GuestMemory.Core.Tests;
 
 /// <summary>The filter of workers, entered by a process that then makes one system call.</summary>
-public sealed class WorkerFilterTests : IDisposable
+public sealed class WorkerFilterTests(FilteredProgram filtered) : IClassFixture<FilteredProgram>
 {
     private const int Killed = 128 + Pidfd.SIGSYS;
-
-    private readonly TestFolder _folder = new();
-
-    public void Dispose() => _folder.Dispose();
 
     /// <summary>What serving does is done, also by the program's own runtime.</summary>
     [CompilerTheory]
@@ -20,6 +16,7 @@ public sealed class WorkerFilterTests : IDisposable
     [InlineData("own-memory")]
     [InlineData("own-signal")]
     [InlineData("name")]
+    [InlineData("own-limit")]
     [InlineData("own-status")]
     public void WhatServingMakesIsMade(string call)
     {
@@ -59,6 +56,8 @@ public sealed class WorkerFilterTests : IDisposable
     [InlineData("bpf")]
     [InlineData("io-uring")]
     [InlineData("keyctl")]
+    [InlineData("set-limit")]
+    [InlineData("limit-of-another")]
     [InlineData("memfd")]
     public void WhatServingNeverMakesEndsTheProcess(string call)
     {
@@ -167,9 +166,7 @@ public sealed class WorkerFilterTests : IDisposable
     /// <summary>Makes a call under the filter; the exit code, or 128 and the signal that ended the process.</summary>
     private int Make(string call, bool isNative)
     {
-        var program = _folder["filtered"];
-        if (!File.Exists(program)) Compiler.Compile(Path.Combine(AppContext.BaseDirectory, "Userfault", "Hosting", "filtered.c"), program);
-        using var process = Process.Start(new ProcessStartInfo(program, [call]) { UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true })!;
+        using var process = Process.Start(new ProcessStartInfo(filtered.Path, [call]) { UseShellExecute = false, RedirectStandardInput = true, RedirectStandardOutput = true })!;
         var number = int.Parse(process.StandardOutput.ReadLine()!, System.Globalization.CultureInfo.InvariantCulture);
         var filter = MemoryMarshal.AsBytes<SockFilter>(Seccomp.Assemble(UffdHost.WorkerFilter.Rules(isNative, number), RuntimeInformation.ProcessArchitecture));
         var input = process.StandardInput.BaseStream;

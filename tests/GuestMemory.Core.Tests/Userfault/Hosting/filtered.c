@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -67,6 +68,7 @@ static long make(const char *call)
     if (IS("own-signal")) return syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGURG);
     if (IS("name")) return prctl(PR_SET_NAME, "filtered");
     if (IS("fill")) return ioctl(0, UFFDIO_WAKE, page);
+    if (IS("own-limit")) return syscall(SYS_prlimit64, 0, RLIMIT_AS, NULL, page);
     if (IS("own-status")) return syscall(SYS_statx, 0, "", AT_EMPTY_PATH, 0x7ffU, page);
 
     if (IS("open")) return open("/etc/passwd", O_RDONLY);
@@ -106,6 +108,8 @@ static long make(const char *call)
     if (IS("bpf")) return syscall(SYS_bpf, 0, page, 0U);
     if (IS("io-uring")) return syscall(SYS_io_uring_setup, 1U, page);
     if (IS("keyctl")) return syscall(SYS_keyctl, 0, 0, 0, 0, 0);
+    if (IS("set-limit")) return syscall(SYS_prlimit64, 0, RLIMIT_CORE, (char *)page + 64, NULL);
+    if (IS("limit-of-another")) return syscall(SYS_prlimit64, getppid(), RLIMIT_AS, NULL, page);
     if (IS("memfd")) return syscall(SYS_memfd_create, "x", 0U);
 #ifdef __x86_64__
     if (IS("x32")) return syscall(0x40000000 | SYS_getpid);

@@ -1,6 +1,6 @@
-namespace GuestMemory.UffdHost;
+namespace GuestMemory.Core.Interop;
 
-/// <summary>Whose descriptor the supervisor's loop watches.</summary>
+/// <summary>Whose descriptor a loop watches.</summary>
 internal interface IWatched
 {
     /// <summary>There is something to read, or the other end is gone.</summary>
