@@ -8,7 +8,7 @@
 #
 # BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
 # its root; something in it runs what is to run and powers the machine off. All is in memory, so nothing is left behind. Ends with 124
-# where that takes longer than SECONDS.
+# where that takes longer than SECONDS, and with 3 where the package source has no such machine.
 set -euo pipefail
 
 kind=$1 base=$2 overlay=${3:-} limit=${4:-}
@@ -35,13 +35,18 @@ make_systemd() {
     (cd -- "$scratch" && apt-get download "$(newest_kernel linux-image-cloud-amd64)" && dpkg --extract linux-image-*.deb kernel)
 }
 
-make_arm64() {
-    # Packages of another architecture, beside what this machine knows of its own.
-    local apt=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
+# ARCHITECTURE: has $apt name the options of apt by which it knows the packages of that architecture, beside what this machine knows.
+know_packages() {
+    apt=(-o "APT::Architecture=$1" -o "APT::Architectures=$1" -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
         -o "Dir::Cache=$scratch/cache" -o APT::Sandbox::User=root)
     mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/tree"
     : >"$scratch/status"
     apt-get "${apt[@]}" update
+}
+
+make_arm64() {
+    local apt
+    know_packages arm64
     (
         cd -- "$scratch"
         apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}")" busybox-static libc6 libgcc-s1 libstdc++6
@@ -53,9 +58,15 @@ make_arm64() {
 }
 
 make_xen() {
+    local apt
+    know_packages amd64
+    if ! apt-cache "${apt[@]}" show xen-hypervisor-4.17-amd64 >/dev/null; then
+        echo 'The package source of this machine has no xen-hypervisor-4.17-amd64; that of Debian 12 has.'
+        exit 3
+    fi
     (
         cd -- "$scratch"
-        apt-get download "$(newest_kernel linux-image-amd64)" xen-hypervisor-4.17-amd64 libxen-dev xen-utils-4.17 libxenmisc4.17 libxencall1 libxendevicemodel1 \
+        apt-get "${apt[@]}" download "$(newest_kernel linux-image-amd64 "${apt[@]}")" xen-hypervisor-4.17-amd64 libxen-dev xen-utils-4.17 libxenmisc4.17 libxencall1 libxendevicemodel1 \
             libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 liblzma5 libuuid1 libzstd1 zlib1g \
             libext2fs2 libcom-err2 libbz2-1.0 busybox-static libc6 libgcc-s1 libstdc++6
         dpkg --extract linux-image-*.deb kernel
@@ -73,10 +84,16 @@ make_xen() {
 }
 
 mkdir -p -- "$base"
+base=$(realpath -- "$base")
 if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
-    "make_$kind" >"$base/made.log" 2>&1 || { tail -n 5 "$base/made.log"; exit 1; }
+    # Behind "||" bash would go on after a command that failed.
+    set +e
+    (set -e && "make_$kind") >"$base/made.log" 2>&1
+    status=$?
+    set -e
+    (( status == 0 )) || { tail -n 5 "$base/made.log"; exit $status; }
     archive "$base/root.cpio" "$scratch/tree"
     cp -- "$scratch"/kernel/boot/vmlinuz-* "$base/vmlinuz"
     rm -rf -- "$scratch"

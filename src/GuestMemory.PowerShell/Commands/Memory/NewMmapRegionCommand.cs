@@ -87,8 +87,12 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter DirtyTracking { get; set; }
 
-    /// <summary>A name for the region.</summary>
-    [Parameter(ValueFromPipelineByPropertyName = true)]
+    /// <summary>A name for the region. A domain's own is not taken, since a domain may have several regions, or no name.</summary>
+    [Parameter(ParameterSetName = Anonymous, ValueFromPipelineByPropertyName = true)]
+    [Parameter(ParameterSetName = File, ValueFromPipelineByPropertyName = true)]
+    [Parameter(ParameterSetName = MemfdSet, ValueFromPipelineByPropertyName = true)]
+    [Parameter(ParameterSetName = Foreign)]
+    [Parameter(ParameterSetName = Grant)]
     [ValidateNotNullOrEmpty]
     public string? Name { get; set; }
 
