@@ -26,6 +26,7 @@
         'Get-UffdImage'
         'Get-UffdVm'
         'Get-VmMemoryService'
+        'Get-XenDomain'
         'Invoke-VmMemoryRequest'
         'Merge-UffdRecord'
         'New-GuestVm'

@@ -6,7 +6,8 @@
 .DESCRIPTION
     Build    builds everything; the module lands in bin/, so that Import-Module ./GuestMemory.psd1 works; makes the help in en-US/
              anew where a page has changed and PlatyPS is there
-    Test     builds, then runs every test; the last line is "N passed, N failed, N skipped"
+    Test     builds, then runs every test; the last line is "N passed, N failed, N skipped"; with -Tag NAME,... only those suites:
+             Library, Pester, one of tests/Integration (Arm64, Xen, ...), or Soak: the long rounds that a release is tried with
     Fuzz     fuzzes targets of tests/Fuzz, one after the other: Fuzz TARGET... -Seconds 600 (each), or Fuzz all -Seconds 180 (in all);
              lists them where none is named; ends with an error where something is found, which lies in artifacts/fuzz/TARGET
     Analyze  builds (any analyzer warning is an error), then runs PSScriptAnalyzer over the scripts
@@ -39,6 +40,9 @@ param(
     # For Fuzz: how long each target runs, or all of them together.
     [ValidateRange(1, 86400)]
     [int] $Seconds = 600,
+
+    # For Test: the suites.
+    [string[]] $Tag = @(),
 
     # For Bench and Demo: handed on. For Fuzz: the targets.
     [Parameter(ValueFromRemainingArguments)]
@@ -152,8 +156,16 @@ function Invoke-Documentation {
     Write-ModuleHelp $platyPS (Join-Path $artifacts help)
 }
 
-function Invoke-LibraryTest {
+function Invoke-LibraryTest([switch] $Soak) {
     # Every result is a table of what passed, failed and was skipped.
+    $filters = @()
+    if ($Soak) {
+        # What Test does a few times, as often as a release is tried with it.
+        foreach ($setting in 'GUESTMEMORY_CRASH_ROUNDS', 'GUESTMEMORY_UPGRADE_ROUNDS') {
+            if (-not (Test-Path "env:$setting")) { Set-Item "env:$setting" 100 }
+        }
+        $filters = '-showLiveOutput', '-class', '*.SurvivalTests'
+    }
     if (Get-Command gcc -CommandType Application -ErrorAction Ignore) {
         $own = Get-OwnArchitecture
         Publish-HostProgram $own (Join-Path $results native "linux-$own") | Out-Host
@@ -161,7 +173,7 @@ function Invoke-LibraryTest {
     else {
         Write-Host "Skipped: the tests of the handler's program as it is packaged: gcc, which links it, is not there (apt-get install gcc libc6-dev)."
     }
-    & (Join-Path $root tests library.sh) $Configuration $results | Out-Host
+    & (Join-Path $root tests library.sh) $Configuration $results @filters | Out-Host
     $summary = Join-Path $results library.json
     if (Test-Path $summary) {
         return Get-Content -Raw $summary | ConvertFrom-Json -AsHashtable
@@ -225,10 +237,20 @@ function Invoke-Test {
     Write-Host "PowerShell $($PSVersionTable.PSVersion) ($PSHOME), Pester $($pester ? $pester : 'not to be had')"
     $suites = [ordered] @{ Library = $null; Pester = Join-Path $root tests Pester }
     Get-ChildItem (Join-Path $root tests Integration) -Filter *.Tests.ps1 | ForEach-Object { $suites[$_.Name -replace '\.Tests\.ps1$'] = $_.FullName }
+    if ($Tag) {
+        $suites.Soak = $null
+        # A shell gives a list as one word.
+        $Tag = $Tag -split ','
+        $unknown = $Tag.Where{ $_ -notin $suites.Keys }
+        if ($unknown) {
+            throw "There is no suite $($unknown -join ', '); there are $($suites.Keys -join ', ')."
+        }
+        @($suites.Keys).Where{ $_ -notin $Tag }.ForEach{ $suites.Remove($_) }
+    }
     $minutes = [ordered] @{}
     $counts = foreach ($suite in $suites.Keys) {
         $watch = [Diagnostics.Stopwatch]::StartNew()
-        $suites.$suite ? (Invoke-PesterSuite $suite $suites.$suite $pester) : (Invoke-LibraryTest)
+        $suites.$suite ? (Invoke-PesterSuite $suite $suites.$suite $pester) : (Invoke-LibraryTest -Soak:($suite -eq 'Soak'))
         $minutes.$suite = $watch.Elapsed.TotalMinutes
     }
     # What failed, once more: it stands far above.
@@ -262,6 +284,12 @@ function Invoke-Analyze {
 function Invoke-Bench {
     $project = Join-Path $root bench GuestMemory.Bench
     $env:PWSH = $pwsh -like '*pwsh*' | Select-Object -First 1
+    if ($RemainingArgument -and $RemainingArgument[0] -eq 'xen') {
+        # In a machine, which has no SDK.
+        Invoke-Build
+        & (Join-Path $root bench xen.ps1) @($RemainingArgument | Select-Object -Skip 1)
+        return
+    }
     Invoke-Native dotnet run --configuration Release --project $project -- @RemainingArgument
 }
 

@@ -1,5 +1,6 @@
 using GuestMemory.Core.Interop;
 using GuestMemory.Core.VmControl;
+using GuestMemory.Core.Xen;
 
 namespace GuestMemory.Core;
 
@@ -29,7 +30,7 @@ public static class HostSupport
         foreach (var feature in ProbeHugePages()) yield return feature;
         foreach (var feature in ProbeKvm()) yield return feature;
         yield return ProbePreparing();
-        yield return ProbeXen();
+        foreach (var feature in ProbeXen()) yield return feature;
         yield return ProbePagemapScan();
     }
 
@@ -90,11 +91,28 @@ public static class HostSupport
         : new HostFeature("Kvm:PreparedMemory", false, "PrepareSharedMemoryRegion succeeds without doing anything; what is registered gets slots of its own (KVM's tdp_mmu is off).",
             "Nothing is missing; to have it, load kvm with tdp_mmu=1.");
 
-    private static HostFeature ProbeXen()
+    private static IEnumerable<HostFeature> ProbeXen()
     {
-        if (!Directory.Exists("/proc/xen") && !Directory.Exists("/dev/xen"))
-            return new HostFeature("Xen", false, "This is not a Xen domain.", "Foreign and grant mappings need a kernel that runs under Xen, as dom0 for foreign ones.");
-        return ProbeDevice("Xen", "/dev/xen/privcmd", "'modprobe xen-privcmd xen-gntdev'.", "root");
+        var isDomain = XenDevice.IsDomain();
+        if (isDomain)
+        {
+            yield return new HostFeature("Xen", true, "This host is a domain of a Xen hypervisor.", null);
+        }
+        else
+        {
+            var (detail, remedy) = XenDevice.WhyNot(XenDevice.PrivcmdPath, Errno.ENOENT);
+            yield return new HostFeature("Xen", false, detail, remedy);
+        }
+
+        foreach (var (name, path, use) in ((string, string, string)[])[("Privcmd", XenDevice.PrivcmdPath, "Frames of other domains can be mapped"), ("Gntdev", XenDevice.GntdevPath, "Pages that other domains grant can be mapped")])
+        {
+            using var device = XenApi.TryOpen(path, out var error);
+            var (detail, remedy) = device is null ? XenDevice.WhyNot(path, error) : ($"{use}: {path} can be opened.", null);
+            yield return new HostFeature($"Xen:{name}", device is not null, detail, remedy);
+        }
+
+        var missing = XenControl.FindMissing();
+        yield return new HostFeature("Xen:Control", isDomain && missing is null, missing ?? $"Domains can be listed: {string.Join(", ", XenControl.Known)}.", isDomain && missing is null ? null : XenControl.Remedy);
     }
 
     private static HostFeature ProbePagemapScan()
@@ -103,13 +121,5 @@ public static class HostSupport
         return error == 0
             ? new HostFeature("PagemapScan", true, "PAGEMAP_SCAN: the written pages of a process can be listed at once.", null)
             : new HostFeature("PagemapScan", false, $"The kernel has no PAGEMAP_SCAN ({Errno.Name(error)}).", "Linux 6.7 or later.");
-    }
-
-    private static HostFeature ProbeDevice(string feature, string device, string whenMissing, string group)
-    {
-        if (!File.Exists(device)) return new HostFeature(feature, false, $"{device} does not exist.", whenMissing);
-        return FileStatus.CanReadWrite(device)
-            ? new HostFeature(feature, true, $"{device} can be opened.", null)
-            : new HostFeature(feature, false, $"{device} exists, but this user may not open it.", $"Add the user to the group {group}, or 'setfacl -m u:USER:rw {device}'.");
     }
 }

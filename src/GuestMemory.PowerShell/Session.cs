@@ -9,7 +9,7 @@ namespace GuestMemory.PowerShell;
 /// <summary>What the cmdlets made in this process and have not yet removed.</summary>
 internal static class Session
 {
-    private static readonly ConcurrentDictionary<string, GuestRegionMmap> s_regions = new(StringComparer.OrdinalIgnoreCase);
+    private static readonly ConcurrentDictionary<string, GuestMemoryRegion> s_regions = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
     private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
@@ -18,7 +18,7 @@ internal static class Session
 
     static Session() => AppDomain.CurrentDomain.ProcessExit += static (_, _) => TakeSocketsAway();
 
-    public static IEnumerable<GuestRegionMmap> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
+    public static IEnumerable<GuestMemoryRegion> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
     /// <summary>The handlers of this shell, and those of this user in processes of their own.</summary>
     public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id).Concat(UffdHandler.FindAll());
@@ -55,9 +55,9 @@ internal static class Session
 
     public static bool HasRegion(string name) => s_regions.ContainsKey(name);
 
-    public static bool TryAdd(GuestRegionMmap region) => s_regions.TryAdd(region.Name, region);
+    public static bool TryAdd(GuestMemoryRegion region) => s_regions.TryAdd(region.Name, region);
 
-    public static void Remove(GuestRegionMmap region) => s_regions.TryRemove(new KeyValuePair<string, GuestRegionMmap>(region.Name, region));
+    public static void Remove(GuestMemoryRegion region) => s_regions.TryRemove(new KeyValuePair<string, GuestMemoryRegion>(region.Name, region));
 
     public static void Add(UffdHandler handler) => s_handlers[handler.Id] = handler;
 

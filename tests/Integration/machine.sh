@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Boots a machine in QEMU and prints its console: machine.sh KIND BASE OVERLAY SECONDS
+# Only makes what it consists of:                 machine.sh KIND BASE
 #
 # KIND systemd: a Debian whose init is systemd, for x86-64. Making it takes root (debootstrap).
 # KIND arm64:   the kernel, the C library and Busybox of a Debian for arm64; its init comes with OVERLAY.
+# KIND xen:     Xen, and as domain 0 a kernel with Busybox, xenstored and libxenctrl; its init comes with OVERLAY.
 #
 # BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
 # its root; something in it runs what is to run and powers the machine off. All is in memory, so nothing is left behind. Ends with 124
-# where that takes longer than SECONDS.
+# where that takes longer than SECONDS, and with 3 where the package source has no such machine.
 set -euo pipefail
 
-kind=$1 base=$2 overlay=$3 limit=$4
+kind=$1 base=$2 overlay=${3:-} limit=${4:-}
 
 # TARGET FOLDER: what is in the folder as an archive that the kernel unpacks. Uncompressed, it boots faster. The folder's own mode is not the
 # machine's root's: that one others must be able to enter.
@@ -33,13 +35,18 @@ make_systemd() {
     (cd -- "$scratch" && apt-get download "$(newest_kernel linux-image-cloud-amd64)" && dpkg --extract linux-image-*.deb kernel)
 }
 
-make_arm64() {
-    # Packages of another architecture, beside what this machine knows of its own.
-    local apt=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
+# ARCHITECTURE: has $apt name the options of apt by which it knows the packages of that architecture, beside what this machine knows.
+know_packages() {
+    apt=(-o "APT::Architecture=$1" -o "APT::Architectures=$1" -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
         -o "Dir::Cache=$scratch/cache" -o APT::Sandbox::User=root)
     mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/tree"
     : >"$scratch/status"
     apt-get "${apt[@]}" update
+}
+
+make_arm64() {
+    local apt
+    know_packages arm64
     (
         cd -- "$scratch"
         apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}")" busybox-static libc6 libgcc-s1 libstdc++6
@@ -50,25 +57,65 @@ make_arm64() {
     rm -rf -- "$scratch/tree/usr/share"
 }
 
+make_xen() {
+    local apt
+    know_packages amd64
+    if ! apt-cache "${apt[@]}" show xen-hypervisor-4.17-amd64 >/dev/null; then
+        echo 'The package source of this machine has no xen-hypervisor-4.17-amd64; that of Debian 12 has.'
+        exit 3
+    fi
+    (
+        cd -- "$scratch"
+        apt-get "${apt[@]}" download "$(newest_kernel linux-image-amd64 "${apt[@]}")" xen-hypervisor-4.17-amd64 libxen-dev xen-utils-4.17 libxenmisc4.17 libxencall1 libxendevicemodel1 \
+            libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 liblzma5 libuuid1 libzstd1 zlib1g \
+            libext2fs2 libcom-err2 libbz2-1.0 busybox-static libc6 libgcc-s1 libstdc++6
+        dpkg --extract linux-image-*.deb kernel
+        dpkg --extract xen-hypervisor-*.deb xen
+        dpkg --extract libxen-dev_*.deb dev
+        rm -- linux-image-*.deb xen-hypervisor-*.deb libxen-dev_*.deb
+        for package in ./*.deb; do dpkg --extract "$package" tree; done
+        mkdir -p -- tree/lib/modules
+        cp -- kernel/lib/modules/*/kernel/drivers/xen/xen-{evtchn,privcmd,gntdev,gntalloc}.ko kernel/lib/modules/*/kernel/drivers/xen/xenfs/xenfs.ko tree/lib/modules
+        gunzip --stdout xen/boot/xen-*.gz >"$base/xen"
+        rm -rf -- "$base/dev"
+        mv -- dev/usr "$base/dev"
+    )
+    rm -rf -- "$scratch/tree/usr/share"
+}
+
 mkdir -p -- "$base"
+base=$(realpath -- "$base")
 if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
-    "make_$kind" >"$base/made.log" 2>&1 || { tail -n 5 "$base/made.log"; exit 1; }
+    # Behind "||" bash would go on after a command that failed.
+    set +e
+    (set -e && "make_$kind") >"$base/made.log" 2>&1
+    status=$?
+    set -e
+    (( status == 0 )) || { tail -n 5 "$base/made.log"; exit $status; }
     archive "$base/root.cpio" "$scratch/tree"
     cp -- "$scratch"/kernel/boot/vmlinuz-* "$base/vmlinuz"
     rm -rf -- "$scratch"
     trap - EXIT
 fi
 
+if [[ ! $overlay ]]; then exit 0; fi
+
 initrd=$(mktemp)
 trap 'rm -f -- "$initrd" "$initrd.over"' EXIT
 archive "$initrd.over" "$overlay"
 # The kernel unpacks one archive after the other.
 cat -- "$base/root.cpio" "$initrd.over" >"$initrd"
+kernel=$base/vmlinuz modules=$initrd
 case $kind in
+    xen)
+        # The hypervisor is the kernel, and takes the kernel of domain 0 and its archive as modules.
+        qemu=(qemu-system-x86_64 -M q35 -cpu qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+svm,+npt -m 4G -append 'dom0_mem=2048M,max:2048M console=com1 loglvl=warning guest_loglvl=error noreboot=0')
+        kernel=$base/xen modules="$base/vmlinuz console=hvc0 panic=-1 quiet,$initrd"
+        ;;
     systemd) qemu=(qemu-system-x86_64 -M q35 -cpu max -m 2G -append 'console=ttyS0 panic=-1 quiet systemd.getty_auto=no systemd.show_status=no') ;;
     arm64) qemu=(qemu-system-aarch64 -M virt -cpu cortex-a72 -m 1G -append 'console=ttyAMA0 panic=-1 quiet') ;;
 esac
 timeout --kill-after=5 "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -nographic -no-reboot -nic none \
-    -kernel "$base/vmlinuz" -initrd "$initrd" </dev/null
+    -kernel "$kernel" -initrd "$modules" </dev/null

@@ -214,6 +214,33 @@ high,0x100000000,128KiB
         $output[1] | Should -BeLike 'PageNotAccessible,*'
     }
 
+    Context 'Memory of another Xen domain' {
+        It 'says that a host without Xen has none, and maps nothing: <Name>' -ForEach @(
+            @{ Name = 'foreign'; Arguments = @{ XenForeign = $true; DomainId = 5; GuestAddress = 0x40000000; Size = '16MiB' } }
+            @{ Name = 'granted'; Arguments = @{ XenGrant = $true; DomainId = 5; GrantReference = 8, 9, 10; Size = 12288 } }
+            @{ Name = 'granted, by its address, on demand'; Arguments = @{ XenGrant = $true; DomainId = 5; GuestAddress = '0x8000000000005000'; Size = 8192; OnDemand = $true } }
+        ) {
+            if ((Test-GuestMemorySupport Xen).Supported) { Set-ItResult -Skipped -Because 'this host is a Xen domain' }
+            $failure = { New-MmapRegion @Arguments -ErrorAction Stop } | Should -Throw -ErrorId 'XenUnsupported,*' -PassThru
+            "$failure" | Should -BeLike '*This host is not a Xen domain: there is no /proc/xen and no /dev/xen, and /sys/hypervisor/type *'
+            $failure.CategoryInfo.Category | Should -Be NotImplemented
+            $failure.ErrorDetails.RecommendedAction | Should -BeLike '*Test-GuestMemorySupport*'
+            Get-MmapRegion | Should -BeNullOrEmpty
+        }
+
+        It 'needs the domain, and mixes no kinds' {
+            { New-MmapRegion 4KiB -XenForeign -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*needs -DomainId*'
+            { New-MmapRegion 4KiB -XenGrant -GrantReference 8 -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*needs -DomainId*'
+            { New-MmapRegion 4KiB -XenForeign -DomainId 5 -OnDemand } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
+            { New-MmapRegion 4KiB -XenForeign -DomainId 5 -Memfd } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
+        }
+
+        It 'says what it would do with -WhatIf, on any host' {
+            New-MmapRegion 12KiB -XenGrant -DomainId 5 -GrantReference 8, 9, 10 -WhatIf | Should -BeNullOrEmpty
+            Get-MmapRegion | Should -BeNullOrEmpty
+        }
+    }
+
     Context 'Bad input' {
         BeforeAll {
             [IO.File]::WriteAllBytes("$TestDrive/short.img", [byte[]]::new(8192))
@@ -307,7 +334,12 @@ high,0x100000000,128KiB
         }
     }
 
+    It 'takes an empty name for none' {
+        $regions = @{ Name = ''; Size = 4096 }, @{ Name = $null; Size = 4096 } | ForEach-Object { [pscustomobject] $_ } | New-MmapRegion
+        $regions.Name | Should -Match '^mem\d+$'
+    }
+
     It 'says that it gives regions' {
-        (Get-Command New-MmapRegion).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap])
+        (Get-Command New-MmapRegion).OutputType.Type | Should -Be @([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.Xen.GuestRegionXen])
     }
 }

@@ -9,7 +9,7 @@ Describe 'Test-GuestMemorySupport' {
         $rows = Test-GuestMemorySupport
         $rows | ForEach-Object { $_ | Should -BeOfType GuestMemory.Core.HostFeature }
         $rows | ForEach-Object { $_.Detail | Should -Not -BeNullOrEmpty -Because $_.Feature }
-        foreach ($feature in 'Userfaultfd', 'DevUserfaultfd', 'Uffd:EVENT_REMOVE', 'Uffd:MISSING_HUGETLBFS', 'Uffd:MISSING_SHMEM', 'Kvm', 'Kvm:MemorySlots', 'Kvm:ReadOnlyMemory', 'Kvm:IoEventFd', 'Kvm:ManualDirtyLogProtect', 'Kvm:DirtyRing', 'Kvm:PreparedMemory', 'Xen', 'PagemapScan') {
+        foreach ($feature in 'Userfaultfd', 'DevUserfaultfd', 'Uffd:EVENT_REMOVE', 'Uffd:MISSING_HUGETLBFS', 'Uffd:MISSING_SHMEM', 'Kvm', 'Kvm:MemorySlots', 'Kvm:ReadOnlyMemory', 'Kvm:IoEventFd', 'Kvm:ManualDirtyLogProtect', 'Kvm:DirtyRing', 'Kvm:PreparedMemory', 'Xen', 'Xen:Privcmd', 'Xen:Gntdev', 'Xen:Control', 'PagemapScan') {
             $rows.Feature | Should -Contain $feature
         }
         $rows.Feature -like 'HugePages*' | Should -Not -BeNullOrEmpty
@@ -17,7 +17,7 @@ Describe 'Test-GuestMemorySupport' {
     }
 
     It 'says what helps where something that can be had is missing' {
-        foreach ($row in Test-GuestMemorySupport Userfaultfd, Kvm, Xen, HugePages*, PagemapScan) {
+        foreach ($row in Test-GuestMemorySupport Userfaultfd, Kvm, Xen*, HugePages*, PagemapScan) {
             if ($row.Supported) {
                 $row.Remedy | Should -BeNullOrEmpty -Because $row.Feature
             }

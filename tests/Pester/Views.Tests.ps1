@@ -21,10 +21,14 @@ BeforeAll {
 
     function Get-Pair([string] $View) {
         # A small object and the widest one, in this order: PowerShell sizes columns by what comes first.
-        $region = { param($Name, $Address, $End, $Size, $Path) @{ Name = $Name; GuestAddress = $Address; LastAddress = $End; Size = $Size; BackingPath = $Path; IsHugetlbfs = $null; DirtyLog = $null; DirtyTracking = [bool] $Path } }
+        $region = { param($Name, $Address, $End, $Size, $Path) @{ Name = $Name; GuestAddress = $Address; LastAddress = $End; Size = $Size; BackingPath = $Path; IsHugetlbfs = $null; DomainId = $null; DirtyLog = $null; DirtyTracking = [bool] $Path } }
         $latency = { param($Time) $all = @{}; foreach ($name in 'FirstTouch', 'LatencyP50', 'LatencyP90', 'LatencyP99', 'LatencyP999', 'LatencyMax', 'Duration') { $all[$name] = $Time }; $all }
         switch ($View) {
             region { & $region a $low 4095ul 4096ul $null; & $region the-large-region $high $last $wide $path }
+            domain {
+                @{ Id = 0; Name = 'a'; State = 'Idle'; IsHvm = $false; MemorySize = 4096ul; VcpuCount = 1 }
+                @{ Id = 32751; Name = 'a-domain-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-here'; State = 'Shutdown'; IsHvm = $true; MemorySize = $wide; VcpuCount = 128 }
+            }
             memory {
                 @{ Regions = @(@{ GuestAddress = $low }); LastAddress = 4095ul; Size = 4096ul }
                 @{ Regions = @(@{ GuestAddress = $high }) * 1234567; LastAddress = $last; Size = $wide }

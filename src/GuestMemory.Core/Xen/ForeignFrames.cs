@@ -65,6 +65,21 @@ internal sealed unsafe class ForeignFrames
         }
     }
 
+    /// <summary>Which frames one behind the other are there; those that are paged out are.</summary>
+    /// <exception cref="SyscallException">DomainNotFound; what mmap(2) or the ioctl refused.</exception>
+    public static bool[] Probe(XenCalls calls, SafeFileHandle device, ushort domain, ulong firstFrame, int count)
+    {
+        using var lease = new DescriptorLease(device);
+        using var mapping = Mman.Map((nuint)((ulong)count * XenPage.Size), Mman.PROT_READ, Mman.MAP_SHARED, lease.Number, 0, $"Looking for {count} frames of domain {domain}");
+        var frames = new ForeignFrames(calls, device, domain, firstFrame, count, mapping);
+        frames.Request(0, count);
+        if (frames.IsDomainMissing) throw frames.NotMapped(0);
+        return Array.ConvertAll(frames._errors, static error => error is 0 or -Errno.ENOENT);
+    }
+
+    /// <summary>Whether every frame failed since there is no such domain.</summary>
+    private bool IsDomainMissing => _errors.AsSpan().IndexOfAnyExcept(-Errno.ESRCH) < 0;
+
     private void Fill(CancellationToken cancellation)
     {
         // The kernel takes the whole mapping first, and parts of it that are not mapped yet afterwards.
@@ -121,7 +136,7 @@ internal sealed unsafe class ForeignFrames
     private SyscallException NotMapped(int first)
     {
         var frame = _frames[first];
-        if (_errors.AsSpan().IndexOfAnyExcept(-Errno.ESRCH) < 0)
+        if (IsDomainMissing)
             return new SyscallException(Function, Errno.ESRCH, $"Mapping memory of domain {_domain}", GuestMemoryError.DomainNotFound, "There is no such domain on this host.");
         var failed = Enumerable.Range(0, _errors.Length).Where(i => _errors[i] != 0).ToArray();
         var names = string.Join(", ", failed.Take(MaxNamed).Select(i => string.Create(CultureInfo.InvariantCulture, $"0x{_frames[i]:x}")));

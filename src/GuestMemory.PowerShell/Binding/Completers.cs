@@ -1,6 +1,8 @@
 using System.Collections;
 using System.Management.Automation;
 using System.Management.Automation.Language;
+using GuestMemory.Core;
+using GuestMemory.Core.Xen;
 
 namespace GuestMemory.PowerShell.Binding;
 
@@ -88,6 +90,35 @@ public sealed class VmNameCompleter : ListCompleter
 {
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Vms.Select(vm => (vm.Name, $"{vm.Slots.Count} slots, {Formatting.Size(vm.Memory.Size)}"));
+}
+
+/// <summary>Names of the domains of this Xen host.</summary>
+public sealed class XenDomainNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Domains().Where(domain => domain.Name.Length > 0)
+        .Select(domain => (domain.Name, $"domain {domain.Id}, {domain.State}, {Formatting.Size(domain.MemorySize)}"));
+
+    /// <summary>The domains; none on a host that cannot list them, which the cmdlet itself says.</summary>
+    internal static IReadOnlyList<XenDomain> Domains()
+    {
+        try
+        {
+            return XenDomain.GetAll();
+        }
+        catch (GuestMemoryException)
+        {
+            return [];
+        }
+    }
+}
+
+/// <summary>Numbers of the domains of this Xen host.</summary>
+public sealed class XenDomainIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => XenDomainNameCompleter.Domains()
+        .Select(domain => (domain.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{domain.Name}, {domain.State}, {Formatting.Size(domain.MemorySize)}"));
 }
 
 /// <summary>Socket paths of live handlers.</summary>

@@ -35,7 +35,8 @@ internal static class Advice
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
         GuestMemoryError.LayerUntrusted => "'Export-GuestMemory -Format Diff' writes which pages a diff has beside it, as FILE.dirty.",
         GuestMemoryError.HandlerStartFailed => "-InProcess runs the handler in this shell.",
-        GuestMemoryError.UffdUnsupported or GuestMemoryError.KvmUnsupported => "'Test-GuestMemorySupport' shows what this host has.",
+        GuestMemoryError.UffdUnsupported or GuestMemoryError.KvmUnsupported or GuestMemoryError.XenUnsupported => "'Test-GuestMemorySupport' shows what this host has.",
+        GuestMemoryError.DomainNotFound => "'Get-XenDomain' lists the domains of this host.",
         GuestMemoryError.SocketNotFound or GuestMemoryError.ConnectionRefused => command.Name switch
         {
             "Connect-UffdHandler" => "'Start-UffdHandler -SocketPath PATH -MemoryPath IMAGE' starts a handler.",

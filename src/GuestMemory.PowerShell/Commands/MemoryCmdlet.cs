@@ -42,8 +42,8 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
         if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
     }
 
-    /// <summary>Does the cmdlet's work on something that is neither a region nor an address space; unless overridden an error.</summary>
-    private protected virtual void ProcessOther(IGuestMemorySource source) => source.GetRegions();
+    /// <summary>Does the cmdlet's work on something that is neither a region nor an address space: unless overridden, on its regions as one address space.</summary>
+    private protected virtual void ProcessOther(IGuestMemorySource source) => Process(GuestMemoryMmap.FromRegions(source.GetRegions()));
 
     /// <summary>Does the cmdlet's work on one address space.</summary>
     protected abstract void Process(GuestMemoryMmap memory);

@@ -51,6 +51,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(IoctlGntdevGrantRef)] = "ioctl_gntdev_grant_ref",
         [typeof(IoctlGntdevMapGrantRef)] = "ioctl_gntdev_map_grant_ref",
         [typeof(IoctlGntdevUnmapGrantRef)] = "ioctl_gntdev_unmap_grant_ref",
+        [typeof(XenDomainInfo)] = "xen_domctl_getdomaininfo",
     };
 
     private static readonly Dictionary<string, string> s_unions = new(StringComparer.Ordinal)
@@ -122,7 +123,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
             Assert.True(s_structs.TryGetValue(type, out var name), $"{type.Name} is not in the list of structures");
             if (!headers.TryGetValue($"sizeof.{name}", out var size))
             {
-                Assert.Contains((name, Marshal.SizeOf(type)), new[] { ("pm_scan_arg", 96), ("page_region", 24) });
+                Assert.Contains((name, Marshal.SizeOf(type)), new[] { ("pm_scan_arg", 96), ("page_region", 24), ("xen_domctl_getdomaininfo", 112) });
                 continue;
             }
 

@@ -51,6 +51,10 @@
 /* Installed without the one that it needs, which stands beside this file: xen/interface/xen.h. */
 #include <xen/privcmd.h>
 #include <xen/gntdev.h>
+/* Of libxen-dev, and for toolstacks alone. */
+#if __has_include(<xenctrl.h>)
+#include <xenctrl.h>
+#endif
 
 #define CONSTANT(name) printf("%s 0x%llx\n", #name, (unsigned long long)(name))
 #define CALL(name) printf("call.%s %d\n", #name, __NR_##name)
@@ -1140,6 +1144,21 @@ static void xen_devices(void)
     STRUCT_OFFSET(ioctl_gntdev_unmap_grant_ref, pad);
 }
 
+static void xen_domains(void)
+{
+#ifdef XEN_DOMCTL_INTERFACE_VERSION
+#if XEN_DOMCTL_INTERFACE_VERSION == 0x15 /* 4.17 */
+    STRUCT_SIZE(xen_domctl_getdomaininfo);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, domain);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, flags);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, tot_pages);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, max_pages);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, nr_online_vcpus);
+    STRUCT_OFFSET(xen_domctl_getdomaininfo, handle);
+#endif
+#endif
+}
+
 int main(void)
 {
     waiting_for_many();
@@ -1154,6 +1173,7 @@ int main(void)
     system_calls();
     virtual_machines();
     xen_devices();
+    xen_domains();
 #ifdef __x86_64__
     virtual_cpus();
 #endif

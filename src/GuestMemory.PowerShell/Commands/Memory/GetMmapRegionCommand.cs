@@ -1,12 +1,13 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Xen;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Get-MmapRegion: the regions that were made in this shell.</summary>
 [Cmdlet(VerbsCommon.Get, "MmapRegion")]
-[OutputType(typeof(GuestRegionMmap))]
+[OutputType(typeof(GuestRegionMmap), typeof(GuestRegionXen))]
 public sealed class GetMmapRegionCommand : GuestMemoryCmdlet
 {
     /// <summary>Names, with wildcards.</summary>

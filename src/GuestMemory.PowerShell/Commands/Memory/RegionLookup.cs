@@ -7,10 +7,10 @@ namespace GuestMemory.PowerShell.Commands;
 internal static class RegionLookup
 {
     /// <exception cref="GuestMemoryException">RegionNotFound: a name without wildcards names none.</exception>
-    public static GuestRegionMmap[] ByName(string name)
+    public static GuestMemoryRegion[] ByName(string name)
     {
         var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-        GuestRegionMmap[] found = [.. Session.Regions.Where(region => pattern.IsMatch(region.Name))];
+        GuestMemoryRegion[] found = [.. Session.Regions.Where(region => pattern.IsMatch(region.Name))];
         return found.Length > 0 || WildcardPattern.ContainsWildcardCharacters(name)
             ? found
             : throw new GuestMemoryException(GuestMemoryError.RegionNotFound, $"There is no region '{name}' in this shell. 'Get-MmapRegion' lists them.");

@@ -54,7 +54,7 @@ public sealed class RemoveMmapRegionCommand : GuestMemoryCmdlet
         Attempt(() =>
         {
             region.GetMemory().Release(Force);
-            if (region is GuestRegionMmap mapped) Session.Remove(mapped);
+            Session.Remove(region);
         }, region);
     }
 }
