@@ -288,6 +288,12 @@ function Invoke-Analyze {
 function Invoke-Bench {
     $project = Join-Path $root bench GuestMemory.Bench
     $env:PWSH = $pwsh -like '*pwsh*' | Select-Object -First 1
+    if ($RemainingArgument -and $RemainingArgument[0] -eq 'xen') {
+        # In a machine, which has no SDK.
+        Invoke-Build
+        & (Join-Path $root bench xen.ps1) @($RemainingArgument | Select-Object -Skip 1)
+        return
+    }
     Invoke-Native dotnet run --configuration Release --project $project -- @RemainingArgument
 }
 

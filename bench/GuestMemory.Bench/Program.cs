@@ -4,6 +4,7 @@ using GuestMemory.Bench;
 //                                a handler in a process of its own, until its input ends
 // bench faults [--mib N] [--pairs N] [--write FILE]
 // bench memory|bitmaps|log|requests [--pairs N] [--attempts N] [--cpu N] [--write FILE]
+// bench xen --baseline PROGRAM [--pairs N] [--attempts N]         in domain 0 of a Xen, which bench/xen.ps1 boots
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
 // bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
 // bench strategies [--mib N,N] [--rounds N] [--write FILE]
@@ -16,7 +17,7 @@ return args switch
     ["serve", var socket, var image, .. var rest] => Server.Run(socket, image, rest),
     ["faults", .. var options] => new FaultScenario(options).Run(),
     ["rows", var name] => Rows(name).Run(),
-    ["memory" or "bitmaps" or "log" or "requests", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
+    ["memory" or "bitmaps" or "log" or "requests" or "xen", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
     ["shell", .. var options] => new ShellScenario(options).Run(),
     ["strategies", .. var options] => new StrategyScenario(options).Run(),
     ["cold", .. var options] => new ColdScenario(options).Run(),
@@ -32,6 +33,7 @@ static RowSet Rows(string name) => name switch
     "memory" => new MemoryRows(),
     "bitmaps" => new BitmapRows(),
     "requests" => new RequestRows(),
+    "xen" => new XenRows(),
     _ => new LogRows(),
 };
 
@@ -44,6 +46,7 @@ static int Usage()
     Console.Error.WriteLine("       ./build.sh Bench cold [--mib 256] [--vms 8] [--touches 500] [--rounds 9] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench working-set [--mib 256] [--touches 4096] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench neighbours [--touches 20000] [--rounds 5] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench xen [--pairs 5] [--attempts 1] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench host [--mib 1024] [--vms 50] [--rounds 9] [--write docs/performance.md]");
     return 2;
 }

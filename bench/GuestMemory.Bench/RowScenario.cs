@@ -18,13 +18,16 @@ internal sealed class RowScenario(RowSet set, string[] options)
     private readonly int _attempts = Option(options, "--attempts", 4);
     private readonly string _cpu = Text(options, "--cpu") ?? set.Cpus;
     private readonly string? _write = Text(options, "--write");
+
+    // Where there is no compiler.
+    private readonly string? _baseline = Text(options, "--baseline");
     private readonly string _folder = Directory.CreateTempSubdirectory("gm-bench-").FullName;
 
     public int Run()
     {
         try
         {
-            var baseline = Compile(_folder, set.Program, "-mavx2", "-pthread", "-w");
+            var baseline = _baseline ?? Compile(_folder, set.Program, "-mavx2", "-pthread", "-w");
             var results = new Result?[set.Rows.Length];
             var allocated = 0L;
             for (var attempt = 0; attempt < _attempts && results.Any(result => result is null or { Spread: > AllowedSpread }); attempt++)
@@ -33,12 +36,10 @@ internal sealed class RowScenario(RowSet set, string[] options)
             }
 
             var table = Table(results);
+            var measured = $"{set.Setup}, {_pairs} alternating pairs, medians. {set.Remark(allocated)}";
             Console.WriteLine(table);
-            Console.WriteLine($"allocated: {allocated} bytes");
-            if (_write is not null)
-            {
-                WriteSection(_write, set.Name, $"{set.Setup}, {_pairs} alternating pairs, medians. {set.Remark(allocated)}\n\n{table}");
-            }
+            Console.WriteLine($"measured: {measured}");
+            if (_write is not null) WriteSection(_write, set.Name, $"{measured}\n\n{table}");
 
             return 0;
         }

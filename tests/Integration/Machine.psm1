@@ -32,15 +32,34 @@ function Write-Image([string] $Path, [int] $Size) {
 }
 
 function Initialize-Machine([string] $Kind) {
-    # Has what a machine consists of put together, and gives the folder.
+    # Has what a machine consists of put together; says why where this machine's package source does not have it.
     Write-Host "watch: 900 s: a machine ($Kind) is put together"
-    $base = Join-Path $root artifacts machines $Kind
-    & (Join-Path $PSScriptRoot machine.sh) $Kind $base 2>&1 | Out-Host
+    $lines = @(& (Join-Path $PSScriptRoot machine.sh) $Kind (Join-Path $root artifacts machines $Kind) 2>&1)
+    $lines | Out-Host
+    if ($LASTEXITCODE -eq 3) { return $lines[-1] }
     if ($LASTEXITCODE -ne 0) { throw "machine.sh ended with exit code $LASTEXITCODE." }
-    $base
 }
 
-function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400, [string] $Hide = '^$') {
+function New-XenOverlay {
+    # What is laid over the root of domain 0: the init, the runtime and the PowerShell that this runs on, the module, and the other side of the tests.
+    $overlay = [IO.Directory]::CreateTempSubdirectory('guestmemory-xen-').FullName
+    $null = New-Item -ItemType Directory "$overlay/opt/check", "$overlay/opt/guestmemory", "$overlay/opt/dotnet/shared/Microsoft.NETCore.App"
+    Copy-Item (Join-Path $PSScriptRoot Xen init) $overlay
+    $runtime = [Runtime.InteropServices.RuntimeEnvironment]::GetRuntimeDirectory().TrimEnd('/')
+    $dotnet = Split-Path (Split-Path (Split-Path $runtime))
+    Copy-Item "$dotnet/dotnet", "$dotnet/host" "$overlay/opt/dotnet" -Recurse
+    Copy-Item $runtime "$overlay/opt/dotnet/shared/Microsoft.NETCore.App" -Recurse
+    Copy-Item $PSHOME "$overlay/opt/pwsh" -Recurse
+    Copy-Item (Join-Path $root GuestMemory.psd1), (Join-Path $root bin) "$overlay/opt/guestmemory" -Recurse
+    # The toolstack's own headers and libraries, of the very version.
+    $toolstack = Join-Path $root artifacts machines xen dev
+    $libraries = ('ctrl', 'foreignmemory', 'gnttab', 'evtchn', 'devicemodel', 'call', 'toollog', 'toolcore').ForEach{ "-l:libxen$_.a" }
+    gcc -O2 -o "$overlay/opt/check/peer" (Join-Path $PSScriptRoot Xen peer.c) -I "$toolstack/include" -L "$toolstack/lib/x86_64-linux-gnu" @libraries
+    if ($LASTEXITCODE -ne 0) { throw "gcc ended with exit code $LASTEXITCODE." }
+    $overlay
+}
+
+function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400, [string] $Hide = '(?!)') {
     # Boots a machine with what is laid over its root, and gives the lines of its console and how it ended. Lines that match $Hide are not
     # shown but one in five seconds, for the watch.
     Write-Host "watch: 900 s: a machine ($Kind) is put together, and boots"

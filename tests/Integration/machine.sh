@@ -8,7 +8,7 @@
 #
 # BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
 # its root; something in it runs what is to run and powers the machine off. All is in memory, so nothing is left behind. Ends with 124
-# where that takes longer than SECONDS.
+# where that takes longer than SECONDS, and with 3 where the package source has no such machine.
 set -euo pipefail
 
 kind=$1 base=$2 overlay=${3:-} limit=${4:-}
@@ -35,23 +35,26 @@ make_systemd() {
     (cd -- "$scratch" && apt-get download "$(newest_kernel linux-image-cloud-amd64)" && dpkg --extract linux-image-*.deb kernel)
 }
 
-make_arm64() {
-    # Packages of another architecture, beside what this machine knows of its own.
-    local apt=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
+# ARCHITECTURE: has $apt name the options of apt by which it knows the packages of that architecture, beside what this machine knows.
+know_packages() {
+    apt=(-o "APT::Architecture=$1" -o "APT::Architectures=$1" -o "Dir::State=$scratch/state" -o "Dir::State::status=$scratch/status"
         -o "Dir::Cache=$scratch/cache" -o APT::Sandbox::User=root)
-    local source suite release=()
-    mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/sources" "$scratch/tree"
+    mkdir -p -- "$scratch"/state/lists/partial "$scratch"/cache/archives/partial "$scratch/tree"
     : >"$scratch/status"
-    # The kernel of the backports: 6.1, that of Debian 12, has no write protection by userfaultfd on arm64.
+    apt-get "${apt[@]}" update
+}
+
+make_arm64() {
+    local apt source suite release=()
+    know_packages arm64
+    # The kernel of the backports, where there are any: 6.1, that of Debian 12, has no write protection by userfaultfd on arm64.
     read -r source suite < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Identifier: Packages' | head -n 1)
+    mkdir -- "$scratch/sources"
     cp -r -- /etc/apt/sources.list.d/. "$scratch/sources"
     echo "deb $source $suite-backports main" >"$scratch/sources/backports.list"
-    apt+=(-o "Dir::Etc::sourceparts=$scratch/sources")
-    if apt-get "${apt[@]}" update; then
+    if apt-get "${apt[@]}" -o "Dir::Etc::sourceparts=$scratch/sources" update; then
+        apt+=(-o "Dir::Etc::sourceparts=$scratch/sources")
         release=(--target-release "$suite-backports")
-    else
-        rm -- "$scratch/sources/backports.list"
-        apt-get "${apt[@]}" update
     fi
     (
         cd -- "$scratch"
@@ -65,9 +68,15 @@ make_arm64() {
 }
 
 make_xen() {
+    local apt
+    know_packages amd64
+    if ! apt-cache "${apt[@]}" show xen-hypervisor-4.17-amd64 >/dev/null; then
+        echo 'The package source of this machine has no xen-hypervisor-4.17-amd64; that of Debian 12 has.'
+        exit 3
+    fi
     (
         cd -- "$scratch"
-        apt-get download "$(newest_kernel linux-image-amd64)" xen-hypervisor-4.17-amd64 libxen-dev xen-utils-4.17 libxenmisc4.17 libxencall1 libxendevicemodel1 \
+        apt-get "${apt[@]}" download "$(newest_kernel linux-image-amd64 "${apt[@]}")" xen-hypervisor-4.17-amd64 libxen-dev xen-utils-4.17 libxenmisc4.17 libxencall1 libxendevicemodel1 \
             libxenevtchn1 libxenforeignmemory1 libxengnttab1 libxenhypfs1 libxenstore4 libxentoolcore1 libxentoollog1 libyajl2 liblzma5 libuuid1 libzstd1 zlib1g \
             libext2fs2 libcom-err2 libbz2-1.0 busybox-static libc6 libgcc-s1 libstdc++6
         dpkg --extract linux-image-*.deb kernel
@@ -85,12 +94,18 @@ make_xen() {
 }
 
 mkdir -p -- "$base"
+base=$(realpath -- "$base")
 # Made anew where it is to consist of something else.
 recipe=$(declare -f "make_$kind")
 if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz || $(cat -- "$base/recipe" 2>/dev/null) != "$recipe" ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
-    "make_$kind" >"$base/made.log" 2>&1 || { tail -n 5 "$base/made.log"; exit 1; }
+    # Behind "||" bash would go on after a command that failed.
+    set +e
+    (set -e && "make_$kind") >"$base/made.log" 2>&1
+    status=$?
+    set -e
+    (( status == 0 )) || { tail -n 5 "$base/made.log"; exit $status; }
     archive "$base/root.cpio" "$scratch/tree"
     cp -- "$scratch"/kernel/boot/vmlinuz-* "$base/vmlinuz"
     echo "$recipe" >"$base/recipe"

@@ -229,6 +229,8 @@ high,0x100000000,128KiB
         }
 
         It 'needs the domain, and mixes no kinds' {
+            { New-MmapRegion 4KiB -XenForeign -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*needs -DomainId*'
+            { New-MmapRegion 4KiB -XenGrant -GrantReference 8 -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*' -ExpectedMessage '*needs -DomainId*'
             { New-MmapRegion 4KiB -XenForeign -DomainId 5 -OnDemand } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
             { New-MmapRegion 4KiB -XenForeign -DomainId 5 -Memfd } | Should -Throw -ErrorId 'AmbiguousParameterSet,*'
         }
@@ -330,6 +332,11 @@ high,0x100000000,128KiB
         if (Test-Path /sys/kernel/mm/hugepages/hugepages-2048kB) {
             Get-Completion 'New-MmapRegion 4KiB -HugePageSize ' | Should -Contain 2MiB
         }
+    }
+
+    It 'takes an empty name for none' {
+        $regions = @{ Name = ''; Size = 4096 }, @{ Name = $null; Size = 4096 } | ForEach-Object { [pscustomobject] $_ } | New-MmapRegion
+        $regions.Name | Should -Match '^mem\d+$'
     }
 
     It 'says that it gives regions' {

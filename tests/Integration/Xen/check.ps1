@@ -42,6 +42,7 @@ function Assert-Fails([string] $Id, [scriptblock] $Work) {
 }
 
 function Test-That([string] $Name, [scriptblock] $Work) {
+    $watch = [Diagnostics.Stopwatch]::StartNew()
     try {
         $null = & $Work
         Write-Host "check: ok $Name"
@@ -50,7 +51,8 @@ function Test-That([string] $Name, [scriptblock] $Work) {
         Write-Host "check: not ok ${Name}: $("$_" -replace '\s+', ' ') ($($_.InvocationInfo.ScriptLineNumber))"
     }
     finally {
-        Get-MmapRegion | Remove-MmapRegion -Confirm:$false
+        Write-Host "took $($watch.Elapsed.TotalSeconds) s"
+        Get-MmapRegion | Remove-MmapRegion
         $peers.Where{ -not $_.HasExited }.ForEach{
             $_.StandardInput.Close()
             $_.WaitForExit()
@@ -94,7 +96,7 @@ Test-That 'a grant has an address' {
     $address = [ulong] 0x8000000000000000ul + $peer.Numbers[0] * 4096ul
     $region = New-MmapRegion 4096 $address -XenGrant -DomainId 0
     $region | Write-GuestMemory ($address + 16) 77
-    Assert-Equal (Invoke-Peer $peer 'read 0 16') 4d
+    Assert-Equal (Invoke-Peer $peer 'read 0 16') '4d'
 }
 
 Test-That 'a grant for reading is not written' {
@@ -132,15 +134,9 @@ Test-That 'pages on demand are mapped for each access only' {
 
 Test-That 'a thousand grants leave nothing' {
     $peer = Start-Peer grant, 2
-    $range = [GuestMemory.Core.Xen.MmapRange]::new(8192, 0, 'Grant', 0)
-    $device = [GuestMemory.Core.Xen.XenDevice]::OpenGntdev()
-    $range.GetType().GetProperty('File').SetValue($range, $device)
-    $range.GetType().GetProperty('GrantReferences').SetValue($range, [uint[]] $peer.Numbers)
     foreach ($i in 1..1000) {
-        $memory = [GuestMemory.Core.Xen.XenMmapRegion]::FromRange($range)
-        $memory.Dispose()
+        New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers | Remove-MmapRegion
     }
-    $device.Dispose()
     Assert-Equal @([IO.File]::ReadLines('/proc/self/maps').Where{ $_ -match 'gntdev' }).Count 0
     Assert-Equal @((Get-ChildItem /proc/self/fd).Where{ $_.Target -match 'gntdev' }).Count 0
     Assert-Equal (Stop-Peer $peer) 0
@@ -156,7 +152,9 @@ Test-That 'frames of a paused domain are read and written' {
     Assert-Equal $domain.Uuid 01020304-0506-0708-090a-0b0c0d0e0f10
     Assert-Equal $domain.MemorySize 65536
     $address = Get-FrameAddress $peer.Numbers[3]
-    $region = $domain | New-MmapRegion 4096 $address -XenForeign
+    # Twice: a region does not take the name of the domain.
+    $first, $region = (1..2).ForEach{ $domain | New-MmapRegion 4096 $address -XenForeign }
+    Assert-Equal ($first.Name -ne $region.Name) True
     $region | Write-GuestMemory $address 0x1122334455667788
     Assert-Equal (New-MmapRegion 4096 $address -XenForeign -DomainId $peer.Domain -Protection Read | Read-GuestMemory $address -As UInt64) 0x1122334455667788
     Assert-Fails ValueNotSupported { $domain | Get-GuestMemory }
@@ -192,13 +190,17 @@ Test-That 'a domain with addresses of its own is read as a whole' {
     $domain = Get-XenDomain -Id $peer.Domain
     Assert-Equal $domain.IsHvm True
     $memory = $domain | Get-GuestMemory
-    Assert-Equal $memory.Regions.GuestAddress '0 16777216'
-    Assert-Equal $memory.Regions.Size '131072 131072'
+    Assert-Equal $memory.Regions.GuestAddress 0
+    Assert-Equal $memory.Regions.Size (16MB + 131072)
+    Assert-Equal ($memory | Read-GuestMemory 0x20000 -As UInt64) 0
+    Assert-Fails PageNotAccessible { $memory | Write-GuestMemory 0x20000 1 }
     $memory | Write-GuestMemory 0x1000ff8 0x1122334455667788
     $region = New-MmapRegion 8192 0x1000000 -XenForeign -DomainId $peer.Domain
     Assert-Equal ($region | Read-GuestMemory 0x1000ff8 -As UInt64) 0x1122334455667788
     $memory | Export-GuestMemory /tmp/web.mem
-    Assert-Equal (Get-Item /tmp/web.mem).Length 262144
-    Assert-Equal ([BitConverter]::ToUInt64([IO.File]::ReadAllBytes('/tmp/web.mem'), 131072 + 0xff8)) 0x1122334455667788
+    Assert-Equal (Get-Item /tmp/web.mem).Length (16MB + 131072)
+    Assert-Equal ([BitConverter]::ToUInt64([IO.File]::ReadAllBytes('/tmp/web.mem'), 0x1000ff8)) 0x1122334455667788
+    # What the domain does not have is a hole of the file.
+    Assert-Equal ([int] (stat -c %b /tmp/web.mem) -le 512) True
     $memory | Remove-MmapRegion
 }

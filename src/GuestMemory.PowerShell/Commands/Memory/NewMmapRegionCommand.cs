@@ -17,6 +17,8 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     private const string Foreign = "XenForeign";
     private const string Grant = "XenGrant";
 
+    private bool _isNameGiven;
+
     /// <summary>The length in bytes.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true)]
     [Alias("Length", "Count")]
@@ -59,12 +61,12 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     [Parameter(Mandatory = true, ParameterSetName = Grant)]
     public SwitchParameter XenGrant { get; set; }
 
-    /// <summary>The domain whose memory it is.</summary>
-    [Parameter(Mandatory = true, ParameterSetName = Foreign, ValueFromPipelineByPropertyName = true)]
-    [Parameter(Mandatory = true, ParameterSetName = Grant, ValueFromPipelineByPropertyName = true)]
+    /// <summary>The domain whose memory it is. Required, which PowerShell is not told: it would take files from the pipeline for no files.</summary>
+    [Parameter(ParameterSetName = Foreign, ValueFromPipelineByPropertyName = true)]
+    [Parameter(ParameterSetName = Grant, ValueFromPipelineByPropertyName = true)]
     [Alias("Id")]
     [ArgumentCompleter(typeof(XenDomainIdCompleter))]
-    public uint DomainId { get; set; }
+    public uint? DomainId { get; set; }
 
     /// <summary>The grant references of the pages.</summary>
     [Parameter(ParameterSetName = Grant, ValueFromPipelineByPropertyName = true)]
@@ -87,23 +89,32 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
     [Parameter]
     public SwitchParameter DirtyTracking { get; set; }
 
-    /// <summary>A name for the region.</summary>
+    /// <summary>A name for the region; an empty one is none.</summary>
     [Parameter(ValueFromPipelineByPropertyName = true)]
-    [ValidateNotNullOrEmpty]
     public string? Name { get; set; }
 
     /// <inheritdoc/>
-    protected override void ProcessRecord() => Attempt(Map, Name ?? Formatting.Hex(GuestAddress));
+    protected override void BeginProcessing() => _isNameGiven = IsBound(nameof(Name));
 
-    private void Map()
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
     {
-        if (Name is not null && Session.HasRegion(Name)) throw NameInUse(Name);
+        // A domain from the pipeline has a name of its own; it may have several regions.
+        var name = string.IsNullOrEmpty(Name) || ((XenForeign || XenGrant) && !_isNameGiven) ? null : Name;
+        Attempt(() => Map(name), name ?? Formatting.Hex(GuestAddress));
+    }
+
+    private void Map(string? name)
+    {
+        if (name is not null && Session.HasRegion(name)) throw NameInUse(name);
+        if (DomainId is null && (XenForeign || XenGrant))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-{ParameterSetName} needs -DomainId, the number of the domain whose memory it is. 'Get-XenDomain' lists the domains.");
         GuestMemoryRegion.CheckFits(new GuestAddress(GuestAddress), Size);
         var path = BackingPath is null ? null : ResolvePath(BackingPath);
         var action = XenForeign ? $"Map memory of domain {DomainId}" : XenGrant ? $"Map pages that domain {DomainId} grants" : path is null ? "Map memory" : $"Map {path}";
         if (!ShouldProcess($"{Formatting.Size(Size)} at guest address {Formatting.Hex(GuestAddress)}", action)) return;
 
-        var name = Name ?? Session.NextRegionName();
+        name ??= Session.NextRegionName();
         GuestMemoryRegion region = XenForeign || XenGrant
             ? new GuestRegionXen(MapXen(), new GuestAddress(GuestAddress), name)
             : new GuestRegionMmap(MapHere(path), new GuestAddress(GuestAddress), name);
@@ -130,7 +141,7 @@ public sealed class NewMmapRegionCommand : GuestMemoryCmdlet
         using var device = XenForeign ? XenDevice.OpenPrivcmd() : XenDevice.OpenGntdev();
         var flags = XenForeign ? MmapXenFlags.Foreign : OnDemand ? MmapXenFlags.Grant | MmapXenFlags.NoAdvanceMap : MmapXenFlags.Grant;
         return (XenMmapRegion)XenMmapRegion.FromRange(
-            new MmapRange(Size, new GuestAddress(GuestAddress), flags, DomainId)
+            new MmapRange(Size, new GuestAddress(GuestAddress), flags, DomainId.GetValueOrDefault())
             {
                 File = device,
                 Protection = Protection,
