@@ -19,7 +19,7 @@ BeforeAll {
     if ($lacking) { return }
     $overlay = New-XenOverlay
     Copy-Item (Join-Path $PSScriptRoot Xen check.ps1) "$overlay/opt/check"
-    $machine = Invoke-Machine xen $overlay
+    $machine = Invoke-Machine xen $overlay 800
 }
 
 AfterAll {

@@ -1,5 +1,7 @@
 # The cmdlets on a real Xen, in domain 0. What is on the other side, peer.c does.
 $ErrorActionPreference = 'Stop'
+# A bar of progress asks the terminal where its cursor is, and here none answers.
+$ProgressPreference = 'SilentlyContinue'
 Import-Module /opt/guestmemory/GuestMemory.psd1
 $peers = [Collections.Generic.List[Diagnostics.Process]]::new()
 
