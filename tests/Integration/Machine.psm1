@@ -40,7 +40,7 @@ function Initialize-Machine([string] $Kind) {
     if ($LASTEXITCODE -ne 0) { throw "machine.sh ended with exit code $LASTEXITCODE." }
 }
 
-function New-XenOverlay {
+function Build-XenOverlay {
     # What is laid over the root of domain 0: the init, the runtime and the PowerShell that this runs on, the module, and the other side of the tests.
     $overlay = [IO.Directory]::CreateTempSubdirectory('guestmemory-xen-').FullName
     $null = New-Item -ItemType Directory "$overlay/opt/check", "$overlay/opt/guestmemory", "$overlay/opt/dotnet/shared/Microsoft.NETCore.App"
