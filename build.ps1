@@ -246,6 +246,10 @@ function Invoke-Test {
             throw "There is no suite $($unknown -join ', '); there are $($suites.Keys -join ', ')."
         }
         @($suites.Keys).Where{ $_ -notin $Tag }.ForEach{ $suites.Remove($_) }
+        if ('Arm64' -in $Tag -and 'Pester' -notin $Tag -and (Find-CrossLinker arm64)) {
+            # Else the tests of the package have made it.
+            Publish-HostProgram arm64 (Join-Path $results native linux-arm64) | Out-Host
+        }
     }
     $minutes = [ordered] @{}
     $counts = foreach ($suite in $suites.Keys) {

@@ -12,7 +12,7 @@ if (($at = $options.IndexOf('--write')) -ge 0) {
 
 $lacking = (Get-Lack @{ 'qemu-system-x86_64' = 'qemu-system-x86'; cpio = 'cpio'; gcc = 'gcc' }) ?? (Initialize-Machine xen)
 if ($lacking) { throw "This $lacking." }
-$overlay = New-XenOverlay
+$overlay = Build-XenOverlay
 try {
     Copy-Item (Join-Path $PSScriptRoot GuestMemory.Bench bin Release net10.0) "$overlay/opt/bench" -Recurse
     Copy-Item (Join-Path $PSScriptRoot xen.sh) "$overlay/opt/check/bench"

@@ -40,7 +40,7 @@ function Initialize-Machine([string] $Kind) {
     if ($LASTEXITCODE -ne 0) { throw "machine.sh ended with exit code $LASTEXITCODE." }
 }
 
-function New-XenOverlay {
+function Build-XenOverlay {
     # What is laid over the root of domain 0: the init, the runtime and the PowerShell that this runs on, the module, and the other side of the tests.
     $overlay = [IO.Directory]::CreateTempSubdirectory('guestmemory-xen-').FullName
     $null = New-Item -ItemType Directory "$overlay/opt/check", "$overlay/opt/guestmemory", "$overlay/opt/dotnet/shared/Microsoft.NETCore.App"
@@ -59,11 +59,17 @@ function New-XenOverlay {
     $overlay
 }
 
-function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400) {
-    # Boots a machine with what is laid over its root, and gives the lines of its console and how it ended.
+function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400, [string] $Hide = '(?!)') {
+    # Boots a machine with what is laid over its root, and gives the lines of its console and how it ended. Lines that match $Hide are not
+    # shown but one in five seconds, for the watch.
     Write-Host "watch: 900 s: a machine ($Kind) is put together, and boots"
+    $clock = [Diagnostics.Stopwatch]::StartNew()
     $lines = & (Join-Path $PSScriptRoot machine.sh) $Kind (Join-Path $root artifacts machines $Kind) $Overlay $Seconds 2>&1 | ForEach-Object {
-        Write-Host ($line = "$_".TrimEnd("`r"))
+        $line = "$_".TrimEnd("`r")
+        if ($line -cnotmatch $Hide -or $clock.Elapsed.TotalSeconds -ge 5) {
+            Write-Host $line
+            $clock.Restart()
+        }
         $line
     }
     @{ Lines = @($lines); ExitCode = $LASTEXITCODE }
@@ -72,4 +78,31 @@ function Invoke-Machine([string] $Kind, [string] $Overlay, [int] $Seconds = 400)
 function Get-Verdict([Collections.IDictionary] $Machine, [string] $Name) {
     # What the machine said of a test.
     $Machine.Lines.Where{ $_ -ceq "check: ok $Name" -or $_.StartsWith("check: not ok ${Name}:", [StringComparison]::Ordinal) }
+}
+
+function Read-TestRun([string[]] $Lines) {
+    # What the library's tests said on the console (the verbose reporter of xunit), by class: how many ended, what each that failed or was
+    # skipped said, and which began last and did not end.
+    $run = @{}
+    $said = $test = $null
+    foreach ($line in $Lines) {
+        if ($line -cmatch '^    GuestMemory\.Core\.Tests\.(?<class>\w+)\.(?<test>.+?) \[(?<state>STARTING|FINISHED|FAIL|SKIP)\]') {
+            $class = $run[$Matches.class] ??= @{ Ended = 0; Failed = [ordered] @{}; Skipped = [ordered] @{}; Running = $null }
+            $said, $test = $null, $Matches.test
+            switch ($Matches.state) {
+                STARTING { $class.Running = $test }
+                FINISHED { $class.Running = $null; $class.Ended++ }
+                FAIL { $said = $class.Failed }
+                SKIP { $said = $class.Skipped }
+            }
+            if ($null -ne $said) { $said[$test] = '' }
+        }
+        elseif ($null -ne $said -and $line -match '^      +(.*)') {
+            $said[$test] = "$($said[$test]) $($Matches[1])".Trim()
+        }
+        else {
+            $said = $null
+        }
+    }
+    $run
 }

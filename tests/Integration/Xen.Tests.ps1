@@ -17,9 +17,9 @@ BeforeAll {
 
     $lacking = Initialize-Machine xen
     if ($lacking) { return }
-    $overlay = New-XenOverlay
+    $overlay = Build-XenOverlay
     Copy-Item (Join-Path $PSScriptRoot Xen check.ps1) "$overlay/opt/check"
-    $machine = Invoke-Machine xen $overlay
+    $machine = Invoke-Machine xen $overlay 800
 }
 
 AfterAll {

@@ -3,7 +3,7 @@
 # Only makes what it consists of:                 machine.sh KIND BASE
 #
 # KIND systemd: a Debian whose init is systemd, for x86-64. Making it takes root (debootstrap).
-# KIND arm64:   the kernel, the C library and Busybox of a Debian for arm64; its init comes with OVERLAY.
+# KIND arm64:   the kernel, Busybox and the libraries that .NET wants of a Debian for arm64; its init comes with OVERLAY.
 # KIND xen:     Xen, and as domain 0 a kernel with Busybox, xenstored and libxenctrl; its init comes with OVERLAY.
 #
 # BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
@@ -45,11 +45,21 @@ know_packages() {
 }
 
 make_arm64() {
-    local apt
+    local apt source suite release=()
     know_packages arm64
+    # The kernel of the backports, where there are any: 6.1, that of Debian 12, has no write protection by userfaultfd on arm64.
+    read -r source suite < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Identifier: Packages' | head -n 1)
+    mkdir -- "$scratch/sources"
+    cp -r -- /etc/apt/sources.list.d/. "$scratch/sources"
+    echo "deb $source $suite-backports main" >"$scratch/sources/backports.list"
+    if apt-get "${apt[@]}" -o "Dir::Etc::sourceparts=$scratch/sources" update; then
+        apt+=(-o "Dir::Etc::sourceparts=$scratch/sources")
+        release=(--target-release "$suite-backports")
+    fi
     (
         cd -- "$scratch"
-        apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}")" busybox-static libc6 libgcc-s1 libstdc++6
+        apt-get "${apt[@]}" download "$(newest_kernel linux-image-cloud-arm64 "${apt[@]}" "${release[@]}")" busybox-static libc6 libgcc-s1 libstdc++6 \
+            libssl3 zlib1g
         dpkg --extract linux-image-*.deb kernel
         rm -- linux-image-*.deb
         for package in ./*.deb; do dpkg --extract "$package" tree; done
@@ -85,7 +95,9 @@ make_xen() {
 
 mkdir -p -- "$base"
 base=$(realpath -- "$base")
-if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
+# Made anew where it is to consist of something else.
+recipe=$(declare -f "make_$kind")
+if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz || $(cat -- "$base/recipe" 2>/dev/null) != "$recipe" ]]; then
     scratch=$(mktemp -d)
     trap 'rm -rf -- "$scratch"' EXIT
     # Behind "||" bash would go on after a command that failed.
@@ -96,6 +108,7 @@ if [[ ! -e $base/root.cpio || ! -e $base/vmlinuz ]]; then
     (( status == 0 )) || { tail -n 5 "$base/made.log"; exit $status; }
     archive "$base/root.cpio" "$scratch/tree"
     cp -- "$scratch"/kernel/boot/vmlinuz-* "$base/vmlinuz"
+    echo "$recipe" >"$base/recipe"
     rm -rf -- "$scratch"
     trap - EXIT
 fi
@@ -115,7 +128,7 @@ case $kind in
         kernel=$base/xen modules="$base/vmlinuz console=hvc0 panic=-1 quiet,$initrd"
         ;;
     systemd) qemu=(qemu-system-x86_64 -M q35 -cpu max -m 2G -append 'console=ttyS0 panic=-1 quiet systemd.getty_auto=no systemd.show_status=no') ;;
-    arm64) qemu=(qemu-system-aarch64 -M virt -cpu cortex-a72 -m 1G -append 'console=ttyAMA0 panic=-1 quiet') ;;
+    arm64) qemu=(qemu-system-aarch64 -M virt -cpu cortex-a72 -m 2G -append 'console=ttyAMA0 panic=-1 quiet') ;;
 esac
 timeout --kill-after=5 "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -nographic -no-reboot -nic none \
     -kernel "$kernel" -initrd "$modules" </dev/null

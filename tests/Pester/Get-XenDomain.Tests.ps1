@@ -7,12 +7,12 @@ BeforeAll {
 
 Describe 'Get-XenDomain' {
     It 'says that <Command> needs a Xen domain, and what was looked for' -ForEach @(
-        @{ Command = 'Get-XenDomain' }
-        @{ Command = 'Get-XenDomain web' }
-        @{ Command = 'Get-XenDomain -Id 0' }
+        @{ Command = 'Get-XenDomain'; Arguments = @{} }
+        @{ Command = 'Get-XenDomain web'; Arguments = @{ Name = 'web' } }
+        @{ Command = 'Get-XenDomain -Id 0'; Arguments = @{ Id = 0 } }
     ) {
         if ($xen.Supported) { Set-ItResult -Skipped -Because 'this host is a Xen domain' }
-        $failure = { Invoke-Expression "$Command -ErrorAction Stop" } | Should -Throw -ErrorId 'XenUnsupported,*' -PassThru
+        $failure = { Get-XenDomain @Arguments -ErrorAction Stop } | Should -Throw -ErrorId 'XenUnsupported,*' -PassThru
         "$failure" | Should -BeLike '*This host is not a Xen domain: there is no /proc/xen and no /dev/xen, and /sys/hypervisor/type *'
         $failure.CategoryInfo.Category | Should -Be NotImplemented
     }

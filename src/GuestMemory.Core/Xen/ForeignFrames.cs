@@ -22,16 +22,16 @@ internal sealed unsafe class ForeignFrames
     private readonly XenCalls _calls;
     private readonly SafeFileHandle _device;
     private readonly ushort _domain;
-    private readonly SafeMapping _mapping;
+    private readonly nint _address;
     private readonly ulong[] _frames;
     private readonly int[] _errors;
 
-    private ForeignFrames(XenCalls calls, SafeFileHandle device, ushort domain, ulong firstFrame, int count, SafeMapping mapping)
+    private ForeignFrames(XenCalls calls, SafeFileHandle device, ushort domain, ulong firstFrame, int count, nint address)
     {
         _calls = calls;
         _device = device;
         _domain = domain;
-        _mapping = mapping;
+        _address = address;
         _frames = new ulong[count];
         for (var i = 0; i < count; i++) _frames[i] = firstFrame + (ulong)i;
         _errors = new int[count];
@@ -54,7 +54,7 @@ internal sealed unsafe class ForeignFrames
         var mapping = Mman.Map((nuint)(count * XenPage.Size), (int)protection, (int)(flags | MapFlags.Shared), lease.Number, 0, $"Mapping {count} frames of domain {domain}");
         try
         {
-            new ForeignFrames(calls, device, domain, firstFrame, (int)count, mapping).Fill(cancellation);
+            new ForeignFrames(calls, device, domain, firstFrame, (int)count, mapping.Address).Fill(cancellation);
             return mapping;
         }
         catch
@@ -65,13 +65,23 @@ internal sealed unsafe class ForeignFrames
         }
     }
 
+    /// <summary>Maps frames one behind the other over a part of a mapping, whose owner unmaps them with it, also where this fails.</summary>
+    /// <exception cref="SyscallException">As <see cref="Map"/>.</exception>
+    public static void MapOver(nint address, XenCalls calls, SafeFileHandle device, ushort domain, ulong firstFrame, int count, MemoryProtection protection, MapFlags flags, CancellationToken cancellation)
+    {
+        using var lease = new DescriptorLease(device);
+        var error = Mman.TryReplace(address, (nuint)((ulong)count * XenPage.Size), (int)protection, (int)(flags | MapFlags.Shared), lease.Number, 0);
+        if (error != 0) throw new SyscallException("mmap", error, $"Mapping {count} frames of domain {domain}");
+        new ForeignFrames(calls, device, domain, firstFrame, count, address).Fill(cancellation);
+    }
+
     /// <summary>Which frames one behind the other are there; those that are paged out are.</summary>
     /// <exception cref="SyscallException">DomainNotFound; what mmap(2) or the ioctl refused.</exception>
     public static bool[] Probe(XenCalls calls, SafeFileHandle device, ushort domain, ulong firstFrame, int count)
     {
         using var lease = new DescriptorLease(device);
         using var mapping = Mman.Map((nuint)((ulong)count * XenPage.Size), Mman.PROT_READ, Mman.MAP_SHARED, lease.Number, 0, $"Looking for {count} frames of domain {domain}");
-        var frames = new ForeignFrames(calls, device, domain, firstFrame, count, mapping);
+        var frames = new ForeignFrames(calls, device, domain, firstFrame, count, mapping.Address);
         frames.Request(0, count);
         if (frames.IsDomainMissing) throw frames.NotMapped(0);
         return Array.ConvertAll(frames._errors, static error => error is 0 or -Errno.ENOENT);
@@ -120,7 +130,7 @@ internal sealed unsafe class ForeignFrames
             {
                 num = (uint)count,
                 dom = _domain,
-                addr = (ulong)_mapping.Address + ((ulong)from * XenPage.Size),
+                addr = (ulong)_address + ((ulong)from * XenPage.Size),
                 arr = frames + from,
                 err = errors + from,
             };

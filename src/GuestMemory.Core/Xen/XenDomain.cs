@@ -61,7 +61,8 @@ public sealed class XenDomain : IGuestMemorySource
     }
 
     /// <summary>
-    /// Maps all memory that the domain has, a region for each run of pages that are there; addresses at which it has none are in no region.
+    /// Maps all memory that the domain has, as one region from address 0 on. Where the domain has no memory the region reads as zeros, and a write
+    /// is an error (PageNotAccessible).
     /// </summary>
     /// <exception cref="GuestMemoryException">ValueNotSupported: a PV domain, or the one of this host. NoMemoryRegion. What <see cref="GetAll"/> and <see cref="XenMmapRegion.FromRange(MmapRange, CancellationToken)"/> throw.</exception>
     public IReadOnlyList<GuestMemoryRegion> GetRegions()
@@ -78,7 +79,7 @@ public sealed class XenDomain : IGuestMemorySource
             using var device = XenDevice.OpenPrivcmd();
             ulong last;
             using (var control = XenControl.Open()) last = control.GetLastFrame(Id);
-            return _regions = XenDomainMemory.Map(XenCalls.Kernel, device, Id, last + 1, ToString());
+            return _regions = [XenDomainMemory.Map(XenCalls.Kernel, device, Id, last + 1, ToString())];
         }
     }
 

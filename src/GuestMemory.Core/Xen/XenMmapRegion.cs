@@ -22,10 +22,13 @@ public sealed unsafe class XenMmapRegion : VolatileMemory
     private readonly GrantedPages? _grants;
     private readonly SafeMapping? _mapping;
 
-    private XenMmapRegion(MmapRange range, MapFlags flags, FileOffset device, GrantedPages? grants, SafeMapping mapping)
-        : base((byte*)mapping.Address, range.Size, ProtectionOf(range), guarded: !ProtectionOf(range).Allows(MemoryProtection.ReadWrite))
+    // Where it has holes: what is there, in ascending order, and no two runs touch.
+    private readonly FrameRun[]? _runs;
+
+    private XenMmapRegion(MmapRange range, MapFlags flags, FileOffset device, GrantedPages? grants, SafeMapping mapping, FrameRun[]? runs = null)
+        : base((byte*)mapping.Address, range.Size, ProtectionOf(range), guarded: runs is not null || !ProtectionOf(range).Allows(MemoryProtection.ReadWrite))
     {
-        (XenMmapFlags, XenMmapData, Address, Flags, _device, _grants) = (range.XenFlags, range.XenData, range.Address, flags, device, grants);
+        (XenMmapFlags, XenMmapData, Address, Flags, _device, _grants, _runs) = (range.XenFlags, range.XenData, range.Address, flags, device, grants, runs);
         // Accesses to guarded memory hold a reference.
         _mapping = IsGuarded ? mapping : mapping.ReserveAddresses();
     }
@@ -86,6 +89,35 @@ public sealed unsafe class XenMmapRegion : VolatileMemory
     }
 
     /// <summary>
+    /// Maps runs of a domain's frames from frame 0 on as one memory. Where the domain has no memory it reads as zeros, and a write is an error.
+    /// </summary>
+    /// <param name="range">A FOREIGN range from address 0 on, to the end of the last run.</param>
+    /// <param name="runs">What is there, in ascending order.</param>
+    /// <param name="calls">The device's answers.</param>
+    /// <param name="cancellation">Ends the wait for frames that are paged out.</param>
+    internal static XenMmapRegion FromRuns(MmapRange range, FrameRun[] runs, XenCalls calls, CancellationToken cancellation = default)
+    {
+        Check(range);
+        const MapFlags flags = MapFlags.NoReserve | MapFlags.Shared;
+        var domain = (ushort)range.XenData;
+        var device = FileOffset.Duplicate(range.File!, 0);
+        SafeMapping? mapping = null;
+        try
+        {
+            mapping = Mman.Map((nuint)range.Size, Mman.PROT_READ, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, $"Mapping the memory of domain {domain}");
+            foreach (var run in runs)
+                ForeignFrames.MapOver(mapping.Address + (nint)(run.First * XenPage.Size), calls, device.File, domain, run.First, (int)run.Count, ProtectionOf(range), flags, cancellation);
+            return new XenMmapRegion(range, flags, device, null, mapping, runs);
+        }
+        catch
+        {
+            mapping?.Dispose();
+            device.File.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>
     /// Whether two regions show a page of one domain that is the same (what vm-memory's fds_overlap is for). Upstream compares descriptors and
     /// offsets, and so takes any two regions of one device for such.
     /// </summary>
@@ -113,7 +145,7 @@ public sealed unsafe class XenMmapRegion : VolatileMemory
     protected override nint Pin(ulong offset, ulong length, MemoryProtection access, out object? state, out int error)
     {
         state = null;
-        error = Protection.Allows(access) ? 0 : Errno.EACCES;
+        error = !Protection.Allows(access) ? Errno.EACCES : access != MemoryProtection.Read && !IsThere(offset, length) ? Errno.ENXIO : 0;
         if (error != 0) return 0;
         try
         {
@@ -157,17 +189,48 @@ public sealed unsafe class XenMmapRegion : VolatileMemory
     protected override int WriteCore(ulong offset, ReadOnlySpan<byte> buffer, out int error)
     {
         var done = 0;
-        do done += base.WriteCore(offset + (ulong)done, buffer.Slice(done, AtOnce(offset + (ulong)done, buffer.Length - done)), out error);
+        do done += base.WriteCore(offset + (ulong)done, buffer.Slice(done, UpToHole(offset + (ulong)done, AtOnce(offset + (ulong)done, buffer.Length - done))), out error);
         while (error == 0 && done < buffer.Length);
         return done;
     }
 
     /// <inheritdoc/>
-    protected override string WhyNot(MemoryProtection access, int error) =>
-        $"domain {XenMmapData} does not grant it to this domain, or not for {(access == MemoryProtection.Read ? "reading" : "writing")} ({Errno.Name(error)})";
+    protected override string WhyNot(MemoryProtection access, int error) => error == Errno.ENXIO
+        ? $"domain {XenMmapData} has no memory there"
+        : $"domain {XenMmapData} does not grant it to this domain, or not for {(access == MemoryProtection.Read ? "reading" : "writing")} ({Errno.Name(error)})";
 
     /// <summary>How many bytes are accessed by one mapping; the next begins with a page.</summary>
     private static int AtOnce(ulong offset, int length) => (int)Math.Min((ulong)length, Piece - (offset % XenPage.Size));
+
+    /// <summary>The run that holds an offset, or the first one behind it.</summary>
+    private FrameRun RunAt(ulong offset)
+    {
+        var frame = offset / XenPage.Size;
+        var (low, high) = (0, _runs!.Length);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            if (_runs[middle].End <= frame) low = middle + 1;
+            else high = middle;
+        }
+
+        return low < _runs.Length ? _runs[low] : default;
+    }
+
+    private bool IsThere(ulong offset, ulong length)
+    {
+        if (_runs is null || length == 0) return true;
+        var run = RunAt(offset);
+        return run.First * XenPage.Size <= offset && offset + length <= run.End * XenPage.Size;
+    }
+
+    /// <summary>How many of some bytes lie before a hole; all of them where they begin in one.</summary>
+    private int UpToHole(ulong offset, int length)
+    {
+        if (_runs is null) return length;
+        var run = RunAt(offset);
+        return run.First * XenPage.Size <= offset ? (int)Math.Min((ulong)length, (run.End * XenPage.Size) - offset) : length;
+    }
 
     private static MmapRegion MapUnix(MmapRange range, MapFlags flags)
     {

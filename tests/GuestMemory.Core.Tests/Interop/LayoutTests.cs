@@ -84,7 +84,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC", "UFFD_FEATURE_POISON", "PR_SET_VMA"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "KVM_DIRTY_LOG_PAGE_OFFSET", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC", "UFFD_FEATURE_POISON", "PR_SET_VMA"];
 
     // The state of a vCPU, which only x86-64 has here.
     private static readonly HashSet<string> s_x86 = new(StringComparer.Ordinal)

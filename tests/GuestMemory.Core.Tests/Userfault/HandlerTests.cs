@@ -125,6 +125,8 @@ public sealed class HandlerTests : IDisposable
         var size = (ulong)pages * 4096;
         var start = (memory.Regions[0].GetHostAddress(default) + size - 1) & ~(size - 1);
         var offset = start - memory.Regions[0].GetHostAddress(default);
+        // Where the kernel makes huge pages of its own accord (transparent_hugepage=always), the first write would bring all 512 pages.
+        using (var lease = memory.Regions[0].GetMmapRegion().Lease()) _ = Mman.TryAdvise(lease.Address, lease.Length, 15 /* MADV_NOHUGEPAGE */);
         memory.Write(new GuestAddress(offset + ((ulong)first * 4096)), [42]);
         memory.Write(new GuestAddress(offset + 0xf000), [43]);
         using (var peer = new RawPeer(handler.SocketPath, memory.Regions[0]))

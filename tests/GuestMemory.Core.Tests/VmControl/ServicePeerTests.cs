@@ -91,14 +91,16 @@ public sealed class ServicePeerTests : ServiceTest
     [Fact]
     public void AFailedMmapLeavesNothingInTheTube()
     {
+        using var service = StartPatient();
+        using var client = new VmMemoryClient(Serve(service));
         var good = new VmMemoryFileMapping(Memfd, 0x1000, 0, 0);
         var many = Enumerable.Repeat(good, 300).ToList();
-        AssertFails(new SharedMemory(Memfd, 0), Address, many, "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
-        AssertFails(Shared(), Address, [.. many[..299], good with { MemOffset = 0x10000 }], "requested memory out of range", "failed to add fd mapping when handling mmap and register memory");
-        AssertFails(Shared(), Address, [good with { MemOffset = 1 }], "requested memory is not page aligned", "failed to add fd mapping when handling mmap and register memory");
-        AssertFails(Shared(), Address, [good with { FileOffset = 1 }], "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
-        AssertFails(Shared(), 0, many, "No space left on device (os error 28)", "failed to add memory region when handling mmap and register memory");
-        AssertFails(new VmMemoryRequest.MmapAndRegisterMemory(Shared(), new VmMemoryDestination.ExistingAllocation(new Alloc.Anon(1), 0), 300) { FileMappings = many },
+        AssertFails(client, new SharedMemory(Memfd, 0), Address, many, "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to build MemoryMapping from shared memory");
+        AssertFails(client, Shared(), Address, [.. many[..299], good with { MemOffset = 0x10000 }], "requested memory out of range", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(client, Shared(), Address, [good with { MemOffset = 1 }], "requested memory is not page aligned", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(client, Shared(), Address, [good with { FileOffset = 1 }], "Invalid argument (os error 22)", "mmap related system call failed: Invalid argument (os error 22)", "failed to add fd mapping when handling mmap and register memory");
+        AssertFails(client, Shared(), 0, many, "No space left on device (os error 28)", "failed to add memory region when handling mmap and register memory");
+        AssertFails(client, new VmMemoryRequest.MmapAndRegisterMemory(Shared(), new VmMemoryDestination.ExistingAllocation(new Alloc.Anon(1), 0), 300) { FileMappings = many },
             "Invalid argument (os error 22)", "VM memory destination allocation fails when handling mmap and register memory");
     }
 
@@ -110,7 +112,8 @@ public sealed class ServicePeerTests : ServiceTest
     [InlineData("[]", 253, "a packet has 0 file mappings, where 253 were announced")]
     public void AWrongPacketOfMappingsIsAnsweredOnce(string packet, int descriptors, string expected)
     {
-        using var peer = Tube.Connect(Folder["vm.sock"]);
+        using var service = StartPatient();
+        using var peer = Serve(service);
         peer.Send(new VmMemoryRequest.MmapAndRegisterMemory(Shared(), To(Address), 300), VmControlJson.Default.VmMemoryRequest);
         Raw(peer, packet, descriptors);
         peer.Send(Files(47), VmControlJson.Default.VmMemoryFileMappingArray, 47);
@@ -268,14 +271,17 @@ public sealed class ServicePeerTests : ServiceTest
         Assert.False(File.Exists(Folder["none.sock"]));
     }
 
-    private void AssertFails(SharedMemory shared, ulong address, List<VmMemoryFileMapping> mappings, params string[] messages) =>
-        AssertFails(new VmMemoryRequest.MmapAndRegisterMemory(shared, To(address), (ulong)mappings.Count) { FileMappings = mappings }, messages);
+    /// <summary>A service that waits for the packets of a request as long as a slow machine takes to send them.</summary>
+    private VmMemoryService StartPatient() => VmMemoryService.Start(Context, new VmMemoryServiceOptions { FileMappingTimeout = Host.Patience });
 
-    private void AssertFails(VmMemoryRequest request, params string[] messages)
+    private void AssertFails(VmMemoryClient client, SharedMemory shared, ulong address, List<VmMemoryFileMapping> mappings, params string[] messages) =>
+        AssertFails(client, new VmMemoryRequest.MmapAndRegisterMemory(shared, To(address), (ulong)mappings.Count) { FileMappings = mappings }, messages);
+
+    private void AssertFails(VmMemoryClient client, VmMemoryRequest request, params string[] messages)
     {
         var before = Host.Resources();
-        Assert.Equal(messages, Errors(Client.Send(request)));
-        Client.BalloonTargetReached(1);
+        Assert.Equal(messages, Errors(client.Send(request)));
+        client.BalloonTargetReached(1);
         Host.AssertNoneLeft(before);
         Assert.Empty(Vm.Slots);
     }

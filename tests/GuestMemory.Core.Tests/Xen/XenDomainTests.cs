@@ -35,21 +35,32 @@ public sealed class XenDomainTests
         Assert.Null(new XenDomain(System.Runtime.InteropServices.MemoryMarshal.Read<XenDomainInfo>(bytes), "").MaxMemorySize);
     }
 
-    /// <summary>Frames that are not there are in no region, wherever a request ends.</summary>
+    /// <summary>Where the domain has no frames its memory is zero and cannot be written, wherever a request ends.</summary>
     [Fact]
     public void WhatADomainDoesNotHaveIsAHole()
     {
         const ulong Count = 0x12000;
-        static bool IsThere(ulong frame) => frame is < 0xa0 or (>= 0x100 and < 0x8001) or (>= 0x10000 and < 0x10002) or 0x11fff;
+        static bool IsThere(ulong frame) => frame is < 0xa0 or (>= 0x100 and < 0x8001) or (>= 0x10000 and < 0x10002) or 0x11f00;
         using var xen = new FakeXen(Count * 4096) { FrameError = static frame => IsThere(frame) ? 0 : frame % 2 == 0 ? -Errno.EINVAL : -Errno.EPERM };
         var before = FakeXen.Mappings();
-        var regions = XenDomainMemory.Map(xen, xen.Device, 5, Count, "web");
-        Assert.Equal([(0UL, 0xa0000UL), (0x100000UL, 0x7f01000UL), (0x10000000UL, 0x2000UL), (0x11fff000UL, 0x1000UL)], regions.Select(static region => (region.GuestAddress, region.Size)));
-        Assert.All(regions, static region => Assert.Equal((5U, MmapXenFlags.Foreign, "web"), (((GuestRegionXen)region).DomainId, ((GuestRegionXen)region).XenFlags, region.Name)));
-        var memory = GuestMemoryMmap.FromRegions(regions);
+        var region = XenDomainMemory.Map(xen, xen.Device, 5, Count, "web");
+        Assert.Equal((0UL, 0x11f01000UL, 5U, MmapXenFlags.Foreign, "web"), (region.GuestAddress, region.Size, region.DomainId, region.XenFlags, region.Name));
+        Assert.Equal(before + 4, FakeXen.Mappings());
+        var memory = GuestMemoryMmap.FromRegions([region]);
         memory.WriteObject(new GuestAddress(0x8000ff8), 7UL);
-        Assert.Equal((7UL, null), (memory.ReadObject<ulong>(new GuestAddress(0x8000ff8)), memory.FindRegion(new GuestAddress(0x8001000))));
-        foreach (var region in regions) region.Dispose();
+        Assert.Equal((7UL, 0UL), (memory.ReadObject<ulong>(new GuestAddress(0x8000ff8)), memory.ReadObject<ulong>(new GuestAddress(0x8001000))));
+        // A read over a hole is whole.
+        var bytes = new byte[0x3000];
+        memory.ReadExact(new GuestAddress(0x8000000), bytes);
+        Assert.Equal((7, 1), (bytes[0xff8], bytes.Count(static value => value != 0)));
+        foreach (var hole in new ulong[] { 0xa0000, 0xa0ff8, 0xff000, 0x8001000, 0x11effff8 })
+            Assert.Equal(GuestMemoryError.PageNotAccessible, Failure.Of(() => memory.WriteObject(new GuestAddress(hole), 1UL)));
+        // What lies before a hole is written, and the error tells of the first address that is not.
+        var failure = Assert.Throws<GuestMemoryException>(() => memory.WriteExact(new GuestAddress(0x8000ff0), Enumerable.Repeat((byte)9, 32).ToArray()));
+        Assert.Equal((GuestMemoryError.PageNotAccessible, 0x8001000UL), (failure.Error, failure.Address));
+        Assert.Contains("domain 5 has no memory there", failure.Message, StringComparison.Ordinal);
+        Assert.Equal((0x0909090909090909UL, 0UL), (memory.ReadObject<ulong>(new GuestAddress(0x8000ff8)), memory.ReadObject<ulong>(new GuestAddress(0x8001000))));
+        region.Dispose();
         Assert.Equal(before, FakeXen.Mappings());
     }
 

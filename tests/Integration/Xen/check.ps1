@@ -1,9 +1,11 @@
 # The cmdlets on a real Xen, in domain 0. What is on the other side, peer.c does.
 $ErrorActionPreference = 'Stop'
+# A bar of progress asks the terminal where its cursor is, and here none answers.
+$ProgressPreference = 'SilentlyContinue'
 Import-Module /opt/guestmemory/GuestMemory.psd1
 $peers = [Collections.Generic.List[Diagnostics.Process]]::new()
 
-function Start-Peer([string[]] $Arguments) {
+function Open-Peer([string[]] $Arguments) {
     # The other side, its domain, and the references or frames that it has.
     $start = [Diagnostics.ProcessStartInfo]::new('/opt/check/peer', $Arguments)
     $start.RedirectStandardInput = $start.RedirectStandardOutput = $true
@@ -19,7 +21,7 @@ function Invoke-Peer([Collections.IDictionary] $Peer, [string] $Line) {
     $Peer.Process.StandardOutput.ReadLine()
 }
 
-function Stop-Peer([Collections.IDictionary] $Peer) {
+function Close-Peer([Collections.IDictionary] $Peer) {
     # Its end, after it has taken back what it made.
     $Peer.Process.StandardInput.Close()
     $Peer.Process.WaitForExit()
@@ -30,7 +32,7 @@ function Assert-Equal($Actual, $Expected) {
     if ("$Actual" -cne "$Expected") { throw "it is '$Actual', not '$Expected'" }
 }
 
-function Assert-Fails([string] $Id, [scriptblock] $Work) {
+function Assert-Failure([string] $Id, [scriptblock] $Work) {
     try {
         $null = & $Work
     }
@@ -75,12 +77,12 @@ Test-That 'domain 0 has its name of xenstore' {
     Assert-Equal (Get-XenDomain domain-*).Id 0
     Assert-Equal $domain.State Running
     Assert-Equal ($domain.MemorySize -gt 1GB) True
-    Assert-Fails DomainNotFound { Get-XenDomain none }
-    Assert-Fails ValueNotSupported { $domain | Get-GuestMemory }
+    Assert-Failure DomainNotFound { Get-XenDomain none }
+    Assert-Failure ValueNotSupported { $domain | Get-GuestMemory }
 }
 
 Test-That 'what is granted is read and written, both ways' {
-    $peer = Start-Peer grant, 4
+    $peer = Open-Peer grant, 4
     $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -GuestAddress 0x10000 -Name granted
     Assert-Equal $region.Size 16384
     Assert-Equal (0..3).ForEach{ $region | Read-GuestMemory (0x10000 + $_ * 4096) -As UInt64 } '0 1 2 3'
@@ -88,11 +90,11 @@ Test-That 'what is granted is read and written, both ways' {
     Assert-Equal (Invoke-Peer $peer 'read 2 8') 1122334455667788
     Assert-Equal $region.XenFlags Grant
     Remove-MmapRegion $region
-    Assert-Equal (Stop-Peer $peer) 0
+    Assert-Equal (Close-Peer $peer) 0
 }
 
 Test-That 'a grant has an address' {
-    $peer = Start-Peer grant, 1
+    $peer = Open-Peer grant, 1
     $address = [ulong] 0x8000000000000000ul + $peer.Numbers[0] * 4096ul
     $region = New-MmapRegion 4096 $address -XenGrant -DomainId 0
     $region | Write-GuestMemory ($address + 16) 77
@@ -100,25 +102,25 @@ Test-That 'a grant has an address' {
 }
 
 Test-That 'a grant for reading is not written' {
-    $peer = Start-Peer grant, 1, ro
-    Assert-Fails GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
+    $peer = Open-Peer grant, 1, ro
+    Assert-Failure GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
     $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -Protection Read
     Assert-Equal ($region | Read-GuestMemory 0 -As UInt64) 0
-    Assert-Fails PageNotAccessible { $region | Write-GuestMemory 0 1 }
+    Assert-Failure PageNotAccessible { $region | Write-GuestMemory 0 1 }
     $onDemand = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand
     Assert-Equal ($onDemand | Read-GuestMemory 0 -As UInt64) 0
-    Assert-Fails PageNotAccessible { $onDemand | Write-GuestMemory 0 1 }
+    Assert-Failure PageNotAccessible { $onDemand | Write-GuestMemory 0 1 }
 }
 
 Test-That 'a reference that is not granted is refused' {
-    Assert-Fails GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 0 -GrantReference 60000 }
-    Assert-Fails GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 77 -GrantReference 8 }
+    Assert-Failure GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 0 -GrantReference 60000 }
+    Assert-Failure GrantNotMapped { New-MmapRegion 4096 -XenGrant -DomainId 77 -GrantReference 8 }
     $region = New-MmapRegion 4096 -XenGrant -DomainId 0 -GrantReference 60000 -OnDemand
-    Assert-Fails PageNotAccessible { $region | Read-GuestMemory 0 8 }
+    Assert-Failure PageNotAccessible { $region | Read-GuestMemory 0 8 }
 }
 
 Test-That 'pages on demand are mapped for each access only' {
-    $peer = Start-Peer grant, 4
+    $peer = Open-Peer grant, 4
     $region = New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers -OnDemand -DirtyTracking
     Assert-Equal $region.HostAddress ''
     Assert-Equal ($region | Read-GuestMemory 0x3000 -As UInt64) 3
@@ -128,24 +130,24 @@ Test-That 'pages on demand are mapped for each access only' {
     Assert-Equal ($region | Get-DirtyBitmap).DirtyCount 2
     Assert-Equal @([IO.File]::ReadLines('/proc/self/maps').Where{ $_ -match 'gntdev' }).Count 0
     # The domain takes its pages back, which it could not while they were mapped.
-    Assert-Equal (Stop-Peer $peer) 0
-    Assert-Fails PageNotAccessible { $region | Read-GuestMemory 0 8 }
+    Assert-Equal (Close-Peer $peer) 0
+    Assert-Failure PageNotAccessible { $region | Read-GuestMemory 0 8 }
 }
 
 Test-That 'a thousand grants leave nothing' {
-    $peer = Start-Peer grant, 2
+    $peer = Open-Peer grant, 2
     foreach ($i in 1..1000) {
         New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers | Remove-MmapRegion
     }
     Assert-Equal @([IO.File]::ReadLines('/proc/self/maps').Where{ $_ -match 'gntdev' }).Count 0
     Assert-Equal @((Get-ChildItem /proc/self/fd).Where{ $_.Target -match 'gntdev' }).Count 0
-    Assert-Equal (Stop-Peer $peer) 0
+    Assert-Equal (Close-Peer $peer) 0
     # The hypervisor would still know a mapping that was left.
-    Assert-Fails GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
+    Assert-Failure GrantNotMapped { New-MmapRegion (4096 * $peer.Numbers.Count) -XenGrant -DomainId 0 -GrantReference $peer.Numbers }
 }
 
 Test-That 'frames of a paused domain are read and written' {
-    $peer = Start-Peer domain, pv, 16
+    $peer = Open-Peer domain, pv, 16
     $domain = Get-XenDomain -Id $peer.Domain
     Assert-Equal $domain.State Paused
     Assert-Equal $domain.IsHvm False
@@ -157,23 +159,23 @@ Test-That 'frames of a paused domain are read and written' {
     Assert-Equal ($first.Name -ne $region.Name) True
     $region | Write-GuestMemory $address 0x1122334455667788
     Assert-Equal (New-MmapRegion 4096 $address -XenForeign -DomainId $peer.Domain -Protection Read | Read-GuestMemory $address -As UInt64) 0x1122334455667788
-    Assert-Fails ValueNotSupported { $domain | Get-GuestMemory }
+    Assert-Failure ValueNotSupported { $domain | Get-GuestMemory }
 }
 
 Test-That 'a bad frame among good ones is named' {
-    $peer = Start-Peer domain, pv, 16
+    $peer = Open-Peer domain, pv, 16
     $last = $peer.Numbers.Where{ ($_ + 1) -notin $peer.Numbers }[0]
-    $failure = Assert-Fails FrameNotMapped { New-MmapRegion 8192 (Get-FrameAddress $last) -XenForeign -DomainId $peer.Domain }
+    $failure = Assert-Failure FrameNotMapped { New-MmapRegion 8192 (Get-FrameAddress $last) -XenForeign -DomainId $peer.Domain }
     Assert-Equal ("$failure" -match ('frame 0x{0:x} ' -f ($last + 1))) True
     Assert-Equal @([IO.File]::ReadLines('/proc/self/maps').Where{ $_ -match 'privcmd' }).Count 0
 }
 
 Test-That 'a domain that is missing is named' {
-    Assert-Fails DomainNotFound { New-MmapRegion 4096 0x1000000 -XenForeign -DomainId 999 }
+    Assert-Failure DomainNotFound { New-MmapRegion 4096 0x1000000 -XenForeign -DomainId 999 }
 }
 
 Test-That 'the end of a domain under a mapping ends nothing else' {
-    $peer = Start-Peer domain, pv, 16
+    $peer = Open-Peer domain, pv, 16
     $address = Get-FrameAddress $peer.Numbers[0]
     $region = New-MmapRegion 4096 $address -XenForeign -DomainId $peer.Domain
     $region | Write-GuestMemory $address 0x1122334455667788
@@ -182,21 +184,25 @@ Test-That 'the end of a domain under a mapping ends nothing else' {
     $region | Write-GuestMemory $address 5
     Assert-Equal (Get-XenDomain -Id $peer.Domain).State Dying
     Remove-MmapRegion $region
-    Assert-Fails DomainNotFound { New-MmapRegion 4096 $address -XenForeign -DomainId $peer.Domain }
+    Assert-Failure DomainNotFound { New-MmapRegion 4096 $address -XenForeign -DomainId $peer.Domain }
 }
 
 Test-That 'a domain with addresses of its own is read as a whole' {
-    $peer = Start-Peer domain, hvm, 64
+    $peer = Open-Peer domain, hvm, 64
     $domain = Get-XenDomain -Id $peer.Domain
     Assert-Equal $domain.IsHvm True
     $memory = $domain | Get-GuestMemory
-    Assert-Equal $memory.Regions.GuestAddress '0 16777216'
-    Assert-Equal $memory.Regions.Size '131072 131072'
+    Assert-Equal $memory.Regions.GuestAddress 0
+    Assert-Equal $memory.Regions.Size (16MB + 131072)
+    Assert-Equal ($memory | Read-GuestMemory 0x20000 -As UInt64) 0
+    Assert-Failure PageNotAccessible { $memory | Write-GuestMemory 0x20000 1 }
     $memory | Write-GuestMemory 0x1000ff8 0x1122334455667788
     $region = New-MmapRegion 8192 0x1000000 -XenForeign -DomainId $peer.Domain
     Assert-Equal ($region | Read-GuestMemory 0x1000ff8 -As UInt64) 0x1122334455667788
     $memory | Export-GuestMemory /tmp/web.mem
-    Assert-Equal (Get-Item /tmp/web.mem).Length 262144
-    Assert-Equal ([BitConverter]::ToUInt64([IO.File]::ReadAllBytes('/tmp/web.mem'), 131072 + 0xff8)) 0x1122334455667788
+    Assert-Equal (Get-Item /tmp/web.mem).Length (16MB + 131072)
+    Assert-Equal ([BitConverter]::ToUInt64([IO.File]::ReadAllBytes('/tmp/web.mem'), 0x1000ff8)) 0x1122334455667788
+    # What the domain does not have is a hole of the file.
+    Assert-Equal ([int] (stat -c %b /tmp/web.mem) -le 512) True
     $memory | Remove-MmapRegion
 }
