@@ -232,6 +232,26 @@ public enum GuestMemoryError
     /// <summary>The answer is of another kind than the request asks for (upstream: UnexpectedResponse).</summary>
     UnexpectedResponse,
 
+    // vhost-user
+    /// <summary>A message whose version, flags, size or counts are not those of its request (upstream: InvalidMessage).</summary>
+    InvalidMessage,
+    /// <summary>The peer ended the connection in the middle of a message (upstream: PartialMessage).</summary>
+    PartialMessage,
+    /// <summary>A message with more or fewer descriptors than its request carries, or of another kind (upstream: IncorrectFds).</summary>
+    IncorrectFds,
+    /// <summary>A request that was not offered, or whose feature was not negotiated (upstream: InactiveOperation).</summary>
+    InactiveOperation,
+    /// <summary>Features that were not offered (upstream: FeatureMismatch).</summary>
+    FeatureMismatch,
+    /// <summary>A request that cannot be executed in this state (upstream: InvalidOperation).</summary>
+    InvalidOperation,
+    /// <summary>A value of a request that is out of its range (upstream: InvalidParam).</summary>
+    InvalidParam,
+    /// <summary>A file of an untrusted peer that is not sealed against shrinking.</summary>
+    FileNotSealed,
+    /// <summary>A virtqueue whose rings or descriptor chains contradict the virtio specification.</summary>
+    InvalidQueue,
+
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,

@@ -3,6 +3,7 @@ global using GuestMemory.Core.Images;
 global using GuestMemory.Core.Interop;
 global using GuestMemory.Core.Kvm;
 global using GuestMemory.Core.Userfault;
+global using GuestMemory.Core.VhostUser;
 global using GuestMemory.Core.VmControl;
 global using GuestMemory.Core.Xen;
 global using static GuestMemory.Core.Tests.TestProcess;

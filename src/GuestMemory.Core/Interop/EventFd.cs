@@ -14,6 +14,13 @@ internal static unsafe partial class EventFd
         return number >= 0 ? new SafeDescriptor(number) : throw new SyscallException("eventfd", Marshal.GetLastPInvokeError(), "Creating an eventfd");
     }
 
+    /// <summary>Whether a descriptor that another process passed is an eventfd.</summary>
+    public static bool IsEventFd(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        return string.Equals(Descriptor.PathOf(lease.Number), "anon_inode:[eventfd]", StringComparison.Ordinal);
+    }
+
     /// <summary>Makes the descriptor readable until it is read. Never blocks; a full counter is readable already.</summary>
     public static void Signal(SafeDescriptor descriptor)
     {

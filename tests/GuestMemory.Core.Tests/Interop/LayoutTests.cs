@@ -51,6 +51,11 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(IoctlGntdevGrantRef)] = "ioctl_gntdev_grant_ref",
         [typeof(IoctlGntdevMapGrantRef)] = "ioctl_gntdev_map_grant_ref",
         [typeof(IoctlGntdevUnmapGrantRef)] = "ioctl_gntdev_unmap_grant_ref",
+        [typeof(VhostVringState)] = "vhost_vring_state",
+        [typeof(VhostVringAddr)] = "vhost_vring_addr",
+        [typeof(VhostMemoryRegion)] = "vhost_memory_region",
+        [typeof(VringDesc)] = "vring_desc",
+        [typeof(VringUsedElem)] = "vring_used_elem",
         [typeof(XenDomainInfo)] = "xen_domctl_getdomaininfo",
     };
 

@@ -48,6 +48,7 @@
 #include <linux/seccomp.h>
 #include <linux/sockios.h>
 #include <linux/userfaultfd.h>
+#include <linux/vhost_types.h>
 /* Installed without the one that it needs, which stands beside this file: xen/interface/xen.h. */
 #include <xen/privcmd.h>
 #include <xen/gntdev.h>
@@ -1161,8 +1162,46 @@ static void xen_domains(void)
 #endif
 }
 
+static void vhost(void)
+{
+    CONSTANT(VHOST_VRING_F_LOG);
+    CONSTANT(VHOST_F_LOG_ALL);
+    CONSTANT(VIRTIO_RING_F_INDIRECT_DESC);
+    CONSTANT(VIRTIO_RING_F_EVENT_IDX);
+    CONSTANT(VIRTIO_F_VERSION_1);
+    CONSTANT(VRING_DESC_F_NEXT);
+    CONSTANT(VRING_DESC_F_WRITE);
+    CONSTANT(VRING_DESC_F_INDIRECT);
+    CONSTANT(VRING_USED_F_NO_NOTIFY);
+    CONSTANT(VRING_AVAIL_F_NO_INTERRUPT);
+    STRUCT_SIZE(vhost_vring_state);
+    STRUCT_OFFSET(vhost_vring_state, index);
+    STRUCT_OFFSET(vhost_vring_state, num);
+    STRUCT_SIZE(vhost_vring_addr);
+    STRUCT_OFFSET(vhost_vring_addr, index);
+    STRUCT_OFFSET(vhost_vring_addr, flags);
+    STRUCT_OFFSET(vhost_vring_addr, desc_user_addr);
+    STRUCT_OFFSET(vhost_vring_addr, used_user_addr);
+    STRUCT_OFFSET(vhost_vring_addr, avail_user_addr);
+    STRUCT_OFFSET(vhost_vring_addr, log_guest_addr);
+    STRUCT_SIZE(vhost_memory_region);
+    STRUCT_OFFSET(vhost_memory_region, guest_phys_addr);
+    STRUCT_OFFSET(vhost_memory_region, memory_size);
+    STRUCT_OFFSET(vhost_memory_region, userspace_addr);
+    STRUCT_OFFSET(vhost_memory_region, flags_padding);
+    STRUCT_SIZE(vring_desc);
+    STRUCT_OFFSET(vring_desc, addr);
+    STRUCT_OFFSET(vring_desc, len);
+    STRUCT_OFFSET(vring_desc, flags);
+    STRUCT_OFFSET(vring_desc, next);
+    STRUCT_SIZE(vring_used_elem);
+    STRUCT_OFFSET(vring_used_elem, id);
+    STRUCT_OFFSET(vring_used_elem, len);
+}
+
 int main(void)
 {
+    vhost();
     waiting_for_many();
     memory_mapping();
     userfault();

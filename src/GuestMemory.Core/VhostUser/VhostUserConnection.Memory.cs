@@ -1,0 +1,84 @@
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core.VhostUser;
+
+/// <content>The memory table and the dirty log.</content>
+public sealed partial class VhostUserConnection
+{
+    private readonly VhostUserLog _log = new();
+    private volatile VhostUserMemory _memory = VhostUserMemory.Empty;
+
+    /// <summary>The memory of the VM at this moment. The connection releases its regions when the front end takes them away.</summary>
+    public GuestMemoryMmap Memory => _memory.Guest;
+
+    private byte[]? ExecuteMemory(VhostUserMessage message)
+    {
+        switch (message.Request)
+        {
+            case VhostUserRequest.SetMemTable:
+                var table = VhostUserMemory.Map(VhostUserLayout.Regions(message), message.Descriptors, _trusted);
+                ReplaceMemory(table, table.Guest.Regions, _memory.Guest.Regions);
+                return null;
+            case VhostUserRequest.GetMaxMemSlots:
+                Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
+                return BytesOf((ulong)VhostUserMemory.MaxSlots);
+            case VhostUserRequest.AddMemReg:
+                Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
+                var (larger, added) = _memory.Add(VhostUserLayout.Regions(message)[0], message.Descriptors[0], _trusted);
+                ReplaceMemory(larger, [added], []);
+                return null;
+            case VhostUserRequest.RemMemReg:
+                Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
+                var (smaller, removed) = _memory.Remove(VhostUserLayout.Regions(message)[0]);
+                ReplaceMemory(smaller, [], [removed]);
+                return null;
+            case VhostUserRequest.SetLogBase:
+                Require(message, VhostUserProtocolFeatures.LogShmfd);
+                return SetLogBase(message);
+            default:
+                _log.SetEvent(TakeEvent(message)!);
+                return null;
+        }
+    }
+
+    /// <summary>Replaces the memory while no virtqueue runs, and releases what is not in it any more.</summary>
+    private void ReplaceMemory(VhostUserMemory memory, IReadOnlyList<GuestMemoryRegion> added, IReadOnlyList<GuestMemoryRegion> removed)
+    {
+        var running = Running;
+        try
+        {
+            foreach (var vring in running) _states[vring.Index].Translate(memory);
+            _log.Cover(added);
+        }
+        catch
+        {
+            foreach (var region in added) region.Dispose();
+            throw;
+        }
+
+        foreach (var vring in running) StopVring(vring.Index);
+        _memory = memory;
+        foreach (var vring in running) StartVring(vring.Index);
+        foreach (var region in removed) region.Dispose();
+    }
+
+    private byte[] SetLogBase(VhostUserMessage message)
+    {
+        if (message.Descriptors.Count == 0)
+            throw new GuestMemoryException(GuestMemoryError.IncorrectFds, "A dirty log came without a descriptor, though the protocol feature LogShmfd was negotiated.");
+        var payload = message.Body<VhostUserLogPayload>();
+        VhostUserMemory.CheckSealed(message.Descriptors[0], _trusted, "dirty log");
+        var log = MmapLogReg.FromFile(message.Descriptors[0], payload.MmapOffset, payload.MmapSize);
+        try
+        {
+            _log.Replace(log, _memory.Guest.Regions, Running);
+        }
+        catch
+        {
+            log.Dispose();
+            throw;
+        }
+
+        return BytesOf(payload);
+    }
+}
