@@ -25,11 +25,10 @@ finally {
     Remove-Item $overlay -Recurse -Force
 }
 
-$lines = $machine.Lines.Where{ $_ -match '^(\||measured: )' }
-if ($machine.Lines -notcontains 'bench: done with 0' -or -not $lines) { throw 'Nothing was measured; the console above says why.' }
+$table = $machine.Lines.Where{ $_ -match '^\|' }
+$measured = $machine.Lines.Where{ $_ -match '^measured: ' } -replace '^measured: '
+if ($machine.Lines -notcontains 'bench: done with 0' -or -not $table) { throw 'Nothing was measured; the console above says why.' }
 if ($write) {
-    $begin, $end = '<!-- xen: begin -->', '<!-- xen: end -->'
-    $text = ($lines -replace '^measured: (.*)', "`$1`n") -join "`n"
-    $page = Get-Content -Raw $write
-    $page -replace "(?s)(?<=$begin\n).*(?=$end)", "`n$($text.Replace('$', '$$'))`n`n" | Set-Content -NoNewline $write
+    $measured, '', ($table -join "`n"), '' -join "`n" | dotnet (Join-Path $PSScriptRoot GuestMemory.Bench bin Release net10.0 GuestMemory.Bench.dll) section $write xen
+    if ($LASTEXITCODE -ne 0) { throw "$write was not written." }
 }

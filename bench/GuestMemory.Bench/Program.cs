@@ -5,6 +5,7 @@ using GuestMemory.Bench;
 // bench faults [--mib N] [--pairs N] [--write FILE]
 // bench memory|bitmaps|log|requests [--pairs N] [--attempts N] [--cpu N] [--write FILE]
 // bench xen --baseline PROGRAM [--pairs N] [--attempts N]         in domain 0 of a Xen, which bench/xen.ps1 boots
+// bench section FILE NAME          writes what it is given as input into a section of a page
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
 // bench shell [--mib N] [--pairs N] [--calls N] [--write FILE]      the built module in pwsh
 // bench strategies [--mib N,N] [--rounds N] [--write FILE]
@@ -17,6 +18,7 @@ return args switch
     ["serve", var socket, var image, .. var rest] => Server.Run(socket, image, rest),
     ["faults", .. var options] => new FaultScenario(options).Run(),
     ["rows", var name] => Rows(name).Run(),
+    ["section", var page, var name] => Write(page, name),
     ["memory" or "bitmaps" or "log" or "requests" or "xen", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
     ["shell", .. var options] => new ShellScenario(options).Run(),
     ["strategies", .. var options] => new StrategyScenario(options).Run(),
@@ -36,6 +38,12 @@ static RowSet Rows(string name) => name switch
     "xen" => new XenRows(),
     _ => new LogRows(),
 };
+
+static int Write(string page, string section)
+{
+    BenchTools.WriteSection(page, section, Console.In.ReadToEnd());
+    return 0;
+}
 
 static int Usage()
 {

@@ -4,12 +4,12 @@ namespace GuestMemory.Core.Xen;
 
 /// <summary>
 /// A domain of this Xen host, as it was when it was asked for. Used as memory it is all that it has: its memory is mapped when that is first
-/// asked for, and stays so until the regions are disposed of.
+/// asked for, and stays so until the region is disposed of.
 /// </summary>
 public sealed class XenDomain : IGuestMemorySource
 {
     private readonly Lock _lock = new();
-    private GuestMemoryRegion[]? _regions;
+    private GuestRegionXen? _region;
 
     internal XenDomain(XenDomainInfo info, string name)
     {
@@ -69,7 +69,7 @@ public sealed class XenDomain : IGuestMemorySource
     {
         lock (_lock)
         {
-            if (_regions is not null && !Array.Exists(_regions, static region => region.IsDisposed)) return _regions;
+            if (_region is { IsDisposed: false }) return [_region];
             if (!IsHvm)
             {
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
@@ -79,7 +79,7 @@ public sealed class XenDomain : IGuestMemorySource
             using var device = XenDevice.OpenPrivcmd();
             ulong last;
             using (var control = XenControl.Open()) last = control.GetLastFrame(Id);
-            return _regions = [XenDomainMemory.Map(XenCalls.Kernel, device, Id, last + 1, ToString())];
+            return [_region = XenDomainMemory.Map(XenCalls.Kernel, device, Id, last + 1, ToString())];
         }
     }
 
