@@ -125,6 +125,20 @@ public sealed class ConnectionLogTests
         Assert.Equal(2, front.Device.Running.Count);
     }
 
+    /// <summary>An entry and the index are marked each for itself: here they lie in different pages of the log. The ring's own page is marked as any other.</summary>
+    [Fact]
+    public void WhatAQueueWritesToItsUsedRingIsLogged()
+    {
+        using var front = Negotiated();
+        using var shared = front.ShareMemory();
+        using var log = Memfd(0x1000);
+        front.Start(0, 0, flags: 1, log: 0x50ffc);
+        front.SetLog(log, 0x20);
+        front.SetLogging(true);
+        new SplitQueue(front.Device.Running[0]).Push(new DescriptorChain(front.Connection.Memory, 3, [], []), 0);
+        Assert.Equal("2 80 81", Marks(log));
+    }
+
     [Fact]
     public void EachMarkIsInOneOfTheLogs()
     {

@@ -125,6 +125,32 @@ public sealed class HostilePeerTests
         sender.Join();
     }
 
+    /// <summary>A descriptor that came with a request that was refused is closed at once: its other end learns of it.</summary>
+    [Theory]
+    [InlineData((uint)VhostUserRequest.AddMemReg, GuestMemoryError.FileNotSealed)]
+    [InlineData((uint)VhostUserRequest.SetVringKick, GuestMemoryError.IncorrectFds)]
+    [InlineData((uint)VhostUserRequest.GetFeatures, GuestMemoryError.IncorrectFds)]
+    public void ARefusedDescriptorIsClosed(uint number, GuestMemoryError error)
+    {
+        var request = (VhostUserRequest)number;
+        using var front = Negotiated();
+        var (near, far) = UnixSocket.CreatePair(nonBlocking: true, UnixSocket.SOCK_STREAM);
+        using (near)
+        {
+            front.Send(request, request switch
+            {
+                VhostUserRequest.AddMemReg => Single(Region(0)),
+                VhostUserRequest.SetVringKick => Bytes(0UL),
+                _ => [],
+            }, VhostUserHeader.NeedReply, far);
+            far.Dispose();
+            front.Drain();
+            Assert.Equal(error, front.Connection.LastRefusal!.Error);
+            // Nothing to read, and the end.
+            Assert.Equal(0, UnixSocket.TryReceive(near, new byte[1], [], out _));
+        }
+    }
+
     /// <summary>Random requests with random values, as they come: no error but the library's, and every descriptor is closed.</summary>
     [Fact]
     public void RandomRequestsEndInErrorsOnly()
