@@ -23,13 +23,13 @@ Describe 'build.ps1' {
         try {
             Wait-Until { $process.HasExited -or (Test-Path "$TestDrive/begun") }
             $process.HasExited | Should -BeFalse
-            & /bin/kill -INT -- "-$($process.Id)"
+            bash -c 'kill -INT -- "-$0"' $process.Id
             $process.WaitForExit(60000) | Should -BeTrue
             $process.ExitCode | Should -Be 130
         }
         finally {
             if (-not $process.HasExited) {
-                & /bin/kill -KILL -- "-$($process.Id)"
+                bash -c 'kill -KILL -- "-$0"' $process.Id
             }
         }
     }
