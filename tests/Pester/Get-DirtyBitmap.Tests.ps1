@@ -347,7 +347,7 @@ Describe 'Get-DirtyBitmap' {
 
     Context 'Another process' {
         BeforeEach {
-            $process = Start-TrackedProcess (New-Item -Force -ItemType Directory "$TestDrive/program").FullName
+            $process = Open-TrackedProcess (New-Item -Force -ItemType Directory "$TestDrive/program").FullName
             $trackings = foreach ($page in 0, 32) {
                 Start-DirtyTracking $process.Id ($process.Address + $page * $process.PageSize) 16KiB
             }

@@ -17,7 +17,7 @@ Describe 'Get-DirtyTracking' {
     }
 
     It 'lists what is tracked, by process and address' {
-        $processes = 1..2 | ForEach-Object { Start-TrackedProcess $folder } | Sort-Object Id
+        $processes = 1..2 | ForEach-Object { Open-TrackedProcess $folder } | Sort-Object Id
         foreach ($process in $processes) {
             foreach ($page in 32, 0) {
                 $null = Start-DirtyTracking $process.Id ($process.Address + $page * $process.PageSize) 16KiB
@@ -40,7 +40,7 @@ Describe 'Get-DirtyTracking' {
     }
 
     It 'shows that a process has ended' {
-        $processes = @(Start-TrackedProcess $folder)
+        $processes = @(Open-TrackedProcess $folder)
         $tracking = Start-DirtyTracking $processes[0].Id $processes[0].Address
         $processes[0].Kill()
         $processes[0].WaitForExit()

@@ -8,7 +8,7 @@ BeforeAll {
 
 Describe 'Start-DirtyTracking' {
     BeforeEach {
-        $process = Start-TrackedProcess $folder
+        $process = Open-TrackedProcess $folder
     }
 
     AfterEach {

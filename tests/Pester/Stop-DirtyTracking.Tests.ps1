@@ -6,7 +6,7 @@ BeforeAll {
 
 Describe 'Stop-DirtyTracking' {
     BeforeEach {
-        $process = Start-TrackedProcess $folder
+        $process = Open-TrackedProcess $folder
         $trackings = foreach ($page in 0, 32) {
             Start-DirtyTracking $process.Id ($process.Address + $page * $process.PageSize) 16KiB
         }

@@ -177,8 +177,8 @@ function Resize-File([string] $Path, [long] $Size) {
     $file.Dispose()
 }
 
-function Start-TrackedProcess([string] $Folder, [int] $Pages = 64) {
-    # A process that writes pages when it is told to (tracked.c of the library's tests), as an object with its Id, Address, Size and PageSize; skips the
+function Open-TrackedProcess([string] $Folder, [int] $Pages = 64) {
+    # Starts a process that writes pages when it is told to (tracked.c of the library's tests), as an object with its Id, Address, Size and PageSize; skips the
     # test where it cannot be made, or the kernel cannot track it.
     Skip-UnlessSupported (Test-GuestMemorySupport PagemapScan)
     if (-not (Get-Command cc -CommandType Application -ErrorAction Ignore)) {
