@@ -192,6 +192,22 @@ public enum GuestMemoryError
     /// <summary>The base image has another size than the memory.</summary>
     BaseSizeMismatch,
 
+    // Other processes
+    /// <summary>There is no such process, or it has ended.</summary>
+    ProcessNotFound,
+    /// <summary>This user may not examine the process.</summary>
+    ProcessDenied,
+    /// <summary>A debugger, or another tracer, traces the process already.</summary>
+    ProcessTraced,
+    /// <summary>The process cannot be examined by this program: a 32-bit one, a thread of the kernel.</summary>
+    ProcessUnsupported,
+    /// <summary>The process that was tracked has ended, or runs another program.</summary>
+    ProcessEnded,
+    /// <summary>The process has no memory at an address, or has other memory there by now.</summary>
+    RangeNotMapped,
+    /// <summary>A userfaultfd watches a part of the range already.</summary>
+    RangeInUse,
+
     // Allocation of addresses
     /// <summary>A range of no addresses (upstream: AllocSizeZero).</summary>
     AllocSizeZero,

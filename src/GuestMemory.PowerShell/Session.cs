@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VmControl;
 
@@ -12,6 +13,7 @@ internal static class Session
     private static readonly ConcurrentDictionary<string, GuestMemoryRegion> s_regions = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
+    private static readonly ConcurrentDictionary<ProcessDirtyTracker, bool> s_trackings = new();
     private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
     private static int s_lastRegion;
     private static int s_lastVm;
@@ -30,6 +32,9 @@ internal static class Session
 
     /// <summary>The services that take requests for VMs of this shell, and were not stopped.</summary>
     public static IEnumerable<VmMemoryService> Services => Vms.SelectMany(vm => vm.GetServices()).OrderBy(service => service.Id);
+
+    /// <summary>The memory of other processes that is tracked, and was not stopped.</summary>
+    public static IEnumerable<ProcessDirtyTracker> Trackings => s_trackings.Keys.OrderBy(tracker => tracker.ProcessId).ThenBy(tracker => tracker.Address);
 
     public static string NextVmName()
     {
@@ -63,6 +68,10 @@ internal static class Session
 
     public static void Remove(UffdHandler handler) => s_handlers.TryRemove(handler.Id, out _);
 
+    public static void Add(ProcessDirtyTracker tracker) => s_trackings[tracker] = true;
+
+    public static void Remove(ProcessDirtyTracker tracker) => s_trackings.TryRemove(tracker, out _);
+
     /// <summary>Removes sockets when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
     private static void TakeSocketsAway()
     {
@@ -79,6 +88,8 @@ internal static class Session
         s_regions.Clear();
         foreach (var handler in s_handlers.Values) handler.Dispose();
         s_handlers.Clear();
+        foreach (var tracker in s_trackings.Keys) tracker.Dispose();
+        s_trackings.Clear();
     }
 }
 

@@ -7,6 +7,7 @@ public static class Needs
 {
     public const string CompilerReason = "needs a C compiler ('apt-get install gcc libc6-dev')";
     public const string UserfaultfdReason = "needs a userfaultfd: root, vm.unprivileged_userfaultfd=1, or rights on /dev/userfaultfd";
+    public const string TrackingReason = $"needs Linux 6.7 or later (PAGEMAP_SCAN, UFFD_FEATURE_WP_ASYNC), and {CompilerReason}";
     public const string KvmReason = "needs KVM: /dev/kvm (the kernel modules kvm and kvm_intel or kvm_amd) and the right to open it (the group kvm)";
     public const string GuestReason = $"runs instructions of x86-64 in a guest: {KvmReason}";
 
@@ -29,6 +30,8 @@ public static class Needs
     public static bool OtherUser => Root && Compiler;
 
     public static bool Userfaultfd => s_userfaultfd.Value;
+
+    public static bool Tracking => Compiler && Interop.Pagemap.TryProbe() == 0 && Interop.Userfaultfd.TryProbe(out var features) == 0 && (features & Interop.Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0;
 
     public static bool ManyVms => File.Exists("/usr/bin/prlimit") && Userfaultfd
         && (ResourceLimit.TryGet(ResourceLimit.RLIMIT_NOFILE, out var limit) != 0 || limit.rlim_max >= 4000);

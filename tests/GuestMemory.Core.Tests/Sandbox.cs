@@ -35,6 +35,9 @@ internal static unsafe partial class Sandbox
     /// <summary>The same for UFFDIO_POISON, as before Linux 6.6.</summary>
     public static void WithoutPoison(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u /* ioctl */, 24 /* the second argument */, Userfaultfd.UFFDIO_POISON, Errno.EINVAL));
 
+    /// <summary>The same for PAGEMAP_SCAN, as before Linux 6.7.</summary>
+    public static void WithoutPagemapScan(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u, 24, Pagemap.PAGEMAP_SCAN, Errno.ENOTTY));
+
     /// <summary>The same for SIOCUNIXFILE, as without CAP_NET_ADMIN.</summary>
     public static void WithoutSocketFiles(Action action) => Run(action, IfArgument(s_x64 ? 16u : 29u, 24, UnixSocket.SIOCUNIXFILE, Errno.EPERM));
 

@@ -58,6 +58,20 @@ public sealed class UffdTheoryAttribute : TheoryAttribute
         (Skip, SkipType, SkipUnless) = (Needs.UserfaultfdReason, typeof(Needs), nameof(Needs.Userfaultfd));
 }
 
+/// <summary>A test that tracks what another process writes.</summary>
+public sealed class TrackingFactAttribute : FactAttribute
+{
+    public TrackingFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = (Needs.TrackingReason, typeof(Needs), nameof(Needs.Tracking));
+}
+
+/// <summary>A test with data that tracks what another process writes.</summary>
+public sealed class TrackingTheoryAttribute : TheoryAttribute
+{
+    public TrackingTheoryAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = (Needs.TrackingReason, typeof(Needs), nameof(Needs.Tracking));
+}
+
 /// <summary>A test that needs userfaultfds, prlimit(1), and descriptors for hundreds of VMs.</summary>
 public sealed class ManyVmsFactAttribute : FactAttribute
 {

@@ -170,3 +170,62 @@ Describe 'The memory of a VM that QEMU runs' {
         }
     }
 }
+
+Describe 'A sandboxed QEMU whose memory is tracked' {
+    BeforeAll {
+        $scan = Test-GuestMemorySupport PagemapScan
+        $lackingForTracking = $lacking ? $lacking : -not $scan.Supported ? "$($scan.Detail) $($scan.Remedy)" : (id -u) -ne '0' ? 'needs root, to suspend the sandbox for a moment' : $null
+        if ($lackingForTracking) { return }
+        $directory = [IO.Directory]::CreateTempSubdirectory('guestmemory-qemu-').FullName
+        # The guest does not run: the test writes its memory through QEMU, as a debugger does.
+        $qemu = Start-Qemu -Directory $directory -MemoryPath (Join-Path $directory vm.mem) -MemorySize 64M -Argument @(
+            '-S', '-gdb', "unix:$directory/gdb.sock,server=on,wait=off"
+            '-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'
+        )
+        $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+        $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new("$directory/gdb.sock"))
+        $socket.ReceiveTimeout = 30000
+
+        function Invoke-Gdb([string] $Packet) {
+            # Sends a packet of the gdb remote protocol and gives the answer.
+            $sum = ([Text.Encoding]::ASCII.GetBytes($Packet) | Measure-Object -Sum).Sum % 256
+            $null = $socket.Send([Text.Encoding]::ASCII.GetBytes(('+${0}#{1:x2}' -f $Packet, [int] $sum)))
+            $answer, $buffer = '', [byte[]]::new(256)
+            while ($answer -notmatch '\$([^#]*)#..') {
+                $count = $socket.Receive($buffer)
+                if (-not $count) { throw "QEMU ended before it answered $Packet." }
+                $answer += [Text.Encoding]::ASCII.GetString($buffer, 0, $count)
+            }
+            $Matches[1]
+        }
+    }
+
+    AfterAll {
+        if ($lackingForTracking) { return }
+        Get-DirtyTracking | Stop-DirtyTracking
+        ${socket}?.Dispose()
+        Stop-Qemu $qemu
+        Remove-Item $directory -Recurse -Force
+    }
+
+    It 'shows the pages that QEMU wrote, and QEMU goes on' {
+        if ($lackingForTracking) { Set-ItResult -Skipped -Because $lackingForTracking }
+        Get-Content "/proc/$($qemu.Process.Id)/status" | Should -Contain "Seccomp:`t2"
+        $answer = Invoke-Qmp $qemu.Qmp human-monitor-command @{ 'command-line' = 'gpa2hva 0' }
+        $address = [regex]::Match($answer, ' is (0x[0-9a-f]+)').Groups[1].Value
+        $tracking = Start-DirtyTracking $qemu.Process.Id $address 64MiB
+        (Invoke-Qmp $qemu.Qmp query-status).status | Should -Not -BeNullOrEmpty
+        foreach ($round in 1..20) {
+            # From 1 MiB on there is nothing but memory.
+            $pages = 256..16383 | Get-Random -Count 30 | Sort-Object
+            foreach ($page in $pages) {
+                Invoke-Gdb ('M{0:x},1:{1:x2}' -f ($page * 4096), $round) | Should -Be OK
+            }
+            $bitmap = $tracking | Get-DirtyBitmap -Clear
+            (0..16383).Where{ $bitmap.IsDirty($_) } | Should -Be $pages
+        }
+        $tracking | Stop-DirtyTracking
+        (Invoke-Qmp $qemu.Qmp query-status).status | Should -Not -BeNullOrEmpty
+        "$($tracking.Standstill)" | Should -Not -Be '00:00:00'
+    }
+}

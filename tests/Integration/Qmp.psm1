@@ -8,7 +8,8 @@ function Start-Qemu {
     param(
         [Parameter(Mandatory)] [string] $Directory,
         [Parameter(Mandatory)] [string] $MemoryPath,
-        [Parameter(Mandatory)] [string] $MemorySize
+        [Parameter(Mandatory)] [string] $MemorySize,
+        [string[]] $Argument = @()
     )
     $socketPath = Join-Path $Directory qmp.sock
     $arguments = @(
@@ -16,7 +17,7 @@ function Start-Qemu {
         '-object', "memory-backend-file,id=m,size=$MemorySize,mem-path=$MemoryPath,share=on"
         '-nodefaults', '-no-user-config', '-display', 'none'
         '-qmp', "unix:$socketPath,server=on,wait=off"
-    )
+    ) + $Argument
     if (-not $PSCmdlet.ShouldProcess($MemoryPath, 'Start QEMU')) { return }
     $log = Join-Path $Directory qemu.log
     $process = Start-Process qemu-system-x86_64 $arguments -PassThru -RedirectStandardError $log

@@ -345,6 +345,43 @@ Describe 'Get-DirtyBitmap' {
         }
     }
 
+    Context 'Another process' {
+        BeforeEach {
+            $process = Open-TrackedProcess (New-Item -Force -ItemType Directory "$TestDrive/program").FullName
+            $trackings = foreach ($page in 0, 32) {
+                Start-DirtyTracking $process.Id ($process.Address + $page * $process.PageSize) 16KiB
+            }
+        }
+
+        AfterEach {
+            ${process}?.Kill()
+        }
+
+        It 'says what it wrote, and -Clear takes the marks' {
+            (Get-DirtyBitmap -ProcessId $process.Id).DirtyCount | Should -Be 0, 0
+            Invoke-TrackedProcess $process 'w 1 2 33 40'
+            $bitmaps = Get-DirtyBitmap -ProcessId $process.Id
+            $bitmaps.StartAddress | Should -Be ($trackings | ForEach-Object Address)
+            $bitmaps.DirtyCount | Should -Be 2, 1
+            $bitmaps.Source | Should -Be "process $($process.Id)", "process $($process.Id)"
+            (Get-DirtyBitmap -ProcessId $process.Id -Address $trackings[0].Address -Clear).DirtyCount | Should -Be 2
+            ($trackings | Get-DirtyBitmap).DirtyCount | Should -Be 0, 1
+            (Get-DirtyTracking | Get-DirtyBitmap -Clear -AsRange).Address | Should -Be ($trackings[1].Address + $process.PageSize)
+            Get-DirtyBitmap -Tracking $trackings -AsRange | Should -BeNullOrEmpty
+        }
+
+        It 'says so where it is not tracked' {
+            $failure = { Get-DirtyBitmap -ProcessId $PID -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*' -PassThru
+            $failure.ErrorDetails.RecommendedAction | Should -BeLike "*'Start-DirtyTracking *"
+            { Get-DirtyBitmap -ProcessId $process.Id -Address 1 -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+        }
+
+        It 'completes processes and addresses' {
+            Get-Completion 'Get-DirtyBitmap -ProcessId ' | Should -Be "$($process.Id)"
+            Get-Completion "Get-DirtyBitmap -ProcessId $($process.Id) -Address " | Should -Be ($trackings.ForEach{ '0x{0:x8}' -f $_.Address })
+        }
+    }
+
     It 'says what it gives' {
         (Get-Command Get-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.DirtyBitmap], [GuestMemory.Core.AddressRange])
     }

@@ -177,11 +177,40 @@ function Resize-File([string] $Path, [long] $Size) {
     $file.Dispose()
 }
 
+function Open-TrackedProcess([string] $Folder, [int] $Pages = 64) {
+    # Starts a process that writes pages when it is told to (tracked.c of the library's tests), as an object with its Id, Address, Size and PageSize; skips the
+    # test where it cannot be made, or the kernel cannot track it.
+    Skip-UnlessSupported (Test-GuestMemorySupport PagemapScan)
+    if (-not (Get-Command cc -CommandType Application -ErrorAction Ignore)) {
+        Set-ItResult -Skipped -Because "needs a C compiler ('apt-get install gcc libc6-dev')"
+    }
+    $program = "$Folder/tracked"
+    if (-not (Test-Path $program)) {
+        cc -O2 -pthread -o $program "$PSScriptRoot/../GuestMemory.Core.Tests/Processes/tracked.c"
+    }
+    $start = [Diagnostics.ProcessStartInfo]::new($program, [string[]] ('anon', $Pages))
+    $start.RedirectStandardInput = $start.RedirectStandardOutput = $true
+    $process = [Diagnostics.Process]::Start($start)
+    $address, $size, $pageSize = $process.StandardOutput.ReadLine().Split(' ').ForEach([ulong])
+    $process | Add-Member -PassThru -NotePropertyMembers @{ Address = $address; Size = $size; PageSize = $pageSize }
+}
+
+function Invoke-TrackedProcess([object] $Process, [string] $Command) {
+    # Has such a process do something, 'w 1 2' for example, and waits until it has.
+    $Process.StandardInput.WriteLine($Command)
+    $Process.StandardInput.Flush()
+    $answer = $Process.StandardOutput.ReadLine()
+    if ($answer -ne 'ok') {
+        throw "tracked: $answer"
+    }
+}
+
 function Clear-TestState([string] $Folder) {
-    # Frees every VM, region and handler of the shell, and empties the folder where one is named.
+    # Frees every VM, region, handler and tracking of the shell, and empties the folder where one is named.
     Get-GuestVm | Remove-GuestVm
     Get-MmapRegion | Remove-MmapRegion -Force
     Get-UffdHandler | Stop-UffdHandler -WarningAction Ignore
+    Get-DirtyTracking | Stop-DirtyTracking
     if ($Folder) {
         Get-ChildItem -Force $Folder | Remove-Item -Recurse -Force
     }

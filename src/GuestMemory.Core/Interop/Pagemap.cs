@@ -79,6 +79,21 @@ internal static unsafe partial class Pagemap
         return_mask = PAGE_IS_WRITTEN,
     }, out next);
 
+    /// <summary>
+    /// The same for pages of which nothing is left, not even the mark of their protection: what was given back (MADV_DONTNEED, a punched hole) since
+    /// it was protected, or was not protected.
+    /// </summary>
+    public static long TryScanAbsent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next) => Scan(pagemap, regions, new PmScanArg
+    {
+        flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0),
+        start = start,
+        end = end,
+        // The mark of an absent page's protection counts as swapped.
+        category_inverted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        category_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask = PAGE_IS_PRESENT,
+    }, out next);
+
     /// <summary>The same for pages that are there, written or not.</summary>
     public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg
     {

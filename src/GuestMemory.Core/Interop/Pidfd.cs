@@ -19,6 +19,7 @@ internal static unsafe partial class Pidfd
     // The same numbers on every architecture: they are younger than the common table.
     public const int SYS_pidfd_send_signal = 424;
     public const int SYS_pidfd_open = 434;
+    public const int SYS_pidfd_getfd = 438;
 
     /// <summary>A descriptor of a process, close-on-exec, that becomes readable when the process has ended; null with the error number.</summary>
     public static SafeDescriptor? TryOpen(int process, out int error)
@@ -49,6 +50,15 @@ internal static unsafe partial class Pidfd
         if (error == 0) return descriptor;
         descriptor.Dispose();
         return null;
+    }
+
+    /// <summary>A duplicate of a process's descriptor, close-on-exec; null with the error number.</summary>
+    public static SafeDescriptor? TryGetDescriptor(SafeDescriptor process, int descriptor, out int error)
+    {
+        using var lease = new DescriptorLease(process);
+        var number = (int)syscall(SYS_pidfd_getfd, lease.Number, descriptor, 0, 0);
+        error = number < 0 ? Marshal.GetLastPInvokeError() : 0;
+        return number < 0 ? null : new SafeDescriptor(number);
     }
 
     /// <summary>Whether a descriptor is one of a process.</summary>

@@ -24,6 +24,12 @@ internal static unsafe partial class ProcessVm
         return Result(process_vm_readv(processId, &to, 1, &from, 1, 0));
     }
 
+    /// <summary>The same into a span.</summary>
+    public static nint TryRead(int processId, Span<byte> local, ulong remote)
+    {
+        fixed (byte* first = local) return TryRead(processId, first, (nint)remote, (nuint)local.Length);
+    }
+
     /// <summary>Writes; returns the number of bytes, at least one, or the negated error number.</summary>
     public static nint TryWrite(int processId, void* local, nint remote, nuint length)
     {

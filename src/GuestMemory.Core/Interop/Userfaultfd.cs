@@ -59,6 +59,7 @@ internal static unsafe partial class Userfaultfd
     public const ulong UFFD_FEATURE_MISSING_SHMEM = 1 << 5;
     public const ulong UFFD_FEATURE_MINOR_HUGETLBFS = 1 << 9;
     public const ulong UFFD_FEATURE_MINOR_SHMEM = 1 << 10;
+    public const ulong UFFD_FEATURE_WP_HUGETLBFS_SHMEM = 1 << 12;
     public const ulong UFFD_FEATURE_WP_UNPOPULATED = 1 << 13;
     public const ulong UFFD_FEATURE_POISON = 1 << 14;
     public const ulong UFFD_FEATURE_WP_ASYNC = 1 << 15;
@@ -70,7 +71,8 @@ internal static unsafe partial class Userfaultfd
     private static readonly Lazy<SafeMapping> s_unreadable = new(static () =>
         Mman.Map((nuint)HostPage.Size, Mman.PROT_NONE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping a page without rights"));
 
-    private static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
+    /// <summary>The number of userfaultfd(2).</summary>
+    public static nint SyscallNumber => RuntimeInformation.ProcessArchitecture switch
     {
         Architecture.X64 => 323,
         Architecture.Arm64 => 282,
@@ -99,11 +101,26 @@ internal static unsafe partial class Userfaultfd
         }
 
         var descriptor = new SafeDescriptor(number);
+        try
+        {
+            Enable(number, features);
+        }
+        catch
+        {
+            descriptor.Dispose();
+            throw;
+        }
+
+        return descriptor;
+    }
+
+    /// <summary>Enables features of a userfaultfd that was just created; only the first call on it counts.</summary>
+    /// <exception cref="SyscallException">UffdUnsupported: this kernel lacks one of them.</exception>
+    public static void Enable(int uffd, ulong features)
+    {
         var api = new UffdioApi { api = UFFD_API, features = features };
-        if (ioctl(number, UFFDIO_API, &api) == 0) return descriptor;
-        var failure = Marshal.GetLastPInvokeError();
-        descriptor.Dispose();
-        throw new SyscallException("ioctl(UFFDIO_API)", failure, $"Enabling userfaultfd features 0x{features:x}", GuestMemoryError.UffdUnsupported,
+        if (ioctl(uffd, UFFDIO_API, &api) == 0) return;
+        throw new SyscallException("ioctl(UFFDIO_API)", Marshal.GetLastPInvokeError(), $"Enabling userfaultfd features 0x{features:x}", GuestMemoryError.UffdUnsupported,
             "This kernel lacks one of them.");
     }
 

@@ -184,6 +184,34 @@ public sealed class UffdVmIdCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Commands.UffdVmLookup.All(out _).Select(vm => (vm.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{vm.Name} of {vm.SocketPath}: process {vm.ProcessId}, {vm.State}"));
 }
 
+/// <summary>Numbers of processes.</summary>
+public sealed class ProcessIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List()
+    {
+        foreach (var process in System.Diagnostics.Process.GetProcesses().OrderBy(static process => process.Id))
+        {
+            using (process) yield return (process.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), process.ProcessName);
+        }
+    }
+}
+
+/// <summary>Numbers of processes whose memory is tracked.</summary>
+public sealed class TrackedProcessIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Trackings.GroupBy(static tracker => tracker.ProcessId)
+        .Select(static trackers => (trackers.Key.ToString(System.Globalization.CultureInfo.InvariantCulture), string.Join("; ", trackers)));
+}
+
+/// <summary>Addresses of memory that is tracked.</summary>
+public sealed class TrackedAddressCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Trackings.Select(static tracker => (Formatting.Hex(tracker.Address), tracker.ToString()));
+}
+
 /// <summary>Features of a host.</summary>
 public sealed class FeatureCompleter : ListCompleter
 {

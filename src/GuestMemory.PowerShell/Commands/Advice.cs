@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VmControl;
 
@@ -27,9 +28,11 @@ internal static class Advice
         GuestMemoryError.DirtyTrackingOff => target switch
         {
             GuestVm => "Make the VM with 'New-GuestVm -DirtyTracking'.",
+            int or ProcessDirtyTracker => "'Start-DirtyTracking -ProcessId PID -Address ADDRESS -Size SIZE' begins it; 'Get-DirtyTracking' lists what is tracked.",
             UffdHandler or UffdServedVm => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
+        GuestMemoryError.ProcessEnded => "'Stop-DirtyTracking' ends what is left of the tracking.",
         GuestMemoryError.MemoryNotShared => "A VMM shares its memory by handing a memfd over behind its userfaultfd, as e2b's Firecracker and 'Connect-UffdHandler -ShareMemory' do.",
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",

@@ -35,6 +35,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(UserCapHeader)] = "__user_cap_header_struct",
         [typeof(UserCapData)] = "__user_cap_data_struct",
         [typeof(Interop.Group)] = "group",
+        [typeof(SigAction)] = "sigaction",
         [typeof(PmScanArg)] = "pm_scan_arg",
         [typeof(KvmUserspaceMemoryRegion)] = "kvm_userspace_memory_region",
         [typeof(KvmDirtyLog)] = "kvm_dirty_log",
@@ -84,12 +85,13 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
     };
 
     // Newer than the headers of some distributions. Their numbers are checked by the formula of <asm-generic/ioctl.h> below.
-    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "KVM_DIRTY_LOG_PAGE_OFFSET", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC", "UFFD_FEATURE_POISON", "PR_SET_VMA"];
+    private static readonly string[] s_mayBeTooNew = ["SO_PEERPIDFD", "KVM_DIRTY_LOG_PAGE_OFFSET", "UFFDIO_POISON", "PAGEMAP_SCAN", "PAGE_IS_PRESENT", "PAGE_IS_WRITTEN", "PAGE_IS_SWAPPED", "PM_SCAN_CHECK_WPASYNC", "PM_SCAN_WP_MATCHING", "UFFDIO_CONTINUE_MODE_WP", "UFFD_FEATURE_WP_UNPOPULATED", "UFFD_FEATURE_WP_ASYNC", "UFFD_FEATURE_POISON", "PR_SET_VMA", "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG"];
 
-    // The state of a vCPU, which only x86-64 has here.
+    // The state of a vCPU and the places of registers, which only x86-64 has here.
     private static readonly HashSet<string> s_x86 = new(StringComparer.Ordinal)
     {
         "KVM_GET_SUPPORTED_CPUID", "KVM_GET_REGS", "KVM_SET_REGS", "KVM_GET_SREGS", "KVM_SET_SREGS", "KVM_SET_CPUID2",
+        "RAX", "RDI", "ORIG_RAX", "RIP",
         nameof(KvmRegs), nameof(KvmSegment), nameof(KvmDtable), nameof(KvmSregs),
     };
 

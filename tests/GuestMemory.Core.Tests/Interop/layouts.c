@@ -6,6 +6,7 @@
  * What the headers are too old to know is left out: a name that is not printed was not checked.
  */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -20,6 +21,10 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#ifdef __x86_64__
+#include <sys/reg.h>
+#endif
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -546,6 +551,11 @@ static void files(void)
 static void signals(void)
 {
     CONSTANT(SIGURG);
+    CONSTANT(SIGCHLD);
+    CONSTANT(SA_NOCLDSTOP);
+
+    STRUCT_SIZE(sigaction);
+    STRUCT_OFFSET(sigaction, sa_flags);
 }
 
 static void errors(void)
@@ -558,6 +568,7 @@ static void errors(void)
     CONSTANT(ENXIO);
     CONSTANT(E2BIG);
     CONSTANT(EBADF);
+    CONSTANT(ECHILD);
     CONSTANT(EAGAIN);
     CONSTANT(EWOULDBLOCK);
     CONSTANT(ENOMEM);
@@ -609,6 +620,7 @@ static void processes(void)
     CONSTANT(POSIX_SPAWN_SETSIGMASK);
     CONSTANT(POSIX_SPAWN_SETSID);
     CONSTANT(SIGKILL);
+    CONSTANT(P_PID);
     CONSTANT(P_PIDFD);
     CONSTANT(P_PGID);
     CONSTANT(PR_SET_CHILD_SUBREAPER);
@@ -617,9 +629,41 @@ static void processes(void)
     CONSTANT(SIGSYS);
     CONSTANT(WNOHANG);
     CONSTANT(WEXITED);
+    CONSTANT(WNOWAIT);
     CONSTANT(CLD_EXITED);
+    CONSTANT(CLD_DUMPED);
     CONSTANT(SYS_pidfd_send_signal);
     CONSTANT(SYS_pidfd_open);
+    CONSTANT(SYS_pidfd_getfd);
+}
+
+static void tracing(void)
+{
+    CONSTANT(PTRACE_CONT);
+    CONSTANT(PTRACE_DETACH);
+    CONSTANT(PTRACE_SYSCALL);
+    CONSTANT(PTRACE_GETSIGINFO);
+    CONSTANT(PTRACE_GETREGSET);
+    CONSTANT(PTRACE_SETREGSET);
+    CONSTANT(PTRACE_SEIZE);
+    CONSTANT(PTRACE_INTERRUPT);
+    CONSTANT(PTRACE_GETSIGMASK);
+    CONSTANT(PTRACE_SETSIGMASK);
+    CONSTANT(PTRACE_GET_RSEQ_CONFIGURATION);
+#ifdef PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG /* Linux 6.4 */
+    CONSTANT(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG);
+#endif
+    CONSTANT(PTRACE_O_TRACESYSGOOD);
+    CONSTANT(PTRACE_O_SUSPEND_SECCOMP);
+    CONSTANT(PTRACE_EVENT_STOP);
+    CONSTANT(NT_PRSTATUS);
+    CONSTANT(SIGTRAP);
+#ifdef __x86_64__
+    CONSTANT(RAX);
+    CONSTANT(RDI);
+    CONSTANT(ORIG_RAX);
+    CONSTANT(RIP);
+#endif
 }
 
 static void virtual_machines(void)
@@ -897,6 +941,9 @@ static void system_calls(void)
 #ifdef __NR_epoll_pwait
     CALL(epoll_pwait);
 #endif
+#ifdef __NR_epoll_pwait2
+    CALL(epoll_pwait2);
+#endif
 #ifdef __NR_epoll_wait
     CALL(epoll_wait);
 #endif
@@ -950,6 +997,15 @@ static void system_calls(void)
 #endif
 #ifdef __NR_gettimeofday
     CALL(gettimeofday);
+#endif
+#ifdef __NR_io_getevents
+    CALL(io_getevents);
+#endif
+#ifdef __NR_io_pgetevents
+    CALL(io_pgetevents);
+#endif
+#ifdef __NR_io_uring_enter
+    CALL(io_uring_enter);
 #endif
 #ifdef __NR_ioctl
     CALL(ioctl);
@@ -1053,6 +1109,9 @@ static void system_calls(void)
 #ifdef __NR_rt_sigreturn
     CALL(rt_sigreturn);
 #endif
+#ifdef __NR_rt_sigtimedwait
+    CALL(rt_sigtimedwait);
+#endif
 #ifdef __NR_sched_get_priority_max
     CALL(sched_get_priority_max);
 #endif
@@ -1079,6 +1138,12 @@ static void system_calls(void)
 #endif
 #ifdef __NR_seccomp
     CALL(seccomp);
+#endif
+#ifdef __NR_semop
+    CALL(semop);
+#endif
+#ifdef __NR_semtimedop
+    CALL(semtimedop);
 #endif
 #ifdef __NR_sendmsg
     CALL(sendmsg);
@@ -1210,6 +1275,7 @@ int main(void)
     events();
     files();
     processes();
+    tracing();
     rights();
     system_calls();
     virtual_machines();

@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
@@ -16,11 +17,13 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     private const string HandlerSet = "Handler";
     private const string VmSet = "Vm";
     private const string UffdVmSet = "UffdVm";
+    private const string TrackingSet = "Tracking";
+    private const string ProcessSet = "Process";
 
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
     [ArgumentCompleter(typeof(RegionCompleter))]
-    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(string)])]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(ProcessDirtyTracker), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -65,12 +68,30 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     [ValidateNotNull]
     public UffdServedVm[] UffdVm { get; set; } = [];
 
+    /// <summary>Memory of other processes that Start-DirtyTracking tracks.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = TrackingSet)]
+    [ValidateNotNull]
+    public ProcessDirtyTracker[] Tracking { get; set; } = [];
+
+    /// <summary>Processes whose memory is tracked.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = ProcessSet)]
+    [ArgumentCompleter(typeof(TrackedProcessIdCompleter))]
+    public int[] ProcessId { get; set; } = [];
+
+    /// <summary>An address in the tracked range; unless given, all ranges of the process.</summary>
+    [Parameter(ParameterSetName = ProcessSet)]
+    [ArgumentCompleter(typeof(TrackedAddressCompleter))]
+    [Number]
+    public ulong Address { get; set; }
+
     /// <summary>Takes the marks: the pages are clean afterwards.</summary>
     [Parameter(ParameterSetName = MemorySet)]
     [Parameter(ParameterSetName = LogSet)]
     [Parameter(ParameterSetName = VmSet)]
     [Parameter(ParameterSetName = HandlerSet)]
     [Parameter(ParameterSetName = UffdVmSet)]
+    [Parameter(ParameterSetName = TrackingSet)]
+    [Parameter(ParameterSetName = ProcessSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>
@@ -84,6 +105,8 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
         else if (ParameterSetName == LogSet) Attempt(() => Write(ReadLog(ResolvePath(LogPath))), LogPath);
         else if (ParameterSetName == VmSet) ReadVms();
         else if (ParameterSetName == HandlerSet) ReadHandlers();
+        else if (ParameterSetName == TrackingSet) ReadTrackings(Tracking);
+        else if (ParameterSetName == ProcessSet) ReadProcesses();
         else ReadUffdVms();
     }
 
@@ -119,6 +142,17 @@ public sealed class GetDirtyBitmapCommand : MemoryCmdlet
     private void ReadUffdVms()
     {
         foreach (var vm in UffdVm) Attempt(() => WriteAll(vm.GetDirtyBitmaps(Clear)), vm);
+    }
+
+    private void ReadProcesses()
+    {
+        ulong? address = MyInvocation.BoundParameters.ContainsKey(nameof(Address)) ? Address : null;
+        foreach (var process in ProcessId) Attempt(() => ReadTrackings(DirtyTrackingLookup.Find(process, address)), process);
+    }
+
+    private void ReadTrackings(ProcessDirtyTracker[] trackers)
+    {
+        foreach (var tracker in trackers) Attempt(() => Write(tracker.GetDirtyBitmap(Clear)), tracker);
     }
 
     private void WriteAll(IEnumerable<DirtyBitmap> bitmaps)
