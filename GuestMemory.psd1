@@ -29,6 +29,7 @@
         'Get-VmMemoryService'
         'Get-XenDomain'
         'Invoke-VmMemoryRequest'
+        'Measure-DirtyRate'
         'Merge-UffdRecord'
         'New-GuestVm'
         'New-MmapRegion'
@@ -49,6 +50,7 @@
         'Stop-VmMemoryService'
         'Test-GuestMemorySupport'
         'Wait-UffdHandler'
+        'Watch-DirtyBitmap'
         'Write-GuestMemory'
     )
     PrivateData            = @{

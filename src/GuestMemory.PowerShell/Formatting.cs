@@ -25,6 +25,9 @@ public static class Formatting
             : string.Create(CultureInfo.InvariantCulture, $"{bytes / (double)(1UL << (10 * unit)):0.0} {units[unit]}");
     }
 
+    /// <summary>Bytes a second, as a size: 12.5 MiB/s.</summary>
+    public static string Rate(double bytes) => $"{Size((ulong)Math.Min(bytes, ulong.MaxValue))}/s";
+
     /// <summary>A time in microseconds, milliseconds or seconds.</summary>
     public static string Time(TimeSpan time) =>
         time == TimeSpan.Zero ? "-"

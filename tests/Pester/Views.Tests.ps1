@@ -41,6 +41,14 @@ BeforeAll {
                 @{ StartAddress = $low; PageSize = 4096ul; PageCount = 1; DirtyCount = 0; Source = 'region a' }
                 @{ StartAddress = $high; PageSize = 4096ul; PageCount = 1234567890; DirtyCount = 987654321; Source = 'process 4194304, offsets in the image' }
             }
+            sample {
+                @{ Time = [DateTimeOffset] '2026-01-01'; DirtyCount = 0; DirtySize = 0ul; Rate = 0.0; Source = 'region a'; HottestRanges = @() }
+                @{ Time = [DateTimeOffset] '2026-12-31'; DirtyCount = 123456789; DirtySize = $wide; Rate = [double] $wide; Source = 'process 4194304, offsets in the image'; HottestRanges = @(@{ Address = $high; Size = $wide }) * 3 }
+            }
+            tracking {
+                @{ ProcessId = 1; ProcessName = 'a'; State = 'Ended'; Address = $low; Size = 4096ul; PageSize = 4096ul; Standstill = $none }
+                @{ ProcessId = 4194304; ProcessName = 'a-long-name-123'; State = 'Tracking'; Address = $high; Size = $wide; PageSize = 1GB; Standstill = $slow }
+            }
             range {
                 @{ Address = $low; LastAddress = 4095ul; Size = 4096ul; PageCount = 1 }
                 @{ Address = $high; LastAddress = $last; Size = $wide; PageCount = 1234567890 }

@@ -50,6 +50,23 @@ public sealed partial class DirtyBitmap
         return new DirtyBitmap(StartAddress + offset, byteSize, offsetInFirstPage, PageSize, words, Source);
     }
 
+    /// <summary>The same pages at other addresses: offsets in an image or addresses of a process as guest addresses, for example.</summary>
+    /// <param name="bytes">How far the addresses move; a negative number moves them down.</param>
+    /// <exception cref="GuestMemoryException">GuestAddressOverflow: they would pass 0 or the last address.</exception>
+    public DirtyBitmap Shift(long bytes)
+    {
+        var start = StartAddress + _offsetInFirstPage;
+        var moved = unchecked(start + (ulong)bytes);
+        var last = unchecked(moved + Math.Max(1, ByteSize - _offsetInFirstPage) - 1);
+        if (bytes < 0 ? moved > start || moved < _offsetInFirstPage : moved < start || last < moved)
+        {
+            throw new GuestMemoryException(GuestMemoryError.GuestAddressOverflow,
+                $"The bitmap covers 0x{ByteSize:x} bytes at 0x{StartAddress:x}; moved by {bytes} bytes they would pass the {(bytes < 0 ? "first" : "last")} address.") { Address = StartAddress };
+        }
+
+        return new DirtyBitmap(moved, ByteSize - _offsetInFirstPage, _offsetInFirstPage, PageSize, [.. _words], Source);
+    }
+
     /// <summary>
     /// Writes the bitmap to a new file as a dirty log of the whole guest: page n of guest physical memory, of 4096 bytes, is bit
     /// n % 8 of byte n / 8. The part of the log below the first page is a hole in the file.

@@ -58,6 +58,9 @@ public sealed partial class DirtyBitmap
     /// <summary>The number of dirty pages.</summary>
     public long DirtyCount { get; }
 
+    /// <summary>The part of the pages that is dirty, from 0 to 1.</summary>
+    public double Density => PageCount == 0 ? 0 : (double)DirtyCount / PageCount;
+
     /// <summary>What is dirty, for debuggers and messages: "region ram: 3 of 256 pages of 0x1000 bytes from 0x80000000 are dirty".</summary>
     public override string ToString() => $"{Source}: {DirtyCount} of {PageCount} pages of 0x{PageSize:x} bytes from 0x{StartAddress:x} are dirty";
 

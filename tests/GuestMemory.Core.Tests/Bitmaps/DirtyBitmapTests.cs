@@ -30,6 +30,31 @@ public sealed class DirtyBitmapTests : IDisposable
     }
 
     [Fact]
+    public void PagesAtOtherAddresses()
+    {
+        var bitmap = Of(0x1000, 70, 0, 64);
+        foreach (var (bytes, start) in new (long Bytes, ulong Start)[] { (0, 0x1000), (-0x1000, 0), (0x7000, 0x8000), (0x123, 0x1123), (long.MaxValue, 0x8000000000000fff) })
+        {
+            var moved = bitmap.Shift(bytes);
+            Assert.Equal((start, bitmap.ByteSize, bitmap.Source), (moved.StartAddress, moved.ByteSize, moved.Source));
+            Assert.Equal([0L, 64], Pages(moved));
+            Assert.Equal(bitmap.GetRanges().Select(range => unchecked(range.Address + (ulong)bytes)), moved.GetRanges().Select(static range => range.Address));
+        }
+
+        // Its last byte may be the last one that there is.
+        Assert.Equal(ulong.MaxValue - 0x45fff, Of(0x7ffffffffffba000, 70, 1).Shift(0x4000000000000000).Shift(0x4000000000000000).StartAddress);
+        foreach (var (of, bytes) in new[] { (bitmap, -0x1001L), (Of(0x7ffffffffffba001, 70, 1).Shift(0x4000000000000000), 0x4000000000000000), (bitmap, long.MinValue) })
+            Assert.Equal(GuestMemoryError.GuestAddressOverflow, Assert.Throws<GuestMemoryException>(() => of.Shift(bytes)).Error);
+    }
+
+    [Fact]
+    public void HowManyOfThePages()
+    {
+        Assert.Equal(0.05, Of(0, 60, 1, 2, 3).Density);
+        Assert.Equal(0, new DirtyBitmap(0, 0, 4096, [], "a").Density);
+    }
+
+    [Fact]
     public void SavedAsALog()
     {
         Of(0xE000, 12, 0, 3, 11).Save(_folder["log"]);

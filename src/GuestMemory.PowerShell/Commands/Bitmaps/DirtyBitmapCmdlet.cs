@@ -1,0 +1,97 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VmControl;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>A cmdlet that reads which pages were written, whatever tracks the writes.</summary>
+public abstract class DirtyBitmapCmdlet : MemoryCmdlet
+{
+    /// <summary>Regions and address spaces.</summary>
+    protected const string MemorySet = "Memory";
+
+    /// <summary>Page-fault handlers.</summary>
+    protected const string HandlerSet = "Handler";
+
+    /// <summary>VMs of KVM.</summary>
+    protected const string VmSet = "Vm";
+
+    /// <summary>VMs of page-fault handlers.</summary>
+    protected const string UffdVmSet = "UffdVm";
+
+    /// <inheritdoc/>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(string)])]
+    [ValidateNotNull]
+    public override IGuestMemorySource[] Memory { get; set; } = [];
+
+    /// <summary>The VMs whose guests wrote, or their names.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = VmSet)]
+    [ArgumentCompleter(typeof(VmNameCompleter))]
+    [Vm(Many = true)]
+    [ValidateNotNull]
+    public GuestVm[] Vm { get; set; } = [];
+
+    /// <summary>Numbers of slots; unless given, all that are logged.</summary>
+    [Parameter(ParameterSetName = VmSet)]
+    [ArgumentCompleter(typeof(LoggedSlotCompleter))]
+    public uint[] Slot { get; set; } = [];
+
+    /// <summary>Page-fault handlers that track what their VMs write.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = HandlerSet)]
+    [ValidateNotNull]
+    public UffdHandler[] Handler { get; set; } = [];
+
+    /// <summary>VMs of page-fault handlers that track what their VMs write, or their names or numbers.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = UffdVmSet)]
+    [ArgumentCompleter(typeof(UffdVmNameCompleter))]
+    [UffdVm(Many = true)]
+    [ValidateNotNull]
+    public UffdServedVm[] UffdVm { get; set; } = [];
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        if (ParameterSetName == MemorySet) base.ProcessRecord();
+        foreach (var vm in ParameterSetName == VmSet ? Vm : []) Attempt(() => ReadFrom(PartsOf(vm)), vm);
+        foreach (var handler in ParameterSetName == HandlerSet ? Handler : []) ReadFrom([new DirtyPart(handler, handler.GetDirtyBitmaps)]);
+        foreach (var vm in ParameterSetName == UffdVmSet ? UffdVm : []) ReadFrom([new DirtyPart(vm, vm.GetDirtyBitmaps)]);
+    }
+
+    /// <inheritdoc/>
+    protected override void EndProcessing()
+    {
+        if (ParameterSetName == MemorySet) base.EndProcessing();
+    }
+
+    /// <inheritdoc/>
+    protected override void Process(GuestMemoryMmap memory)
+    {
+        ArgumentNullException.ThrowIfNull(memory);
+        ReadFrom([.. memory.Regions.Select(static region => new DirtyPart(region, clear => [region.GetDirtyBitmap(clear)]))]);
+    }
+
+    /// <summary>Does the cmdlet's work on one address space, VM or handler.</summary>
+    /// <param name="parts">What it consists of; the target of an error is a part's.</param>
+    private protected abstract void ReadFrom(IReadOnlyList<DirtyPart> parts);
+
+    private DirtyPart[] PartsOf(GuestVm vm) => [.. (Slot.Length > 0 ? Slot : LoggedSlots(vm)).Select(slot => new DirtyPart(vm, clear => [vm.GetKvmVm().GetDirtyBitmap(slot, clear)]))];
+
+    private static uint[] LoggedSlots(GuestVm vm)
+    {
+        uint[] logged = [.. vm.Slots.Where(slot => slot.LogDirtyPages).Select(slot => slot.Slot)];
+        // A VM that was removed has no slots; asking for one says so.
+        if (vm.IsDisposed) return [0];
+        return logged.Length > 0
+            ? logged
+            : throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"What the guest of VM '{vm.Name}' writes is not logged. Make it with 'New-GuestVm -DirtyTracking'.");
+    }
+}
+
+/// <summary>A part of what is read, and how: the argument says whether the marks are taken.</summary>
+/// <param name="Target">What an error names.</param>
+/// <param name="Read">Reads its bitmaps.</param>
+internal sealed record DirtyPart(object Target, Func<bool, IEnumerable<DirtyBitmap>> Read);
