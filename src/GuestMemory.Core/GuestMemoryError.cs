@@ -155,9 +155,9 @@ public enum GuestMemoryError
     HandoverBadJson,
     /// <summary>The mapping list contradicts itself or the memory image.</summary>
     InvalidMapping,
-    /// <summary>The memory image was not found.</summary>
+    /// <summary>The image, of memory or of a disk, was not found.</summary>
     ImageNotFound,
-    /// <summary>The memory image cannot be read, is empty, or shrank while it was served.</summary>
+    /// <summary>The image, of memory or of a disk, cannot be read, is empty, or shrank while it was served.</summary>
     ImageUnreadable,
     /// <summary>The memory image, or a layer, is no longer what VMs were given: overwritten, or another file, or read in another way.</summary>
     ImageChanged,
@@ -271,13 +271,13 @@ public enum GuestMemoryError
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,
-    /// <summary>A region, a VM or an image of that name is there already.</summary>
+    /// <summary>A region, a VM, an image or a back end of that name is there already.</summary>
     NameInUse,
     /// <summary>No region has that name.</summary>
     RegionNotFound,
     /// <summary>No handler has that number or socket path.</summary>
     HandlerNotFound,
-    /// <summary>No VM has that number or name.</summary>
+    /// <summary>No VM has that number or name, or none is connected.</summary>
     VmNotFound,
     /// <summary>The handler serves no image of that name.</summary>
     UffdImageNotFound,
@@ -285,6 +285,8 @@ public enum GuestMemoryError
     VmsInService,
     /// <summary>No service has that number or socket path.</summary>
     ServiceNotFound,
+    /// <summary>No vhost-user back end has that name.</summary>
+    BackendNotFound,
     /// <summary>The service ended on its own.</summary>
     ServiceFailed,
     /// <summary>The handler ended on its own.</summary>

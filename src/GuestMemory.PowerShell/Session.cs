@@ -3,6 +3,7 @@ using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VhostUser;
 using GuestMemory.Core.VmControl;
 
 namespace GuestMemory.PowerShell;
@@ -14,6 +15,7 @@ internal static class Session
     private static readonly ConcurrentDictionary<int, UffdHandler> s_handlers = new();
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<ProcessDirtyTracker, bool> s_trackings = new();
+    private static readonly ConcurrentDictionary<string, VhostUserDisk> s_backends = new(StringComparer.OrdinalIgnoreCase);
     private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
     private static int s_lastRegion;
     private static int s_lastVm;
@@ -35,6 +37,24 @@ internal static class Session
 
     /// <summary>The memory of other processes that is tracked, and was not stopped.</summary>
     public static IEnumerable<ProcessDirtyTracker> Trackings => s_trackings.Keys.OrderBy(tracker => tracker.ProcessId).ThenBy(tracker => tracker.Address);
+
+    /// <summary>The back ends that were not stopped.</summary>
+    public static IEnumerable<VhostUserDisk> Backends => s_backends.Values.OrderBy(backend => backend.Name, StringComparer.OrdinalIgnoreCase);
+
+    /// <summary>A back end is named after its socket, where no other is.</summary>
+    public static string NextBackendName(string socketPath)
+    {
+        var name = Path.GetFileNameWithoutExtension(socketPath);
+        var free = name;
+        for (var number = 2; HasBackend(free); number++) free = $"{name}-{number}";
+        return free;
+    }
+
+    public static bool HasBackend(string name) => s_backends.ContainsKey(name);
+
+    public static bool TryAdd(VhostUserDisk backend) => s_backends.TryAdd(backend.Name, backend);
+
+    public static void Remove(VhostUserDisk backend) => s_backends.TryRemove(new KeyValuePair<string, VhostUserDisk>(backend.Name, backend));
 
     public static string NextVmName()
     {
@@ -75,7 +95,8 @@ internal static class Session
     /// <summary>Removes sockets when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
     private static void TakeSocketsAway()
     {
-        var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop)).Select(Task.Run).ToArray();
+        var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop))
+            .Concat(Backends.Select(static backend => (Action)backend.Dispose)).Select(Task.Run).ToArray();
         Task.WhenAll(stops).ContinueWith(static _ => { }, TaskScheduler.Default).Wait(s_exitTime);
     }
 
@@ -90,6 +111,8 @@ internal static class Session
         s_handlers.Clear();
         foreach (var tracker in s_trackings.Keys) tracker.Dispose();
         s_trackings.Clear();
+        foreach (var backend in s_backends.Values) backend.Dispose();
+        s_backends.Clear();
     }
 }
 
@@ -105,6 +128,9 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
         var live = Session.OwnHandlers.Where(handler => handler.State is not (UffdHandlerState.Stopped or UffdHandlerState.Failed)).ToArray();
         if (live.Length > 0)
             Warn($"GuestMemory: {live.Length} page-fault handler(s) of this shell are stopped with the module: {string.Join(", ", live.Select(handler => handler.ToString()))}. A VM that one served stops at its next missing page, and must be killed.");
+        var backends = Session.Backends.ToArray();
+        if (backends.Length > 0)
+            Warn($"GuestMemory: {backends.Length} vhost-user back end(s) of this shell are stopped with the module: {string.Join(", ", backends.Select(backend => backend.ToString()))}. A VM that is connected to one has no disk from now on.");
         Session.Clear();
     }
 

@@ -3,22 +3,22 @@ Set-StrictMode -Version 3.0
 Import-Module (Join-Path $PSScriptRoot .. Pester TestHelpers.psm1)
 
 function Start-Qemu {
-    # Starts a PC without disk or display, its memory in a file, and connects to its control socket.
+    # Starts a PC without disk or display, its memory in a file or in a memfd, and connects to its control socket. Further arguments are QEMU's own.
     [CmdletBinding(SupportsShouldProcess)]
     param(
         [Parameter(Mandatory)] [string] $Directory,
-        [Parameter(Mandatory)] [string] $MemoryPath,
+        [string] $MemoryPath,
         [Parameter(Mandatory)] [string] $MemorySize,
         [string[]] $Argument = @()
     )
     $socketPath = Join-Path $Directory qmp.sock
     $arguments = @(
         '-machine', 'pc,accel=tcg,memory-backend=m', '-m', $MemorySize
-        '-object', "memory-backend-file,id=m,size=$MemorySize,mem-path=$MemoryPath,share=on"
+        '-object', "$($MemoryPath ? "memory-backend-file,mem-path=$MemoryPath" : 'memory-backend-memfd'),id=m,size=$MemorySize,share=on"
         '-nodefaults', '-no-user-config', '-display', 'none'
         '-qmp', "unix:$socketPath,server=on,wait=off"
     ) + $Argument
-    if (-not $PSCmdlet.ShouldProcess($MemoryPath, 'Start QEMU')) { return }
+    if (-not $PSCmdlet.ShouldProcess($Directory, 'Start QEMU')) { return }
     $log = Join-Path $Directory qemu.log
     $process = Start-Process qemu-system-x86_64 $arguments -PassThru -RedirectStandardError $log
     try {

@@ -16,7 +16,7 @@ Describe 'A parameter of one cmdlet' {
     It 'is not taken for another by a cmdlet that lacks it' {
         # PowerShell completes an unknown name to the one that it begins: these mean the same as what they are completed to.
         # A -Source is refused as -SourceTimeout, since no source is a number; a -Memory as -MemoryPath, since no region is a file.
-        $same = 'As=AsJson', 'As=AsRange', 'Addr=Address', 'Prot=Protection', 'Source=SourceTimeout', 'Memory=MemoryPath'
+        $same = 'As=AsJson', 'As=AsRange', 'Addr=Address', 'Prot=Protection', 'Source=SourceTimeout', 'Memory=MemoryPath', 'Image=ImagePath'
         $taken = foreach ($command in $commands) {
             foreach ($name in $names.Values | ForEach-Object { $_ } | Sort-Object -Unique) {
                 if ($name -in $names[$command.Name]) { continue }

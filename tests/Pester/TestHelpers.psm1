@@ -162,6 +162,38 @@ function Open-Socket([string] $Path, [switch] $Listen) {
     }
 }
 
+function Connect-FrontEnd([string] $Path) {
+    # A process that connects to a back end, as a VMM does.
+    $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+    try {
+        $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new($Path))
+        $socket.ReceiveTimeout = $socket.SendTimeout = 30000
+        $socket
+    }
+    catch {
+        $socket.Dispose()
+        throw
+    }
+}
+
+function Send-VhostUser([Net.Sockets.Socket] $Socket, [uint] $Request, [object] $Body, [switch] $HasReply) {
+    # Sends a message of vhost-user with a number of 64 bits or none, and gives the number that its reply holds, where it has one.
+    [byte[]] $number = @()
+    if ($null -ne $Body) { $number = [BitConverter]::GetBytes([ulong] $Body) }
+    $message = [byte[]] ([BitConverter]::GetBytes($Request) + [BitConverter]::GetBytes(1u) + [BitConverter]::GetBytes([uint] $number.Length) + $number)
+    $null = $Socket.Send($message)
+    if ($HasReply) {
+        $reply = [byte[]]::new(20)
+        $count = 0
+        while ($count -lt $reply.Length) {
+            $read = $Socket.Receive($reply, $count, $reply.Length - $count, 'None')
+            if (-not $read) { throw "The back end closed the connection at request $Request." }
+            $count += $read
+        }
+        [BitConverter]::ToUInt64($reply, 12)
+    }
+}
+
 function Write-RandomFile([string] $Path, [int] $Size) {
     # Gives the bytes that the file then has; they are the same in every run.
     $bytes = [byte[]]::new($Size)
@@ -206,8 +238,9 @@ function Invoke-TrackedProcess([object] $Process, [string] $Command) {
 }
 
 function Clear-TestState([string] $Folder) {
-    # Frees every VM, region, handler and tracking of the shell, and empties the folder where one is named.
+    # Frees every VM, region, handler, back end and tracking of the shell, and empties the folder where one is named.
     Get-GuestVm | Remove-GuestVm
+    Get-VhostUserBackend | Stop-VhostUserBackend -WarningAction Ignore
     Get-MmapRegion | Remove-MmapRegion -Force
     Get-UffdHandler | Stop-UffdHandler -WarningAction Ignore
     Get-DirtyTracking | Stop-DirtyTracking

@@ -37,9 +37,55 @@ internal static unsafe partial class EventFd
         return Descriptor.TryRead(lease.Number, &count, sizeof(ulong)) == sizeof(ulong);
     }
 
+    /// <summary>
+    /// <see cref="Signal"/> for a descriptor that another process shares, which can make it blocking and fill its counter at any time. A full
+    /// counter is signalled already. Where the other process fills it at this very moment, the call waits, until <see cref="LetWritersGo"/>.
+    /// </summary>
+    public static void SignalShared(SafeDescriptor descriptor)
+    {
+        if (HasRoom(descriptor)) Signal(descriptor);
+    }
+
+    /// <summary><see cref="Clear"/> for a descriptor that another process shares, which can make it blocking and empty it at any time. Never blocks.</summary>
+    public static bool ClearShared(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        ulong count;
+        var vector = new IoVec { iov_base = &count, iov_len = sizeof(ulong) };
+        var bytes = preadv2(lease.Number, &vector, 1, -1, Userfaultfd.RWF_NOWAIT);
+        // Linux before 5.8 knows no RWF_NOWAIT here.
+        if (bytes < 0 && Marshal.GetLastPInvokeError() == Errno.EOPNOTSUPP && (Readiness(descriptor) & Poll.POLLIN) != 0) bytes = Descriptor.TryRead(lease.Number, &count, sizeof(ulong));
+        return bytes == sizeof(ulong);
+    }
+
+    /// <summary>Has a thread go on that waits in <see cref="SignalShared"/>; the descriptor stays readable.</summary>
+    public static void LetWritersGo(SafeDescriptor descriptor)
+    {
+        if (HasRoom(descriptor)) return;
+        ClearShared(descriptor);
+        SignalShared(descriptor);
+    }
+
+    private static bool HasRoom(SafeDescriptor descriptor) => (Readiness(descriptor) & Poll.POLLOUT) != 0;
+
+    private static short Readiness(SafeDescriptor descriptor)
+    {
+        using var lease = new DescriptorLease(descriptor);
+        Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLIN | Poll.POLLOUT }];
+        // An eventfd is always ready for one of them: nothing is an interruption.
+        while (Poll.Wait(entry, 0) == 0)
+        {
+        }
+
+        return entry[0].revents;
+    }
+
     [LibraryImport("libc", SetLastError = true)]
     private static partial int eventfd(uint initval, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint write(int fd, void* buf, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint preadv2(int fd, IoVec* iov, int iovcnt, long offset, int flags);
 }

@@ -15,6 +15,7 @@ internal struct PollFd
 internal static unsafe partial class Poll
 {
     public const short POLLIN = 0x001;
+    public const short POLLOUT = 0x004;
     public const short POLLERR = 0x008;
     public const short POLLRDHUP = 0x2000;
 

@@ -42,6 +42,7 @@ internal static class SystemCalls
         ["io_getevents"] = (208, 4),
         ["io_pgetevents"] = (333, 292),
         ["io_uring_enter"] = (426, 426),
+        ["io_uring_setup"] = (425, 425),
         ["ioctl"] = (16, 29),
         ["ioprio_set"] = (251, 30),
         ["lseek"] = (8, 62),

@@ -11,6 +11,8 @@ public sealed class DescriptorChain
         Head = head;
         Readable = readable;
         Writable = writable;
+        ReadableLength = Sum(readable);
+        WritableLength = Sum(writable);
     }
 
     /// <summary>The index of the first descriptor, by which the used ring names the chain.</summary>
@@ -23,10 +25,10 @@ public sealed class DescriptorChain
     public IReadOnlyList<DescriptorBuffer> Writable { get; }
 
     /// <summary>The bytes that the device reads; less than 4 GiB.</summary>
-    public uint ReadableLength => Sum(Readable);
+    public uint ReadableLength { get; }
 
     /// <summary>The bytes that the device may write; less than 4 GiB.</summary>
-    public uint WritableLength => Sum(Writable);
+    public uint WritableLength { get; }
 
     /// <summary>Reads from the readable buffers as if they were one; returns how many bytes there were.</summary>
     /// <param name="offset">The first byte.</param>
@@ -78,5 +80,10 @@ public sealed class DescriptorChain
         }
     }
 
-    private static uint Sum(IReadOnlyList<DescriptorBuffer> buffers) => (uint)buffers.Sum(static buffer => buffer.Length);
+    private static uint Sum(IReadOnlyList<DescriptorBuffer> buffers)
+    {
+        uint sum = 0;
+        for (var i = 0; i < buffers.Count; i++) sum += buffers[i].Length;
+        return sum;
+    }
 }

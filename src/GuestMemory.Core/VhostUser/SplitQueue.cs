@@ -5,7 +5,8 @@ namespace GuestMemory.Core.VhostUser;
 
 /// <summary>
 /// The device's side of a split virtqueue (virtio 1.2, section 2.7): takes descriptor chains from the available ring and returns them
-/// in the used ring. The guest is not trusted: a chain is checked as it is read, and all accesses go through the VM's memory. One
+/// in the used ring. The guest is not trusted: a chain is checked as it is read, and all accesses go through the VM's memory. Where the
+/// front end keeps what is in flight, the chains that a back end before this one took and did not return come first, in their order. One
 /// thread at a time uses it.
 /// </summary>
 public sealed class SplitQueue
@@ -27,11 +28,16 @@ public sealed class SplitQueue
     private readonly GuestMemoryMmap _memory;
     private readonly bool _indirect;
     private readonly bool _eventIndex;
+    private readonly InflightQueue? _inflight;
+    private readonly Queue<ushort> _resumed = [];
+
+    // By the index of the first descriptor: whether the chain was taken and not returned.
+    private readonly bool[] _taken;
     private ushort _used;
     private ushort _signalled;
 
     /// <param name="vring">The virtqueue. <see cref="VhostUserVring.NextAvailable"/> is kept up to date.</param>
-    /// <exception cref="GuestMemoryException">RegionDisposed, PageNotAccessible.</exception>
+    /// <exception cref="GuestMemoryException">InvalidQueue: what the front end has kept of requests in flight cannot be. RegionDisposed, PageNotAccessible.</exception>
     public SplitQueue(VhostUserVring vring)
     {
         ArgumentNullException.ThrowIfNull(vring);
@@ -41,16 +47,25 @@ public sealed class SplitQueue
         _eventIndex = Has(Vhost.VIRTIO_RING_F_EVENT_IDX);
         _used = Load(vring.UsedRing + IndexOffset);
         _signalled = _used;
+        _taken = new bool[vring.Size];
+        _inflight = vring.Inflight;
+        if (_inflight?.Recover(vring.Index, _used, vring.Size) is not { } heads) return;
+        foreach (var head in heads) _resumed.Enqueue(head);
+        vring.NextAvailable = unchecked((ushort)(_used + heads.Count));
+        // The back end before this one may have ended before it told the guest.
+        vring.SignalCall();
     }
 
     /// <summary>Takes the next chain; null where the guest has no further one.</summary>
     /// <exception cref="GuestMemoryException">InvalidQueue: the guest has broken the virtqueue, which cannot be served any more. RegionDisposed, PageNotAccessible.</exception>
     public DescriptorChain? TryPop()
     {
+        if (_resumed.Count > 0) return Take(ReadChain(_resumed.Dequeue()));
         if (Waiting == 0) return null;
         var next = _vring.NextAvailable;
         var head = _memory.ReadObject<ushort>(_vring.AvailableRing + EntriesOffset + sizeof(ushort) * (ulong)(next % _vring.Size));
-        var chain = ReadChain(head);
+        var chain = Take(ReadChain(head));
+        _inflight?.Take(head);
         _vring.NextAvailable = unchecked((ushort)(next + 1));
         return chain;
     }
@@ -62,11 +77,15 @@ public sealed class SplitQueue
     public void Push(DescriptorChain chain, uint written)
     {
         ArgumentNullException.ThrowIfNull(chain);
+        var head = (ushort)chain.Head;
+        _inflight?.BeginReturn(head);
         var offset = EntriesOffset + s_usedBytes * (ulong)(_used % _vring.Size);
         _memory.WriteObject(_vring.UsedRing + offset, new VringUsedElem { id = (uint)chain.Head, len = written });
         _vring.MarkUsedRing(offset, s_usedBytes);
         _used = unchecked((ushort)(_used + 1));
         StoreUsed(IndexOffset, _used);
+        _inflight?.EndReturn(head, _used);
+        _taken[head] = false;
     }
 
     /// <summary>Tells the guest of the chains that were returned since the last time, unless it does not want to know.</summary>
@@ -111,6 +130,13 @@ public sealed class SplitQueue
             var waiting = unchecked((ushort)(Load(_vring.AvailableRing + IndexOffset) - _vring.NextAvailable));
             return waiting <= _vring.Size ? waiting : throw Invalid($"the guest has made {waiting} chains available, more than there are descriptors ({_vring.Size})");
         }
+    }
+
+    private DescriptorChain Take(DescriptorChain chain)
+    {
+        if (_taken[chain.Head]) throw Invalid($"the chain that begins at descriptor {chain.Head} is available again before it was returned");
+        _taken[chain.Head] = true;
+        return chain;
     }
 
     private DescriptorChain ReadChain(ushort head)

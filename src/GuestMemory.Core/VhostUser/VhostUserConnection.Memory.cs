@@ -11,6 +11,9 @@ public sealed partial class VhostUserConnection
     /// <summary>The memory of the VM at this moment. The connection releases its regions when the front end takes them away.</summary>
     public GuestMemoryMmap Memory => _memory.Guest;
 
+    /// <summary>Whether writes to the memory are marked in a log that the front end has shared.</summary>
+    public bool IsLogging => _log.IsMarked;
+
     private byte[]? ExecuteMemory(VhostUserMessage message)
     {
         switch (message.Request)
@@ -56,10 +59,17 @@ public sealed partial class VhostUserConnection
             throw;
         }
 
+        // A device ends what it has under way first.
         foreach (var vring in running) StopVring(vring.Index);
         _memory = memory;
-        foreach (var vring in running) StartVring(vring.Index);
-        foreach (var region in removed) region.Dispose();
+        try
+        {
+            foreach (var vring in running) StartVring(vring.Index);
+        }
+        finally
+        {
+            foreach (var region in removed) region.Dispose();
+        }
     }
 
     private byte[] SetLogBase(VhostUserMessage message)

@@ -146,7 +146,9 @@ public sealed partial class VhostUserConnection
 
     private void CheckRuns(int index, VhostUserVringState state)
     {
-        if (state.CanRun) _log.Check(Vring(index, state));
+        if (!state.CanRun) return;
+        CheckInflight(index, state);
+        _log.Check(Vring(index, state));
     }
 
     private void CheckEnabled()
@@ -177,8 +179,8 @@ public sealed partial class VhostUserConnection
         if (!_states[index].CanRun) return;
         var vring = Vring(index, _states[index]);
         _log.Cover(vring);
-        _running[index] = vring;
         _device.StartVring(vring);
+        _running[index] = vring;
     }
 
     private void StopVring(int index)
@@ -190,7 +192,7 @@ public sealed partial class VhostUserConnection
         _states[index] = _states[index] with { NextAvailable = vring.NextAvailable };
     }
 
-    private VhostUserVring Vring(int index, VhostUserVringState state) => new(index, _memory.Guest, state, state.Translate(_memory), Features, _log);
+    private VhostUserVring Vring(int index, VhostUserVringState state) => new(index, _memory.Guest, state, state.Translate(_memory), Features, _log, Fail) { Inflight = _inflight?.Queue(index) };
 
     private int Index(uint index) => index < _states.Length ? (int)index : throw Invalid($"There is no virtqueue {index}; the device has {_states.Length}.");
 

@@ -1,3 +1,4 @@
+using System.Runtime.ExceptionServices;
 using System.Runtime.InteropServices;
 using GuestMemory.Core.Interop;
 
@@ -22,6 +23,9 @@ public sealed partial class VhostUserConnection : IDisposable
     private readonly IVhostUserDevice _device;
     private readonly bool _trusted;
     private VhostUserProtocolFeatures _protocolFeatures;
+
+    // Why a device ended the connection, from any thread.
+    private Exception? _failure;
 
     /// <param name="socket">The connected socket (SOCK_STREAM, blocking); this object owns it.</param>
     /// <param name="device">The device, which stays the caller's.</param>
@@ -48,10 +52,10 @@ public sealed partial class VhostUserConnection : IDisposable
     private ulong OfferedFeatures => _device.Features | LogAll | ProtocolFeaturesBit;
 
     private static VhostUserProtocolFeatures OfferedProtocolFeatures => VhostUserProtocolFeatures.Mq | VhostUserProtocolFeatures.LogShmfd | VhostUserProtocolFeatures.ReplyAck
-        | VhostUserProtocolFeatures.Config | VhostUserProtocolFeatures.ConfigureMemSlots;
+        | VhostUserProtocolFeatures.Config | VhostUserProtocolFeatures.InflightShmfd | VhostUserProtocolFeatures.ConfigureMemSlots;
 
     /// <summary>Executes requests until the front end closes the connection, or <see cref="Stop"/>. The virtqueues are stopped then.</summary>
-    /// <exception cref="GuestMemoryException">As <see cref="ProcessRequest"/>.</exception>
+    /// <exception cref="GuestMemoryException">As <see cref="ProcessRequest"/>; or what the device has failed with (<see cref="VhostUserVring.Fail"/>), InvalidQueue for example.</exception>
     public void Run()
     {
         try
@@ -60,12 +64,18 @@ public sealed partial class VhostUserConnection : IDisposable
             {
             }
         }
+        catch (GuestMemoryException) when (Volatile.Read(ref _failure) is not null)
+        {
+            // The connection ended under a request: the cause is the device's.
+        }
         finally
         {
             StopVrings();
             // The front end learns at once that no request is executed any more.
             Stop();
         }
+
+        if (_failure is { } failure) ExceptionDispatchInfo.Throw(failure);
     }
 
     /// <summary>Waits for a request and executes it; false where the front end has closed the connection.</summary>
@@ -113,8 +123,16 @@ public sealed partial class VhostUserConnection : IDisposable
         }
 
         foreach (var region in _memory.Guest.Regions) region.Dispose();
+        _inflight?.Dispose();
         _log.Dispose();
         _socket.Dispose();
+    }
+
+    /// <summary>A device cannot go on: the reason ends the connection.</summary>
+    private void Fail(Exception why)
+    {
+        Interlocked.CompareExchange(ref _failure, why, null);
+        Stop();
     }
 
     /// <summary>Executes a request; returns the payload of its own kind of reply, or null.</summary>
@@ -143,6 +161,12 @@ public sealed partial class VhostUserConnection : IDisposable
             case VhostUserRequest.GetConfig:
                 Require(message, VhostUserProtocolFeatures.Config);
                 return GetConfig(message.Body<VhostUserConfigPayload>());
+            case VhostUserRequest.GetInflightFd:
+                GetInflight(message);
+                return null;
+            case VhostUserRequest.SetInflightFd:
+                SetInflight(message);
+                return null;
             case VhostUserRequest.SetMemTable or VhostUserRequest.GetMaxMemSlots or VhostUserRequest.AddMemReg or VhostUserRequest.RemMemReg
                 or VhostUserRequest.SetLogBase or VhostUserRequest.SetLogFd:
                 return ExecuteMemory(message);

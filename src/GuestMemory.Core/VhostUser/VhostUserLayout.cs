@@ -52,6 +52,12 @@ internal static class VhostUserLayout
                 RequireAtLeast(message, VhostUserConfigPayload.Length);
                 Require(message, VhostUserConfigPayload.Length + (long)message.Body<VhostUserConfigPayload>().Size, 0);
                 break;
+            case VhostUserRequest.GetInflightFd:
+                Require(message, Unsafe.SizeOf<VhostUserInflightPayload>(), 0);
+                break;
+            case VhostUserRequest.SetInflightFd:
+                Require(message, Unsafe.SizeOf<VhostUserInflightPayload>(), 1);
+                break;
             case VhostUserRequest.AddMemReg:
                 Require(message, RegionOffset + Unsafe.SizeOf<VhostMemoryRegion>(), 1);
                 break;

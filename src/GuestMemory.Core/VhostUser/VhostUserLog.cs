@@ -8,9 +8,12 @@ namespace GuestMemory.Core.VhostUser;
 /// </summary>
 internal sealed class VhostUserLog : IDisposable
 {
-    private MmapLogReg? _log;
+    private volatile MmapLogReg? _log;
     private volatile bool _enabled;
     private volatile SafeDescriptor? _event;
+
+    /// <summary>Whether there is a log, and writes are marked in it. For any thread.</summary>
+    public bool IsMarked => _enabled && _log is not null;
 
     /// <summary>Replaces the log; the former one is released when no region marks in it any more.</summary>
     /// <param name="log">The log; this object owns it from now on, unless this throws.</param>
@@ -61,12 +64,18 @@ internal sealed class VhostUserLog : IDisposable
         if (!_enabled || _event is not { } descriptor) return;
         try
         {
-            EventFd.Signal(descriptor);
+            EventFd.SignalShared(descriptor);
         }
         catch (ObjectDisposedException)
         {
             // The front end has replaced it, and looks at all of the log then.
         }
+    }
+
+    /// <summary>Has a thread go on that the front end makes wait in <see cref="SignalChange"/>.</summary>
+    public void LetSignalsGo()
+    {
+        if (_event is { } descriptor) EventFd.LetWritersGo(descriptor);
     }
 
     public void Dispose()

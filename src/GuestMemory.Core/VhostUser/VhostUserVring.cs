@@ -13,7 +13,10 @@ public sealed class VhostUserVring
     private SafeDescriptor? _call;
     private SafeDescriptor? _error;
 
-    internal VhostUserVring(int index, GuestMemoryMmap memory, VhostUserVringState state, VhostUserVringAddresses addresses, ulong features, VhostUserLog log)
+    // Ends the connection; null without one.
+    private readonly Action<Exception>? _fail;
+
+    internal VhostUserVring(int index, GuestMemoryMmap memory, VhostUserVringState state, VhostUserVringAddresses addresses, ulong features, VhostUserLog log, Action<Exception>? fail = null)
     {
         Index = index;
         Memory = memory;
@@ -28,6 +31,7 @@ public sealed class VhostUserVring
         _call = state.Call;
         _error = state.Error;
         _log = log;
+        _fail = fail;
     }
 
     /// <summary>The number of the virtqueue, from 0.</summary>
@@ -60,8 +64,20 @@ public sealed class VhostUserVring
     /// <summary>Tells the guest that there are new entries in the used ring (SET_VRING_CALL); nothing where the guest polls.</summary>
     public void SignalCall() => Signal(ref _call);
 
-    /// <summary>Tells the front end that the virtqueue cannot be served any more (SET_VRING_ERR).</summary>
+    /// <summary>Tells the front end that something is wrong with the virtqueue (SET_VRING_ERR).</summary>
     public void SignalError() => Signal(ref _error);
+
+    /// <summary>
+    /// Says that the virtqueue cannot be served any more: tells the front end, and ends the connection, whose <see cref="VhostUserConnection.Run"/>
+    /// throws the reason. The device stops to access the memory, and waits until it is stopped.
+    /// </summary>
+    /// <param name="why">The reason.</param>
+    public void Fail(Exception why)
+    {
+        ArgumentNullException.ThrowIfNull(why);
+        SignalError();
+        _fail?.Invoke(why);
+    }
 
     /// <summary>Marks bytes of the used ring in the log. The device has written them.</summary>
     /// <param name="offset">The first byte, from the start of the used ring.</param>
@@ -82,6 +98,20 @@ public sealed class VhostUserVring
 
     internal void SetTracker(AtomicBitmapMmap? tracker) => _usedRingBitmap.Replace(tracker);
 
+    /// <summary>What the front end keeps of the requests that were taken and not returned; null where it does not.</summary>
+    internal InflightQueue? Inflight { get; init; }
+
+    /// <summary>Has the device's thread go on where a front end makes it wait for room in a descriptor.</summary>
+    internal void LetSignalsGo()
+    {
+        foreach (var descriptor in new[] { Volatile.Read(ref _call), Volatile.Read(ref _error) })
+        {
+            if (descriptor is not null) EventFd.LetWritersGo(descriptor);
+        }
+
+        _log.LetSignalsGo();
+    }
+
     internal void SetCall(SafeDescriptor? call) => Volatile.Write(ref _call, call);
 
     internal void SetError(SafeDescriptor? error) => Volatile.Write(ref _error, error);
@@ -92,7 +122,7 @@ public sealed class VhostUserVring
         {
             try
             {
-                EventFd.Signal(descriptor);
+                EventFd.SignalShared(descriptor);
                 return;
             }
             catch (ObjectDisposedException) when (Volatile.Read(ref place) != descriptor)

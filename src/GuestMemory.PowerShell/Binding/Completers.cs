@@ -247,6 +247,13 @@ public sealed class ServiceIdCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Services.Select(service => (service.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), $"{service.SocketPath}: {service.State}"));
 }
 
+/// <summary>Names of live back ends.</summary>
+public sealed class BackendNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Backends.Select(backend => (backend.Name, $"{backend.ImagePath} at {backend.SocketPath}: {backend.State}"));
+}
+
 /// <summary>Region ids of what requests have registered.</summary>
 public sealed class RegionIdCompleter : ListCompleter
 {

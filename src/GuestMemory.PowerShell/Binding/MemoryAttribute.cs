@@ -1,6 +1,7 @@
 using System.Collections;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.VhostUser;
 
 namespace GuestMemory.PowerShell.Binding;
 
@@ -14,6 +15,9 @@ public sealed class MemoryAttribute : ArgumentTransformationAttribute
     /// <summary>Types that another parameter of the cmdlet takes from the pipeline, or at the same position.</summary>
     public Type[] Except { get; set; } = [];
 
+    /// <summary>Whether the cmdlet takes the memory of a VM that is connected to a back end, which its front end may take away at any time.</summary>
+    public bool Backends { get; set; }
+
     /// <inheritdoc/>
     public override object Transform(EngineIntrinsics engineIntrinsics, object inputData)
     {
@@ -24,7 +28,7 @@ public sealed class MemoryAttribute : ArgumentTransformationAttribute
     private object One(object input)
     {
         var value = input is PSObject wrapped ? wrapped.BaseObject : input;
-        return value is null or IGuestMemorySource || IsExcepted(value) ? input : new RefusedMemory(value);
+        return value is null || (value is IGuestMemorySource && (Backends || value is not VhostUserDisk)) || IsExcepted(value) ? input : new RefusedMemory(value);
     }
 
     private bool IsExcepted(object? value) => Array.Exists(Except, type => type.IsInstanceOfType(value));

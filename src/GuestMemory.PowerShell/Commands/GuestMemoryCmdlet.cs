@@ -87,7 +87,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound or GuestMemoryError.GroupNotFound
             or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.UffdImageNotFound or GuestMemoryError.SlotNotFound
-            or GuestMemoryError.ServiceNotFound or GuestMemoryError.ProcessNotFound or GuestMemoryError.DomainNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
+            or GuestMemoryError.ServiceNotFound or GuestMemoryError.BackendNotFound or GuestMemoryError.ProcessNotFound or GuestMemoryError.DomainNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
             or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
             or GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds => ErrorCategory.InvalidData,

@@ -5,7 +5,7 @@ using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>A cmdlet that only reads a guest's memory, and so takes that of a VM that a handler serves, too.</summary>
+/// <summary>A cmdlet that only reads a guest's memory, and so takes that of a VM that a handler serves or that is connected to a back end, too.</summary>
 public abstract class VmMemoryCmdlet : MemoryCmdlet
 {
     // Mandatory is one of the two, and neither in every parameter set of a cmdlet.
@@ -13,7 +13,7 @@ public abstract class VmMemoryCmdlet : MemoryCmdlet
     /// <inheritdoc/>
     [Parameter(ValueFromPipeline = true)]
     [ArgumentCompleter(typeof(RegionCompleter))]
-    [Memory]
+    [Memory(Backends = true)]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 

@@ -57,6 +57,14 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(VhostMemoryRegion)] = "vhost_memory_region",
         [typeof(VringDesc)] = "vring_desc",
         [typeof(VringUsedElem)] = "vring_used_elem",
+        [typeof(VirtioBlkOuthdr)] = "virtio_blk_outhdr",
+        [typeof(VirtioBlkDiscardWriteZeroes)] = "virtio_blk_discard_write_zeroes",
+        [typeof(VirtioBlkConfig)] = "virtio_blk_config",
+        [typeof(IoUringSqe)] = "io_uring_sqe",
+        [typeof(IoUringCqe)] = "io_uring_cqe",
+        [typeof(IoSqringOffsets)] = "io_sqring_offsets",
+        [typeof(IoCqringOffsets)] = "io_cqring_offsets",
+        [typeof(IoUringParams)] = "io_uring_params",
         [typeof(XenDomainInfo)] = "xen_domctl_getdomaininfo",
     };
 

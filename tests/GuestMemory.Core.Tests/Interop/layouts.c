@@ -43,6 +43,7 @@
 #include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
+#include <linux/io_uring.h>
 #if __has_include(<linux/ioprio.h>)
 #include <linux/ioprio.h>
 #endif
@@ -54,6 +55,7 @@
 #include <linux/sockios.h>
 #include <linux/userfaultfd.h>
 #include <linux/vhost_types.h>
+#include <linux/virtio_blk.h>
 /* Installed without the one that it needs, which stands beside this file: xen/interface/xen.h. */
 #include <xen/privcmd.h>
 #include <xen/gntdev.h>
@@ -440,6 +442,7 @@ static void events(void)
     STRUCT_OFFSET(pollfd, revents);
     SIZE(nfds_t, nfds_t);
     CONSTANT(POLLIN);
+    CONSTANT(POLLOUT);
     CONSTANT(POLLPRI);
     CONSTANT(POLLOUT);
     CONSTANT(POLLERR);
@@ -474,6 +477,8 @@ static void files(void)
     CONSTANT(SEEK_HOLE);
     CONSTANT(FALLOC_FL_KEEP_SIZE);
     CONSTANT(FALLOC_FL_PUNCH_HOLE);
+    CONSTANT(FALLOC_FL_ZERO_RANGE);
+    CONSTANT(RWF_DSYNC);
     SIZE(off_t, off_t);
     SIZE(mode_t, mode_t);
     SIZE(uid_t, uid_t);
@@ -1008,6 +1013,8 @@ static void system_calls(void)
     CALL(io_uring_enter);
 #endif
 #ifdef __NR_ioctl
+    CALL(io_uring_enter);
+    CALL(io_uring_setup);
     CALL(ioctl);
 #endif
 #ifdef __NR_ioprio_set
@@ -1264,9 +1271,98 @@ static void vhost(void)
     STRUCT_OFFSET(vring_used_elem, len);
 }
 
+static void disks(void)
+{
+    CONSTANT(VIRTIO_BLK_F_SEG_MAX);
+    CONSTANT(VIRTIO_BLK_F_RO);
+    CONSTANT(VIRTIO_BLK_F_BLK_SIZE);
+    CONSTANT(VIRTIO_BLK_F_FLUSH);
+    CONSTANT(VIRTIO_BLK_F_MQ);
+    CONSTANT(VIRTIO_BLK_F_DISCARD);
+    CONSTANT(VIRTIO_BLK_F_WRITE_ZEROES);
+    CONSTANT(VIRTIO_BLK_T_IN);
+    CONSTANT(VIRTIO_BLK_T_OUT);
+    CONSTANT(VIRTIO_BLK_T_FLUSH);
+    CONSTANT(VIRTIO_BLK_T_GET_ID);
+    CONSTANT(VIRTIO_BLK_T_DISCARD);
+    CONSTANT(VIRTIO_BLK_T_WRITE_ZEROES);
+    CONSTANT(VIRTIO_BLK_S_OK);
+    CONSTANT(VIRTIO_BLK_S_IOERR);
+    CONSTANT(VIRTIO_BLK_S_UNSUPP);
+    CONSTANT(VIRTIO_BLK_ID_BYTES);
+    CONSTANT(VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP);
+    STRUCT_SIZE(virtio_blk_outhdr);
+    STRUCT_OFFSET(virtio_blk_outhdr, type);
+    STRUCT_OFFSET(virtio_blk_outhdr, ioprio);
+    STRUCT_OFFSET(virtio_blk_outhdr, sector);
+    STRUCT_SIZE(virtio_blk_discard_write_zeroes);
+    STRUCT_OFFSET(virtio_blk_discard_write_zeroes, sector);
+    STRUCT_OFFSET(virtio_blk_discard_write_zeroes, num_sectors);
+    STRUCT_OFFSET(virtio_blk_discard_write_zeroes, flags);
+    /* Up to its end in virtio 1.1: later members came behind that. */
+    printf("sizeof.virtio_blk_config %zu\n", offsetof(struct virtio_blk_config, unused1) + sizeof(((struct virtio_blk_config *)0)->unused1));
+    STRUCT_OFFSET(virtio_blk_config, capacity);
+    STRUCT_OFFSET(virtio_blk_config, seg_max);
+    STRUCT_OFFSET(virtio_blk_config, blk_size);
+    STRUCT_OFFSET(virtio_blk_config, num_queues);
+    STRUCT_OFFSET(virtio_blk_config, max_discard_sectors);
+    STRUCT_OFFSET(virtio_blk_config, max_discard_seg);
+    STRUCT_OFFSET(virtio_blk_config, discard_sector_alignment);
+    STRUCT_OFFSET(virtio_blk_config, max_write_zeroes_sectors);
+    STRUCT_OFFSET(virtio_blk_config, max_write_zeroes_seg);
+    STRUCT_OFFSET(virtio_blk_config, write_zeroes_may_unmap);
+}
+
+static void rings_of_requests(void)
+{
+    CONSTANT(IORING_OP_READV);
+    CONSTANT(IORING_OP_WRITEV);
+    CONSTANT(IORING_OP_FSYNC);
+    CONSTANT(IORING_OP_POLL_ADD);
+    CONSTANT(IORING_OP_FALLOCATE);
+    CONSTANT(IORING_FSYNC_DATASYNC);
+    CONSTANT(IORING_SETUP_CQSIZE);
+    CONSTANT(IORING_FEAT_SINGLE_MMAP);
+    CONSTANT(IORING_FEAT_NODROP);
+    CONSTANT(IORING_ENTER_GETEVENTS);
+    CONSTANT(IORING_OFF_SQ_RING);
+    CONSTANT(IORING_OFF_SQES);
+    STRUCT_SIZE(io_uring_sqe);
+    STRUCT_OFFSET(io_uring_sqe, opcode);
+    STRUCT_OFFSET(io_uring_sqe, fd);
+    STRUCT_OFFSET(io_uring_sqe, off);
+    STRUCT_OFFSET(io_uring_sqe, addr);
+    STRUCT_OFFSET(io_uring_sqe, len);
+    STRUCT_OFFSET(io_uring_sqe, rw_flags);
+    STRUCT_OFFSET(io_uring_sqe, user_data);
+    STRUCT_SIZE(io_uring_cqe);
+    STRUCT_OFFSET(io_uring_cqe, user_data);
+    STRUCT_OFFSET(io_uring_cqe, res);
+    STRUCT_OFFSET(io_uring_cqe, flags);
+    STRUCT_SIZE(io_sqring_offsets);
+    STRUCT_OFFSET(io_sqring_offsets, head);
+    STRUCT_OFFSET(io_sqring_offsets, tail);
+    STRUCT_OFFSET(io_sqring_offsets, ring_mask);
+    STRUCT_OFFSET(io_sqring_offsets, array);
+    STRUCT_SIZE(io_cqring_offsets);
+    STRUCT_OFFSET(io_cqring_offsets, head);
+    STRUCT_OFFSET(io_cqring_offsets, tail);
+    STRUCT_OFFSET(io_cqring_offsets, ring_mask);
+    STRUCT_OFFSET(io_cqring_offsets, cqes);
+    STRUCT_SIZE(io_uring_params);
+    STRUCT_OFFSET(io_uring_params, sq_entries);
+    STRUCT_OFFSET(io_uring_params, cq_entries);
+    STRUCT_OFFSET(io_uring_params, flags);
+    STRUCT_OFFSET(io_uring_params, features);
+    STRUCT_OFFSET(io_uring_params, sq_off);
+    STRUCT_OFFSET(io_uring_params, cq_off);
+}
+
 int main(void)
 {
     vhost();
+    disks();
+    rings_of_requests();
     waiting_for_many();
     memory_mapping();
     userfault();

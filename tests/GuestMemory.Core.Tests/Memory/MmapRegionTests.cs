@@ -139,6 +139,23 @@ public sealed class MmapRegionTests : IDisposable
         Assert.Equal((false, false, true, true), (anonymous.IsGuarded, memfd.IsGuarded, file.IsGuarded, readOnly.IsGuarded));
     }
 
+    /// <summary>A memfd that another process made: it keeps its length, and a hole that is punched into it reads as zeros.</summary>
+    [Fact]
+    public void AMemfdThatIsSealedAgainstShrinkingIsAccessedDirectly()
+    {
+        using var memfd = Interop.Memfd.CreateSealed("test", 0x4000, 0);
+        using var handle = Interop.Descriptor.Duplicate(memfd);
+        using var region = new MmapRegionBuilder(0x2000).WithFile(handle, 0x1000).Build();
+        using var byPath = new MmapRegionBuilder(0x2000).WithFile($"/proc/self/fd/{memfd.Number}", 0x1000).Build();
+        using var readOnly = new MmapRegionBuilder(0x2000).WithFile(handle, 0x1000).WithProtection(MemoryProtection.Read).Build();
+        Assert.Equal((false, false, true), (region.IsGuarded, byPath.IsGuarded, readOnly.IsGuarded));
+        byPath.AsVolatileSlice().WriteObject(0x1000, 0x1234);
+        Assert.Equal(0x1234, region.AsVolatileSlice().ReadObject<int>(0x1000));
+        byPath.Discard(0, 0x2000);
+        Assert.Equal(0, region.AsVolatileSlice().ReadObject<int>(0x1000));
+        Assert.Equal(GuestMemoryError.MappingPastEof, Assert.ThrowsAny<GuestMemoryException>(() => new MmapRegionBuilder(0x2000).WithFile(handle, 0x3000).Build()).Error);
+    }
+
     [Fact]
     public void ForbiddenAccessIsAnErrorAndNotASignal()
     {

@@ -11,8 +11,8 @@ public sealed class ConnectionTests
         using var front = new FrontEnd();
         var offered = front.Ask(VhostUserRequest.GetFeatures);
         Assert.Equal(front.Device.Features | LogAll | Protocol, offered);
-        Assert.Equal(0x820BUL, front.Ask(VhostUserRequest.GetProtocolFeatures));
-        front.Send(VhostUserRequest.SetProtocolFeatures, Bytes(0x820BUL));
+        Assert.Equal(0x920BUL, front.Ask(VhostUserRequest.GetProtocolFeatures));
+        front.Send(VhostUserRequest.SetProtocolFeatures, Bytes(0x920BUL));
         front.Accepted(VhostUserRequest.SetFeatures, Bytes(Protocol | 0x40));
         Assert.Equal(Protocol | 0x40, front.Connection.Features);
         Assert.Equal(2UL, front.Ask(VhostUserRequest.GetQueueNum));

@@ -6,7 +6,7 @@ namespace GuestMemory.Core.Tests;
 /// A front end and a back end over a pair of sockets. The connection runs on a thread of its own; a test looks at it after a reply,
 /// or after the thread has ended.
 /// </summary>
-internal sealed class FrontEnd : IDisposable
+internal sealed class FrontEnd : FrontEndSocket, IDisposable
 {
     public const ulong LogAll = 1UL << 26;
     public const ulong Protocol = 1UL << 30;
@@ -24,8 +24,6 @@ internal sealed class FrontEnd : IDisposable
         _thread = new Thread(() => _failure = Record.Exception(Connection.Run)) { IsBackground = true };
         _thread.Start();
     }
-
-    public SafeDescriptor Socket { get; }
 
     public RecordingDevice Device { get; }
 
@@ -69,39 +67,6 @@ internal sealed class FrontEnd : IDisposable
 
     public static byte[] Address(uint index, ulong user, uint flags = 0, ulong log = 0) =>
         Bytes(new VhostVringAddr { index = index, flags = flags, desc_user_addr = user, avail_user_addr = user + 0x1000, used_user_addr = user + 0x2000, log_guest_addr = log });
-
-    public void Send(VhostUserRequest request, byte[]? payload = null, uint flags = 0, params SafeDescriptor[] descriptors) =>
-        VhostUserMessage.Send(Socket, request, flags, payload, Array.ConvertAll(descriptors, static descriptor => descriptor.Number));
-
-    public void SendRaw(byte[] bytes, params SafeDescriptor[] descriptors) =>
-        Assert.Equal(bytes.Length, UnixSocket.TrySend(Socket, bytes, Array.ConvertAll(descriptors, static descriptor => descriptor.Number)));
-
-    /// <summary>The payload of the reply that a request has of its own.</summary>
-    public byte[] Reply(VhostUserRequest request)
-    {
-        var header = MemoryMarshal.Read<VhostUserHeader>(Receive(VhostUserHeader.Length));
-        Assert.Equal((request, VhostUserHeader.Version | VhostUserHeader.Reply), (header.Request, header.Flags));
-        return Receive((int)header.Size);
-    }
-
-    public ulong Ask(VhostUserRequest request)
-    {
-        Send(request);
-        return BitConverter.ToUInt64(Reply(request));
-    }
-
-    /// <summary>Sends a request that asks for a reply: 0 where it was executed.</summary>
-    public ulong Acknowledged(VhostUserRequest request, byte[]? payload = null, params SafeDescriptor[] descriptors)
-    {
-        Send(request, payload, VhostUserHeader.NeedReply, descriptors);
-        return BitConverter.ToUInt64(Reply(request));
-    }
-
-    public void Accepted(VhostUserRequest request, byte[]? payload = null, params SafeDescriptor[] descriptors)
-    {
-        var answer = Acknowledged(request, payload, descriptors);
-        Assert.True(answer == 0, $"{request}: {Connection.LastRefusal?.Message}");
-    }
 
     public void Refused(GuestMemoryError error, VhostUserRequest request, byte[]? payload = null, params SafeDescriptor[] descriptors)
     {
@@ -171,16 +136,5 @@ internal sealed class FrontEnd : IDisposable
         Socket.Dispose();
     }
 
-    private byte[] Receive(int length)
-    {
-        var bytes = new byte[length];
-        for (var done = 0; done < length;)
-        {
-            var received = UnixSocket.TryReceive(Socket, bytes.AsSpan(done), [], out _, wait: true);
-            if (received <= 0) Assert.Fail($"no reply but the end: {Failure().Message}");
-            done += (int)received;
-        }
-
-        return bytes;
-    }
+    protected override string? Refusal() => Connection.LastRefusal?.Message ?? Failure().Message;
 }

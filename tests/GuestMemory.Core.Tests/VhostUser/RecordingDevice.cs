@@ -16,7 +16,7 @@ internal sealed class RecordingDevice : IVhostUserDevice
 
     public int QueueCount { get; init; } = 2;
 
-    public int MaxQueueSize => 256;
+    public int MaxQueueSize { get; init; } = 256;
 
     public bool TryReadConfig(uint offset, Span<byte> destination) =>
         offset <= Config.Length && destination.Length <= Config.Length - offset && Config.AsSpan((int)offset, destination.Length).TryCopyTo(destination);

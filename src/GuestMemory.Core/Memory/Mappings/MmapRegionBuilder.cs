@@ -129,11 +129,11 @@ public sealed class MmapRegionBuilder
         {
             if (_size == 0) throw ZeroSize();
             using var memfd = Memfd.CreateSealed("guest_mem", (long)_size, pageSize == HostPage.Size ? 0 : Shift(pageSize));
-            return Map(memfd, "memfd:guest_mem", canFail: false, pageSize);
+            return Map(memfd, "memfd:guest_mem", canShrink: false, pageSize);
         }
 
         if (_file is not null) return MapFile(_file, PathOf(_file), pageSize);
-        if (_path is null) return Map(null, null, canFail: false, pageSize);
+        if (_path is null) return Map(null, null, canShrink: false, pageSize);
         using var opened = Open(_path);
         return MapFile(opened, _path, pageSize);
     }
@@ -148,10 +148,19 @@ public sealed class MmapRegionBuilder
                 : $"{path} lies on a hugetlbfs of {pageSize} byte pages, not of {asked}. Leave the page size out.");
         }
 
-        return Map(file, path, canFail: true, pageSize);
+        // Before its length is compared: a seal that comes later would not hold what was read. The huge pages of a memfd can go all the same.
+        var canShrink = pageSize != HostPage.Size || (Memfd.Seals(file) & Memfd.F_SEAL_SHRINK) == 0;
+        // What is wrong with the numbers themselves is left to the kernel to say.
+        if (_size != 0 && HostPage.IsAligned(_offset, pageSize) && PastEnd(file) is { } length)
+        {
+            throw new GuestMemoryException(GuestMemoryError.MappingPastEof,
+                $"{path} is {length} bytes long, shorter than the mapping: offset {_offset} plus {_size} bytes. Give a smaller size or lengthen the file ('truncate -s').");
+        }
+
+        return Map(file, path, canShrink, pageSize);
     }
 
-    private MmapRegion Map(System.Runtime.InteropServices.SafeHandle? file, string? path, bool canFail, ulong pageSize)
+    private MmapRegion Map(System.Runtime.InteropServices.SafeHandle? file, string? path, bool canShrink, ulong pageSize)
     {
         var flags = _flags ?? (file is not null ? MapFlags.NoReserve | MapFlags.Shared : MapFlags.Anonymous | MapFlags.NoReserve | MapFlags.Private);
         // Without one of these mmap(2) maps nothing: what is not said is what is usual.
@@ -166,21 +175,15 @@ public sealed class MmapRegionBuilder
                 throw new GuestMemoryException(GuestMemoryError.UnalignedSize, $"The size, {_size} bytes, is not a multiple of the page size, {pageSize} bytes.");
         }
 
-        // What is wrong with the numbers themselves is left to the kernel to say.
-        if (canFail && _size != 0 && HostPage.IsAligned(_offset, pageSize) && PastEnd(file!) is { } length)
-        {
-            throw new GuestMemoryException(GuestMemoryError.MappingPastEof,
-                $"{path} is {length} bytes long, shorter than the mapping: offset {_offset} plus {_size} bytes. Give a smaller size or lengthen the file ('truncate -s').");
-        }
-
         var what = path is null ? $"Mapping {_size} bytes of anonymous memory" : $"Mapping {_size} bytes of {path} from offset {_offset}";
         var mapping = TryMap(file, flags, out var error) ?? throw MapFailure(error, what, pageSize);
-        // Direct access is for memory that no fault can fail on: ordinary anonymous pages, and memfds that are sealed against shrinking.
-        var guarded = canFail || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
+        // Direct access is for memory that no fault can fail on: ordinary anonymous pages, and memfds that are sealed against shrinking, whoever
+        // made them: a hole that another process punches into one reads as zeros.
+        var guarded = canShrink || pageSize != HostPage.Size || !_protection.Allows(MemoryProtection.ReadWrite);
         try
         {
             return new MmapRegion(guarded ? mapping : mapping.ReserveAddresses(), _size, pageSize, _protection, flags, path, file is null ? null : FileOffset.Duplicate(file, _offset),
-                _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, canFail, Tracker());
+                _hugetlbfs ?? (pageSize != HostPage.Size ? true : null), owned: true, guarded, canShrink, Tracker());
         }
         catch
         {

@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
@@ -21,10 +22,16 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
     /// <summary>VMs of page-fault handlers.</summary>
     protected const string UffdVmSet = "UffdVm";
 
+    /// <summary>Memory of other processes.</summary>
+    protected const string TrackingSet = "Tracking";
+
+    /// <summary>The same, by the process.</summary>
+    protected const string ProcessSet = "Process";
+
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
     [ArgumentCompleter(typeof(RegionCompleter))]
-    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(string)])]
+    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(ProcessDirtyTracker), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 
@@ -52,6 +59,22 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
     [ValidateNotNull]
     public UffdServedVm[] UffdVm { get; set; } = [];
 
+    /// <summary>Memory of other processes that Start-DirtyTracking tracks.</summary>
+    [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = TrackingSet)]
+    [ValidateNotNull]
+    public ProcessDirtyTracker[] Tracking { get; set; } = [];
+
+    /// <summary>Processes whose memory is tracked.</summary>
+    [Parameter(Mandatory = true, ParameterSetName = ProcessSet)]
+    [ArgumentCompleter(typeof(TrackedProcessIdCompleter))]
+    public int[] ProcessId { get; set; } = [];
+
+    /// <summary>An address in the tracked range; unless given, all ranges of the process.</summary>
+    [Parameter(ParameterSetName = ProcessSet)]
+    [ArgumentCompleter(typeof(TrackedAddressCompleter))]
+    [Number]
+    public ulong Address { get; set; }
+
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
@@ -59,6 +82,9 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
         foreach (var vm in ParameterSetName == VmSet ? Vm : []) Attempt(() => ReadFrom(PartsOf(vm)), vm);
         foreach (var handler in ParameterSetName == HandlerSet ? Handler : []) ReadFrom([new DirtyPart(handler, handler.GetDirtyBitmaps)]);
         foreach (var vm in ParameterSetName == UffdVmSet ? UffdVm : []) ReadFrom([new DirtyPart(vm, vm.GetDirtyBitmaps)]);
+        foreach (var tracker in ParameterSetName == TrackingSet ? Tracking : []) ReadFrom(PartsOf([tracker]));
+        ulong? address = MyInvocation.BoundParameters.ContainsKey(nameof(Address)) ? Address : null;
+        foreach (var process in ParameterSetName == ProcessSet ? ProcessId : []) Attempt(() => ReadFrom(PartsOf(DirtyTrackingLookup.Find(process, address))), process);
     }
 
     /// <inheritdoc/>
@@ -79,6 +105,8 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
     private protected abstract void ReadFrom(IReadOnlyList<DirtyPart> parts);
 
     private DirtyPart[] PartsOf(GuestVm vm) => [.. (Slot.Length > 0 ? Slot : LoggedSlots(vm)).Select(slot => new DirtyPart(vm, clear => [vm.GetKvmVm().GetDirtyBitmap(slot, clear)]))];
+
+    private static DirtyPart[] PartsOf(IEnumerable<ProcessDirtyTracker> trackers) => [.. trackers.Select(static tracker => new DirtyPart(tracker, clear => [tracker.GetDirtyBitmap(clear)]))];
 
     private static uint[] LoggedSlots(GuestVm vm)
     {

@@ -34,6 +34,8 @@ public sealed class GetDirtyBitmapCommand : DirtyBitmapCmdlet
     [Parameter(ParameterSetName = VmSet)]
     [Parameter(ParameterSetName = HandlerSet)]
     [Parameter(ParameterSetName = UffdVmSet)]
+    [Parameter(ParameterSetName = TrackingSet)]
+    [Parameter(ParameterSetName = ProcessSet)]
     public SwitchParameter Clear { get; set; }
 
     /// <summary>Emits the runs of dirty pages instead of the bitmap.</summary>

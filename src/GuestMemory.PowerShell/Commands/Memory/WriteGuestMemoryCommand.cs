@@ -50,6 +50,13 @@ public sealed class WriteGuestMemoryCommand : MemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? InFile { get; set; }
 
+    /// <inheritdoc/>
+    [Parameter(Mandatory = true, ValueFromPipeline = true)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
+    [Memory(Backends = true)]
+    [ValidateNotNull]
+    public override IGuestMemorySource[] Memory { get; set; } = [];
+
     /// <summary>Emits the memory that was written to.</summary>
     [Parameter]
     public SwitchParameter PassThru { get; set; }

@@ -1,0 +1,69 @@
+using static GuestMemory.Core.Tests.FrontEnd;
+
+namespace GuestMemory.Core.Tests;
+
+/// <summary>A front end of a back end that listens: it has the memory, and the guest that uses the disk in it.</summary>
+internal sealed class DiskFrontEnd : FrontEndSocket, IDisposable
+{
+    private readonly VhostUserBackend _backend;
+    private readonly SafeDescriptor _file;
+
+    public DiskFrontEnd(VhostUserBackend backend, SafeDescriptor? memory = null)
+    {
+        _backend = backend;
+        _file = memory ?? Memfd();
+        using (var file = Interop.Descriptor.Duplicate(_file)) Memory = GuestMemoryMmap.FromRegions([GuestRegionMmap.FromRange(0, Size, file)]);
+        Guest = new DiskGuest(Memory, Kick, Call);
+        Socket = UnixSocket.Create(nonBlocking: false);
+        Assert.Equal(0, UnixSocket.TryConnect(Socket, backend.SocketPath));
+    }
+
+    public SafeDescriptor Kick { get; } = EventFd.Create();
+
+    public SafeDescriptor Call { get; } = EventFd.Create();
+
+    public GuestMemoryMmap Memory { get; }
+
+    public DiskGuest Guest { get; }
+
+    /// <summary>Whether the back end has closed the connection.</summary>
+    public bool IsEnded => UnixSocket.HasPeerEnded(Socket);
+
+    /// <summary>Negotiates everything.</summary>
+    public void Negotiate()
+    {
+        var features = Ask(VhostUserRequest.GetFeatures);
+        Send(VhostUserRequest.SetProtocolFeatures, Bytes(Ask(VhostUserRequest.GetProtocolFeatures)));
+        Accepted(VhostUserRequest.SetFeatures, Bytes(features & ~LogAll & ~(1UL << Vhost.VIRTIO_RING_F_EVENT_IDX)));
+    }
+
+    /// <summary>Shares the memory, and has the virtqueue run.</summary>
+    /// <param name="next">Where it begins.</param>
+    public void Start(uint next = 0)
+    {
+        ShareMemory();
+        Accepted(VhostUserRequest.SetVringNum, State(0, DiskGuest.QueueSize));
+        Accepted(VhostUserRequest.SetVringBase, State(0, next));
+        Accepted(VhostUserRequest.SetVringAddr, Address(0, User));
+        Accepted(VhostUserRequest.SetVringKick, Bytes(0UL), Kick);
+        Accepted(VhostUserRequest.SetVringCall, Bytes(0UL), Call);
+        Accepted(VhostUserRequest.SetVringEnable, State(0, 1));
+    }
+
+    /// <summary>Shares the memory, with another file at address 0 where one is given.</summary>
+    public void ShareMemory(SafeDescriptor? file = null) => Accepted(VhostUserRequest.SetMemTable, Table(Region(0)), file ?? _file);
+
+    public void Disconnect() => Socket.Dispose();
+
+    public void Dispose()
+    {
+        Socket.Dispose();
+        foreach (var descriptor in Received) descriptor.Dispose();
+        foreach (var region in Memory.Regions) region.Dispose();
+        _file.Dispose();
+        Kick.Dispose();
+        Call.Dispose();
+    }
+
+    protected override string? Refusal() => _backend.Error;
+}

@@ -1,0 +1,355 @@
+# A disk that this module provides to a real QEMU: the firmware boots from it, a program of the boot sector writes it, and the VM migrates
+# meanwhile. There is no guest operating system.
+
+BeforeAll {
+    $root = Split-Path (Split-Path $PSScriptRoot)
+    Import-Module (Join-Path $root GuestMemory.psd1)
+    Import-Module (Join-Path $root tests Pester TestHelpers.psm1) -Force
+    Import-Module (Join-Path $PSScriptRoot Qmp.psm1) -Force
+
+    $lacking = if (-not (Get-Command qemu-system-x86_64 -CommandType Application -ErrorAction Ignore)) {
+        'needs qemu-system-x86_64: apt-get install qemu-system-x86'
+    }
+
+    # What the program says on the serial port, from its first sector and from the second one.
+    $greeting = "boot sector`r`n", "disk of the back end`r`n"
+    # It counts rounds at one address. Round n fills sector 64 + n % 256 with the number n, reads it again into one of 64 pages, and compares;
+    # so these pages, which no other program uses, are written by the disk alone. A wrong number, or an error of the disk, is an E on the
+    # serial port, and the end; 256 rounds are a full stop.
+    $counter = 0x604
+    $pages = @{ Address = 0x20000; Size = 64 * 4KB }
+    $first, $sectors = 64, 256
+    $program = (@'
+        31 c0                        # xor  ax, ax
+        8e d8                        # mov  ds, ax
+        8e c0                        # mov  es, ax
+        8e d0                        # mov  ss, ax
+        bc 00 70                     # mov  sp, 0x7000
+        fc                           # cld
+        88 16 00 06                  # mov  [0x600], dl          the disk's number
+        66 c7 06 04 06 00 00 00 00   # mov  dword [0x604], 0     the counter
+        66 c7 06 10 06 10 00 01 00   # mov  dword [0x610], 0x10010   a request: of 16 bytes, for one sector,
+        66 c7 06 14 06 00 80 00 00   # mov  dword [0x614], 0x8000    to 0:8000,
+        66 c7 06 18 06 01 00 00 00   # mov  dword [0x618], 1         of sector 1
+        66 c7 06 1c 06 00 00 00 00   # mov  dword [0x61c], 0
+        be e7 7c                     # mov  si, text
+        e8 89 00                     # call print
+        b4 42                        # mov  ah, 0x42             read
+        e8 6d 00                     # call disk
+        be 00 80                     # mov  si, 0x8000
+        e8 7e 00                     # call print
+                                     # round:
+        66 ff 06 04 06               # inc  dword [0x604]
+        31 c0                        # xor  ax, ax
+        8e c0                        # mov  es, ax
+        bf 00 90                     # mov  di, 0x9000
+        66 a1 04 06                  # mov  eax, [0x604]
+        b9 80 00                     # mov  cx, 128
+        66 f3 ab                     # rep  stosd
+        66 0f b6 c0                  # movzx eax, al
+        66 83 c0 40                  # add  eax, 64
+        66 a3 18 06                  # mov  [0x618], eax
+        66 c7 06 14 06 00 90 00 00   # mov  dword [0x614], 0x9000
+        b4 43                        # mov  ah, 0x43             write
+        e8 37 00                     # call disk
+        a1 04 06                     # mov  ax, [0x604]
+        83 e0 3f                     # and  ax, 63
+        c1 e0 08                     # shl  ax, 8
+        05 00 20                     # add  ax, 0x2000
+        c7 06 14 06 00 00            # mov  word [0x614], 0
+        a3 16 06                     # mov  [0x616], ax
+        b4 42                        # mov  ah, 0x42             read
+        e8 1d 00                     # call disk
+        8e 06 16 06                  # mov  es, [0x616]
+        31 ff                        # xor  di, di
+        66 a1 04 06                  # mov  eax, [0x604]
+        b9 80 00                     # mov  cx, 128
+        66 f3 af                     # repe scasd
+        75 19                        # jne  bad
+        84 c0                        # test al, al
+        75 a0                        # jne  round
+        b0 2e                        # mov  al, '.'
+        e8 23 00                     # call put
+        eb 99                        # jmp  round
+                                     # disk:
+        30 c0                        # xor  al, al
+        8a 16 00 06                  # mov  dl, [0x600]
+        be 10 06                     # mov  si, 0x610
+        cd 13                        # int  0x13
+        72 01                        # jc   bad
+        c3                           # ret
+                                     # bad:
+        b0 45                        # mov  al, 'E'
+        e8 0e 00                     # call put
+        fa                           # cli
+        f4                           # hlt
+        eb fc                        # jmp  -4
+                                     # print:
+        ac                           # lodsb
+        84 c0                        # test al, al
+        74 15                        # je   done
+        e8 02 00                     # call put
+        eb f6                        # jmp  print
+                                     # put:
+        ba fd 03                     # mov  dx, 0x3fd            until the serial port takes a byte
+        88 c4                        # mov  ah, al
+        ec                           # in   al, dx
+        a8 20                        # test al, 0x20
+        74 fb                        # je   -5
+        88 e0                        # mov  al, ah
+        ba f8 03                     # mov  dx, 0x3f8
+        ee                           # out  dx, al
+        c3                           # ret                       done
+'@ -replace '#.*' -split '\s+').Where{ $_ }.ForEach{ [Convert]::ToByte($_, 16) }
+
+    function Write-Disk([string] $Path) {
+        # An image that boots, and gives its first sector.
+        $disk = [byte[]]::new(1MB)
+        $text = [Text.Encoding]::ASCII.GetBytes($greeting[0])
+        [byte[]] $sector = $program + $text + 0
+        $sector.CopyTo($disk, 0)
+        $disk[510], $disk[511] = 0x55, 0xaa
+        [Text.Encoding]::ASCII.GetBytes($greeting[1]).CopyTo($disk, 512)
+        [IO.File]::WriteAllBytes($Path, $disk)
+        , $disk[0..511]
+    }
+
+    function Invoke-Pc([string] $Name, [string] $SocketPath, [string[]] $Argument = @()) {
+        # A PC with the back end's disk, whose serial port writes to a file.
+        $folder = (New-Item -ItemType Directory (Join-Path $directory $Name)).FullName
+        $serial = Join-Path $folder serial
+        $qemu = Start-Qemu -Directory $folder -MemorySize 256M -Argument (@(
+                '-serial', "file:$serial"
+                '-chardev', "socket,id=c,path=$SocketPath"
+                '-device', 'vhost-user-blk-pci,chardev=c,bootindex=1'
+            ) + $Argument)
+        $qemu | Add-Member Serial $serial -PassThru
+    }
+
+    function Read-Serial([object] $Pc) {
+        "$(Get-Content -Raw $Pc.Serial -ErrorAction Ignore)"
+    }
+
+    function Get-Round([object] $Backend) {
+        $Backend | Read-GuestMemory $counter -As UInt32 -ErrorAction Stop
+    }
+
+    function Wait-Round([object] $Backend, [object] $Pc, [int] $Count = 1) {
+        # Until the program has done so many more rounds.
+        $until = (Get-Round $Backend) + $Count
+        Wait-Until {
+            if ((Read-Serial $Pc) -clike '*E') { throw "The guest has read something else than it wrote, or its disk failed: round $(Get-Round $Backend); the back end says '$($Backend.Error)'." }
+            (Get-Round $Backend) -ge $until
+        }
+    }
+
+    function Get-WrongSector([string] $Path, [uint] $Round) {
+        # The sectors of an image that do not hold what the program wrote up to a round, which may be half done; in words.
+        $bytes = [IO.File]::ReadAllBytes($Path)
+        for ($i = 0; $i -lt $sectors; $i++) {
+            $words = [uint[]]::new(128)
+            [Buffer]::BlockCopy($bytes, ($first + $i) * 512, $words, 0, 512)
+            $newest = $Round - ($Round - $i + 4 * $sectors) % $sectors
+            $mayBe = $newest -eq $Round ? @($newest, ($newest - $sectors)) : @($newest)
+            if (@($words | Sort-Object -Unique).Count -ne 1 -or $words[0] -notin $mayBe) { "sector $($first + $i) holds $($words[0]) in place of $($mayBe -join ' or ')" }
+        }
+    }
+
+    function Invoke-Migration([object] $Pc, [string] $Path, [long] $Size) {
+        # Migrates to a file, and waits until so much of it is written. No more is, until Complete-Migration; the VM runs meanwhile, since what is left
+        # takes longer than it may stand still.
+        $null = Invoke-Qmp $Pc.Qmp migrate-set-parameters @{ 'max-bandwidth' = 10GB; 'downtime-limit' = 1 }
+        $null = Invoke-Qmp $Pc.Qmp migrate @{ uri = "exec:head -c $Size > $Path; until [ -e $Path.go ] || [ ! -e $Path ]; do sleep 0.1; done; cat >> $Path" }
+        Wait-Until { (Test-Path $Path) -and (Get-Item $Path).Length -eq $Size }
+    }
+
+    function Complete-Migration([object] $Pc, [string] $Path) {
+        $null = Invoke-Qmp $Pc.Qmp migrate-set-parameters @{ 'downtime-limit' = 2000 }
+        $null = New-Item "$Path.go"
+        Wait-Migration $Pc completed
+    }
+
+    function Wait-Migration([object] $Pc, [string] $Status) {
+        Wait-Until {
+            $now = (Invoke-Qmp $Pc.Qmp query-migrate).status
+            if ($now -ne $Status -and $now -in 'completed', 'failed', 'cancelled') { throw "The migration ended as $now." }
+            $now -eq $Status
+        }
+    }
+}
+
+Describe 'The disk of a VM that QEMU runs' {
+    BeforeAll {
+        if ($lacking) { return }
+        $directory = [IO.Directory]::CreateTempSubdirectory('guestmemory-vhost-').FullName
+        $image = Join-Path $directory disk.img
+        $sector = Write-Disk $image
+        $ends = @{}
+        $pcs = @{}
+        $ends.disk = Start-VhostUserBackend (Join-Path $directory disk.sock) $image
+        $pcs.source = Invoke-Pc source $ends.disk.SocketPath
+        Wait-Until { (Read-Serial $pcs.source) -like '*.' }
+    }
+
+    AfterAll {
+        if ($lacking) { return }
+        $pcs.Values.ForEach{ Stop-Qemu $_ }
+        Get-MmapRegion | Remove-MmapRegion -Force
+        Get-VhostUserBackend | Stop-VhostUserBackend -WarningAction Ignore
+        if ($directory) { Remove-Item $directory -Recurse -Force }
+    }
+
+    BeforeEach {
+        if ($lacking) { Set-ItResult -Skipped -Because $lacking }
+    }
+
+    Context 'while it runs' {
+        It 'boots it' {
+            Read-Serial $pcs.source | Should -BeLike "$($greeting -join '')*"
+            $ends.disk.State | Should -Be Connected
+            $ends.disk.ProcessId | Should -Be $pcs.source.Process.Id
+            $ends.disk.ConnectionCount | Should -Be 1
+            $ends.disk.Error | Should -BeNullOrEmpty
+            $ends.disk.IsLogging | Should -BeFalse
+        }
+
+        It 'shows its memory' {
+            # All of it but the addresses of the display and of the adapters.
+            $ends.disk.MemorySize | Should -BeGreaterThan 255MB
+            $ends.disk.MemorySize | Should -BeLessOrEqual 256MB
+            ($ends.disk | Read-GuestMemory 0x7c00 512 -Raw) | Should -Be $sector
+            ($ends.disk | Get-GuestMemory).Size | Should -Be $ends.disk.MemorySize
+            Get-VhostUserBackend disk | Out-String -Width 250 | Should -Match "disk\s+Connected\s+1 MiB\s+$($pcs.source.Process.Id)\s+25[56](\.\d)? MiB\s"
+        }
+
+        It 'gets what is written to its memory' {
+            $ends.disk | Write-GuestMemory 128MB -Value 0xfeedfaceu -As UInt32
+            $dump = Invoke-Qmp $pcs.source.Qmp human-monitor-command @{ 'command-line' = "xp /1xw $(128MB)" }
+            $dump.Trim() | Should -BeLike '*: 0xfeedface'
+        }
+
+        It 'writes and reads it' {
+            Wait-Round $ends.disk $pcs.source 300
+            $null = Invoke-Qmp $pcs.source.Qmp stop
+            Get-WrongSector $image (Get-Round $ends.disk) | Should -BeNullOrEmpty
+        }
+
+        It 'is exported as QEMU has it' {
+            (Invoke-Qmp $pcs.source.Qmp query-status).running | Should -BeFalse
+            $saved, $read = 'saved.mem', 'read.mem' | ForEach-Object { Join-Path $directory $_ }
+            # From 1 MiB on QEMU has nothing but memory at these addresses.
+            $null = Invoke-Qmp $pcs.source.Qmp pmemsave @{ val = 1MB; size = 255MB; filename = $saved }
+            $ends.disk | Read-GuestMemory 1MB 255MB -OutFile $read
+            (Get-FileHash $read).Hash | Should -Be (Get-FileHash $saved).Hash
+            $exported = $ends.disk | Export-GuestMemory (Join-Path $directory exported.mem) -PassThru
+            $exported.Size | Should -Be $ends.disk.MemorySize
+            Remove-Item $saved, $read, $exported.Path
+            $null = Invoke-Qmp $pcs.source.Qmp cont
+            Wait-Round $ends.disk $pcs.source
+        }
+
+        It 'has no second front end' {
+            { Invoke-Pc second $ends.disk.SocketPath } | Should -Throw
+            $ends.disk.Error | Should -BeLike "*refused*$($pcs.source.Process.Id) is connected*"
+            $ends.disk.ProcessId | Should -Be $pcs.source.Process.Id
+            $ends.disk.ConnectionCount | Should -Be 1
+            Wait-Round $ends.disk $pcs.source 300
+        }
+    }
+
+    Context 'while it migrates' {
+        It 'is not logged any more when the migration was cancelled' {
+            $null = Invoke-Qmp $pcs.source.Qmp migrate-set-parameters @{ 'max-bandwidth' = 64KB }
+            $null = Invoke-Qmp $pcs.source.Qmp migrate @{ uri = 'exec:cat > /dev/null' }
+            Wait-Until { $ends.disk.IsLogging }
+            Get-VhostUserBackend disk | Out-String -Width 250 | Should -Match 'MiB\s+on\s'
+            Wait-Round $ends.disk $pcs.source 300
+            $null = Invoke-Qmp $pcs.source.Qmp migrate_cancel
+            Wait-Migration $pcs.source cancelled
+            Wait-Until { -not $ends.disk.IsLogging }
+            Wait-Round $ends.disk $pcs.source 300
+        }
+
+        It 'is not logged any more when the migration has failed' {
+            $null = Invoke-Qmp $pcs.source.Qmp migrate @{ uri = 'exec:exit 1' }
+            Wait-Migration $pcs.source failed
+            Wait-Until { -not $ends.disk.IsLogging }
+            Wait-Round $ends.disk $pcs.source 300
+        }
+
+        It 'loses nothing: the destination has the memory and the disk that the source had' {
+            $state = Join-Path $directory vm.state
+            # The first 640 KiB of the guest are sent, and then nothing until the disk has written each of its pages several times.
+            Invoke-Migration $pcs.source $state 700000
+            $ends.disk.IsLogging | Should -BeTrue
+            # A write of this shell is in the log of the migration, too.
+            $ends.disk | Write-GuestMemory 0x98000 -Value 0xabad1deau -As UInt32
+            Wait-Round $ends.disk $pcs.source 300
+            Complete-Migration $pcs.source $state
+            (Invoke-Qmp $pcs.source.Qmp query-status).status | Should -Be postmigrate
+            $round = Get-Round $ends.disk
+            Get-WrongSector $image $round | Should -BeNullOrEmpty
+            $hash = (Get-FileHash $image).Hash
+
+            $ends.other = Start-VhostUserBackend (Join-Path $directory other.sock) $image
+            $pcs.destination = Invoke-Pc destination $ends.other.SocketPath -Argument '-S', '-incoming', 'defer'
+            $null = Invoke-Qmp $pcs.destination.Qmp migrate-incoming @{ uri = "exec:cat $state" }
+            Wait-Until { (Invoke-Qmp $pcs.destination.Qmp query-status).status -eq 'paused' }
+            # It has not run yet, and so not shared its memory; that is its memfd.
+            $memfd = @(Get-ChildItem "/proc/$($pcs.destination.Process.Id)/fd").Where{ $_.LinkTarget -like '/memfd:memory-backend-memfd*' }[0].FullName
+            $migrated = New-MmapRegion 256MB 0 -BackingPath $memfd
+            Read-GuestMemory -Memory $migrated -Address $counter -As UInt32 | Should -Be $round
+            Read-GuestMemory -Memory $migrated -Address 0x98000 -As UInt32 | Should -Be 0xabad1deau
+            $number = Read-GuestMemory -Memory $migrated -Address $pages.Address -As UInt32
+            $number | Should -BeGreaterThan ($round - 65) -Because 'the page that the disk wrote has its newest content'
+            foreach ($region in $ends.disk.Memory.Regions) {
+                $hashes = $region, $migrated | ForEach-Object {
+                    $bytes = Read-GuestMemory -Memory $_ -Address $region.GuestAddress -Size $region.Size -Raw
+                    [Convert]::ToHexString([Security.Cryptography.SHA256]::HashData($bytes))
+                }
+                $hashes[1] | Should -Be $hashes[0] -Because "this is the memory from 0x$($region.GuestAddress.ToString('x')) on"
+            }
+            $migrated | Remove-MmapRegion
+            (Get-FileHash $image).Hash | Should -Be $hash -Because 'the destination has not run yet'
+        }
+
+        It 'goes on at the destination, where the source left it' {
+            Stop-Qemu $pcs.source
+            $pcs.Remove('source')
+            Wait-Until { $ends.disk.State -eq 'Listening' }
+            $null = Invoke-Qmp $pcs.destination.Qmp cont
+            Wait-Until { $ends.other.MemorySize }
+            Wait-Round $ends.other $pcs.destination 600
+            $null = Invoke-Qmp $pcs.destination.Qmp stop
+            Get-WrongSector $image (Get-Round $ends.other) | Should -BeNullOrEmpty
+            Read-Serial $pcs.destination | Should -Match '^\.+$'
+            $ends.other.Error | Should -BeNullOrEmpty
+            $null = Invoke-Qmp $pcs.destination.Qmp cont
+        }
+    }
+
+    Context 'when its QEMU is killed' {
+        It 'serves the next one' {
+            Wait-Round $ends.other $pcs.destination
+            $pcs.destination.Process.Kill()
+            $pcs.destination.Process.WaitForExit()
+            Wait-Until { $ends.other.State -eq 'Listening' }
+            $pcs.next = Invoke-Pc next $ends.other.SocketPath
+            Wait-Until { (Read-Serial $pcs.next) -like "$($greeting -join '')*." }
+            $ends.other.ProcessId | Should -Be $pcs.next.Process.Id
+            $ends.other.ConnectionCount | Should -Be 2
+            Wait-Round $ends.other $pcs.next 300
+            $null = Invoke-Qmp $pcs.next.Qmp stop
+            Get-WrongSector $image (Get-Round $ends.other) | Should -BeNullOrEmpty
+        }
+
+        It 'stops, and leaves no descriptor and no thread' {
+            Stop-Qemu $pcs.next
+            $pcs.Remove('next')
+            Get-VhostUserBackend | Stop-VhostUserBackend
+            Get-VhostUserBackend | Should -BeNullOrEmpty
+            Wait-Until { -not (Get-NamedThread 'vhost-*') }
+            Get-ChildItem $directory -Filter *.sock | Should -BeNullOrEmpty
+        }
+    }
+}
