@@ -70,11 +70,14 @@ public sealed class KvmDirtyLogTests
         using var guest = new TestGuest(new KvmVmOptions { DirtyLog = DirtyLogMode.Ring, DirtyRingEntries = 1024 });
         var slot = guest.Vm.AddMemoryRegion(new GuestAddress(Address), SlotMapping.Anonymous(2 * Pages * Page), readOnly: false, logDirtyPages: true, MemCacheType.CacheCoherent);
         guest.Load(WritePages(leave: false), TestGuest.Hlt);
+        var pages = Array.Empty<long>();
         var failure = Record.Exception(() => guest.Run());
+        // What it wrote after the last exit is looked at by the query.
+        failure ??= Record.Exception(() => pages = [.. Dirty(guest, slot)]);
         if (failure is null)
         {
             Assert.InRange(guest.Vcpu.DirtyRingFullExits, 2, (long)Pages);
-            Assert.Equal(EveryOther, Dirty(guest, slot));
+            Assert.Equal(EveryOther, pages);
             return;
         }
 
