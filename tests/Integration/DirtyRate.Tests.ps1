@@ -8,7 +8,7 @@ BeforeAll {
 
     $lacking = if (-not (Get-Command qemu-system-x86_64 -CommandType Application -ErrorAction Ignore)) { 'needs qemu-system-x86_64: apt-get install qemu-system-x86' }
     elseif (-not (Get-Command perl -CommandType Application -ErrorAction Ignore)) { 'needs perl: apt-get install perl' }
-    elseif (($feature = Test-GuestMemorySupport UserfaultfdWriteProtectAsync) -and -not $feature.Supported) { "this host cannot track what another process writes: $($feature.Detail)" }
+    elseif (($feature = Test-GuestMemorySupport PagemapScan) -and -not $feature.Supported) { "this host cannot track what another process writes: $($feature.Detail)" }
 
     # A boot sector: writes every page from 16 MiB to 128 MiB once, says "R" on the serial port, and then writes 8 pages, chosen at random of
     # 32 MiB from 16 MiB on, at every 4 million ticks of the time-stamp counter.
