@@ -12,6 +12,8 @@ using GuestMemory.Bench;
 // bench cold [--mib N] [--vms N] [--touches N] [--rounds N] [--write FILE]         an image on a slow disk
 // bench working-set [--mib N] [--touches N] [--rounds N] [--write FILE]           records with and without pages, there
 // bench neighbours [--touches N] [--rounds N] [--write FILE]                      a quiet VM beside one that is not
+// bench disk [--mib N] [--rounds N] [--milliseconds N] [--write FILE]             a vhost-user disk beside qemu-storage-daemon's
+// bench serve-disk SOCKET IMAGE  such a disk in a process of its own, until its input ends
 // bench host [--mib N] [--vms N] [--rounds N] [--write FILE]        the handler's own process, as Package publishes it
 return args switch
 {
@@ -25,6 +27,8 @@ return args switch
     ["cold", .. var options] => new ColdScenario(options).Run(),
     ["working-set", .. var options] => new WorkingSetScenario(options).Run(),
     ["neighbours", .. var options] => new NeighbourScenario(options).Run(),
+    ["disk", .. var options] => new DiskScenario(options).Run(),
+    ["serve-disk", var socket, var image] => DiskScenario.Serve(socket, image),
     ["host", .. var options] => new HostScenario(options).Run(),
     [] => new FaultScenario([]).Run(),
     _ => Usage(),
@@ -54,6 +58,7 @@ static int Usage()
     Console.Error.WriteLine("       ./build.sh Bench cold [--mib 256] [--vms 8] [--touches 500] [--rounds 9] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench working-set [--mib 256] [--touches 4096] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench neighbours [--touches 20000] [--rounds 5] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench disk [--mib 512] [--rounds 9] [--milliseconds 1000] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench xen [--pairs 5] [--attempts 1] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench host [--mib 1024] [--vms 50] [--rounds 9] [--write docs/performance.md]");
     return 2;
