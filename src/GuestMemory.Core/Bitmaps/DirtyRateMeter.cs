@@ -136,6 +136,7 @@ public sealed class DirtyRateMeter(int hottest = 3)
     /// <summary>The hottest ranges: runs of words of the bitmaps (64 pages each) that are at least half as hot as the hottest one.</summary>
     private List<AddressRange> Hottest(IReadOnlyList<DirtyBitmap> bitmaps)
     {
+        if (hottest == 0) return [];
         var hottestWord = 0f;
         foreach (var bitmap in bitmaps)
         {
@@ -150,7 +151,7 @@ public sealed class DirtyRateMeter(int hottest = 3)
         }
 
         var ranges = new List<(AddressRange Range, float Heat)>();
-        if (hottestWord == 0 || hottest == 0) return [];
+        if (hottestWord == 0) return [];
         foreach (var bitmap in bitmaps) AddRanges(bitmap, _heat[DirtyPages.KeyOf(bitmap)], hottestWord / 2, ranges);
         return [.. ranges.OrderByDescending(static range => range.Heat).Take(hottest).Select(static range => range.Range)];
     }

@@ -7,6 +7,7 @@ namespace GuestMemory.Core.Interop;
 internal static unsafe partial class Descriptor
 {
     public const int F_DUPFD_CLOEXEC = 1030;
+    public const int RWF_NOWAIT = 8;
 
     /// <summary>A second descriptor of the same open file.</summary>
     public static SafeFileHandle Duplicate(SafeHandle descriptor)
@@ -30,6 +31,16 @@ internal static unsafe partial class Descriptor
         return count;
     }
 
+    /// <summary>
+    /// Reads once and never waits, also where another process that shares the descriptor has made it blocking; the number of bytes, or the negated
+    /// error number: EOPNOTSUPP where the kernel cannot do so with this kind of descriptor.
+    /// </summary>
+    public static nint TryReadNoWait(int descriptor, void* buffer, nuint length)
+    {
+        var vector = new IoVec { iov_base = buffer, iov_len = length };
+        return Result(preadv2(descriptor, &vector, 1, -1, RWF_NOWAIT));
+    }
+
     /// <summary>Writes once, again after EINTR; the number of bytes, or the negated error number.</summary>
     public static nint TryWrite(int descriptor, void* buffer, nuint length)
     {
@@ -46,6 +57,9 @@ internal static unsafe partial class Descriptor
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint read(int fd, void* buf, nuint count);
+
+    [LibraryImport("libc", SetLastError = true)]
+    private static partial nint preadv2(int fd, IoVec* iov, int iovcnt, long offset, int flags);
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint write(int fd, void* buf, nuint count);

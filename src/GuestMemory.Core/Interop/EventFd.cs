@@ -51,10 +51,9 @@ internal static unsafe partial class EventFd
     {
         using var lease = new DescriptorLease(descriptor);
         ulong count;
-        var vector = new IoVec { iov_base = &count, iov_len = sizeof(ulong) };
-        var bytes = preadv2(lease.Number, &vector, 1, -1, Userfaultfd.RWF_NOWAIT);
-        // Linux before 5.8 knows no RWF_NOWAIT here.
-        if (bytes < 0 && Marshal.GetLastPInvokeError() == Errno.EOPNOTSUPP && (Readiness(descriptor) & Poll.POLLIN) != 0) bytes = Descriptor.TryRead(lease.Number, &count, sizeof(ulong));
+        var bytes = Descriptor.TryReadNoWait(lease.Number, &count, sizeof(ulong));
+        // Linux before 5.8.
+        if (bytes == -Errno.EOPNOTSUPP && (Readiness(descriptor) & Poll.POLLIN) != 0) bytes = Descriptor.TryRead(lease.Number, &count, sizeof(ulong));
         return bytes == sizeof(ulong);
     }
 
@@ -85,7 +84,4 @@ internal static unsafe partial class EventFd
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint write(int fd, void* buf, nuint count);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint preadv2(int fd, IoVec* iov, int iovcnt, long offset, int flags);
 }

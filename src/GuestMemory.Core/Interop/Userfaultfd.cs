@@ -24,7 +24,6 @@ internal static unsafe partial class Userfaultfd
     public const int O_CLOEXEC = 0x80000;
     public const int O_NONBLOCK = 0x800;
     public const int O_RDWR = 2;
-    public const int RWF_NOWAIT = 8;
 
     public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
     public const ulong UFFDIO_REGISTER_MODE_WP = 2;
@@ -237,16 +236,18 @@ internal static unsafe partial class Userfaultfd
     public static int TryRead(int uffd, UffdMsg* messages, int capacity, ref bool knowsNoWait)
     {
         var length = (nuint)(capacity * sizeof(UffdMsg));
-        nint bytes = -1;
+        nint bytes;
         if (knowsNoWait)
         {
-            var vector = new IoVec { iov_base = messages, iov_len = length };
-            bytes = preadv2(uffd, &vector, 1, -1, RWF_NOWAIT);
-            if (bytes < 0 && Marshal.GetLastPInvokeError() is Errno.EOPNOTSUPP or Errno.ENOSYS or Errno.EPERM) knowsNoWait = false;
+            bytes = Descriptor.TryReadNoWait(uffd, messages, length);
+            if (bytes is -Errno.EOPNOTSUPP or -Errno.ENOSYS or -Errno.EPERM) knowsNoWait = false;
+            else return Count(bytes);
         }
 
-        if (!knowsNoWait) bytes = read(uffd, messages, length);
-        return bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : -Marshal.GetLastPInvokeError();
+        bytes = read(uffd, messages, length);
+        return bytes >= 0 ? Count(bytes) : -Marshal.GetLastPInvokeError();
+
+        static int Count(nint bytes) => bytes >= 0 ? (int)bytes / sizeof(UffdMsg) : (int)bytes;
     }
 
     /// <summary>Whether a received descriptor is a userfaultfd.</summary>
@@ -304,7 +305,4 @@ internal static unsafe partial class Userfaultfd
 
     [LibraryImport("libc", SetLastError = true)]
     private static partial nint read(int fd, void* buf, nuint count);
-
-    [LibraryImport("libc", SetLastError = true)]
-    private static partial nint preadv2(int fd, IoVec* iov, int iovcnt, long offset, int flags);
 }

@@ -148,12 +148,20 @@ public abstract class BlockDeviceTests : IDisposable
         using var disk = Open(wrap: io => held = new HeldDiskIo(io, _kick, static operation => operation.Offset == 0));
         Guest.Put(0, VirtioBlk.VIRTIO_BLK_T_IN, 0, (Data, 512, true));
         Guest.Kick();
-        Host.Until(() => held.HeldCount == 1);
-        Guest.Put(1, VirtioBlk.VIRTIO_BLK_T_IN, 1, (Data + 512, 512, true));
-        Guest.Kick();
-        Host.Until(() => Guest.UsedIndex == 1);
-        Assert.Equal([1], Guest.Returned);
-        held.Release();
+        try
+        {
+            Host.Until(() => held.HeldCount == 1 && held.IsWaiting);
+            Guest.Put(1, VirtioBlk.VIRTIO_BLK_T_IN, 1, (Data + 512, 512, true));
+            Guest.Kick();
+            Host.Until(() => Guest.UsedIndex == 1);
+            Assert.Equal([1], Guest.Returned);
+        }
+        finally
+        {
+            // Where it fails the stop would wait for it.
+            held.Release();
+        }
+
         Host.Until(() => Guest.UsedIndex == 2);
         Assert.Equal([1, 0], Guest.Returned);
         Assert.Equal((Pattern(0), Pattern(1)), (Read(Data, 1)[0], Read(Data + 512, 1)[0]));

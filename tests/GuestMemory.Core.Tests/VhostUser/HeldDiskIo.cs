@@ -8,9 +8,13 @@ internal sealed class HeldDiskIo(IDiskIo io, SafeDescriptor wake, Predicate<Disk
     private readonly List<DiskOperation> _begun = [];
     private bool _released;
     private volatile bool _sawStop;
+    private volatile bool _isWaiting;
 
     /// <summary>Whether the virtqueue's thread knows that it is to stop.</summary>
     public bool SawStop => _sawStop;
+
+    /// <summary>Whether the virtqueue's thread has begun to wait since it began an operation; then it notices nothing but events.</summary>
+    public bool IsWaiting => _isWaiting;
 
     public int HeldCount
     {
@@ -33,6 +37,7 @@ internal sealed class HeldDiskIo(IDiskIo io, SafeDescriptor wake, Predicate<Disk
     {
         lock (_lock)
         {
+            _isWaiting = false;
             _begun.Add(operation);
             if (!_released && holds(operation))
             {
@@ -55,6 +60,7 @@ internal sealed class HeldDiskIo(IDiskIo io, SafeDescriptor wake, Predicate<Disk
             }
         }
 
+        _isWaiting = true;
         io.Wait();
     }
 
