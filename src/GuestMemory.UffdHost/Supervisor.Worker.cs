@@ -286,16 +286,21 @@ internal sealed partial class Supervisor
         var longest = _failedStarts > ManyFailedStarts ? LongestPause : MaxPause;
         var pause = _restless == 0 ? 0 : Math.Min(longest, 2 << Math.Min(_restless, 20));
         _restless++;
-        if (_startAt == 0 && (_worker is null || _spare is null)) _startAt = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * pause);
+        var at = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * pause);
+        // Sooner than a spare one would have been.
+        if ((_worker is null || _spare is null) && (_startAt == 0 || at < _startAt)) _startAt = at;
     }
 
     /// <summary>
     /// Has a spare worker started where there is none. Where workers end one soon after the other it does not wait for the present one to
-    /// be ready, which may end before.
+    /// be ready, which may end before; else it waits a moment, since the VMs that were waiting for the handler come now, and the start and
+    /// rehearsal of a process would have their first pages wait.
     /// </summary>
     private void Staff()
     {
-        if (!_stopping && _isListening && _spare is null && _startAt == 0 && _worker is not null && (_worker.IsReady || _restless > 1)) _startAt = Stopwatch.GetTimestamp();
+        if (_stopping || !_isListening || _spare is not null || _startAt != 0 || _worker is null) return;
+        if (_restless > 1) _startAt = Stopwatch.GetTimestamp();
+        else if (_worker.IsReady) _startAt = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * SparePause);
     }
 
     private void EndWorkers()

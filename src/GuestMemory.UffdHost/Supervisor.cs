@@ -16,6 +16,9 @@ internal sealed partial class Supervisor : IDisposable
     private const int MaxPause = 100;
     private const int LongestPause = 2000;
     private const int ManyFailedStarts = 10;
+
+    // How long after the worker is ready a spare one is started, in milliseconds.
+    private const int SparePause = 300;
     private const int LastRounds = 16;
     private const int TellPause = 20;
     private const int LookPause = 2;
