@@ -208,7 +208,7 @@ high,0x100000000,128KiB
             `$failure.FullyQualifiedErrorId"
         $program, $arguments = Get-PowerShellCommand
         $output = & $program $arguments -NoProfile -NonInteractive -Command $command
-        $others | Remove-MmapRegion
+        if ($others) { $others | Remove-MmapRegion }
         $output | Should -HaveCount 2
         $output[0] | Should -Be 2MB
         $output[1] | Should -BeLike 'PageNotAccessible,*'
