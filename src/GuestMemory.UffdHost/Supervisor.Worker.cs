@@ -286,8 +286,8 @@ internal sealed partial class Supervisor
         var longest = _failedStarts > ManyFailedStarts ? LongestPause : MaxPause;
         var pause = _restless == 0 ? 0 : Math.Min(longest, 2 << Math.Min(_restless, 20));
         _restless++;
-        var at = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * pause);
-        // Sooner than a spare one would have been.
+        var at = After(pause);
+        // The start of a spare worker may be due later than the VMs can wait.
         if ((_worker is null || _spare is null) && (_startAt == 0 || at < _startAt)) _startAt = at;
     }
 
@@ -299,9 +299,11 @@ internal sealed partial class Supervisor
     private void Staff()
     {
         if (_stopping || !_isListening || _spare is not null || _startAt != 0 || _worker is null) return;
-        if (_restless > 1) _startAt = Stopwatch.GetTimestamp();
-        else if (_worker.IsReady) _startAt = Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * SparePause);
+        if (_restless > 1) _startAt = After(0);
+        else if (_worker.IsReady) _startAt = After(SparePause);
     }
+
+    private static long After(int milliseconds) => Stopwatch.GetTimestamp() + (Stopwatch.Frequency / 1000 * milliseconds);
 
     private void EndWorkers()
     {

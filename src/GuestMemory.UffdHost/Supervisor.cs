@@ -19,6 +19,7 @@ internal sealed partial class Supervisor : IDisposable
 
     // How long after the worker is ready a spare one is started, in milliseconds.
     private const int SparePause = 300;
+
     private const int LastRounds = 16;
     private const int TellPause = 20;
     private const int LookPause = 2;
