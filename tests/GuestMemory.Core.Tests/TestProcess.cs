@@ -22,7 +22,20 @@ internal static class TestProcess
     }
 
     /// <summary>Whether a process runs, or is stopped; one that has ended and was not reaped is not alive.</summary>
-    public static bool IsAlive(int process) => File.Exists($"/proc/{process}/stat") && !File.ReadAllText($"/proc/{process}/stat").Contains(") Z ", StringComparison.Ordinal);
+    public static bool IsAlive(int process) => State(process) is not (null or 'Z');
+
+    /// <summary>What proc(5) calls the state of a process, such as T where it is stopped; null where there is none.</summary>
+    public static char? State(int process)
+    {
+        try
+        {
+            return File.ReadAllText($"/proc/{process}/stat").Split(") ")[^1][0];
+        }
+        catch (IOException)
+        {
+            return null;
+        }
+    }
 
     /// <summary>The children of a process; none where it has ended.</summary>
     public static int[] Children(int process)

@@ -58,7 +58,7 @@ public sealed partial class HostTests
         var handler = WithDebug("stop-when-started", () => Start(1));
         Assert.Equal(handler.ProcessId, handler.Id);
         // It stops itself some time after its report; a signal that comes earlier would be lost.
-        Host.Until(() => File.ReadAllText($"/proc/{handler.ProcessId}/stat").Split(") ")[^1][0] == 'T');
+        Host.Until(() => TestProcess.State(handler.ProcessId) is 'T');
         Assert.True(Signal(handler.ProcessId, 18));
         Assert.Equal(UffdHandlerState.Listening, handler.State);
         handler.Stop();

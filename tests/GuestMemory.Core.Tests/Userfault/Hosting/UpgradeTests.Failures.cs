@@ -184,7 +184,7 @@ public sealed partial class UpgradeTests
         Assert.True(process.WaitForExit(Host.Patience));
     }
 
-    private static bool IsStopped(int process) => File.Exists($"/proc/{process}/stat") && File.ReadAllText($"/proc/{process}/stat").Contains(") T ", StringComparison.Ordinal);
+    private static bool IsStopped(int process) => State(process) is 'T';
 
     /// <summary>Without the assemblies that .NET loads as it goes.</summary>
     private static int Descriptors(int process) => Directory.GetFiles($"/proc/{process}/fd").Count(static link => new FileInfo(link).LinkTarget?.EndsWith(".dll", StringComparison.Ordinal) == false);
