@@ -1,8 +1,12 @@
+using System.Globalization;
+
 namespace GuestMemory.Core.Interop;
 
 /// <summary>A listening Unix socket: created with mode 0600, checks the peer of each connection, and removes its path when disposed.</summary>
 internal sealed class UnixListener : IDisposable
 {
+    private const uint AcceptsConnections = 0x10000;
+
     private readonly ulong _inode;
     private readonly AllowedPeers? _allowed;
     private bool _keepsPath;
@@ -125,7 +129,7 @@ internal sealed class UnixListener : IDisposable
     {
         try
         {
-            return File.ReadLines("/proc/net/unix").Any(line => line.EndsWith(" " + path, StringComparison.Ordinal));
+            return File.ReadLines("/proc/net/unix").Any(line => line.EndsWith(" " + path, StringComparison.Ordinal) && IsListener(line));
         }
         catch (IOException)
         {
@@ -136,6 +140,10 @@ internal sealed class UnixListener : IDisposable
             return false;
         }
     }
+
+    /// <summary>Whether a line of /proc/net/unix is that of a socket that accepts connections (__SO_ACCEPTCON in its flags, the fourth field). Those that it accepted have its path, too.</summary>
+    private static bool IsListener(string line) => line.Split(' ', 5, StringSplitOptions.RemoveEmptyEntries) is [_, _, _, var flags, _]
+        && uint.TryParse(flags, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var bits) && (bits & AcceptsConnections) != 0;
 
     private static GuestMemoryException InUse(string path) =>
         new(GuestMemoryError.SocketInUse, $"Another process listens at {path}. Stop it, or give another path.");

@@ -56,5 +56,23 @@ public sealed class UnixListenerTests : IDisposable
         });
     }
 
+    /// <summary>A connection that the listener has accepted has its path, too, and may be open when the listener is gone: its child's, for example.</summary>
+    [Fact]
+    public void ASocketWithoutAListenerIsReplacedThoughAConnectionIsOpen()
+    {
+        using var peer = UnixSocket.Create(nonBlocking: false);
+        using var former = UnixSocket.Create(nonBlocking: false);
+        Assert.Equal((0, 0), (UnixSocket.TryBind(former, _folder["s"]), UnixSocket.TryListen(former, 1)));
+        Assert.Equal(GuestMemoryError.SocketInUse, Assert.Throws<GuestMemoryException>(Listen).Error);
+        Assert.Equal(0, UnixSocket.TryConnect(peer, _folder["s"]));
+        using var accepted = UnixSocket.TryAccept(former, out _, nonBlocking: false);
+        former.Dispose();
+        Assert.Contains(File.ReadLines("/proc/net/unix"), line => line.EndsWith(" " + _folder["s"], StringComparison.Ordinal));
+        using var listener = Listen();
+        Assert.Equal(_folder["s"], listener.Path);
+
+        UnixListener Listen() => UnixListener.Open(_folder["s"], allowed: null, force: false);
+    }
+
     private UnixListener Open() => UnixListener.Open(_folder["s"], AllowedPeers.Find(["65534"], []), force: false);
 }
