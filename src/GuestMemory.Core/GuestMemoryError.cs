@@ -75,6 +75,8 @@ public enum GuestMemoryError
     InvalidLog,
     /// <summary>The dirty log was disposed, and no region marks in it any more.</summary>
     LogDisposed,
+    /// <summary>Only the front end that migrates the VM takes the marks of its log, and the memory has no other bitmap.</summary>
+    LogOfFrontEnd,
 
     // Memory in the slots of a VM
     /// <summary>An offset or address is not a multiple of the page size (upstream: NotPageAligned).</summary>

@@ -355,6 +355,6 @@ $null = [Console]::In.ReadLine()
     }
 
     It 'says what it gives' {
-        (Get-Command Set-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.GuestMemoryMmap])
+        (Get-Command Set-DirtyBitmap).OutputType.Type | Should -Be ([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.GuestMemoryMmap], [GuestMemory.Core.VhostUser.VhostUserDisk])
     }
 }

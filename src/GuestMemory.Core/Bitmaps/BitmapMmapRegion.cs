@@ -30,13 +30,19 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
         _base = start;
     }
 
-    /// <summary>The tracker that is installed: an <see cref="AtomicBitmap"/>, the part of a shared log, or null.</summary>
-    public IDirtyTracker? Tracker => Original._tracker;
+    /// <summary>
+    /// The tracker that is installed: an <see cref="AtomicBitmap"/>, the part of a shared log, or null. The log of a front end that writes
+    /// are marked in besides is not meant.
+    /// </summary>
+    public IDirtyTracker? Tracker => LoggedTracker.OwnOf(Installed);
+
+    /// <summary>What marks go to: <see cref="Tracker"/>, or that and the log of a front end.</summary>
+    internal IDirtyTracker? Installed => Original._tracker;
 
     private BitmapMmapRegion Original => _original ?? this;
 
     /// <summary>The tracker that is installed, for debuggers.</summary>
-    public override string ToString() => Tracker?.ToString() ?? "no tracker";
+    public override string ToString() => Installed?.ToString() ?? "no tracker";
 
     /// <summary>A bitmap without a tracker (vhost-user-backend's with_len).</summary>
     /// <param name="byteSize">Ignored, as upstream: the tracker has a size.</param>
@@ -65,7 +71,7 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
     }
 
     /// <summary>Whether the page that holds this byte is marked; false without a tracker.</summary>
-    public bool IsDirtyAt(ulong offset) => Tracker?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
+    public bool IsDirtyAt(ulong offset) => Installed?.IsDirtyAt(offset > ulong.MaxValue - _base ? ulong.MaxValue : _base + offset) ?? false;
 
     /// <summary>
     /// Installs a tracker in place of the former one; null ends the tracking. Every mark whose call has not returned yet is in the new
@@ -85,7 +91,7 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
             return;
         }
 
-        (tracker as AtomicBitmapMmap)?.Log.AddReference();
+        AddReferences(tracker);
         var former = Interlocked.Exchange(ref _tracker, tracker);
         Interlocked.Increment(ref _replacements);
         // A marking thread issues no barrier between its mark and its second look at the tracker; the process-wide barrier takes its
@@ -94,25 +100,28 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
         Interlocked.MemoryBarrierProcessWide();
         try
         {
-            if (former is null || tracker is null || keepBytes == 0) return;
-            new DirtyBitmap(former.OffsetInFirstPage, keepBytes, former, former.Snapshot(), "").MarkIn(tracker, former.OffsetInFirstPage);
+            if (LoggedTracker.OwnOf(former) is not { } from || LoggedTracker.OwnOf(tracker) is not { } to || keepBytes == 0) return;
+            new DirtyBitmap(from.OffsetInFirstPage, keepBytes, from, from.Snapshot(), "").MarkIn(to, from.OffsetInFirstPage);
         }
         finally
         {
-            (former as AtomicBitmapMmap)?.Log.ReleaseReference();
+            var (own, frontEnd) = LogsOf(former);
+            own?.ReleaseReference();
+            frontEnd?.ReleaseReference();
         }
     }
 
     /// <summary>Reads the marks of the tracker that is installed, or takes them; null where there is none.</summary>
+    /// <exception cref="GuestMemoryException">LogOfFrontEnd: they are to be taken, and only a front end may.</exception>
     internal (IDirtyTracker Tracker, ulong[] Words)? Read(bool take)
     {
-        while (Tracker is { } tracker)
+        while (Installed is { } tracker)
         {
             try
             {
                 return (tracker, take ? tracker.GetAndReset() : tracker.Snapshot());
             }
-            catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.LogDisposed && Tracker != tracker)
+            catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.LogDisposed && Installed != tracker)
             {
                 // It was replaced, and its log released, before it could be read.
             }
@@ -121,11 +130,32 @@ public sealed class BitmapMmapRegion : IBitmapReplace<IDirtyTracker>, INewBitmap
         return null;
     }
 
+    /// <exception cref="GuestMemoryException">LogDisposed; no log is kept then.</exception>
+    private static void AddReferences(IDirtyTracker? tracker)
+    {
+        var (own, frontEnd) = LogsOf(tracker);
+        own?.AddReference();
+        try
+        {
+            frontEnd?.AddReference();
+        }
+        catch
+        {
+            own?.ReleaseReference();
+            throw;
+        }
+    }
+
+    /// <summary>The logs that a tracker marks in: its own one, and that of a front end.</summary>
+    private static (MmapLogReg? Own, MmapLogReg? FrontEnd) LogsOf(IDirtyTracker? tracker) =>
+        ((LoggedTracker.OwnOf(tracker) as AtomicBitmapMmap)?.Log, (tracker as LoggedTracker)?.Log.Log);
+
     /// <summary>Marks in a tracker of another kind, or, for a slice or a clone, in the bitmap that it was made of.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void MarkOtherwise(IDirtyTracker? tracker, ulong offset, ulong length)
     {
-        tracker?.MarkDirty(offset, length);
+        if (tracker is LoggedTracker logged) logged.MarkDirty(offset, length);
+        else tracker?.MarkDirty(offset, length);
         if (_original is not null && offset <= ulong.MaxValue - _base) _original.MarkDirty(_base + offset, length);
     }
 

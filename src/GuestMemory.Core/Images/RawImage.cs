@@ -58,7 +58,7 @@ public static class RawImage
     /// <param name="keepDirty">Leaves the marks in the bitmaps.</param>
     /// <param name="progress">Told the bytes written so far.</param>
     /// <param name="cancellation">Ends the export; the marks are given back.</param>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff, BaseSizeMismatch, ImageInUse, PageNotAccessible.</exception>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff, LogOfFrontEnd, BaseSizeMismatch, ImageInUse, PageNotAccessible.</exception>
     public static ImageInfo WriteDirty(GuestMemoryMmap memory, string path, bool force, bool keepDirty = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);

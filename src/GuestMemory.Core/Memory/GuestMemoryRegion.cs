@@ -45,7 +45,7 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     /// <summary>Whether it lies on huge pages of hugetlbfs; null where that is not known.</summary>
     public bool? IsHugetlbfs => _memory.IsHugetlbfs;
 
-    /// <summary>Whether writes are tracked.</summary>
+    /// <summary>Whether writes are tracked; the log of a front end that migrates the VM does not count.</summary>
     public bool DirtyTracking => _memory.Bitmap?.Tracker is not null;
 
     /// <summary>The shared log that writes are marked in: its file; null where the bitmap is this process's own.</summary>
@@ -133,8 +133,8 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     public BitmapSlice GetBitmap() => new(_memory.Bitmap);
 
     /// <summary>Which pages were written. With <paramref name="clear"/> the marks are taken: none is lost, and none is seen twice
-    /// (but where the tracker is being replaced at that moment).</summary>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
+    /// (but where the tracker is being replaced at that moment). Where writes are marked in the log of a front end alone, those are read.</summary>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; LogOfFrontEnd: the marks are to be taken, and are the front end's; RegionDisposed.</exception>
     public DirtyBitmap GetDirtyBitmap(bool clear = false)
     {
         ThrowIfDisposed();
@@ -143,11 +143,12 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     }
 
     /// <summary>What writes are marked in.</summary>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff; RegionDisposed.</exception>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff; LogOfFrontEnd: they are marked in the log of a front end alone; RegionDisposed.</exception>
     public IDirtyTracker RequireTracker()
     {
         ThrowIfDisposed();
-        return _memory.Bitmap?.Tracker ?? throw TrackingOff();
+        var tracker = _memory.Bitmap?.Installed ?? throw TrackingOff();
+        return tracker is LoggedTracker logged ? logged.RequireOwn() : tracker;
     }
 
     /// <summary>
@@ -162,11 +163,15 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     {
         ArgumentNullException.ThrowIfNull(regions);
         ArgumentNullException.ThrowIfNull(make);
-        var trackers = new IDirtyTracker?[regions.Count];
-        foreach (var region in regions) region.ThrowIfDisposed();
-        for (var i = 0; i < trackers.Length; i++) trackers[i] = make(regions[i]);
-        for (var i = 0; i < trackers.Length; i++) regions[i]._memory.SetTracker(trackers[i], keepDirty);
+        SetAll(regions, make, (memory, tracker) => memory.SetTracker(tracker, keepDirty));
     }
+
+    /// <summary>Has the writes of regions marked also in the log of a front end from now on, in the place of its former one; all regions, or none where one cannot.</summary>
+    /// <param name="regions">The regions.</param>
+    /// <param name="make">Makes a region's part of the log; null: none.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed; what <paramref name="make"/> throws.</exception>
+    internal static void SetLogs(IReadOnlyList<GuestMemoryRegion> regions, Func<GuestMemoryRegion, AtomicBitmapMmap?> make) =>
+        SetAll(regions, make, static (memory, log) => memory.SetLog(log));
 
     /// <summary>Releases the memory, also while a handler or a VM uses it, and for every region that is made of it.</summary>
     public void Dispose()
@@ -186,6 +191,13 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
     /// <summary>The error of a region for one of a slice: upstream keeps no more than that; here the cause is inside.</summary>
     internal static GuestMemoryException Convert(VolatileMemoryException cause) =>
         new(GuestMemoryError.InvalidBackendAddress, $"The access leaves its region or is not aligned: {cause.Message}", cause) { Address = cause.Address };
+
+    private static void SetAll<T>(IReadOnlyList<GuestMemoryRegion> regions, Func<GuestMemoryRegion, T> make, Action<VolatileMemory, T> set)
+    {
+        foreach (var region in regions) region.ThrowIfDisposed();
+        var made = regions.Select(make).ToArray();
+        for (var i = 0; i < made.Length; i++) set(regions[i]._memory, made[i]);
+    }
 
     private static GuestMemoryException Outside(MemoryRegionAddress address) => Convert(VolatileMemoryException.OutOfBounds(address.Value));
 

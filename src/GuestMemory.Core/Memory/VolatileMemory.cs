@@ -116,20 +116,17 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     /// <exception cref="GuestMemoryException">RegionDisposed; LogDisposed.</exception>
     public void SetTracker(IDirtyTracker? tracker, bool keepDirty = false)
     {
-        lock (LazyInitializer.EnsureInitialized(ref _tracking))
-        {
-            if (IsDisposed) throw RegionDisposed();
-            if (Bitmap is null)
-            {
-                if (tracker is null) return;
-                _bitmap = BitmapOver(tracker);
-                Set(Tracked);
-            }
-            else
-            {
-                Bitmap.Replace(tracker, keepDirty ? Size : 0);
-            }
-        }
+        lock (LazyInitializer.EnsureInitialized(ref _tracking)) Install(LoggedTracker.Of(tracker, (Bitmap?.Installed as LoggedTracker)?.Log), keepDirty);
+    }
+
+    /// <summary>
+    /// Has writes marked also in the log of a front end from now on, in the place of the former one, or in none; the tracker, whose marks are
+    /// not the front end's, stays.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">RegionDisposed; LogDisposed.</exception>
+    internal void SetLog(AtomicBitmapMmap? log)
+    {
+        lock (LazyInitializer.EnsureInitialized(ref _tracking)) Install(LoggedTracker.Of(Bitmap?.Tracker, log), keepDirty: false);
     }
 
     /// <summary>A bitmap that marks in a tracker; null without one.</summary>
@@ -146,7 +143,7 @@ public abstract unsafe partial class VolatileMemory : IDisposable
     {
         lock (LazyInitializer.EnsureInitialized(ref _tracking))
         {
-            if (Bitmap?.Tracker is AtomicBitmapMmap) Bitmap.Replace(null);
+            if (Bitmap?.Installed is AtomicBitmapMmap or LoggedTracker) Bitmap.Replace(Bitmap.Tracker is AtomicBitmapMmap ? null : Bitmap.Tracker);
         }
     }
 
@@ -260,4 +257,19 @@ public abstract unsafe partial class VolatileMemory : IDisposable
 
     internal static GuestMemoryException NoHostAddress() => new(GuestMemoryError.HostAddressNotAvailable,
         "The memory is guarded: an access by its host address can fail or wait (a file, huge pages, or a page-fault handler lies behind it), or it has none. Read and write it by offsets instead.");
+
+    /// <summary>Has marks go to a tracker. Under the lock.</summary>
+    private void Install(IDirtyTracker? tracker, bool keepDirty)
+    {
+        if (IsDisposed) throw RegionDisposed();
+        if (Bitmap is not null)
+        {
+            Bitmap.Replace(tracker, keepDirty ? Size : 0);
+        }
+        else if (tracker is not null)
+        {
+            _bitmap = BitmapOver(tracker);
+            Set(Tracked);
+        }
+    }
 }

@@ -3,7 +3,7 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.VhostUser;
 
 /// <content>The memory table and the dirty log.</content>
-public sealed partial class VhostUserConnection
+public sealed partial class VhostUserConnection : IRegionHolder
 {
     private readonly VhostUserLog _log = new();
     private volatile VhostUserMemory _memory = VhostUserMemory.Empty;
@@ -11,8 +11,27 @@ public sealed partial class VhostUserConnection
     /// <summary>The memory of the VM at this moment. The connection releases its regions when the front end takes them away.</summary>
     public GuestMemoryMmap Memory => _memory.Guest;
 
-    /// <summary>Whether writes to the memory are marked in a log that the front end has shared.</summary>
+    /// <summary>Whether writes to the memory are marked in a log that the front end has shared; see <see cref="VhostUserBackend.IsLogging"/>.</summary>
     public bool IsLogging => _log.IsMarked;
+
+    string IRegionHolder.Description => "the VM of a vhost-user front end";
+
+    bool IRegionHolder.IsLive => true;
+
+    bool IRegionHolder.ProvidesPages => false;
+
+    /// <summary>This process takes memory away that the front end has shared: the device cannot go on.</summary>
+    void IRegionHolder.Release(MmapRegion region)
+    {
+        try
+        {
+            Fail(new GuestMemoryException(GuestMemoryError.RegionDisposed, "Memory of the VM was removed in this process."));
+        }
+        catch (ObjectDisposedException)
+        {
+            // The connection has ended at the same moment.
+        }
+    }
 
     private byte[]? ExecuteMemory(VhostUserMessage message)
     {
@@ -52,10 +71,11 @@ public sealed partial class VhostUserConnection
         {
             foreach (var vring in running) _states[vring.Index].Translate(memory);
             _log.Cover(added);
+            foreach (var region in added) region.GetMmapRegion().AddHolder(this);
         }
         catch
         {
-            foreach (var region in added) region.Dispose();
+            foreach (var region in added) Unmap(region);
             throw;
         }
 
@@ -68,8 +88,14 @@ public sealed partial class VhostUserConnection
         }
         finally
         {
-            foreach (var region in removed) region.Dispose();
+            foreach (var region in removed) Unmap(region);
         }
+    }
+
+    private void Unmap(GuestMemoryRegion region)
+    {
+        region.GetMmapRegion().RemoveHolder(this);
+        region.Dispose();
     }
 
     private byte[] SetLogBase(VhostUserMessage message)

@@ -122,7 +122,7 @@ public sealed partial class VhostUserConnection : IDisposable
             state.Error?.Dispose();
         }
 
-        foreach (var region in _memory.Guest.Regions) region.Dispose();
+        foreach (var region in _memory.Guest.Regions) Unmap(region);
         _inflight?.Dispose();
         _log.Dispose();
         _socket.Dispose();

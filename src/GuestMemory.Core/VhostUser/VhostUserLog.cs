@@ -3,7 +3,7 @@ using GuestMemory.Core.Interop;
 namespace GuestMemory.Core.VhostUser;
 
 /// <summary>
-/// The dirty log of a front end: which file it is, and whether writes are marked in it. Used by the thread that executes requests,
+/// The dirty log of a front end: which file it is, and whether writes are marked in it, beside what else tracks them. Used by the thread that executes requests,
 /// except for <see cref="SignalChange"/>.
 /// </summary>
 internal sealed class VhostUserLog : IDisposable
@@ -88,11 +88,11 @@ internal sealed class VhostUserLog : IDisposable
     private static void Install(MmapLogReg? log, bool enabled, IReadOnlyList<GuestMemoryRegion> regions, IReadOnlyList<VhostUserVring> vrings)
     {
         var usedRings = log is null ? [] : vrings.Select(vring => vring.TrackerIn(log)).ToArray();
-        GuestMemoryRegion.SetTrackers(regions, region =>
+        GuestMemoryRegion.SetLogs(regions, region =>
         {
             var tracker = log is null ? null : new AtomicBitmapMmap(region.GuestAddress, region.Size, log);
             return enabled ? tracker : null;
-        }, keepDirty: false);
+        });
         for (var i = 0; i < usedRings.Length; i++) vrings[i].SetTracker(enabled ? usedRings[i] : null);
     }
 }

@@ -18,7 +18,7 @@ internal sealed class RefusedMemory(object value) : IGuestMemorySource
         Process process => $"The memory of another process (here {Name(process)}{process.Id}) is not supported yet; only memory that this shell maps is. Where a VM's memory is a file or a memfd, "
             + $"'New-MmapRegion -Size SIZE -BackingPath FILE' maps it here; FILE is /proc/{process.Id}/fd/N for a memfd.",
         UffdServedVm vm => $"The memory of VM '{vm.Name}', which a page-fault handler serves, can be read (Read-GuestMemory) and exported (Export-GuestMemory), and not used otherwise.",
-        VhostUserDisk backend => $"The memory of the VM that is connected to the back end '{backend.Name}' can be read (Read-GuestMemory), written (Write-GuestMemory) and exported (Export-GuestMemory), and not used otherwise.",
+        VhostUserDisk backend => $"The memory of the VM that is connected to the back end '{backend.Name}' can be read (Read-GuestMemory), written (Write-GuestMemory), exported (Export-GuestMemory) and tracked (Set-DirtyBitmap), and not used otherwise.",
         GuestVm vm => $"A VM is not guest memory. VM '{vm.Name}' has its memory in the property Memory: '(Get-GuestVm {vm.Name}).Memory'.",
         string text when Session.HasRegion(text) => $"The name '{text}' is not guest memory. Give the region of that name: '(Get-MmapRegion {text})'.",
         _ => $"'{value}' ({value.GetType().Name}) is not guest memory. Give regions of New-MmapRegion or Get-MmapRegion, or an address space of Get-GuestMemory.",

@@ -22,7 +22,7 @@ internal static class Advice
         GuestMemoryError.FileExists or GuestMemoryError.BaseSizeMismatch when HasForce(command) => "-Force replaces the file.",
         GuestMemoryError.ImageInUse when HasForce(command) => "'Stop-UffdHandler' stops a handler that serves the file; -Force writes it nevertheless.",
         GuestMemoryError.InsecureDirectory when HasForce(command) => "-Force listens there nevertheless.",
-        GuestMemoryError.RegionInUse when HasForce(command) => "'Stop-UffdHandler' or 'Remove-GuestVm' ends what uses the region; -Force takes the memory away from it.",
+        GuestMemoryError.RegionInUse when HasForce(command) => "'Stop-UffdHandler', 'Stop-VhostUserBackend' or 'Remove-GuestVm' ends what uses the region; -Force takes the memory away from it.",
         GuestMemoryError.VmsInService when HasForce(command) => "'Stop-UffdVm' stops VMs one by one; -Force gives all of the image's up.",
         GuestMemoryError.NoMemoryRegion => "Pipe regions, 'Get-MmapRegion | ...', or give them with -Memory.",
         GuestMemoryError.DirtyTrackingOff => target switch
@@ -32,6 +32,7 @@ internal static class Advice
             UffdHandler or UffdServedVm => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
+        GuestMemoryError.LogOfFrontEnd => "'Set-DirtyBitmap -Private' gives the memory a bitmap of its own.",
         GuestMemoryError.ProcessEnded => "'Stop-DirtyTracking' ends what is left of the tracking.",
         GuestMemoryError.MemoryNotShared => "A VMM shares its memory by handing a memfd over behind its userfaultfd, as e2b's Firecracker and 'Connect-UffdHandler -ShareMemory' do.",
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",

@@ -71,6 +71,69 @@ public sealed class ConnectionLogTests
         Assert.Equal("512 1026", Marks(log));
     }
 
+    /// <summary>What the own bitmap of the memory has is taken without the front end losing it, and the other way round.</summary>
+    [Fact]
+    public void AnOwnBitmapIsKeptApartFromTheLog()
+    {
+        using var front = Negotiated();
+        using var shared = front.ShareMemory();
+        var region = front.Connection.Memory.Regions[0];
+        GuestMemoryRegion.SetTrackers([region], static region => AtomicBitmap.WithLength(region.Size), keepDirty: false);
+        front.Connection.Memory.WriteExact(0x1000, "1"u8);
+        using var log = Memfd(0x1000);
+        front.SetLog(log, 0x1000);
+        front.SetLogging(true);
+        front.Connection.Memory.WriteExact(0x3000, "3"u8);
+        Assert.Equal(("1 3", "3"), (Taken(region), Marks(log)));
+        front.Connection.Memory.WriteExact(0x5000, "5"u8);
+        using var next = Memfd(0x1000);
+        front.SetLog(next, 0x1000);
+        front.Connection.Memory.WriteExact(0x7000, "7"u8);
+        Assert.Equal(("5 7", "3 5", "7"), (Taken(region), Marks(log), Marks(next)));
+        // The user's bitmap is replaced, with what it had, and the log knows nothing of it.
+        front.Connection.Memory.WriteExact(0x8000, "8"u8);
+        GuestMemoryRegion.SetTrackers([region], static region => AtomicBitmap.WithLength(region.Size), keepDirty: true);
+        front.Connection.Memory.WriteExact(0x9000, "9"u8);
+        Assert.Equal(("8 9", "7 8 9", true, null), (Taken(region), Marks(next), region.DirtyTracking, region.DirtyLog));
+        front.SetLogging(false);
+        front.Connection.Memory.WriteExact(0xb000, "b"u8);
+        Assert.Equal(("11", "7 8 9"), (Taken(region), Marks(next)));
+        // As it is for one that marks in a log of its own.
+        using var own = MmapLogReg.FromMemfd(0x1000);
+        front.SetLogging(true);
+        GuestMemoryRegion.SetTrackers([region], region => new AtomicBitmapMmap(region.GuestAddress, region.Size, own), keepDirty: false);
+        front.Connection.Memory.WriteExact(0xc000, "c"u8);
+        Assert.Equal((own.Path, "12", "7 8 9 12"), (region.DirtyLog, Taken(region), Marks(next)));
+        GuestMemoryRegion.SetTrackers([region], static _ => null, keepDirty: false);
+        front.Connection.Memory.WriteExact(0xd000, "d"u8);
+        Assert.Equal((false, "7 8 9 12 13"), (region.DirtyTracking, Marks(next)));
+    }
+
+    /// <summary>Without a bitmap of its own the memory has only marks that are the front end's.</summary>
+    [Fact]
+    public void NobodyElseTakesTheMarksOfTheLog()
+    {
+        using var folder = new TestFolder();
+        using var front = Negotiated();
+        using var shared = front.ShareMemory();
+        var region = front.Connection.Memory.Regions[0];
+        using var log = Memfd(0x1000);
+        front.SetLog(log, 0x1000);
+        Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => region.GetDirtyBitmap()).Error);
+        front.SetLogging(true);
+        front.Connection.Memory.WriteExact(0x3000, "3"u8);
+        Assert.Equal((1, false), (region.GetDirtyBitmap().DirtyCount, region.DirtyTracking));
+        Assert.All(new Action[]
+        {
+            () => region.GetDirtyBitmap(clear: true),
+            () => region.RequireTracker().Reset(),
+            () => RawImage.WriteDirty(front.Connection.Memory, folder["diff"], force: false),
+        }, static take => Assert.Equal(GuestMemoryError.LogOfFrontEnd, Assert.Throws<GuestMemoryException>(take).Error));
+        Assert.Equal(("3", false), (Marks(log), File.Exists(folder["diff"])));
+        front.SetLogging(false);
+        Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => region.GetDirtyBitmap(clear: true)).Error);
+    }
+
     [Theory]
     [InlineData(0x1f, 0)]
     [InlineData(0x2000, 0)]
@@ -176,6 +239,10 @@ public sealed class ConnectionLogTests
         seen.UnionWith(Marks(log).Split(' '));
         Assert.All(Enumerable.Range(0, written.Length).Where(page => written[page]), page => Assert.Contains(page.ToString(System.Globalization.CultureInfo.InvariantCulture), seen));
     }
+
+    /// <summary>The pages that are marked in a region's bitmap, which are taken.</summary>
+    private static string Taken(GuestMemoryRegion region) => string.Join(' ', region.GetDirtyBitmap(clear: true).GetRanges().SelectMany(static range =>
+        Enumerable.Range((int)(range.Address / 4096), (int)range.PageCount)));
 
     /// <summary>The pages that are marked in a log.</summary>
     private static string Marks(SafeDescriptor log)

@@ -32,10 +32,13 @@ internal sealed class DiskFrontEnd : FrontEndSocket, IDisposable
     /// <summary>Negotiates everything.</summary>
     public void Negotiate()
     {
-        var features = Ask(VhostUserRequest.GetFeatures);
         Send(VhostUserRequest.SetProtocolFeatures, Bytes(Ask(VhostUserRequest.GetProtocolFeatures)));
-        Accepted(VhostUserRequest.SetFeatures, Bytes(features & ~LogAll & ~(1UL << Vhost.VIRTIO_RING_F_EVENT_IDX)));
+        SetLogging(false);
     }
+
+    /// <summary>Accepts all features but the event index, with the log or without it.</summary>
+    public void SetLogging(bool enabled) =>
+        Accepted(VhostUserRequest.SetFeatures, Bytes(Ask(VhostUserRequest.GetFeatures) & ~(enabled ? 0 : LogAll) & ~(1UL << Vhost.VIRTIO_RING_F_EVENT_IDX)));
 
     /// <summary>Shares the memory, and has the virtqueue run.</summary>
     /// <param name="next">Where it begins.</param>
@@ -52,6 +55,13 @@ internal sealed class DiskFrontEnd : FrontEndSocket, IDisposable
 
     /// <summary>Shares the memory, with another file at address 0 where one is given.</summary>
     public void ShareMemory(SafeDescriptor? file = null) => Accepted(VhostUserRequest.SetMemTable, Table(Region(0)), file ?? _file);
+
+    /// <summary>Replaces the log.</summary>
+    public void SetLog(SafeDescriptor file)
+    {
+        Send(VhostUserRequest.SetLogBase, Bytes(0x1000UL, 0UL), 0, file);
+        Assert.Equal(Bytes(0x1000UL, 0UL), Reply(VhostUserRequest.SetLogBase));
+    }
 
     public void Disconnect() => Socket.Dispose();
 

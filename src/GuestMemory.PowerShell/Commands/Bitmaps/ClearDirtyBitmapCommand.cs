@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -8,6 +9,13 @@ namespace GuestMemory.PowerShell.Commands;
 [OutputType(typeof(void))]
 public sealed class ClearDirtyBitmapCommand : MemoryCmdlet
 {
+    /// <inheritdoc/>
+    [Parameter(Mandatory = true, ValueFromPipeline = true)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
+    [Memory(Backends = true)]
+    [ValidateNotNull]
+    public override IGuestMemorySource[] Memory { get; set; } = [];
+
     /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory)
     {

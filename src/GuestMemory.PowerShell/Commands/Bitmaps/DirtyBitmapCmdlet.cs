@@ -31,7 +31,7 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
     /// <inheritdoc/>
     [Parameter(Mandatory = true, ValueFromPipeline = true, ParameterSetName = MemorySet)]
     [ArgumentCompleter(typeof(RegionCompleter))]
-    [Memory(Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(ProcessDirtyTracker), typeof(string)])]
+    [Memory(Backends = true, Except = [typeof(GuestVm), typeof(UffdHandler), typeof(UffdServedVm), typeof(ProcessDirtyTracker), typeof(string)])]
     [ValidateNotNull]
     public override IGuestMemorySource[] Memory { get; set; } = [];
 

@@ -1,13 +1,14 @@
 using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.VhostUser;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Set-DirtyBitmap: replaces the dirty bitmap of regions (BitmapReplace).</summary>
 [Cmdlet(VerbsCommon.Set, "DirtyBitmap", SupportsShouldProcess = true, DefaultParameterSetName = LogSet)]
-[OutputType(typeof(GuestRegionMmap), typeof(GuestMemoryMmap))]
+[OutputType(typeof(GuestRegionMmap), typeof(GuestMemoryMmap), typeof(VhostUserDisk))]
 public sealed class SetDirtyBitmapCommand : MemoryCmdlet
 {
     private const string LogSet = "Log";
@@ -15,6 +16,16 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
     private const string PrivateSet = "Private";
 
     private bool _used;
+
+    // What is neither a region nor an address space: a back end.
+    private IGuestMemorySource? _other;
+
+    /// <inheritdoc/>
+    [Parameter(Mandatory = true, ValueFromPipeline = true)]
+    [ArgumentCompleter(typeof(RegionCompleter))]
+    [Memory(Backends = true)]
+    [ValidateNotNull]
+    public override IGuestMemorySource[] Memory { get; set; } = [];
 
     /// <summary>The file that holds the log.</summary>
     [Parameter(Mandatory = true, Position = 0, ParameterSetName = LogSet)]
@@ -55,6 +66,20 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
     public SwitchParameter PassThru { get; set; }
 
     /// <inheritdoc/>
+    private protected override void ProcessOther(IGuestMemorySource source)
+    {
+        _other = source;
+        try
+        {
+            base.ProcessOther(source);
+        }
+        finally
+        {
+            _other = null;
+        }
+    }
+
+    /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory)
     {
         ArgumentNullException.ThrowIfNull(memory);
@@ -70,7 +95,8 @@ public sealed class SetDirtyBitmapCommand : MemoryCmdlet
             ? AtomicBitmap.WithLength(region.Size)
             : new AtomicBitmapMmap(new GuestAddress(region.GuestAddress), region.Size, log, Strict), keepDirty: !DiscardDirty);
         if (!PassThru) return;
-        if (Memory.Contains(memory)) WriteObject(memory);
+        if (_other is not null) WriteObject(_other);
+        else if (Memory.Contains(memory)) WriteObject(memory);
         else WriteObject(memory.Regions, enumerateCollection: true);
     }
 
