@@ -11,7 +11,8 @@ public static class Needs
     public const string KvmReason = "needs KVM: /dev/kvm (the kernel modules kvm and kvm_intel or kvm_amd) and the right to open it (the group kvm)";
     public const string GuestReason = $"runs instructions of x86-64 in a guest: {KvmReason}";
 
-    private static readonly Lazy<bool> s_compiler = new(() => Environment.GetEnvironmentVariable("PATH")!.Split(':').Any(folder => File.Exists(Path.Combine(folder, "cc"))));
+    private static readonly Lazy<bool> s_compiler = new(() => IsOnPath("cc"));
+    private static readonly Lazy<bool> s_qemuTools = new(() => IsOnPath("qemu-io") && IsOnPath("qemu-img") && IsOnPath("qemu-storage-daemon"));
     private static readonly Lazy<bool> s_userfaultfd = new(() => Interop.Userfaultfd.TryProbe(out _) == 0);
     private static readonly Lazy<bool> s_kvm = new(() => HostSupport.Probe().First(feature => feature.Feature == "Kvm").Supported);
 
@@ -27,6 +28,8 @@ public static class Needs
 
     public static bool Compiler => s_compiler.Value;
 
+    public static bool QemuTools => s_qemuTools.Value;
+
     public static bool OtherUser => Root && Compiler;
 
     public static bool Userfaultfd => s_userfaultfd.Value;
@@ -41,4 +44,6 @@ public static class Needs
     public static bool Guest => Kvm && RuntimeInformation.ProcessArchitecture == Architecture.X64;
 
     public static bool ServedGuest => Guest && Userfaultfd;
+
+    private static bool IsOnPath(string program) => Environment.GetEnvironmentVariable("PATH")!.Split(':').Any(folder => File.Exists(Path.Combine(folder, program)));
 }

@@ -44,6 +44,13 @@ public sealed class OtherUserFactAttribute : FactAttribute
         (Skip, SkipType, SkipUnless) = ($"needs root, to become another user, and {Needs.CompilerReason}", typeof(Needs), nameof(Needs.OtherUser));
 }
 
+/// <summary>A test beside QEMU's programs for disks.</summary>
+public sealed class QemuFactAttribute : FactAttribute
+{
+    public QemuFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = ("needs qemu-io, qemu-img and qemu-storage-daemon ('apt-get install qemu-utils qemu-system-common')", typeof(Needs), nameof(Needs.QemuTools));
+}
+
 /// <summary>A test that needs a userfaultfd.</summary>
 public sealed class UffdFactAttribute : FactAttribute
 {

@@ -234,6 +234,35 @@ Describe 'The disk of a VM that QEMU runs' {
             Get-WrongSector $image (Get-Round $ends.disk) | Should -BeNullOrEmpty
         }
 
+        It 'keeps the memory that the disk uses' {
+            { $ends.disk.Memory | Remove-MmapRegion -ErrorAction Stop } | Should -Throw -ErrorId 'RegionInUse,*'
+            $null = Invoke-Qmp $pcs.source.Qmp cont
+            Wait-Round $ends.disk $pcs.source
+        }
+
+        It 'shows which pages the disk has written, also where the bitmap is replaced meanwhile' {
+            { $ends.disk | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+            $ends.disk | Set-DirtyBitmap -Private
+            Wait-Round $ends.disk $pcs.source
+            foreach ($i in 1..20) { $ends.disk | Set-DirtyBitmap -Private }
+            Wait-Round $ends.disk $pcs.source 300
+            $null = Invoke-Qmp $pcs.source.Qmp stop
+            $marked = @($ends.disk | Get-DirtyBitmap -Clear -AsRange)
+            $marked.Where{ $_.Address -le $pages.Address -and $_.LastAddress -ge $pages.Address + $pages.Size - 1 }.Count | Should -Be 1 -Because 'each of these pages was read from the disk'
+            # What the guest's own processor writes is not seen.
+            $marked.Where{ $_.Address -le $counter -and $_.LastAddress -ge $counter } | Should -BeNullOrEmpty
+            $ends.disk | Get-DirtyBitmap -AsRange | Should -BeNullOrEmpty
+        }
+
+        It 'keeps QEMU''s own disks off its image while it runs' {
+            $null = Invoke-Qmp $pcs.source.Qmp cont
+            $output = & qemu-system-x86_64 -S -display none -drive "file=$image,format=raw,if=virtio" 2>&1 | Out-String
+            $LASTEXITCODE | Should -Be 1
+            $output | Should -BeLike '*Failed to get "write" lock*'
+            Wait-Round $ends.disk $pcs.source 300
+            $null = Invoke-Qmp $pcs.source.Qmp stop
+        }
+
         It 'is exported as QEMU has it' {
             (Invoke-Qmp $pcs.source.Qmp query-status).running | Should -BeFalse
             $saved, $read = 'saved.mem', 'read.mem' | ForEach-Object { Join-Path $directory $_ }
@@ -246,6 +275,36 @@ Describe 'The disk of a VM that QEMU runs' {
             Remove-Item $saved, $read, $exported.Path
             $null = Invoke-Qmp $pcs.source.Qmp cont
             Wait-Round $ends.disk $pcs.source
+        }
+
+        It 'is refused where QEMU''s own disk has the image, and says which process' {
+            $taken = Join-Path $directory taken.img
+            $null = Write-Disk $taken
+            $pcs.holder = Start-Qemu -Directory (New-Item -ItemType Directory (Join-Path $directory holder)).FullName -MemorySize 64M -Argument '-S', '-drive', "file=$taken,format=raw,if=virtio"
+            $ends.taken = Start-VhostUserBackend (Join-Path $directory taken.sock) $taken
+            $pcs.guest = Invoke-Pc guest $ends.taken.SocketPath
+            Wait-Until { $ends.taken.Error }
+            $ends.taken.Error | Should -BeLike "*$taken is in use: process $($pcs.holder.Process.Id) (qemu-system-x86) writes it*"
+            Stop-Qemu $pcs.guest
+            Stop-Qemu $pcs.holder
+            $pcs.guest = Invoke-Pc guest-2 $ends.taken.SocketPath
+            Wait-Until { (Read-Serial $pcs.guest) -like "$($greeting -join '')*." }
+            Stop-Qemu $pcs.guest
+            Wait-Until { $ends.taken.State -eq 'Listening' }
+            $pcs.holder = Start-Qemu -Directory (New-Item -ItemType Directory (Join-Path $directory holder-2)).FullName -MemorySize 64M -Argument '-S', '-drive', "file=$taken,format=raw,if=virtio,readonly=on"
+            $pcs.guest = Invoke-Pc guest-3 $ends.taken.SocketPath
+            Wait-Until { $ends.taken.Error -like "*process $($pcs.holder.Process.Id) (qemu-system-x86) lets no other process write it*" }
+            Stop-Qemu $pcs.guest
+            $ends.taken | Stop-VhostUserBackend -WarningAction Ignore
+            $ends.taken = Start-VhostUserBackend (Join-Path $directory taken.sock) $taken -ReadOnly
+            $pcs.guest = Invoke-Pc guest-4 $ends.taken.SocketPath
+            Wait-Until { (Read-Serial $pcs.guest) -like "$($greeting -join '')*" }
+            $ends.taken.Error | Should -BeNullOrEmpty -Because 'both read'
+            Stop-Qemu $pcs.guest
+            Stop-Qemu $pcs.holder
+            $ends.taken | Stop-VhostUserBackend -WarningAction Ignore
+            'guest', 'holder' | ForEach-Object { $pcs.Remove($_) }
+            $ends.Remove('taken')
         }
 
         It 'has no second front end' {
@@ -264,6 +323,8 @@ Describe 'The disk of a VM that QEMU runs' {
             Wait-Until { $ends.disk.IsLogging }
             Get-VhostUserBackend disk | Out-String -Width 250 | Should -Match 'MiB\s+on\s'
             Wait-Round $ends.disk $pcs.source 300
+            # The marks of the migration are QEMU's; those of the memory's own bitmap are this shell's.
+            $ends.disk | Get-DirtyBitmap -Clear | Measure-Object DirtyCount -Sum | ForEach-Object Sum | Should -BeGreaterThan 0
             $null = Invoke-Qmp $pcs.source.Qmp migrate_cancel
             Wait-Migration $pcs.source cancelled
             Wait-Until { -not $ends.disk.IsLogging }
@@ -277,6 +338,35 @@ Describe 'The disk of a VM that QEMU runs' {
             Wait-Round $ends.disk $pcs.source 300
         }
 
+        It 'gives the marks of the migration to nobody but QEMU' {
+            $ends.disk.Memory.Regions.ForEach{ $_.GetMemory().SetTracker($null) }
+            $null = Invoke-Qmp $pcs.source.Qmp migrate @{ uri = 'exec:cat > /dev/null' }
+            Wait-Until { $ends.disk.IsLogging }
+            Wait-Round $ends.disk $pcs.source 100
+            { $ends.disk | Get-DirtyBitmap -Clear -ErrorAction Stop } | Should -Throw -ErrorId 'LogOfFrontEnd,*'
+            { $ends.disk | Clear-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'LogOfFrontEnd,*'
+            { $ends.disk | Watch-DirtyBitmap -Interval 0.01 -SampleCount 1 -ErrorAction Stop } | Should -Throw -ErrorId 'LogOfFrontEnd,*'
+            { $ends.disk | Measure-DirtyRate -Duration 0.1 -ErrorAction Stop } | Should -Throw -ErrorId 'LogOfFrontEnd,*'
+            { $ends.disk | Export-GuestMemory (Join-Path $directory diff.mem) -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'LogOfFrontEnd,*'
+            $ends.disk | Set-DirtyBitmap -Private
+            Wait-Round $ends.disk $pcs.source 100
+            @($ends.disk | Watch-DirtyBitmap -Interval 0.01 -SampleCount 1).Count | Should -Be 1
+            $null = Invoke-Qmp $pcs.source.Qmp migrate_cancel
+            Wait-Migration $pcs.source cancelled
+            Wait-Until { -not $ends.disk.IsLogging }
+        }
+
+        It 'says that it is logged after a migration, until QEMU lets the VM go on' {
+            $null = Invoke-Qmp $pcs.source.Qmp migrate-set-parameters @{ 'max-bandwidth' = 10GB; 'downtime-limit' = 2000 }
+            $null = Invoke-Qmp $pcs.source.Qmp migrate @{ uri = 'exec:cat > /dev/null' }
+            Wait-Migration $pcs.source completed
+            (Invoke-Qmp $pcs.source.Qmp query-status).status | Should -Be postmigrate
+            $ends.disk.IsLogging | Should -BeTrue
+            $null = Invoke-Qmp $pcs.source.Qmp cont
+            Wait-Until { -not $ends.disk.IsLogging }
+            Wait-Round $ends.disk $pcs.source 100
+        }
+
         It 'loses nothing: the destination has the memory and the disk that the source had' {
             $state = Join-Path $directory vm.state
             # The first 640 KiB of the guest are sent, and then nothing until the disk has written each of its pages several times.
@@ -285,6 +375,14 @@ Describe 'The disk of a VM that QEMU runs' {
             # A write of this shell is in the log of the migration, too.
             $ends.disk | Write-GuestMemory 0x98000 -Value 0xabad1deau -As UInt32
             Wait-Round $ends.disk $pcs.source 300
+            # Whoever looks here takes no mark of QEMU's.
+            foreach ($i in 1..20) {
+                $null = $ends.disk | Get-DirtyBitmap -Clear
+                $ends.disk | Set-DirtyBitmap -Private
+                $ends.disk | Clear-DirtyBitmap
+            }
+            Wait-Round $ends.disk $pcs.source 300
+            $ends.disk | Clear-DirtyBitmap
             Complete-Migration $pcs.source $state
             (Invoke-Qmp $pcs.source.Qmp query-status).status | Should -Be postmigrate
             $round = Get-Round $ends.disk

@@ -7,7 +7,9 @@ namespace GuestMemory.Core.VhostUser;
 /// <summary>
 /// A disk (virtio-blk, virtio 1.2 section 5.2) on a raw file: reads, writes, flushes, discards, writes zeros and tells its id. Each virtqueue has a
 /// thread and an io_uring of its own, or a few threads where the host has none, so that a request that the disk is slow to answer holds up no
-/// other. It serves one connection at a time; dispose of it after the connection.
+/// other. It serves one connection at a time; dispose of it after the connection. While a virtqueue runs, the image is locked as QEMU locks its own: no other
+/// program that does so writes it, and none uses it where this one writes. A device whose virtqueues do not run leaves it to others: the
+/// destination of a migration opens it before the source ends.
 /// </summary>
 public sealed class BlockDevice : IVhostUserDevice, IDisposable
 {
@@ -98,21 +100,34 @@ public sealed class BlockDevice : IVhostUserDevice, IDisposable
     public void StartVring(VhostUserVring vring)
     {
         ArgumentNullException.ThrowIfNull(vring);
-        _queues.Add(vring.Index, BlockQueue.Start(this, vring));
+        if (_queues.Count == 0) ImageLock.Take(Image, IsReadOnly);
+        try
+        {
+            _queues.Add(vring.Index, BlockQueue.Start(this, vring));
+        }
+        catch
+        {
+            ReleaseIdleImage();
+            throw;
+        }
     }
 
     /// <inheritdoc/>
     public void StopVring(VhostUserVring vring)
     {
         ArgumentNullException.ThrowIfNull(vring);
-        if (_queues.Remove(vring.Index, out var queue)) queue.Dispose();
+        if (!_queues.Remove(vring.Index, out var queue)) return;
+        queue.Dispose();
+        ReleaseIdleImage();
     }
 
     /// <inheritdoc/>
     public void Dispose()
     {
+        if (_queues.Count == 0) return;
         foreach (var queue in _queues.Values) queue.Dispose();
         _queues.Clear();
+        ReleaseIdleImage();
     }
 
     /// <summary>Whether so many sectors from one on lie on the disk.</summary>
@@ -120,6 +135,11 @@ public sealed class BlockDevice : IVhostUserDevice, IDisposable
 
     internal IDiskIo OpenIo(VhostUserVring vring, SafeDescriptor stop) => IoFactory?.Invoke(vring, stop)
         ?? (IDiskIo?)UringDiskIo.TryOpen(Image, vring.Kick, stop, vring.Size) ?? new ThreadDiskIo(Image, vring.Kick, stop);
+
+    private void ReleaseIdleImage()
+    {
+        if (_queues.Count == 0) ImageLock.Release(Image);
+    }
 
     private static ulong Bit(int number) => 1UL << number;
 }

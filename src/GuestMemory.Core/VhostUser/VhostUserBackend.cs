@@ -69,7 +69,10 @@ public sealed class VhostUserBackend : IDisposable
         }
     }
 
-    /// <summary>Whether writes to that memory are marked in the dirty log of the front end, which then migrates the VM.</summary>
+    /// <summary>
+    /// Whether writes to that memory are marked in the dirty log of the front end, which then migrates the VM. QEMU leaves it on after a migration
+    /// that has completed (postmigrate), and turns it off when the VM goes on.
+    /// </summary>
     public bool IsLogging
     {
         get
@@ -83,7 +86,7 @@ public sealed class VhostUserBackend : IDisposable
     /// <param name="device">What front ends get; it stays the caller's.</param>
     /// <param name="allowUser">The users whose front ends may connect beside root and the own one: names or numbers.</param>
     /// <param name="trusted">See <see cref="VhostUserConnection"/>.</param>
-    /// <param name="force">Takes the place of a socket that cannot be tried, and a directory that every user may write.</param>
+    /// <param name="force">See <see cref="VhostUserDiskOptions.Force"/>.</param>
     /// <exception cref="GuestMemoryException">SocketPathTooLong, NotASocket, SocketInUse, SocketNotFound, InsecureDirectory, UserNotFound.</exception>
     public static VhostUserBackend Start(string path, IVhostUserDevice device, IEnumerable<string> allowUser, bool trusted = false, bool force = false)
     {

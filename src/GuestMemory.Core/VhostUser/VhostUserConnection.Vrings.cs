@@ -179,7 +179,17 @@ public sealed partial class VhostUserConnection
         if (!_states[index].CanRun) return;
         var vring = Vring(index, _states[index]);
         _log.Cover(vring);
-        _device.StartVring(vring);
+        try
+        {
+            _device.StartVring(vring);
+        }
+        catch (Exception exception)
+        {
+            // Front ends do not expect that, and many ask for no reply: the guest would wait for ever.
+            Fail(exception);
+            throw;
+        }
+
         _running[index] = vring;
     }
 

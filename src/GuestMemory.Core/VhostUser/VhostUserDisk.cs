@@ -51,13 +51,16 @@ public sealed class VhostUserDisk : IGuestMemorySource, IDisposable
     /// <summary>The size of that memory, in bytes.</summary>
     public ulong MemorySize => Memory.Size;
 
-    /// <summary>Whether writes to that memory are marked in the dirty log of the front end, which then migrates the VM.</summary>
+    /// <summary>
+    /// Whether writes to that memory are marked in the dirty log of the front end, which then migrates the VM. QEMU leaves it on after a migration
+    /// that has completed (postmigrate), and turns it off when the VM goes on.
+    /// </summary>
     public bool IsLogging => _backend.IsLogging;
 
     /// <summary>How many front ends have connected.</summary>
     public int ConnectionCount => _backend.ConnectionCount;
 
-    /// <summary>What ended the last connection, or refused the last front end; null where nothing did.</summary>
+    /// <summary>What ended the last connection, or refused the last front end; null where nothing did. ImageInUse ends one whose guest begins to use a disk that another process has.</summary>
     public string? Error => _backend.Error;
 
     /// <summary>Opens an image and listens.</summary>

@@ -24,6 +24,9 @@ public sealed class VhostUserDiskOptions
     /// <summary>Whether the front end is trusted not to shorten the files that it shares, which would end this process.</summary>
     public bool TrustFrontEnd { get; init; }
 
-    /// <summary>Replaces a socket on which no process listens, and also listens in a directory where every user may replace the socket.</summary>
+    /// <summary>
+    /// Also listens in a directory where every user may replace the socket, and replaces a socket without a listener that this user may not
+    /// connect to. Other sockets without a listener, as a process that was killed leaves them, are replaced in any case; those with one never.
+    /// </summary>
     public bool Force { get; init; }
 }

@@ -27,6 +27,7 @@ public sealed partial class LayoutTests(ITestOutputHelper output)
         [typeof(RLimit)] = "rlimit",
         [typeof(IoVec)] = "iovec",
         [typeof(PollFd)] = "pollfd",
+        [typeof(FLock)] = "flock",
         [typeof(Statx)] = "statx",
         [typeof(StatxTimestamp)] = "statx_timestamp",
         [typeof(Passwd)] = "passwd",

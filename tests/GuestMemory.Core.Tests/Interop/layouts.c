@@ -472,6 +472,17 @@ static void files(void)
     CONSTANT(F_GETFL);
     CONSTANT(F_SETFL);
     CONSTANT(F_DUPFD_CLOEXEC);
+    CONSTANT(F_OFD_GETLK);
+    CONSTANT(F_OFD_SETLK);
+    CONSTANT(F_RDLCK);
+    CONSTANT(F_WRLCK);
+    CONSTANT(F_UNLCK);
+    STRUCT_SIZE(flock);
+    STRUCT_OFFSET(flock, l_type);
+    STRUCT_OFFSET(flock, l_whence);
+    STRUCT_OFFSET(flock, l_start);
+    STRUCT_OFFSET(flock, l_len);
+    STRUCT_OFFSET(flock, l_pid);
     CONSTANT(SEEK_SET);
     CONSTANT(SEEK_DATA);
     CONSTANT(SEEK_HOLE);
