@@ -9,7 +9,8 @@ namespace GuestMemory.Bench;
 
 /// <summary>
 /// Requests a second of a virtio-blk disk over vhost-user, beside the export of qemu-storage-daemon, by a front end without a VM
-/// (vhost-client.c) and on an image that is in the page cache: what is measured is the way from the guest to the file and back.
+/// (vhost-client.c) and on an image that is in the page cache: what is measured is the way from the guest to the file and back. Beside it stands
+/// QEMU's own file driver without a device, by "qemu-img bench": a disk of QEMU's own gives its guest at most as much.
 /// </summary>
 internal sealed class DiskScenario(string[] options)
 {
@@ -34,22 +35,26 @@ internal sealed class DiskScenario(string[] options)
             using var uring = StartDaemon("io_uring");
             Execute("sync");
 
-            var table = new StringBuilder("| requests | qemu-storage-daemon, threads | io_uring | GuestMemory | beside the better one | marked in a log, beside unmarked |\n|---|---:|---:|---:|---:|---:|\n");
+            var table = new StringBuilder("| requests | qemu-storage-daemon, threads | io_uring | QEMU's file driver alone, threads | io_uring | GuestMemory | beside the better daemon | beside the better driver | marked in a log, beside unmarked |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n");
             foreach (var (kind, bytes, depth) in from kind in new[] { "read", "write" } from bytes in new[] { 4096, 65536 } from depth in new[] { 1, 32 } select (kind, bytes, depth))
             {
                 var (own, byThreads, byUring, marked) = (new List<double>(), new List<double>(), new List<double>(), new List<double>());
+                var (driverThreads, driverUring) = (new List<double>(), new List<double>());
                 for (var round = 0; round < _rounds; round++)
                 {
                     byThreads.Add(Measure(Socket("threads"), kind, bytes, depth));
                     byUring.Add(Measure(Socket("io_uring"), kind, bytes, depth));
+                    driverThreads.Add(MeasureDriver("threads", kind, bytes, depth));
+                    driverUring.Add(MeasureDriver("io_uring", kind, bytes, depth));
                     own.Add(Measure(ours, kind, bytes, depth));
                     // Only reading writes to the memory of the guest.
                     if (kind == "read") marked.Add(Measure(ours, kind, bytes, depth, "--log"));
                 }
 
-                var better = Median(byThreads) > Median(byUring) ? byThreads : byUring;
+                var better = Better(byThreads, byUring);
+                var driver = Better(driverThreads, driverUring);
                 var cost = marked.Count == 0 ? "" : Ratio(own, marked).ToString("0.00", CultureInfo.InvariantCulture);
-                table.AppendLine(CultureInfo.InvariantCulture, $"| {kind} {bytes >> 10} KiB, {depth} at once | {Median(byThreads):#,0} | {Median(byUring):#,0} | {Median(own):#,0} | **{Ratio(own, better):0.00}**{Void(better)} | {cost} |");
+                table.AppendLine(CultureInfo.InvariantCulture, $"| {kind} {bytes >> 10} KiB, {depth} at once | {Median(byThreads):#,0} | {Median(byUring):#,0} | {Median(driverThreads):#,0} | {Median(driverUring):#,0} | {Median(own):#,0} | **{Ratio(own, better):0.00}**{Void(better)} | {Ratio(own, driver):0.00}{Void(driver)} | {cost} |");
             }
 
             Console.WriteLine(table);
@@ -89,6 +94,8 @@ internal sealed class DiskScenario(string[] options)
         return daemon;
     }
 
+    private static List<double> Better(List<double> one, List<double> other) => Median(one) > Median(other) ? one : other;
+
     private static string Void(List<double> baseline) => Spread(baseline) > AllowedSpread
         ? string.Create(CultureInfo.InvariantCulture, $" (void: the baseline's own spread {Spread(baseline):P1})") : "";
 
@@ -100,6 +107,27 @@ internal sealed class DiskScenario(string[] options)
         using var json = JsonDocument.Parse(Execute(Path.Combine(_folder, "vhost-client"),
             [socket, kind, "--bytes", $"{bytes}", "--depth", $"{depth}", "--seconds", (_milliseconds / 1000.0).ToString(CultureInfo.InvariantCulture), .. further]));
         return json.RootElement.GetProperty("requests_s").GetDouble();
+    }
+
+    /// <summary>
+    /// Requests a second of the file driver that QEMU, qemu-storage-daemon and qemu-img share, in one process and without a virtqueue. The places follow each other by
+    /// a prime number of requests, and so none is near the one before.
+    /// </summary>
+    private double MeasureDriver(string kind, string access, int bytes, int depth)
+    {
+        const int Probe = 500;
+        var rate = Probe / Run(Probe);
+        var count = Math.Clamp((int)(rate * _milliseconds / 1000), Probe, 100_000_000);
+        return count / Run(count);
+
+        double Run(int requests)
+        {
+            string[] writes = access == "write" ? ["-w"] : [];
+            var output = Execute("qemu-img", ["bench", .. writes, "--image-opts", "-d", $"{depth}", "-s", $"{bytes}", "-S", $"{7919L * bytes}", "-c", $"{requests}",
+                $"driver=raw,file.driver=file,file.filename={Image},file.locking=off,file.aio={kind}"]);
+            var words = output.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            return Math.Max(double.Parse(words[^2], CultureInfo.InvariantCulture), 0.001);
+        }
     }
 
     /// <summary>No holes, and everything in the page cache.</summary>
