@@ -70,7 +70,7 @@ function Connect-Qmp([string] $SocketPath) {
 
 function Invoke-Qmp([object] $Connection, [string] $Command, [hashtable] $Arguments = @{}) {
     # Gives the command's answer; events that come before it are passed over.
-    $Connection.Writer.WriteLine((@{ execute = $Command; arguments = $Arguments } | ConvertTo-Json -Compress))
+    $Connection.Writer.WriteLine((@{ execute = $Command; arguments = $Arguments } | ConvertTo-Json -Compress -Depth 8))
     $Connection.Writer.Flush()
     while ($null -ne ($line = $Connection.Reader.ReadLine())) {
         $answer = $line | ConvertFrom-Json -AsHashtable

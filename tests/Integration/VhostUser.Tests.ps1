@@ -1,5 +1,5 @@
 # A disk that this module provides to a real QEMU: the firmware boots from it, a program of the boot sector writes it, and the VM migrates
-# meanwhile. There is no guest operating system.
+# meanwhile, by pre-copy and by post-copy. There is no guest operating system.
 
 BeforeAll {
     $root = Split-Path (Split-Path $PSScriptRoot)
@@ -449,5 +449,85 @@ Describe 'The disk of a VM that QEMU runs' {
             Wait-Until { -not (Get-NamedThread 'vhost-*') }
             Get-ChildItem $directory -Filter *.sock | Should -BeNullOrEmpty
         }
+    }
+}
+
+Describe 'The disk of a VM that arrives by post-copy' {
+    BeforeAll {
+        if ($lacking) { return }
+        $directory = [IO.Directory]::CreateTempSubdirectory('gm-post-').FullName
+        $image = Join-Path $directory disk.img
+        $null = Write-Disk $image
+        $pcs = @{}
+        $source = Start-VhostUserBackend (Join-Path $directory source.sock) $image
+        $disk = Start-VhostUserBackend (Join-Path $directory disk.sock) $image
+        $pcs.source = Invoke-Pc source $source.SocketPath
+        Wait-Until { (Read-Serial $pcs.source) -like '*.' }
+        # The destination's QEMU says which pages that the back end misses have not come, and are asked for.
+        $pcs.destination = Invoke-Pc destination $disk.SocketPath -Argument '-incoming', 'defer', '-trace', 'postcopy_request_shared_page', '-trace', 'vhost_user_postcopy_end_exit'
+        foreach ($pc in $pcs.source, $pcs.destination) {
+            $null = Invoke-Qmp $pc.Qmp migrate-set-capabilities @{ capabilities = @(@{ capability = 'postcopy-ram'; state = $true }) }
+        }
+        $stream = "unix:$(Join-Path $directory stream.sock)"
+        $null = Invoke-Qmp $pcs.destination.Qmp migrate-incoming @{ uri = $stream }
+        $trace = Join-Path $directory destination qemu.log
+    }
+
+    AfterAll {
+        if ($lacking) { return }
+        $pcs.Values.ForEach{ Stop-Qemu $_ }
+        Get-VhostUserBackend | Stop-VhostUserBackend -WarningAction Ignore
+        if ($directory) { Remove-Item $directory -Recurse -Force }
+    }
+
+    BeforeEach {
+        if ($lacking) { Set-ItResult -Skipped -Because $lacking }
+    }
+
+    It 'runs at the destination while its memory is at the source' {
+        # So slow that hardly a page comes that is not asked for.
+        $null = Invoke-Qmp $pcs.source.Qmp migrate-set-parameters @{ 'max-bandwidth' = 16KB; 'max-postcopy-bandwidth' = 16KB }
+        $null = Invoke-Qmp $pcs.source.Qmp migrate @{ uri = $stream }
+        Wait-Migration $pcs.source active
+        # The disk writes each of its pages once more: what was sent of them is of no use.
+        Wait-Round $source $pcs.source 100
+        $null = Invoke-Qmp $pcs.source.Qmp migrate-start-postcopy
+        Wait-Migration $pcs.source postcopy-active
+        Wait-Until { $disk.MemorySize }
+        $round = Get-Round $source
+        Wait-Until { (Get-Round $disk) -ge $round + 100 }
+        Wait-Round $disk $pcs.destination
+        (Invoke-Qmp $pcs.source.Qmp query-migrate).status | Should -Be postcopy-active
+        $disk.IsPostcopy | Should -BeTrue
+        Get-VhostUserBackend disk | Out-String -Width 250 | Should -Match 'arrives by post-copy'
+        $disk.Error | Should -BeNullOrEmpty
+    }
+
+    It 'gets the pages that the disk misses from the source' {
+        # Each round of the program reads sectors of the disk into a page that the guest looks at afterwards: the disk misses it first.
+        $asked = @(Get-Content $trace).ForEach{ if ($_ -cmatch 'postcopy_request_shared_page for vhost-user in m offset (0x[0-9a-f]+)$') { [long] $Matches[1] } }
+        $asked.Where{ $_ -ge $pages.Address -and $_ -lt $pages.Address + $pages.Size }.Count | Should -BeGreaterThan 0
+    }
+
+    It 'goes on when all has come' {
+        $null = Invoke-Qmp $pcs.source.Qmp migrate-set-parameters @{ 'max-postcopy-bandwidth' = 0 }
+        Wait-Migration $pcs.source completed
+        Wait-Until { -not $disk.IsPostcopy }
+        Wait-Until { @(Get-Content $trace) -clike '*vhost_user_postcopy_end_exit*' }
+        Stop-Qemu $pcs.source
+        $pcs.Remove('source')
+        Wait-Round $disk $pcs.destination 100
+        $null = Invoke-Qmp $pcs.destination.Qmp stop
+        Get-WrongSector $image (Get-Round $disk) | Should -BeNullOrEmpty
+        Read-Serial $pcs.destination | Should -Match '^\.+$'
+        $disk.Error | Should -BeNullOrEmpty
+        $disk.ProcessId | Should -Be $pcs.destination.Process.Id
+    }
+
+    It 'ends with its QEMU, and leaves no thread' {
+        $pcs.destination.Process.Kill()
+        Wait-Until { $disk.State -eq 'Listening' }
+        Get-VhostUserBackend | Stop-VhostUserBackend
+        Wait-Until { -not (Get-NamedThread 'vhost-*') }
     }
 }

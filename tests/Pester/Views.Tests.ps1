@@ -74,8 +74,8 @@ BeforeAll {
                 @{ Id = 1234; State = 'Stopped'; VmName = 'a-vm-with-a-long-name'; ConnectionCount = 12345; RequestCount = 123456789; ErrorCount = 123456789; SocketPath = $path; Error = $text }
             }
             backend {
-                @{ Name = 'a'; State = 'Listening'; Size = 512ul; ProcessId = $null; MemorySize = 0ul; IsLogging = $false; IsReadOnly = $false; SocketPath = '/run/a.sock'; ImagePath = '/a.img'; Error = $null }
-                @{ Name = 'a-back-end-with-a-long-name'; State = 'Connected'; Size = $wide; ProcessId = 4194304; MemorySize = $wide; IsLogging = $true; IsReadOnly = $true; SocketPath = $path; ImagePath = $path; Error = $text }
+                @{ Name = 'a'; State = 'Listening'; Size = 512ul; ProcessId = $null; MemorySize = 0ul; IsLogging = $false; IsPostcopy = $false; IsReadOnly = $false; SocketPath = '/run/a.sock'; ImagePath = '/a.img'; Error = $null }
+                @{ Name = 'a-back-end-with-a-long-name'; State = 'Connected'; Size = $wide; ProcessId = 4194304; MemorySize = $wide; IsLogging = $true; IsPostcopy = $true; IsReadOnly = $true; SocketPath = $path; ImagePath = $path; Error = $text }
             }
             handler {
                 @{ Id = 1; State = 'Serving'; ConnectionCount = 0; FaultCount = 0; ByteCount = 0; SocketPath = '/run/a.sock'; Error = $null } + (& $latency $none)

@@ -134,7 +134,7 @@ public sealed class BlockDevice : IVhostUserDevice, IDisposable
     internal bool Has(ulong sector, uint count) => sector <= Capacity && count <= Capacity - sector;
 
     internal IDiskIo OpenIo(VhostUserVring vring, SafeDescriptor stop) => IoFactory?.Invoke(vring, stop)
-        ?? (IDiskIo?)UringDiskIo.TryOpen(Image, vring.Kick, stop, vring.Size) ?? new ThreadDiskIo(Image, vring.Kick, stop);
+        ?? (vring.MayWait ? null : (IDiskIo?)UringDiskIo.TryOpen(Image, vring.Kick, stop, vring.Size)) ?? new ThreadDiskIo(Image, vring.Kick, stop, vring.MayWait);
 
     private void ReleaseIdleImage()
     {

@@ -7,7 +7,7 @@ internal sealed class BlockQueue : IDisposable
 {
     private const int StackSize = 256 << 10;
 
-    // After so long the stop looks whether the thread waits for a descriptor of the front end.
+    // After so long the stop looks whether the thread waits for a descriptor, or for a page, of the front end.
     private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(100);
 
     private readonly BlockDevice _device;
@@ -59,7 +59,7 @@ internal sealed class BlockQueue : IDisposable
     public void Dispose()
     {
         EventFd.Signal(_stop);
-        while (!_thread.Join(s_patience)) _vring.LetSignalsGo();
+        while (!_thread.Join(s_patience)) _vring.LetThreadsGo();
         _io.Dispose();
         _stop.Dispose();
     }

@@ -4,7 +4,10 @@ using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.VhostUser;
 
-/// <summary>Operations on a disk's file by threads that wait for them, where there is no io_uring.</summary>
+/// <summary>
+/// Operations on a disk's file by threads that wait for them: where there is no io_uring, and where pages of the guest are missing. Such a page is
+/// waited for before the file is read or written, since the kernel has a lock of the file while it copies.
+/// </summary>
 internal sealed unsafe class ThreadDiskIo : IDiskIo
 {
     /// <summary>The most operations that are under way at a time; others wait for the end of one.</summary>
@@ -16,6 +19,7 @@ internal sealed unsafe class ThreadDiskIo : IDiskIo
     private readonly int _number;
     private readonly SafeDescriptor _kick;
     private readonly SafeDescriptor _stop;
+    private readonly bool _mayWait;
     private readonly SafeDescriptor _ended = EventFd.Create();
     private readonly BlockingCollection<(int Place, DiskOperation Operation)> _begun = [];
     private readonly ConcurrentQueue<DiskEvent> _events = new();
@@ -28,9 +32,10 @@ internal sealed unsafe class ThreadDiskIo : IDiskIo
     /// <param name="file">The file; it is kept open.</param>
     /// <param name="kick">The eventfd of the guest, which stays open.</param>
     /// <param name="stop">The eventfd that stops the virtqueue, which stays open.</param>
-    public ThreadDiskIo(SafeFileHandle file, SafeDescriptor kick, SafeDescriptor stop)
+    /// <param name="mayWait">Whether pages of the memory may be missing.</param>
+    public ThreadDiskIo(SafeFileHandle file, SafeDescriptor kick, SafeDescriptor stop, bool mayWait = false)
     {
-        (_file, _kick, _stop) = (file, kick, stop);
+        (_file, _kick, _stop, _mayWait) = (file, kick, stop, mayWait);
         var held = false;
         file.DangerousAddRef(ref held);
         _number = (int)file.DangerousGetHandle();
@@ -105,8 +110,22 @@ internal sealed unsafe class ThreadDiskIo : IDiskIo
     {
         foreach (var (place, operation) in _begun.GetConsumingEnumerable())
         {
-            _events.Enqueue(new DiskEvent(DiskEventKind.Ended, place, Execute(_number, operation)));
+            var error = _mayWait ? AwaitPages(operation) : 0;
+            _events.Enqueue(new DiskEvent(DiskEventKind.Ended, place, error == 0 ? Execute(_number, operation) : -error));
             EventFd.Signal(_ended);
         }
+    }
+
+    /// <summary>Waits for the pages of an operation; the error number, or 0.</summary>
+    private static int AwaitPages(in DiskOperation operation)
+    {
+        for (var i = 0; i < operation.Count; i++)
+        {
+            ref var piece = ref ((IoVec*)operation.Pieces)[i];
+            var error = GuardedCopy.TryPopulate((byte*)piece.iov_base, (nuint)piece.iov_len, write: operation.Action == DiskAction.Read);
+            if (error != 0) return error;
+        }
+
+        return 0;
     }
 }

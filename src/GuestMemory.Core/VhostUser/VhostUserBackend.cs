@@ -81,6 +81,15 @@ public sealed class VhostUserBackend : IDisposable
         }
     }
 
+    /// <summary>Whether the VM arrives by a post-copy migration: it runs here, and an access to its memory may wait for a page of the source.</summary>
+    public bool IsPostcopy
+    {
+        get
+        {
+            lock (_lock) return _connection?.IsPostcopy ?? false;
+        }
+    }
+
     /// <summary>Listens at a socket.</summary>
     /// <param name="path">Where.</param>
     /// <param name="device">What front ends get; it stays the caller's.</param>

@@ -9,7 +9,7 @@ public sealed partial class VhostUserConnection : IRegionHolder
     private volatile VhostUserMemory _memory = VhostUserMemory.Empty;
 
     /// <summary>The memory of the VM at this moment. The connection releases its regions when the front end takes them away.</summary>
-    public GuestMemoryMmap Memory => _memory.Guest;
+    public GuestMemoryMmap Memory => _postcopy is { AwaitsAck: true } ? GuestMemoryMmap.Empty : _memory.Guest;
 
     /// <summary>Whether writes to the memory are marked in a log that the front end has shared; see <see cref="VhostUserBackend.IsLogging"/>.</summary>
     public bool IsLogging => _log.IsMarked;
@@ -40,7 +40,7 @@ public sealed partial class VhostUserConnection : IRegionHolder
             case VhostUserRequest.SetMemTable:
                 var table = VhostUserMemory.Map(VhostUserLayout.Regions(message), message.Descriptors, _trusted);
                 ReplaceMemory(table, table.Guest.Regions, _memory.Guest.Regions);
-                return null;
+                return IsPostcopy ? VhostUserLayout.WithAddresses(message, table.HostAddresses) : null;
             case VhostUserRequest.GetMaxMemSlots:
                 Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
                 return BytesOf((ulong)VhostUserMemory.MaxSlots);
@@ -48,7 +48,7 @@ public sealed partial class VhostUserConnection : IRegionHolder
                 Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
                 var (larger, added) = _memory.Add(VhostUserLayout.Regions(message)[0], message.Descriptors[0], _trusted);
                 ReplaceMemory(larger, [added], []);
-                return null;
+                return IsPostcopy ? VhostUserLayout.WithAddresses(message, [added.GetMmapRegion().HostAddress]) : null;
             case VhostUserRequest.RemMemReg:
                 Require(message, VhostUserProtocolFeatures.ConfigureMemSlots);
                 var (smaller, removed) = _memory.Remove(VhostUserLayout.Regions(message)[0]);
@@ -72,6 +72,7 @@ public sealed partial class VhostUserConnection : IRegionHolder
             foreach (var vring in running) _states[vring.Index].Translate(memory);
             _log.Cover(added);
             foreach (var region in added) region.GetMmapRegion().AddHolder(this);
+            _postcopy?.Watch(added);
         }
         catch
         {
@@ -81,10 +82,11 @@ public sealed partial class VhostUserConnection : IRegionHolder
 
         // A device ends what it has under way first.
         foreach (var vring in running) StopVring(vring.Index);
+        _postcopy?.Await(running.Select(static vring => vring.Index));
         _memory = memory;
         try
         {
-            foreach (var vring in running) StartVring(vring.Index);
+            if (!IsPostcopy) foreach (var vring in running) StartVring(vring.Index);
         }
         finally
         {

@@ -202,7 +202,7 @@ public sealed partial class VhostUserConnection
         _states[index] = _states[index] with { NextAvailable = vring.NextAvailable };
     }
 
-    private VhostUserVring Vring(int index, VhostUserVringState state) => new(index, _memory.Guest, state, state.Translate(_memory), Features, _log, Fail) { Inflight = _inflight?.Queue(index) };
+    private VhostUserVring Vring(int index, VhostUserVringState state) => new(index, _memory.Guest, state, state.Translate(_memory), Features, _log, Fail, ReleaseIfEnded) { Inflight = _inflight?.Queue(index) };
 
     private int Index(uint index) => index < _states.Length ? (int)index : throw Invalid($"There is no virtqueue {index}; the device has {_states.Length}.");
 

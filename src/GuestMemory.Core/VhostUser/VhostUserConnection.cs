@@ -12,7 +12,8 @@ namespace GuestMemory.Core.VhostUser;
 /// <remarks>
 /// A request that cannot be executed changes nothing. The front end gets an error as its reply where it asked for one (REPLY_ACK);
 /// otherwise, and where a message is malformed, the connection ends. Files of a front end that is not trusted must be memfds that are
-/// sealed against shrinking, as QEMU's memory-backend-memfd is.
+/// sealed against shrinking, as QEMU's memory-backend-memfd is. Post-copy is offered to front ends that are root's, this process's user's, or trusted:
+/// it takes a userfaultfd of this process, whose holder can have accesses to any private memory of this process wait, and fill it.
 /// </remarks>
 public sealed partial class VhostUserConnection : IDisposable
 {
@@ -29,7 +30,7 @@ public sealed partial class VhostUserConnection : IDisposable
 
     /// <param name="socket">The connected socket (SOCK_STREAM, blocking); this object owns it.</param>
     /// <param name="device">The device, which stays the caller's.</param>
-    /// <param name="trusted">Accepts files that the front end can shorten, which would end this process.</param>
+    /// <param name="trusted">Accepts files that the front end can shorten, which would end this process, and offers post-copy to every user.</param>
     public VhostUserConnection(SafeDescriptor socket, IVhostUserDevice device, bool trusted = false)
     {
         ArgumentNullException.ThrowIfNull(socket);
@@ -51,8 +52,9 @@ public sealed partial class VhostUserConnection : IDisposable
 
     private ulong OfferedFeatures => _device.Features | LogAll | ProtocolFeaturesBit;
 
-    private static VhostUserProtocolFeatures OfferedProtocolFeatures => VhostUserProtocolFeatures.Mq | VhostUserProtocolFeatures.LogShmfd | VhostUserProtocolFeatures.ReplyAck
-        | VhostUserProtocolFeatures.Config | VhostUserProtocolFeatures.InflightShmfd | VhostUserProtocolFeatures.ConfigureMemSlots;
+    private VhostUserProtocolFeatures OfferedProtocolFeatures => VhostUserProtocolFeatures.Mq | VhostUserProtocolFeatures.LogShmfd | VhostUserProtocolFeatures.ReplyAck
+        | VhostUserProtocolFeatures.Config | VhostUserProtocolFeatures.InflightShmfd | VhostUserProtocolFeatures.ConfigureMemSlots
+        | (OffersPostcopy ? VhostUserProtocolFeatures.Pagefault : VhostUserProtocolFeatures.None);
 
     /// <summary>Executes requests until the front end closes the connection, or <see cref="Stop"/>. The virtqueues are stopped then.</summary>
     /// <exception cref="GuestMemoryException">As <see cref="ProcessRequest"/>; or what the device has failed with (<see cref="VhostUserVring.Fail"/>), InvalidQueue for example.</exception>
@@ -70,6 +72,7 @@ public sealed partial class VhostUserConnection : IDisposable
         }
         finally
         {
+            ReleaseIfPostcopy();
             StopVrings();
             // The front end learns at once that no request is executed any more.
             Stop();
@@ -91,14 +94,14 @@ public sealed partial class VhostUserConnection : IDisposable
         byte[]? reply;
         try
         {
+            if (TryTakeServedAck(message)) return true;
             VhostUserLayout.Check(message);
             reply = Execute(message);
         }
         catch (GuestMemoryException exception)
         {
             LastRefusal = exception;
-            if (!IsAcknowledged(message)) throw;
-            Reply(message, BytesOf(1UL));
+            if (!TryRefuse(message)) throw;
             if (exception.Error is GuestMemoryError.InvalidMessage or GuestMemoryError.IncorrectFds) throw;
             return true;
         }
@@ -114,6 +117,7 @@ public sealed partial class VhostUserConnection : IDisposable
     /// <summary>Stops the virtqueues, unmaps the memory and closes every descriptor. <see cref="Run"/> must have returned.</summary>
     public void Dispose()
     {
+        ReleaseIfPostcopy();
         StopVrings();
         foreach (var state in _states)
         {
@@ -123,6 +127,7 @@ public sealed partial class VhostUserConnection : IDisposable
         }
 
         foreach (var region in _memory.Guest.Regions) Unmap(region);
+        _postcopy?.Dispose();
         _inflight?.Dispose();
         _log.Dispose();
         _socket.Dispose();
@@ -131,7 +136,8 @@ public sealed partial class VhostUserConnection : IDisposable
     /// <summary>A device cannot go on: the reason ends the connection.</summary>
     private void Fail(Exception why)
     {
-        Interlocked.CompareExchange(ref _failure, why, null);
+        // What follows from the end of the connection is not its reason.
+        if (!_isReleased) Interlocked.CompareExchange(ref _failure, why, null);
         Stop();
     }
 
@@ -170,6 +176,8 @@ public sealed partial class VhostUserConnection : IDisposable
             case VhostUserRequest.SetMemTable or VhostUserRequest.GetMaxMemSlots or VhostUserRequest.AddMemReg or VhostUserRequest.RemMemReg
                 or VhostUserRequest.SetLogBase or VhostUserRequest.SetLogFd:
                 return ExecuteMemory(message);
+            case VhostUserRequest.PostcopyAdvise or VhostUserRequest.PostcopyListen or VhostUserRequest.PostcopyEnd:
+                return ExecutePostcopy(message);
             default:
                 return ExecuteVring(message);
         }
@@ -204,7 +212,17 @@ public sealed partial class VhostUserConnection : IDisposable
     }
 
     private bool IsAcknowledged(VhostUserMessage message) => (message.Header.Flags & VhostUserHeader.NeedReply) != 0
-        && (_protocolFeatures & VhostUserProtocolFeatures.ReplyAck) != 0 && !VhostUserLayout.HasOwnReply(message);
+        && (_protocolFeatures & VhostUserProtocolFeatures.ReplyAck) != 0 && !VhostUserLayout.HasOwnReply(message) && !HasAddressReply(message);
+
+    /// <summary>Tells the front end that a request was refused; false where no reply says so.</summary>
+    private bool TryRefuse(VhostUserMessage message)
+    {
+        // Without a descriptor it is a refusal.
+        if (message.Request == VhostUserRequest.PostcopyAdvise) Reply(message, []);
+        else if (message.Request == VhostUserRequest.PostcopyEnd || IsAcknowledged(message)) Reply(message, BytesOf(1UL));
+        else return false;
+        return true;
+    }
 
     private void Require(VhostUserMessage message, VhostUserProtocolFeatures feature)
     {

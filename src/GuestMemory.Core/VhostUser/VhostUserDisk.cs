@@ -57,6 +57,9 @@ public sealed class VhostUserDisk : IGuestMemorySource, IDisposable
     /// </summary>
     public bool IsLogging => _backend.IsLogging;
 
+    /// <summary>Whether the VM arrives by a post-copy migration: it runs here, and an access to its memory may wait for a page of the source.</summary>
+    public bool IsPostcopy => _backend.IsPostcopy;
+
     /// <summary>How many front ends have connected.</summary>
     public int ConnectionCount => _backend.ConnectionCount;
 

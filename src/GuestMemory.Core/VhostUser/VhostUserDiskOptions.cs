@@ -21,7 +21,10 @@ public sealed class VhostUserDiskOptions
     /// <summary>Further users, by name or number, whose front ends may connect; this one's and root's always may.</summary>
     public IReadOnlyList<string> AllowUser { get; init; } = [];
 
-    /// <summary>Whether the front end is trusted not to shorten the files that it shares, which would end this process.</summary>
+    /// <summary>
+    /// Whether the front end is trusted not to shorten the files that it shares, which would end this process, and, where it is another user's, to
+    /// migrate by post-copy; see <see cref="VhostUserConnection"/>.
+    /// </summary>
     public bool TrustFrontEnd { get; init; }
 
     /// <summary>

@@ -24,7 +24,8 @@ internal static class VhostUserLayout
     {
         switch (message.Request)
         {
-            case VhostUserRequest.GetFeatures or VhostUserRequest.SetOwner or VhostUserRequest.ResetOwner or VhostUserRequest.GetProtocolFeatures or VhostUserRequest.GetQueueNum or VhostUserRequest.GetMaxMemSlots:
+            case VhostUserRequest.GetFeatures or VhostUserRequest.SetOwner or VhostUserRequest.ResetOwner or VhostUserRequest.GetProtocolFeatures or VhostUserRequest.GetQueueNum or VhostUserRequest.GetMaxMemSlots
+                or VhostUserRequest.PostcopyAdvise or VhostUserRequest.PostcopyListen or VhostUserRequest.PostcopyEnd:
                 Require(message, 0, 0);
                 break;
             case VhostUserRequest.SetFeatures or VhostUserRequest.SetProtocolFeatures:
@@ -66,6 +67,24 @@ internal static class VhostUserLayout
                 Require(message, RegionOffset + Unsafe.SizeOf<VhostMemoryRegion>(), Math.Min(message.Descriptors.Count, 1));
                 break;
         }
+    }
+
+    /// <summary>
+    /// Whether a message says that the front end serves the pages of the memory that it shared in a post-copy migration. It has the number of the
+    /// request that shared it, or none: QEMU sends it also where nothing has changed.
+    /// </summary>
+    public static bool IsServedAck(VhostUserMessage message) => message.Header.Size == sizeof(ulong) && message.Descriptors.Count == 0
+        && message.Request is VhostUserRequest.None or VhostUserRequest.SetMemTable or VhostUserRequest.AddMemReg or VhostUserRequest.RemMemReg;
+
+    /// <summary>The payload of SET_MEM_TABLE or ADD_MEM_REG with other addresses in place of the front end's.</summary>
+    /// <param name="message">The request.</param>
+    /// <param name="addresses">Where the regions are, in the order in which they came.</param>
+    public static byte[] WithAddresses(VhostUserMessage message, IEnumerable<ulong> addresses)
+    {
+        var payload = message.Payload.ToArray();
+        var regions = MemoryMarshal.Cast<byte, VhostMemoryRegion>(payload.AsSpan(RegionOffset));
+        foreach (var (index, address) in addresses.Index()) regions[index].userspace_addr = address;
+        return payload;
     }
 
     /// <summary>The regions of SET_MEM_TABLE, ADD_MEM_REG or REM_MEM_REG.</summary>

@@ -20,6 +20,9 @@ internal sealed class VhostUserMemory
 
     public GuestMemoryMmap Guest { get; }
 
+    /// <summary>Where this process has the regions, in the order in which they came.</summary>
+    public IEnumerable<ulong> HostAddresses => _slots.Select(static slot => slot.Region.GetMmapRegion().HostAddress);
+
     /// <summary>Maps a memory table; all of it or nothing.</summary>
     /// <param name="entries">The regions.</param>
     /// <param name="files">Their files, one each, which stay the caller's.</param>

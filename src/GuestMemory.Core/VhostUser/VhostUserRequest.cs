@@ -3,6 +3,8 @@ namespace GuestMemory.Core.VhostUser;
 /// <summary>The requests of a vhost-user front end (QEMU's docs/interop/vhost-user.rst).</summary>
 internal enum VhostUserRequest : uint
 {
+    /// <summary>No request; see <see cref="VhostUserLayout.IsServedAck"/>.</summary>
+    None = 0,
     GetFeatures = 1,
     SetFeatures = 2,
     SetOwner = 3,

@@ -13,10 +13,12 @@ public sealed class VhostUserVring
     private SafeDescriptor? _call;
     private SafeDescriptor? _error;
 
-    // Ends the connection; null without one.
+    // End the connection, and release its memory where the front end has ended; null without one.
     private readonly Action<Exception>? _fail;
+    private readonly Action? _releaseMemory;
 
-    internal VhostUserVring(int index, GuestMemoryMmap memory, VhostUserVringState state, VhostUserVringAddresses addresses, ulong features, VhostUserLog log, Action<Exception>? fail = null)
+    internal VhostUserVring(int index, GuestMemoryMmap memory, VhostUserVringState state, VhostUserVringAddresses addresses, ulong features, VhostUserLog log,
+        Action<Exception>? fail = null, Action? releaseMemory = null)
     {
         Index = index;
         Memory = memory;
@@ -32,6 +34,7 @@ public sealed class VhostUserVring
         _error = state.Error;
         _log = log;
         _fail = fail;
+        _releaseMemory = releaseMemory;
     }
 
     /// <summary>The number of the virtqueue, from 0.</summary>
@@ -101,8 +104,11 @@ public sealed class VhostUserVring
     /// <summary>What the front end keeps of the requests that were taken and not returned; null where it does not.</summary>
     internal InflightQueue? Inflight { get; init; }
 
-    /// <summary>Has the device's thread go on where a front end makes it wait for room in a descriptor.</summary>
-    internal void LetSignalsGo()
+    /// <summary>Whether an access to the memory may wait until the front end provides a page: the VM arrives by a post-copy migration.</summary>
+    internal bool MayWait => Memory.Regions.Any(static region => region.Memory.MayWait);
+
+    /// <summary>Has the device's threads go on where a front end makes them wait: for room in a descriptor, or for a page that never comes.</summary>
+    internal void LetThreadsGo()
     {
         foreach (var descriptor in new[] { Volatile.Read(ref _call), Volatile.Read(ref _error) })
         {
@@ -110,6 +116,7 @@ public sealed class VhostUserVring
         }
 
         _log.LetSignalsGo();
+        _releaseMemory?.Invoke();
     }
 
     internal void SetCall(SafeDescriptor? call) => Volatile.Write(ref _call, call);

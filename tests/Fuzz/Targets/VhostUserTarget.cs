@@ -24,7 +24,7 @@ internal static class VhostUserTarget
         GuestMemoryError.InvalidMessage, GuestMemoryError.PacketTooLarge, GuestMemoryError.IncorrectFds, GuestMemoryError.Disconnected, GuestMemoryError.InactiveOperation,
         GuestMemoryError.FeatureMismatch, GuestMemoryError.InvalidOperation, GuestMemoryError.InvalidParam, GuestMemoryError.MemoryRegionOverlap, GuestMemoryError.ZeroSize,
         GuestMemoryError.InvalidGuestRegion, GuestMemoryError.FileNotSealed, GuestMemoryError.MappingPastEof, GuestMemoryError.UnalignedOffset, GuestMemoryError.NoMemoryRegion,
-        GuestMemoryError.InvalidGuestAddress, GuestMemoryError.InvalidLog, GuestMemoryError.OutOfMemory,
+        GuestMemoryError.InvalidGuestAddress, GuestMemoryError.InvalidLog, GuestMemoryError.OutOfMemory, GuestMemoryError.UffdRegisterFailed,
     ];
 
     // The guest's memory, a log or an inflight region, an eventfd, and a file that is none of them.
@@ -53,7 +53,9 @@ internal static class VhostUserTarget
             {
                 var what = input[0];
                 input = input[1..];
-                if (what == ServeStep) device.Serve(MaxRequests);
+                // In a post-copy migration a page that is missing, a hole of a file, would be waited for, and nobody provides it.
+                if (what == ServeStep && !connection.IsPostcopy) device.Serve(MaxRequests);
+                else if (what == ServeStep) continue;
                 else if (what == WriteStep) Write(ref input, guest);
                 else if (!Request(what, ref input, near, connection)) return;
             }

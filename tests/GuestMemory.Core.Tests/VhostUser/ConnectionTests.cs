@@ -11,7 +11,7 @@ public sealed class ConnectionTests
         using var front = new FrontEnd();
         var offered = front.Ask(VhostUserRequest.GetFeatures);
         Assert.Equal(front.Device.Features | LogAll | Protocol, offered);
-        Assert.Equal(0x920BUL, front.Ask(VhostUserRequest.GetProtocolFeatures));
+        Assert.Equal(VhostUserPostcopy.IsSupported ? 0x930BUL : 0x920BUL, front.Ask(VhostUserRequest.GetProtocolFeatures));
         front.Send(VhostUserRequest.SetProtocolFeatures, Bytes(0x920BUL));
         front.Accepted(VhostUserRequest.SetFeatures, Bytes(Protocol | 0x40));
         Assert.Equal(Protocol | 0x40, front.Connection.Features);

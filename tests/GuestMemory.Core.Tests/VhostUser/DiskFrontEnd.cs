@@ -45,12 +45,18 @@ internal sealed class DiskFrontEnd : FrontEndSocket, IDisposable
     public void Start(uint next = 0)
     {
         ShareMemory();
-        Accepted(VhostUserRequest.SetVringNum, State(0, DiskGuest.QueueSize));
-        Accepted(VhostUserRequest.SetVringBase, State(0, next));
-        Accepted(VhostUserRequest.SetVringAddr, Address(0, User));
-        Accepted(VhostUserRequest.SetVringKick, Bytes(0UL), Kick);
-        Accepted(VhostUserRequest.SetVringCall, Bytes(0UL), Call);
-        Accepted(VhostUserRequest.SetVringEnable, State(0, 1));
+        StartVring(0, 0, Kick, Call, next);
+    }
+
+    /// <summary>Has a virtqueue at a guest address run.</summary>
+    public void StartVring(uint index, ulong at, SafeDescriptor kick, SafeDescriptor call, uint next = 0)
+    {
+        Accepted(VhostUserRequest.SetVringNum, State(index, DiskGuest.QueueSize));
+        Accepted(VhostUserRequest.SetVringBase, State(index, next));
+        Accepted(VhostUserRequest.SetVringAddr, Address(index, User + at));
+        Accepted(VhostUserRequest.SetVringKick, Bytes((ulong)index), kick);
+        Accepted(VhostUserRequest.SetVringCall, Bytes((ulong)index), call);
+        Accepted(VhostUserRequest.SetVringEnable, State(index, 1));
     }
 
     /// <summary>Shares the memory, with another file at address 0 where one is given.</summary>

@@ -1,10 +1,10 @@
 namespace GuestMemory.Core.Tests;
 
 /// <summary>
-/// The driver of a disk in a guest: it makes requests in a virtqueue at guest address 0, and looks at their ends. A request has a slot of four
+/// The driver of a disk in a guest: it makes requests in a virtqueue at guest address 0 unless told otherwise, and looks at their ends. A request has a slot of four
 /// descriptors: header, two buffers at most, status.
 /// </summary>
-internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, SafeDescriptor call, bool eventIndex = false)
+internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, SafeDescriptor call, bool eventIndex = false, ulong at = 0)
 {
     public const int QueueSize = 64;
     public const ulong Table = 0;
@@ -24,13 +24,13 @@ internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, Saf
     private ushort _kicked;
 
     /// <summary>How many requests the device has returned.</summary>
-    public ushort UsedIndex => memory.Load<ushort>(Used + 2, AtomicOrdering.Acquire);
+    public ushort UsedIndex => memory.Load<ushort>(at + Used + 2, AtomicOrdering.Acquire);
 
     /// <summary>The slots of the requests that were returned, in that order; for fewer than the virtqueue has entries.</summary>
-    public int[] Returned => [.. Enumerable.Range(0, UsedIndex).Select(i => (int)memory.ReadObject<VringUsedElem>(Used + 4 + (8 * (ulong)i)).id / SlotDescriptors)];
+    public int[] Returned => [.. Enumerable.Range(0, UsedIndex).Select(i => (int)memory.ReadObject<VringUsedElem>(at + Used + 4 + (8 * (ulong)i)).id / SlotDescriptors)];
 
     /// <summary>How many bytes the device says it has written for the request that was returned last.</summary>
-    public uint LastWritten => memory.ReadObject<VringUsedElem>(Used + 4 + (8 * (ulong)((UsedIndex - 1) % QueueSize))).len;
+    public uint LastWritten => memory.ReadObject<VringUsedElem>(at + Used + 4 + (8 * (ulong)((UsedIndex - 1) % QueueSize))).len;
 
     public byte Status(int slot) => memory.ReadObject<byte>(Place(slot) + StatusOffset);
 
@@ -40,18 +40,18 @@ internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, Saf
         var place = Place(slot);
         memory.WriteObject(place, new VirtioBlkOuthdr { type = kind, sector = sector });
         memory.WriteObject(place + StatusOffset, NoStatus);
-        var at = slot * SlotDescriptors;
-        Descriptor(at, place, 16, Next);
-        foreach (var (address, length, isWritable) in buffers) Descriptor(++at, address, length, isWritable ? (ushort)(Next | Writable) : Next);
-        Descriptor(++at, place + StatusOffset, 1, Writable);
+        var index = slot * SlotDescriptors;
+        Descriptor(index, place, 16, Next);
+        foreach (var (address, length, isWritable) in buffers) Descriptor(++index, address, length, isWritable ? (ushort)(Next | Writable) : Next);
+        Descriptor(++index, place + StatusOffset, 1, Writable);
         Offer((ushort)(slot * SlotDescriptors));
     }
 
     /// <summary>Makes a chain available, whatever it is.</summary>
     public void Offer(ushort head)
     {
-        memory.WriteObject(Available + 4 + (2 * (ulong)(_available % QueueSize)), head);
-        memory.Store(Available + 2, ++_available, AtomicOrdering.SeqCst);
+        memory.WriteObject(at + Available + 4 + (2 * (ulong)(_available % QueueSize)), head);
+        memory.Store(at + Available + 2, ++_available, AtomicOrdering.SeqCst);
     }
 
     /// <summary>Kicks, where the device wants to know, as drivers do.</summary>
@@ -60,8 +60,8 @@ internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, Saf
         Interlocked.MemoryBarrier();
         var former = _kicked;
         _kicked = _available;
-        var wanted = memory.Load<ushort>(Used + 4 + (8 * QueueSize), AtomicOrdering.Acquire);
-        var wants = eventIndex ? unchecked((ushort)(_available - wanted - 1) < (ushort)(_available - former)) : (memory.Load<ushort>(Used, AtomicOrdering.Acquire) & 1) == 0;
+        var wanted = memory.Load<ushort>(at + Used + 4 + (8 * QueueSize), AtomicOrdering.Acquire);
+        var wants = eventIndex ? unchecked((ushort)(_available - wanted - 1) < (ushort)(_available - former)) : (memory.Load<ushort>(at + Used, AtomicOrdering.Acquire) & 1) == 0;
         if (wants) EventFd.Signal(kick);
     }
 
@@ -69,7 +69,7 @@ internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, Saf
     public byte Do(uint kind, ulong sector, params (ulong Address, int Length, bool IsWritable)[] buffers)
     {
         // With the event index it says at which end it is to be interrupted.
-        memory.WriteObject(Available + 4 + (2 * QueueSize), _available);
+        memory.WriteObject(at + Available + 4 + (2 * QueueSize), _available);
         Put(0, kind, sector, buffers);
         Kick();
         Host.Until(() => UsedIndex == _available);
@@ -86,7 +86,7 @@ internal sealed class DiskGuest(GuestMemoryMmap memory, SafeDescriptor kick, Saf
     }
 
     private void Descriptor(int index, ulong address, int length, ushort flags) =>
-        memory.WriteObject(Table + ((ulong)index * 16), new VringDesc { addr = address, len = (uint)length, flags = flags, next = (ushort)(index + 1) });
+        memory.WriteObject(at + Table + ((ulong)index * 16), new VringDesc { addr = address, len = (uint)length, flags = flags, next = (ushort)(index + 1) });
 
-    private static ulong Place(int slot) => Requests + ((ulong)slot * RequestBytes);
+    private ulong Place(int slot) => at + Requests + ((ulong)slot * RequestBytes);
 }

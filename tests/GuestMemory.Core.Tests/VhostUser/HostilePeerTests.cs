@@ -6,7 +6,7 @@ namespace GuestMemory.Core.Tests;
 public sealed class HostilePeerTests
 {
     /// <summary>Every request that was not offered, and numbers that are none.</summary>
-    public static TheoryData<uint> NotOffered => [0, 19, 20, 21, 22, 23, 25, 26, 27, 28, 29, 30, 33, 34, 35, 39, 40, 41, 42, 43, 44, 45, 99, uint.MaxValue];
+    public static TheoryData<uint> NotOffered => [0, 19, 20, 21, 22, 23, 25, 26, 27, 33, 34, 35, 39, 40, 41, 42, 43, 44, 45, 99, uint.MaxValue];
 
     [Theory]
     [MemberData(nameof(NotOffered))]
@@ -19,7 +19,7 @@ public sealed class HostilePeerTests
             var request = (VhostUserRequest)number;
             front.Send(request, new byte[8], VhostUserHeader.NeedReply, file);
             // A request with a reply of its own has none that says no.
-            if (number is 26 or 28 or 30 or 40 or 41 or 42 or 43 or 44)
+            if (number is 26 or 40 or 41 or 42 or 43 or 44)
             {
                 Assert.Equal(GuestMemoryError.InactiveOperation, front.Failure().Error);
             }

@@ -57,4 +57,44 @@ public sealed partial class MmapRegion
             if (!_alwaysGuarded && !_holders.HaveProvider) Clear(Guarded);
         }
     }
+
+    /// <summary>Has a userfaultfd report each access to a missing page, which waits until the page is there.</summary>
+    /// <param name="userfaultfd">The userfaultfd.</param>
+    /// <param name="region">What the memory is called in errors.</param>
+    /// <exception cref="SyscallException">UffdRegisterFailed.</exception>
+    /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
+    internal void RegisterMissing(SafeDescriptor userfaultfd, string region)
+    {
+        using var mapping = Lease();
+        using var lease = new DescriptorLease(userfaultfd);
+        var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)HostPage.RoundUp(Size, PageSize), Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
+        if (error == 0) return;
+        throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, $"Registering region {region} with userfaultfd", GuestMemoryError.UffdRegisterFailed, error switch
+        {
+            Errno.EINVAL when BackingPath is not null => "Only anonymous memory, memfd and hugetlbfs can be served by a handler, not a file on a disk file system.",
+            Errno.EBUSY => "Another userfaultfd watches this memory already.",
+            Errno.EPERM => "The mapping must be writable.",
+            _ => null,
+        });
+    }
+
+    /// <summary>Ends that where every page is there: whatever waits goes on.</summary>
+    /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
+    internal void Unregister(SafeDescriptor userfaultfd)
+    {
+        using var mapping = Lease();
+        using var lease = new DescriptorLease(userfaultfd);
+        _ = Userfaultfd.TryUnregister(lease.Number, (ulong)mapping.Address, HostPage.RoundUp(Size, PageSize));
+    }
+
+    /// <summary>
+    /// Ends that for memory that is being released, with pages missing. Closing a userfaultfd while a thread waits on it would let that thread
+    /// read zeros. Without access rights it gets an error instead; so those go first, then waiting threads are woken.
+    /// </summary>
+    internal void Withdraw(SafeDescriptor userfaultfd)
+    {
+        using (var mapping = Lease()) _ = Mman.TryProtect(mapping.Address, mapping.Length, Mman.PROT_NONE);
+        // It also wakes; and a handler that has a duplicate and sees the connection end finds nothing left to serve.
+        Unregister(userfaultfd);
+    }
 }

@@ -86,7 +86,7 @@ public sealed class UffdRegistration : IRegionHolder
             var registration = new UffdRegistration(socketPath, uffd, socket, memory);
             MmapRegion.HandOver(mappings, registration, cancellation);
             held = registration;
-            foreach (var region in memory.Regions) Register(uffd, region);
+            foreach (var region in memory.Regions) region.GetMmapRegion().RegisterMissing(uffd, region.ToString());
             ConnectSocket(socket, socketPath, cancellation);
             registration.Send(shared, cancellation);
             return registration;
@@ -102,16 +102,7 @@ public sealed class UffdRegistration : IRegionHolder
 
     void IRegionHolder.Release(MmapRegion region)
     {
-        // Closing a userfaultfd while a thread waits on it would let that thread read zeros. Without access rights it gets an
-        // error instead; so those go first, then waiting threads are woken.
-        using (var lease = region.Lease())
-        {
-            _ = Mman.TryProtect(lease.Address, lease.Length, Mman.PROT_NONE);
-            using var uffd = new DescriptorLease(_uffd);
-            // It also wakes; and a handler that has a duplicate and sees the connection end finds nothing left to serve.
-            _ = Userfaultfd.TryUnregister(uffd.Number, (ulong)lease.Address, lease.Length);
-        }
-
+        region.Withdraw(_uffd);
         if (Interlocked.Decrement(ref _remaining) > 0) return;
         _uffd.Dispose();
         _socket.Dispose();
@@ -165,21 +156,6 @@ public sealed class UffdRegistration : IRegionHolder
         }
 
         return features;
-    }
-
-    private static void Register(SafeDescriptor uffd, GuestMemoryRegion region)
-    {
-        using var mapping = region.GetMmapRegion().Lease();
-        using var lease = new DescriptorLease(uffd);
-        var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)region.Size, Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
-        if (error == 0) return;
-        throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, $"Registering region {region} with userfaultfd", GuestMemoryError.UffdRegisterFailed, error switch
-        {
-            Errno.EINVAL when region.GetMmapRegion().BackingPath is not null => "Only anonymous memory, memfd and hugetlbfs can be served by a handler, not a file on a disk file system.",
-            Errno.EBUSY => "Another userfaultfd watches this memory already.",
-            Errno.EPERM => "The mapping must be writable.",
-            _ => null,
-        });
     }
 
     private static void ConnectSocket(SafeDescriptor socket, string path, CancellationToken cancellation)

@@ -107,7 +107,7 @@ public sealed class StartVhostUserBackendCommand : GuestMemoryCmdlet
     }
 
     private void Show(VhostUserDisk backend) => WriteProgress(new ProgressRecord(4, $"Providing {backend.ImagePath} as a disk at {backend.SocketPath}",
-        backend.ProcessId is { } process ? $"process {process} is connected, its VM has {Formatting.Size(backend.MemorySize)}{(backend.IsLogging ? ", which its log tracks" : "")}" : "no VM is connected"));
+        backend.ProcessId is { } process ? $"process {process} is connected, its VM has {Formatting.Size(backend.MemorySize)}{(backend.IsPostcopy ? ", which arrives by post-copy" : backend.IsLogging ? ", which its log tracks" : "")}" : "no VM is connected"));
 
     private static GuestMemoryException NameInUse(string name) =>
         new(GuestMemoryError.NameInUse, $"There is a back end '{name}' already. Give another -Name, or stop that one: 'Stop-VhostUserBackend -Name {name}'.");
