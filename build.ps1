@@ -161,7 +161,7 @@ function Invoke-LibraryTest([switch] $Soak) {
     $filters = @()
     if ($Soak) {
         # What Test does a few times, as often as a release is tried with it.
-        foreach ($setting in @{ GUESTMEMORY_CRASH_ROUNDS = 100; GUESTMEMORY_UPGRADE_ROUNDS = 100; GUESTMEMORY_TRACKING_ROUNDS = 1000 }.GetEnumerator()) {
+        foreach ($setting in @{ GUESTMEMORY_CRASH_ROUNDS = 100; GUESTMEMORY_UPGRADE_ROUNDS = 100; GUESTMEMORY_TRACKING_ROUNDS = 1000; GUESTMEMORY_KILL_ROUNDS = 100 }.GetEnumerator()) {
             if (-not (Test-Path "env:$($setting.Key)")) { Set-Item "env:$($setting.Key)" $setting.Value }
         }
         $filters = '-showLiveOutput', '-class', '*.SurvivalTests', '-class', '*.ProcessDirtyTrackerTests'
@@ -255,6 +255,7 @@ function Invoke-Test {
     $counts = foreach ($suite in $suites.Keys) {
         $watch = [Diagnostics.Stopwatch]::StartNew()
         $suites.$suite ? (Invoke-PesterSuite $suite $suites.$suite $pester) : (Invoke-LibraryTest -Soak:($suite -eq 'Soak'))
+        if ($suite -eq 'Soak') { Invoke-PesterSuite Soak (Join-Path $root tests Integration VhostUser.Tests.ps1) $pester }
         $minutes.$suite = $watch.Elapsed.TotalMinutes
     }
     # What failed, once more: it stands far above.

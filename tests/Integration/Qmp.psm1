@@ -42,7 +42,8 @@ function Stop-Qemu {
     $Qemu.Qmp.Reader.Dispose()
     if (-not $Qemu.Process.HasExited) {
         $Qemu.Process.Kill()
-        $Qemu.Process.WaitForExit()
+        # Not for ever: a command that it migrates to may outlive it, and has its standard error.
+        $null = $Qemu.Process.WaitForExit(30000)
     }
     $Qemu.Process.Dispose()
 }

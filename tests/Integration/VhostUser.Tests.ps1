@@ -1,11 +1,13 @@
 # A disk that this module provides to a real QEMU: the firmware boots from it, a program of the boot sector writes it, and the VM migrates
-# meanwhile, by pre-copy and by post-copy. There is no guest operating system.
+# meanwhile, by pre-copy and by post-copy, without a guest operating system. Then the same with a Linux, which writes the disk at full speed
+# also while its back end is killed.
 
 BeforeAll {
     $root = Split-Path (Split-Path $PSScriptRoot)
     Import-Module (Join-Path $root GuestMemory.psd1)
     Import-Module (Join-Path $root tests Pester TestHelpers.psm1) -Force
     Import-Module (Join-Path $PSScriptRoot Qmp.psm1) -Force
+    Import-Module (Join-Path $PSScriptRoot LinuxGuest.psm1) -Force
 
     $lacking = if (-not (Get-Command qemu-system-x86_64 -CommandType Application -ErrorAction Ignore)) {
         'needs qemu-system-x86_64: apt-get install qemu-system-x86'
@@ -159,14 +161,27 @@ BeforeAll {
         # Migrates to a file, and waits until so much of it is written. No more is, until Complete-Migration; the VM runs meanwhile, since what is left
         # takes longer than it may stand still.
         $null = Invoke-Qmp $Pc.Qmp migrate-set-parameters @{ 'max-bandwidth' = 10GB; 'downtime-limit' = 1 }
-        $null = Invoke-Qmp $Pc.Qmp migrate @{ uri = "exec:head -c $Size > $Path; until [ -e $Path.go ] || [ ! -e $Path ]; do sleep 0.1; done; cat >> $Path" }
+        $null = Invoke-Qmp $Pc.Qmp migrate @{ uri = "exec:head -c $Size > $Path; until [ -e $Path.go ]; do [ -e $Path ] || exit; sleep 0.1; done; cat >> $Path" }
         Wait-Until { (Test-Path $Path) -and (Get-Item $Path).Length -eq $Size }
     }
 
     function Complete-Migration([object] $Pc, [string] $Path) {
+        # A QEMU before 9.0 can miss what the guest's own processors, when it emulates them, write after it has looked at the dirty pages again.
+        $null = Invoke-Qmp $Pc.Qmp stop
         $null = Invoke-Qmp $Pc.Qmp migrate-set-parameters @{ 'downtime-limit' = 2000 }
         $null = New-Item "$Path.go"
         Wait-Migration $Pc completed
+    }
+
+    function Assert-SameMemory([object[]] $Regions, [object] $Migrated) {
+        # That the memory of the destination is that of the source.
+        foreach ($region in $Regions) {
+            $hashes = $region, $Migrated | ForEach-Object {
+                $bytes = Read-GuestMemory -Memory $_ -Address $region.GuestAddress -Size $region.Size -Raw
+                [Convert]::ToHexString([Security.Cryptography.SHA256]::HashData($bytes))
+            }
+            $hashes[1] | Should -Be $hashes[0] -Because "this is the memory from 0x$($region.GuestAddress.ToString('x')) on"
+        }
     }
 
     function Wait-Migration([object] $Pc, [string] $Status) {
@@ -394,19 +409,12 @@ Describe 'The disk of a VM that QEMU runs' {
             $null = Invoke-Qmp $pcs.destination.Qmp migrate-incoming @{ uri = "exec:cat $state" }
             Wait-Until { (Invoke-Qmp $pcs.destination.Qmp query-status).status -eq 'paused' }
             # It has not run yet, and so not shared its memory; that is its memfd.
-            $memfd = @(Get-ChildItem "/proc/$($pcs.destination.Process.Id)/fd").Where{ $_.LinkTarget -like '/memfd:memory-backend-memfd*' }[0].FullName
-            $migrated = New-MmapRegion 256MB 0 -BackingPath $memfd
+            $migrated = New-MmapRegion 256MB 0 -BackingPath (Get-SharedFile $pcs.destination memory-backend-memfd)
             Read-GuestMemory -Memory $migrated -Address $counter -As UInt32 | Should -Be $round
             Read-GuestMemory -Memory $migrated -Address 0x98000 -As UInt32 | Should -Be 0xabad1deau
             $number = Read-GuestMemory -Memory $migrated -Address $pages.Address -As UInt32
             $number | Should -BeGreaterThan ($round - 65) -Because 'the page that the disk wrote has its newest content'
-            foreach ($region in $ends.disk.Memory.Regions) {
-                $hashes = $region, $migrated | ForEach-Object {
-                    $bytes = Read-GuestMemory -Memory $_ -Address $region.GuestAddress -Size $region.Size -Raw
-                    [Convert]::ToHexString([Security.Cryptography.SHA256]::HashData($bytes))
-                }
-                $hashes[1] | Should -Be $hashes[0] -Because "this is the memory from 0x$($region.GuestAddress.ToString('x')) on"
-            }
+            Assert-SameMemory $ends.disk.Memory.Regions $migrated
             $migrated | Remove-MmapRegion
             (Get-FileHash $image).Hash | Should -Be $hash -Because 'the destination has not run yet'
         }
@@ -529,5 +537,135 @@ Describe 'The disk of a VM that arrives by post-copy' {
         Wait-Until { $disk.State -eq 'Listening' }
         Get-VhostUserBackend | Stop-VhostUserBackend
         Wait-Until { -not (Get-NamedThread 'vhost-*') }
+    }
+}
+
+Describe 'The disk of a Linux that QEMU runs' {
+    BeforeAll {
+        $linuxLacking = $lacking ? $lacking : (Get-LinuxGuestLack)
+        if ($linuxLacking) { return }
+        # A release is tried with a hundred.
+        $kills = [int] ($env:GUESTMEMORY_KILL_ROUNDS ? $env:GUESTMEMORY_KILL_ROUNDS : 10)
+        $directory = [IO.Directory]::CreateTempSubdirectory('guestmemory-vhost-').FullName
+        Build-LinuxGuest $directory
+        $image = Join-Path $directory disk.img
+        Write-LinuxDisk $image $directory
+        $socket = Join-Path $directory other.sock
+        $guests = @{}
+        $disk = Start-VhostUserBackend (Join-Path $directory disk.sock) $image -QueueCount 2
+        $guests.source = Start-LinuxGuest source $directory $disk.SocketPath
+        $ends = @{ disk = $disk; backend = New-StandbyBackend $socket $image }
+    }
+
+    AfterAll {
+        if ($linuxLacking) { return }
+        $guests.Values.ForEach{ Stop-LinuxGuest $_ }
+        Stop-Backend $ends.backend
+        Stop-Backend $ends.standby
+        Get-MmapRegion | Remove-MmapRegion -Force
+        Get-VhostUserBackend | Stop-VhostUserBackend -WarningAction Ignore
+        if ($directory) { Remove-Item $directory -Recurse -Force }
+    }
+
+    BeforeEach {
+        if ($linuxLacking) { Set-ItResult -Skipped -Because $linuxLacking }
+    }
+
+    It 'is mounted, and has the files that were put there' {
+        Invoke-Guest $guests.source 'mount -t ext4 -o noatime /dev/vda /mnt && sha256sum -c /mnt/sums' | Should -Be '/mnt/data: OK'
+        $disk.Error | Should -BeNullOrEmpty
+    }
+
+    It 'holds what the guest wrote at full speed' {
+        Start-GuestLoad $guests.source
+        Wait-Request $guests.source 2000
+        $end = Complete-GuestLoad $guests.source
+        $end.Read | Should -Be $end.Expected
+        Get-DiskHash $image load | Should -Be $end.Expected
+    }
+
+    It 'has each page that it wrote while the guest migrates marked in the log of QEMU, and in the migrated image' {
+        $state = Join-Path $directory vm.state
+        # What is below this address has been sent when the migration stands still: each page takes a little more than its size. Half of the pages below
+        # that the guest names are written by the disk alone from then on, and the other half by nobody.
+        $below = 96MB
+        $null = Invoke-Guest $guests.source "/guest pages /mnt/data 512 $below >/tmp/pages.log 2>&1 & pages=`$!"
+        $null = Invoke-Guest $guests.source 'until grep -e ready -e wrong /tmp/pages.log; do usleep 100000; done; grep -q ready /tmp/pages.log || { cat /tmp/pages.log; false; }'
+        $said = Invoke-Guest $guests.source 'grep page /tmp/pages.log'
+        $written, $others = ('disk', '-').ForEach{ $kind = $_; , @($said.Where{ $_.EndsWith(" $kind") }.ForEach{ [ulong] $_.Split(' ')[1] }) }
+        $written.Count | Should -BeGreaterThan 200
+        $others.Count | Should -BeGreaterThan 200
+        Start-GuestLoad $guests.source
+
+        Invoke-Migration $guests.source $state 100MB
+        $disk.IsLogging | Should -BeTrue
+        (Get-MarkedPage $guests.source).Overlaps([ulong[]] $written) | Should -BeFalse
+        Wait-Request $guests.source 500
+        $null = Invoke-Guest $guests.source 'kill -USR1 $pages; until grep -e filled -e wrong /tmp/pages.log; do usleep 100000; done; grep -q filled /tmp/pages.log'
+        $marked = Get-MarkedPage $guests.source
+        $written.Where{ -not $marked.Contains($_) } | Should -BeNullOrEmpty
+        $others.Where{ $marked.Contains($_) } | Should -BeNullOrEmpty
+        foreach ($queue in 0, 1) {
+            $ring = (Invoke-Qmp $guests.source.Qmp x-query-virtio-queue-status @{ path = '/machine/peripheral/disk/virtio-backend'; queue = $queue }).'vring-used'
+            $marked.Contains([ulong] $ring -band -bnot 4095ul) | Should -BeTrue -Because "the used ring of virtqueue $queue is at $ring"
+        }
+
+        Complete-Migration $guests.source $state
+        (Invoke-Qmp $guests.source.Qmp query-status).status | Should -Be postmigrate
+        $hash = (Get-FileHash $image).Hash
+        Start-StandbyBackend $ends.backend
+        $guests.destination = Start-LinuxGuest destination $directory $socket -Incoming
+        $null = Invoke-Qmp $guests.destination.Qmp migrate-incoming @{ uri = "exec:cat $state" }
+        Wait-Until { (Invoke-Qmp $guests.destination.Qmp query-status).status -eq 'paused' }
+        $migrated = New-MmapRegion 256MB 0 -BackingPath (Get-SharedFile $guests.destination memory-backend-memfd)
+        $data = [IO.File]::ReadAllBytes((Join-Path $directory files data))
+        for ($i = 0; $i -lt $written.Count; $i++) {
+            $page = [byte[]] (Read-GuestMemory -Memory $migrated -Address $written[$i] -Size 4096 -Raw)
+            [Linq.Enumerable]::SequenceEqual($page, [byte[]] $data[($i * 4096)..($i * 4096 + 4095)]) | Should -BeTrue -Because "the disk wrote the page at 0x$($written[$i].ToString('x'))"
+        }
+        Assert-SameMemory $disk.Memory.Regions $migrated
+        $migrated | Remove-MmapRegion
+        Remove-Item $state
+        (Get-FileHash $image).Hash | Should -Be $hash -Because 'the destination has not run yet'
+    }
+
+    It 'has lost nothing when the guest goes on at the destination' {
+        $guests.Contains('destination') | Should -BeTrue -Because 'the test before this one starts it'
+        Stop-LinuxGuest $guests.source
+        $guests.Remove('source')
+        $disk | Stop-VhostUserBackend
+        $null = Invoke-Qmp $guests.destination.Qmp cont
+        Wait-Request $guests.destination 1000
+        Invoke-Guest $guests.destination 'kill -USR2 $pages; wait $pages; tail -n 1 /tmp/pages.log' | Should -BeLike '512 pages are right*'
+        $end = Complete-GuestLoad $guests.destination
+        $end.Read | Should -Be $end.Expected
+        Get-DiskHash $image load | Should -Be $end.Expected
+        Invoke-Guest $guests.destination 'echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /mnt/sums' | Should -Be '/mnt/data: OK'
+    }
+
+    It 'loses no request, and does none twice, when the back end is killed under load' {
+        $guests.Contains('destination') | Should -BeTrue -Because 'a test before this one starts it'
+        Start-GuestLoad $guests.destination
+        $inFlight = for ($kill = 1; $kill -le $kills; $kill++) {
+            $ends.standby = New-StandbyBackend $socket $image
+            Wait-Request $guests.destination 300
+            $count = Suspend-Backend $ends.backend $guests.destination
+            Stop-Backend $ends.backend
+            $ends.backend = $ends.standby
+            $ends.Remove('standby')
+            Start-StandbyBackend $ends.backend
+            Write-Host "      killed $kill of $kills times, with $count requests in flight"
+            $count
+        }
+        Wait-Request $guests.destination 300
+        $inFlight.Count | Should -Be $kills
+        $end = Complete-GuestLoad $guests.destination
+        $end.Read | Should -Be $end.Expected
+        Get-DiskHash $image load | Should -Be $end.Expected
+        Invoke-Guest $guests.destination 'cat /sys/block/vda/inflight' | Should -Match '^\s*0\s+0\s*$'
+        Invoke-Guest $guests.destination 'umount /mnt' | Should -BeNullOrEmpty
+        e2fsck -fn $image 2>&1 | Out-Host
+        $LASTEXITCODE | Should -Be 0
+        Get-Content $guests.destination.Console | Should -BeNullOrEmpty
     }
 }

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Boots a machine in QEMU and prints its console: machine.sh KIND BASE OVERLAY SECONDS
 # Only makes what it consists of:                 machine.sh KIND BASE
+# ... and what is to be unpacked, BASE/initrd:    machine.sh KIND BASE OVERLAY
 #
 # KIND systemd: a Debian whose init is systemd, for x86-64. Making it takes root (debootstrap).
 # KIND arm64:   the kernel, Busybox and the libraries that .NET wants of a Debian for arm64; its init comes with OVERLAY.
 # KIND xen:     Xen, and as domain 0 a kernel with Busybox, xenstored and libxenctrl; its init comes with OVERLAY.
+# KIND linux:   a kernel with Busybox and the modules of a virtio disk, for x86-64; its init comes with OVERLAY. A test boots it.
 #
 # BASE keeps what the machine consists of; it is made there the first time, from the package source of this machine. OVERLAY is laid over
 # its root; something in it runs what is to run and powers the machine off. All is in memory, so nothing is left behind. Ends with 124
@@ -93,6 +95,30 @@ make_xen() {
     rm -rf -- "$scratch/tree/usr/share"
 }
 
+make_linux() {
+    local apt kernel module
+    # Without a network apt-get says so, and ends well.
+    know_packages amd64 || true
+    kernel=$(newest_kernel linux-image-cloud-amd64 "${apt[@]}" || true)
+    if [[ ! $kernel ]]; then
+        echo 'The package source of this machine has no linux-image-cloud-amd64, or cannot be reached; that of Debian has.'
+        exit 3
+    fi
+    (
+        cd -- "$scratch"
+        apt-get "${apt[@]}" download "$kernel" busybox-static
+        dpkg --extract linux-image-*.deb kernel
+        dpkg --extract busybox-static_*.deb busybox
+        mkdir -p -- tree/bin tree/lib/modules
+        cp -- busybox/bin/busybox tree/bin
+        for module in virtio/virtio{,_ring,_pci,_pci_modern_dev,_pci_legacy_dev} block/virtio_blk; do
+            cp -- kernel/lib/modules/*/kernel/drivers/"$module".ko* tree/lib/modules
+        done
+        # Newer kernels have them compressed.
+        find tree/lib/modules -name '*.xz' -exec unxz {} +
+    )
+}
+
 mkdir -p -- "$base"
 base=$(realpath -- "$base")
 # Made anew where it is to consist of something else.
@@ -115,11 +141,13 @@ fi
 
 if [[ ! $overlay ]]; then exit 0; fi
 
-initrd=$(mktemp)
-trap 'rm -f -- "$initrd" "$initrd.over"' EXIT
+if [[ $limit ]]; then initrd=$(mktemp); else initrd=$base/initrd; fi
+trap 'rm -f -- ${limit:+"$initrd"} "$initrd.over"' EXIT
 archive "$initrd.over" "$overlay"
 # The kernel unpacks one archive after the other.
 cat -- "$base/root.cpio" "$initrd.over" >"$initrd"
+if [[ ! $limit ]]; then exit 0; fi
+
 kernel=$base/vmlinuz modules=$initrd
 case $kind in
     xen)
