@@ -209,6 +209,8 @@ public enum GuestMemoryError
     RangeNotMapped,
     /// <summary>A userfaultfd watches a part of the range already.</summary>
     RangeInUse,
+    /// <summary>The kernel notes no soft-dirty pages, or not in such memory.</summary>
+    SoftDirtyUnsupported,
 
     // Allocation of addresses
     /// <summary>A range of no addresses (upstream: AllocSizeZero).</summary>

@@ -33,10 +33,20 @@ Describe 'Get-DirtyTracking' {
         { Get-DirtyTracking $processes[0].Id 1 -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
 
         $text = Get-DirtyTracking | Out-String -Width 120
-        $text | Should -Match "$($processes[0].Id) tracked +Tracking +0x[0-9a-f]+ +16 KiB +4 KiB +[0-9.]+ [um]s"
+        $text | Should -Match "$($processes[0].Id) tracked +Tracking +Userfault +True +0x[0-9a-f]+ +16 KiB"
 
         Get-Completion 'Get-DirtyTracking ' | Should -Be ($processes.Id | ForEach-Object { "$_" } | Sort-Object { [int] $_ })
         Get-Completion "Get-DirtyTracking $($processes[0].Id) -Address " | Should -Contain ('0x{0:x8}' -f $processes[0].Address)
+    }
+
+    It 'shows by which source, and whether that is exact' {
+        $processes = @(Open-TrackedProcess $folder)
+        foreach ($source in 'Mincore', 'Compare') {
+            $null = Start-DirtyTracking $processes[0].Id $processes[0].Address -Source $source
+        }
+        (Get-DirtyTracking).Source | Should -Contain Mincore
+        (Get-DirtyTracking).IsExact | Should -Be $false, $false
+        Get-DirtyTracking | Out-String -Width 120 | Should -Match 'Tracking +Compare +False +0x'
     }
 
     It 'shows that a process has ended' {

@@ -50,6 +50,36 @@ Describe 'Measure-DirtyRate' {
         "$($rate.Forecast)" | Should -BeLike 'does not converge: *'
     }
 
+    It 'counts what a process wrote that is compared' {
+        $folder = (New-Item -ItemType Directory -Force "$TestDrive/program").FullName
+        $process = Open-TrackedProcess $folder
+        $tracking = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Compare
+        # 8 pages, again and again, until it is measured.
+        $state = [hashtable]::Synchronized(@{ Process = $process; IsDone = $false; Rounds = 0 })
+        $job = Start-ThreadJob {
+            $state = $using:state
+            while (-not $state.IsDone) {
+                $state.Process.StandardInput.WriteLine('w 0 1 2 3 4 5 6 7')
+                $state.Process.StandardInput.Flush()
+                $null = $state.Process.StandardOutput.ReadLine()
+                $state.Rounds++
+            }
+        }
+        try {
+            Wait-Until { $state.Rounds -gt 0 }
+            $rate = $tracking | Measure-DirtyRate -Duration 1 -Interval 0.25 -Bandwidth 1GiB
+        }
+        finally {
+            $state.IsDone = $true
+            $null = $job | Wait-Job | Receive-Job
+            $job | Remove-Job
+            $process.Kill()
+        }
+        $rate.WorkingSet | Should -Be (8 * $process.PageSize)
+        $rate.Source | Should -Be "process $($process.Id), Compare"
+        $rate.Forecast.Converges | Should -BeTrue
+    }
+
     It 'forecasts a migration with -Bandwidth' {
         $forecast = ($region | Measure-DirtyRate -Duration 0.05 -Interval 0.01 -Bandwidth 1MiB).Forecast
         $forecast | Should -BeOfType GuestMemory.Core.MigrationForecast

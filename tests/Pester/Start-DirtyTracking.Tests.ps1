@@ -85,6 +85,69 @@ Describe 'Start-DirtyTracking' {
         Invoke-TrackedProcess $process 'w 3'
     }
 
+    It 'compares samples with -Source Compare' {
+        $tracking = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Compare
+        $tracking.Source | Should -Be Compare
+        $tracking.IsExact | Should -BeFalse
+        $tracking.Standstill | Should -Be ([timespan]::Zero)
+        Invoke-TrackedProcess $process 'w 3 5 6'
+        ($tracking | Get-DirtyBitmap -AsRange).ForEach{ ($_.Address - $process.Address) / $process.PageSize } | Should -Be 3, 5
+        $bitmap = Get-DirtyBitmap -ProcessId $process.Id -Clear
+        $bitmap.DirtyCount | Should -Be 3
+        $bitmap.Source | Should -Be "process $($process.Id), Compare"
+        # What a page has is written again: the kernel would note it.
+        Invoke-TrackedProcess $process 'o 3'
+        ($tracking | Get-DirtyBitmap).DirtyCount | Should -Be 0
+        $tracking | Stop-DirtyTracking
+        { $tracking | Get-DirtyBitmap -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*'
+    }
+
+    It 'tells what became present with -Source Mincore' {
+        Invoke-TrackedProcess $process 'w 3'
+        $tracking = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Mincore
+        Invoke-TrackedProcess $process 'w 3 7'
+        ($tracking | Get-DirtyBitmap -AsRange).ForEach{ ($_.Address - $process.Address) / $process.PageSize } | Should -Be 7
+    }
+
+    It 'warns which source it took with -Source Auto, and why' {
+        $null = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Auto -WarningVariable first
+        $first | Should -BeNullOrEmpty
+        $tracking = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Auto -WarningVariable second -WarningAction SilentlyContinue
+        $tracking.IsExact | Should -BeFalse
+        "$second" | Should -BeLike "*-Source $($tracking.Source)*not exact*Userfault: *Another userfaultfd*"
+        Invoke-TrackedProcess $process 'w 3'
+        (Get-DirtyBitmap -ProcessId $process.Id).DirtyCount | Should -Be 1, 1
+    }
+
+    It 'recommends other sources where one is refused' {
+        $null = Start-DirtyTracking $process.Id $process.Address $process.Size
+        $failure = { Start-DirtyTracking $process.Id $process.Address $process.Size -ErrorAction Stop } | Should -Throw -ErrorId 'RangeInUse,*' -PassThru
+        $failure.Exception.Message | Should -Match 'Compare, SoftDirty, Mincore'
+        $failure.ErrorDetails.RecommendedAction | Should -Match "'-Source Compare'"
+        $failure = { Start-DirtyTracking 2147483647 0x10000 4KiB -ErrorAction Stop } | Should -Throw -PassThru
+        "$($failure.ErrorDetails.RecommendedAction)" | Should -Not -Match Compare
+    }
+
+    It 'believes soft-dirty marks only where the kernel has them' {
+        $failure = $null
+        $tracking = Start-DirtyTracking $process.Id $process.Address $process.Size -Source SoftDirty -ErrorAction SilentlyContinue -ErrorVariable failure
+        if (-not $failure) {
+            Invoke-TrackedProcess $process 'w 3'
+            ($tracking | Get-DirtyBitmap).IsDirty(3) | Should -BeTrue
+            return
+        }
+        $failure.FullyQualifiedErrorId | Should -Be 'SoftDirtyUnsupported,GuestMemory.PowerShell.Commands.StartDirtyTrackingCommand'
+        $failure.CategoryInfo.Category | Should -Be NotImplemented
+        $failure.Exception.Message | Should -Match CONFIG_MEM_SOFT_DIRTY
+        $failure.ErrorDetails.RecommendedAction | Should -Match "'-Source Compare'"
+        Get-DirtyTracking | Should -BeNullOrEmpty
+    }
+
+    It 'does nothing with -Source <_> and -WhatIf' -ForEach Compare, SoftDirty, Mincore, Auto {
+        Start-DirtyTracking $process.Id $process.Address $process.Size -Source $_ -WhatIf | Should -BeNullOrEmpty
+        Get-DirtyTracking | Should -BeNullOrEmpty
+    }
+
     It 'refuses <What> with <Id>' -ForEach @(
         @{ What = 'a process that is not there'; Id = 'ProcessNotFound'; Category = 'ObjectNotFound'; Make = { Start-DirtyTracking 2147483647 0x10000 4KiB -ErrorAction Stop } }
         @{ What = 'a process that is not there, without an address'; Id = 'ProcessNotFound'; Category = 'ObjectNotFound'; Make = { Start-DirtyTracking 2147483647 -ErrorAction Stop } }
@@ -103,6 +166,7 @@ Describe 'Start-DirtyTracking' {
 
     It 'completes processes' {
         Get-Completion 'Start-DirtyTracking ' | Should -Contain "$($process.Id)"
+        Get-Completion 'Start-DirtyTracking -Source ' | Should -Be Auto, Compare, Mincore, SoftDirty, Userfault
         Get-Completion "Start-DirtyTracking -ProcessId $($process.Id)" | Should -Contain "$($process.Id)"
     }
 }

@@ -46,8 +46,8 @@ BeforeAll {
                 @{ Time = [DateTimeOffset] '2026-12-31'; DirtyCount = 123456789; DirtySize = $wide; Rate = [double] $wide; Source = 'process 4194304, offsets in the image'; HottestRanges = @(@{ Address = $high; Size = $wide }) * 3 }
             }
             tracking {
-                @{ ProcessId = 1; ProcessName = 'a'; State = 'Ended'; Address = $low; Size = 4096ul; PageSize = 4096ul; Standstill = $none }
-                @{ ProcessId = 4194304; ProcessName = 'a-long-name-123'; State = 'Tracking'; Address = $high; Size = $wide; PageSize = 1GB; Standstill = $slow }
+                @{ ProcessId = 1; ProcessName = 'a'; State = 'Ended'; Source = 'Compare'; IsExact = $false; Address = $low; Size = 4096ul }
+                @{ ProcessId = 4194304; ProcessName = 'a-long-name-123'; State = 'Tracking'; Source = 'Userfault'; IsExact = $true; Address = $high; Size = $wide }
             }
             range {
                 @{ Address = $low; LastAddress = 4095ul; Size = 4096ul; PageCount = 1 }

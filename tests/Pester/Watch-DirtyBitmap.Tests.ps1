@@ -100,6 +100,24 @@ Describe 'Watch-DirtyBitmap' {
         }
     }
 
+    It 'samples a process that is compared' {
+        $folder = (New-Item -ItemType Directory -Force "$TestDrive/program").FullName
+        $process = Open-TrackedProcess $folder
+        try {
+            $round = 0
+            $samples = Start-DirtyTracking $process.Id $process.Address $process.Size -Source Compare | Watch-DirtyBitmap -SampleCount 3 -Interval 0.01 | ForEach-Object {
+                $_
+                Invoke-TrackedProcess $process "w $(0..$round)"
+                $round++
+            }
+            $samples.DirtyCount | Should -Be 0, 1, 2
+            $samples[2].Source | Should -Be "process $($process.Id), Compare"
+        }
+        finally {
+            $process.Kill()
+        }
+    }
+
     It 'refuses <Parameter> <Value>' -ForEach @(
         @{ Parameter = 'Interval'; Value = 0 }
         @{ Parameter = 'SampleCount'; Value = 0 }

@@ -39,6 +39,53 @@ internal static unsafe partial class Pagemap
     public const ulong PM_SCAN_WP_MATCHING = 1 << 0;
     public const ulong PM_SCAN_CHECK_WPASYNC = 1 << 1;
 
+    // What pagemap says of a page, in 64 bits.
+    public const ulong PM_SOFT_DIRTY = 1UL << 55;
+    public const ulong PM_UFFD_WP = 1UL << 57;
+    public const ulong PM_SWAP = 1UL << 62;
+    public const ulong PM_PRESENT = 1UL << 63;
+
+    /// <summary>Whether the kernel notes writes as soft-dirty, tried on a page of this process, whose marks are all reset by that. Without CONFIG_MEM_SOFT_DIRTY the reset succeeds, and no page is ever marked.</summary>
+    public static bool HasSoftDirty()
+    {
+        var page = (byte*)NativeMemory.AlignedAlloc((nuint)HostPage.Size, (nuint)HostPage.Size);
+        try
+        {
+            using var pagemap = File.OpenHandle("/proc/self/pagemap");
+            using var marks = File.OpenHandle("/proc/self/clear_refs", FileMode.Open, FileAccess.Write);
+            Volatile.Write(ref *page, 1);
+            ResetSoftDirty(marks);
+            var before = EntryOf(pagemap, (ulong)page);
+            Volatile.Write(ref *page, 2);
+            return (before & PM_SOFT_DIRTY) == 0 && (EntryOf(pagemap, (ulong)page) & PM_SOFT_DIRTY) != 0;
+        }
+        finally
+        {
+            NativeMemory.AlignedFree(page);
+        }
+    }
+
+    /// <summary>Resets the soft-dirty marks of all memory of a process.</summary>
+    /// <param name="marks">Its clear_refs, open for writing.</param>
+    /// <exception cref="IOException">The kernel refuses.</exception>
+    public static void ResetSoftDirty(Microsoft.Win32.SafeHandles.SafeFileHandle marks) => RandomAccess.Write(marks, "4"u8, 0);
+
+    /// <summary>Reads what pagemap says of pages from an address on. The number of entries, 0 where the process has no memory any more, or the negated error number.</summary>
+    /// <param name="pagemap">The process's pagemap.</param>
+    /// <param name="address">The address of the first page.</param>
+    /// <param name="entries">Receives an entry for each page of the host.</param>
+    public static nint TryRead(SafeHandle pagemap, ulong address, Span<ulong> entries)
+    {
+        var count = PositionedIo.TryRead(pagemap, MemoryMarshal.AsBytes(entries), address / HostPage.Size * sizeof(ulong));
+        return count < 0 ? count : count / sizeof(ulong);
+    }
+
+    private static ulong EntryOf(SafeHandle pagemap, ulong address)
+    {
+        Span<ulong> entry = [0];
+        return TryRead(pagemap, address, entry) == 1 ? entry[0] : 0;
+    }
+
     /// <summary>Whether the kernel knows the ioctl; 0 or the error number.</summary>
     public static int TryProbe()
     {
@@ -80,19 +127,22 @@ internal static unsafe partial class Pagemap
     }, out next);
 
     /// <summary>
-    /// The same for pages of which nothing is left, not even the mark of their protection: what was given back (MADV_DONTNEED, a punched hole) since
-    /// it was protected, or was not protected.
+    /// The same for pages that were written, or of which nothing is left, not even the mark of their protection: what was given back (MADV_DONTNEED, a punched hole) since
+    /// it was protected, or was not protected. Other ranges are among them, which <see cref="IsChanged"/> tells apart.
     /// </summary>
-    public static long TryScanAbsent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next) => Scan(pagemap, regions, new PmScanArg
+    public static long TryScanChanged(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next) => Scan(pagemap, regions, new PmScanArg
     {
         flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0),
         start = start,
         end = end,
-        // The mark of an absent page's protection counts as swapped.
-        category_inverted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        category_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        return_mask = PAGE_IS_PRESENT,
+        // Written, or not present. What is not present and protected counts as swapped: no mask leaves that out.
+        category_inverted = PAGE_IS_PRESENT,
+        category_anyof_mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+        return_mask = PAGE_IS_WRITTEN | PAGE_IS_SWAPPED,
     }, out next);
+
+    /// <summary>Whether <see cref="TryScanChanged"/> gave a range because it was written or given back.</summary>
+    public static bool IsChanged(in PageRegion region) => region.categories != PAGE_IS_SWAPPED;
 
     /// <summary>The same for pages that are there, written or not.</summary>
     public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg

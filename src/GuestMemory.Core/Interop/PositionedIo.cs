@@ -13,6 +13,17 @@ internal static unsafe partial class PositionedIo
     /// <summary>Reads once; the number of bytes, or the negated error number.</summary>
     public static nint TryRead(int file, IoVec* pieces, int count, long offset) => Result(preadv(file, pieces, count, offset));
 
+    /// <summary>Reads once into a span; the number of bytes, or the negated error number.</summary>
+    public static nint TryRead(SafeHandle file, Span<byte> bytes, ulong offset)
+    {
+        using var lease = new DescriptorLease(file);
+        fixed (byte* first = bytes)
+        {
+            var piece = new IoVec { iov_base = first, iov_len = (nuint)bytes.Length };
+            return TryRead(lease.Number, &piece, 1, (long)offset);
+        }
+    }
+
     /// <summary>Writes once; the number of bytes, or the negated error number.</summary>
     public static nint TryWrite(int file, IoVec* pieces, int count, long offset, int flags) =>
         Result(flags == 0 ? pwritev(file, pieces, count, offset) : pwritev2(file, pieces, count, offset, flags));

@@ -1,40 +1,31 @@
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Processes;
 
 /// <summary>
-/// Owns the tracking of writes to a range of another process's memory, until it is disposed. The process need not cooperate: to begin, one of
-/// its threads is stopped for less than a millisecond, and creates a userfaultfd that this process takes over; from then on the kernel notes writes (UFFD_FEATURE_WP_ASYNC)
-/// and reading them (PAGEMAP_SCAN) does not touch the process. Where this process ends, the kernel ends the tracking, and the other goes on.
+/// Owns the tracking of writes to a range of another process's memory, until it is disposed. The process need not cooperate. By <see cref="ProcessTrackingSource.Userfault"/>
+/// the kernel notes each write; the other sources look at the memory at each query, and say less (see <see cref="ProcessTrackingSource"/>). Where this process ends, the tracking
+/// ends, and the other goes on.
 /// </summary>
 /// <remarks>
-/// A page counts as dirty where the process wrote it, or the kernel did on its behalf, or where it was given back (MADV_DONTNEED, a punched hole). Writes of other processes that
-/// share the memory do not count. Needs Linux 6.7. Any number of threads may use one object.
+/// A page counts as dirty where the process wrote it, or the kernel did on its behalf, or where it was given back (MADV_DONTNEED, a punched hole). Any number of threads may use one object.
 /// </remarks>
-public sealed class ProcessDirtyTracker : IDisposable
+public abstract class ProcessDirtyTracker : IDisposable
 {
-    private const ulong Features = Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED | Userfaultfd.UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
-
-    // Protecting 1 GiB takes some 25 ms, during which the process cannot map or unmap memory.
-    private const ulong ProtectStep = 64 << 20;
+    // Mincore is not among them: it never says what was written again.
+    private static readonly ProcessTrackingSource[] s_order = [ProcessTrackingSource.Userfault, ProcessTrackingSource.SoftDirty, ProcessTrackingSource.Compare];
 
     private readonly Lock _lock = new();
-    private readonly SafeDescriptor _process, _userfaultfd;
-    private readonly SafeFileHandle _pagemap;
-    private readonly AtomicBitmap _found;
-    private readonly PageRegion[] _regions = new PageRegion[1024];
+    private readonly SafeDescriptor _process;
+    private volatile bool _isStopped;
     private bool _isDisposed;
 
-    private ProcessDirtyTracker(int processId, ulong address, ulong size, ulong pageSize, SafeDescriptor process, SafeDescriptor userfaultfd, SafeFileHandle pagemap)
+    private protected ProcessDirtyTracker(TrackedRange range)
     {
-        (ProcessId, Address, Size, PageSize) = (processId, address, size, pageSize);
-        (_process, _userfaultfd, _pagemap) = (process, userfaultfd, pagemap);
-        ProcessName = ProcessFile.Read(processId, "comm", static lines => lines.FirstOrDefault() ?? "");
-        _found = new AtomicBitmap(size, pageSize);
+        (ProcessId, _process, Address, Size, PageSize) = range;
+        ProcessName = ProcessFile.Read(ProcessId, "comm", static lines => lines.FirstOrDefault() ?? "");
+        Found = new AtomicBitmap(Size, PageSize);
     }
-
-    private delegate long PageScan(System.Runtime.InteropServices.SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, bool protect, out ulong next);
 
     /// <summary>The process whose memory is tracked.</summary>
     public int ProcessId { get; }
@@ -42,74 +33,95 @@ public sealed class ProcessDirtyTracker : IDisposable
     /// <summary>The process's name, at most 15 characters.</summary>
     public string ProcessName { get; }
 
+    /// <summary>What tells the writes; never <see cref="ProcessTrackingSource.Auto"/>.</summary>
+    public abstract ProcessTrackingSource Source { get; }
+
+    /// <summary>Whether each write is told, and nothing else; false where the memory is only looked at from time to time.</summary>
+    public abstract bool IsExact { get; }
+
+    /// <summary>Where <see cref="ProcessTrackingSource.Auto"/> was asked for: why each source before this one was refused. Null where none was.</summary>
+    public string? Reason { get; private set; }
+
     /// <summary>The first address of the range, in the process.</summary>
     public ulong Address { get; }
 
     /// <summary>The length of the range in bytes.</summary>
     public ulong Size { get; }
 
-    /// <summary>The bytes that a page of the bitmap stands for: the page size of the mapping, that of huge pages in hugetlb memory. Transparent huge pages are split as they are written.</summary>
+    /// <summary>The bytes that a page of the bitmap stands for: the page size of the mapping, that of huge pages in hugetlb memory. Transparent huge pages count as small ones.</summary>
     public ulong PageSize { get; }
 
-    /// <summary>How long a thread of the process stood still when the tracking began, at most.</summary>
-    public TimeSpan Standstill { get; private init; }
+    /// <summary>How long a thread of the process stood still when the tracking began, at most. Zero by a source that stops none.</summary>
+    public TimeSpan Standstill { get; private protected init; }
 
-    /// <summary>Whether writes are noted.</summary>
+    /// <summary>Whether writes are noted. Does not wait for a query that runs.</summary>
     public ProcessTrackingState State
     {
         get
         {
-            lock (_lock) return _isDisposed ? ProcessTrackingState.Stopped : Pidfd.HasEnded(_process) ? ProcessTrackingState.Ended : ProcessTrackingState.Tracking;
+            try
+            {
+                return _isStopped ? ProcessTrackingState.Stopped : Pidfd.HasEnded(_process) ? ProcessTrackingState.Ended : ProcessTrackingState.Tracking;
+            }
+            catch (ObjectDisposedException)
+            {
+                return ProcessTrackingState.Stopped;
+            }
         }
     }
+
+    /// <summary>What was found and not yet told.</summary>
+    private protected AtomicBitmap Found { get; }
 
     /// <summary>What is tracked, for messages: "process 4711 (qemu-system-x86), 0x7f0000000000 to 0x7f003fffffff".</summary>
     public override string ToString() => $"process {ProcessId} ({ProcessName}), 0x{Address:x} to 0x{Address + (Size - 1):x}";
 
     /// <summary>Begins to track a range; every page of it is clean then. Where it fails, nothing of the process has changed.</summary>
-    /// <param name="processId">The process; not this one.</param>
+    /// <param name="processId">The process.</param>
     /// <param name="address">The first address, a multiple of the mapping's page size.</param>
     /// <param name="size">The length in bytes, a multiple of the same. All of it must be mapped, in one page size.</param>
+    /// <param name="source">What tells the writes.</param>
+    /// <param name="progress">Called with the bytes that were looked at, from time to time, on this thread; sources that look at all memory take a while.</param>
+    /// <param name="cancellation">Cancels the looking.</param>
     /// <exception cref="GuestMemoryException">
-    /// ProcessNotFound; ProcessDenied: this user may not trace it, or may not suspend its seccomp filter; ProcessTraced: a debugger does; ProcessUnsupported: a 32-bit program,
-    /// a thread of the kernel, or one that answers its system calls itself; WaitTimeout: none of its threads can be stopped; RangeNotMapped; RangeInUse: another userfaultfd
-    /// watches a part of it; UffdRegisterFailed: memory that the process may never write, or that is no memory (a device); UffdUnsupported: a kernel before 6.7; ZeroSize, NotPageAligned,
-    /// UnalignedSize, ValueNotSupported: this process, or mappings of several page sizes.
+    /// ProcessNotFound; ProcessDenied: this user may not trace it; RangeNotMapped; ZeroSize, NotPageAligned, UnalignedSize; ValueNotSupported: mappings of several page sizes;
+    /// UffdRegisterFailed: memory of a device. By Userfault also ProcessDenied: its seccomp filter may not be suspended; ProcessTraced: a debugger traces it; ProcessUnsupported: a 32-bit program,
+    /// a thread of the kernel, or one that answers its system calls itself; WaitTimeout: none of its threads can be stopped; RangeInUse: another userfaultfd
+    /// watches a part of it; UffdRegisterFailed: memory that the process may never write; UffdUnsupported: a kernel before 6.7; ValueNotSupported: this process itself.
+    /// By SoftDirty SoftDirtyUnsupported: the kernel notes nothing, or the memory has huge pages.
     /// </exception>
-    public static ProcessDirtyTracker Start(int processId, ulong address, ulong size)
+    public static ProcessDirtyTracker Start(int processId, ulong address, ulong size, ProcessTrackingSource source = ProcessTrackingSource.Userfault, Action<ulong>? progress = null,
+        CancellationToken cancellation = default)
     {
-        if (processId == Environment.ProcessId) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "A process cannot stop itself: the memory of this process cannot be tracked from here.");
+        if (source is < ProcessTrackingSource.Userfault or > ProcessTrackingSource.Auto) throw new ArgumentOutOfRangeException(nameof(source));
+        if (source == ProcessTrackingSource.Userfault) UserfaultDirtyTracker.RequireAnother(processId);
         if (size == 0) throw new GuestMemoryException(GuestMemoryError.ZeroSize, "A range of no bytes cannot be tracked.");
         var process = Pidfd.TryOpen(processId, out var error);
         if (process is null)
             throw error is Errno.ESRCH or Errno.EINVAL ? ProcessFile.NotFound(processId) : new SyscallException("pidfd_open", error, $"Opening process {processId}");
-        SafeDescriptor? userfaultfd = null;
-        SafeFileHandle? pagemap = null;
         try
         {
             if (Pidfd.HasEnded(process)) throw ProcessFile.NotFound(processId);
-            var pageSize = CheckRange(processId, address, size);
-            error = Pagemap.TryProbe();
-            if (error != 0) throw new SyscallException("ioctl(PAGEMAP_SCAN)", error, "Asking the kernel for written pages", GuestMemoryError.UffdUnsupported, "It needs Linux 6.7.");
-            userfaultfd = RemoteUserfaultfd.Create(processId, process, out var standstill);
-            // Second: where the process runs another program by now, the userfaultfd tells.
-            pagemap = ProcessFile.Open(processId, "pagemap", static path => File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite));
-            var tracker = new ProcessDirtyTracker(processId, address, size, pageSize, process, userfaultfd, pagemap) { Standstill = standstill };
-            tracker.Protect();
-            return tracker;
+            var range = new TrackedRange(processId, process, address, size, CheckRange(processId, address, size));
+            return source == ProcessTrackingSource.Auto ? StartFirst(range, progress, cancellation) : StartBy(range, source, progress, cancellation);
         }
         catch (Exception exception)
         {
-            // With its last descriptor the kernel forgets a userfaultfd, and what it watched.
-            userfaultfd?.Dispose();
-            pagemap?.Dispose();
             var hasEnded = Pidfd.HasEnded(process);
             process.Dispose();
+            if (exception is not GuestMemoryException failure) throw;
             // Whatever failed, it did because of that.
-            if (hasEnded && exception is GuestMemoryException) throw ProcessFile.NotFound(processId, exception);
+            if (hasEnded) throw ProcessFile.NotFound(processId, exception);
+            if (source == ProcessTrackingSource.Userfault && IsRefusal(failure.Error))
+                throw new GuestMemoryException(failure.Error, $"{failure.Message} Other sources ({ProcessTrackingSource.Compare}, {ProcessTrackingSource.SoftDirty}, {ProcessTrackingSource.Mincore}) need less, and are less exact.", failure) { Address = failure.Address };
             throw;
         }
     }
+
+    /// <summary>Whether an error of a start is of the source by which it was asked for, so that another one may do; it is not of the range or of the process.</summary>
+    /// <param name="error">The error.</param>
+    public static bool IsRefusal(GuestMemoryError error) => error is GuestMemoryError.ProcessDenied or GuestMemoryError.ProcessTraced or GuestMemoryError.ProcessUnsupported or GuestMemoryError.WaitTimeout
+        or GuestMemoryError.RangeInUse or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.UffdUnsupported or GuestMemoryError.SoftDirtyUnsupported;
 
     /// <summary>The bytes from an address to the end of the mapping that contains it.</summary>
     /// <param name="processId">The process.</param>
@@ -122,39 +134,83 @@ public sealed class ProcessDirtyTracker : IDisposable
     }
 
     /// <summary>
-    /// The pages that were written or given back since the tracking began, or since they were last cleared.
+    /// The pages that were written or given back since the tracking began, or since they were last cleared, as far as the source tells.
     /// </summary>
-    /// <param name="clear">Whether they are clean from then on. Each page is read and cleared in one step: no write is lost.</param>
+    /// <param name="clear">Whether they are clean from then on. By Userfault each page is read and cleared in one step: no write is lost.</param>
+    /// <param name="progress">Called with the bytes that were looked at, from time to time, on this thread.</param>
+    /// <param name="cancellation">Cancels the query; what it found is told by the next one.</param>
     /// <exception cref="GuestMemoryException">
     /// DirtyTrackingOff: the tracking was stopped; ProcessEnded: the process ended, or runs another program; RangeNotMapped: the process unmapped the begin of the range,
-    /// or mapped other memory in it. (Pages that it unmapped elsewhere are not dirty.)
+    /// or (Userfault) mapped other memory in it, or (other sources) unmapped any part. By Userfault, pages that it unmapped elsewhere are not dirty.
     /// </exception>
-    public DirtyBitmap GetDirtyBitmap(bool clear = false)
+    public DirtyBitmap GetDirtyBitmap(bool clear = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         lock (_lock)
         {
-            if (_isDisposed) throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"The tracking of {this} was stopped.");
             // What was found stays until it is told, also where a call fails half way.
-            Scan(Pagemap.TryScanWritten, clear);
-            Scan(Pagemap.TryScanAbsent, clear);
-            RequireRange();
-            return new DirtyBitmap(Address, Size, PageSize, clear ? _found.GetAndReset() : _found.Snapshot(), $"process {ProcessId}");
+            Find(clear, progress, cancellation);
+            return new DirtyBitmap(Address, Size, PageSize, clear ? Found.GetAndReset() : Found.Snapshot(), IsExact ? $"process {ProcessId}" : $"process {ProcessId}, {Source}");
         }
     }
 
-    /// <summary>Ends the tracking; the process goes on and its writes cost nothing any more.</summary>
+    /// <summary>Ends the tracking; the process goes on and its writes cost nothing any more. A query that runs ends soon.</summary>
     public void Dispose()
     {
+        _isStopped = true;
         lock (_lock)
         {
             if (_isDisposed) return;
             _isDisposed = true;
-            // Also where a child that the process started in the moment of the beginning has the descriptor, too.
-            using (var lease = new DescriptorLease(_userfaultfd)) _ = Userfaultfd.TryUnregister(lease.Number, Address, Size);
-            _userfaultfd.Dispose();
-            _pagemap.Dispose();
+            Release();
             _process.Dispose();
         }
+
+        GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Marks what has changed, in <see cref="Found"/>; one call at a time.</summary>
+    private protected abstract void Find(bool clear, Action<ulong>? progress, CancellationToken cancellation);
+
+    /// <summary>Frees what the source holds.</summary>
+    private protected abstract void Release();
+
+    /// <summary>Ends a query that is not wanted any more.</summary>
+    private protected void ThrowIfUnwanted(CancellationToken cancellation)
+    {
+        cancellation.ThrowIfCancellationRequested();
+        if (_isStopped) throw new GuestMemoryException(GuestMemoryError.DirtyTrackingOff, $"The tracking of {this} was stopped.");
+    }
+
+    private protected GuestMemoryException Ended(Exception? inner = null) => new(GuestMemoryError.ProcessEnded, $"Process {ProcessId} ({ProcessName}) has ended, or runs another program.", inner);
+
+    private protected GuestMemoryException Unmapped() => new(GuestMemoryError.RangeNotMapped, $"Process {ProcessId} unmapped the 0x{Size:x} bytes at 0x{Address:x}, or mapped other memory there; what it wrote there is not known.") { Address = Address };
+
+    private static ProcessDirtyTracker StartBy(TrackedRange range, ProcessTrackingSource source, Action<ulong>? progress, CancellationToken cancellation) => source switch
+    {
+        ProcessTrackingSource.Compare => CompareDirtyTracker.Begin(range, progress, cancellation),
+        ProcessTrackingSource.SoftDirty => SoftDirtyTracker.Begin(range, cancellation),
+        ProcessTrackingSource.Mincore => MincoreDirtyTracker.Begin(range, progress, cancellation),
+        _ => UserfaultDirtyTracker.Begin(range),
+    };
+
+    private static ProcessDirtyTracker StartFirst(TrackedRange range, Action<ulong>? progress, CancellationToken cancellation)
+    {
+        List<(ProcessTrackingSource Source, GuestMemoryException Failure)> refusals = [];
+        foreach (var source in s_order)
+        {
+            try
+            {
+                var tracker = StartBy(range, source, progress, cancellation);
+                if (refusals.Count > 0) tracker.Reason = string.Join(" ", refusals.Select(static refusal => $"{refusal.Source}: {refusal.Failure.Message}"));
+                return tracker;
+            }
+            catch (GuestMemoryException exception) when (exception.Error is not (GuestMemoryError.ProcessNotFound or GuestMemoryError.ProcessEnded or GuestMemoryError.RangeNotMapped))
+            {
+                refusals.Add((source, exception));
+            }
+        }
+
+        throw new GuestMemoryException(refusals[0].Failure.Error, refusals[0].Failure.Message, refusals[0].Failure) { Address = refusals[0].Failure.Address };
     }
 
     /// <summary>The page size of the range.</summary>
@@ -163,14 +219,9 @@ public sealed class ProcessDirtyTracker : IDisposable
         if (!HostPage.IsAligned(address, HostPage.Size))
             throw new GuestMemoryException(GuestMemoryError.NotPageAligned, $"The address 0x{address:x} is not a multiple of the page size, 0x{HostPage.Size:x}.") { Address = address };
         var end = unchecked(address + size);
-        var next = address;
-        var hasFiles = false;
-        foreach (var mapping in ProcessMapping.GetAll(processId).Where(mapping => mapping.End > address && (end <= address || mapping.Address < end)))
-        {
-            if (mapping.Address > next) break;
-            next = mapping.End;
-            hasFiles |= mapping.Inode != 0;
-        }
+        var mappings = ProcessMapping.GetAll(processId).Where(mapping => mapping.End > address && (end <= address || mapping.Address < end)).ToArray();
+        var next = ProcessMapping.FindGap(mappings, address);
+        var hasFiles = mappings.Any(static mapping => mapping.Inode != 0);
 
         if (end <= address || next < end)
         {
@@ -195,54 +246,4 @@ public sealed class ProcessDirtyTracker : IDisposable
 
     private static GuestMemoryException Missing(int processId, ulong address) =>
         new(GuestMemoryError.RangeNotMapped, $"Process {processId} has no memory at 0x{address:x}.") { Address = address };
-
-    private void Protect()
-    {
-        using var lease = new DescriptorLease(_userfaultfd);
-        Userfaultfd.Enable(lease.Number, Features);
-        var error = Userfaultfd.TryRegister(lease.Number, (nint)Address, (nuint)Size, Userfaultfd.UFFDIO_REGISTER_MODE_WP);
-        if (error != 0) throw Refused("UFFDIO_REGISTER", error);
-        for (ulong done = 0; done < Size; done += ProtectStep)
-        {
-            while ((error = Userfaultfd.TryProtect(lease.Number, Address + done, Math.Min(ProtectStep, Size - done))) == Errno.EAGAIN) Thread.Yield();
-            if (error != 0) throw Refused("UFFDIO_WRITEPROTECT", error);
-        }
-    }
-
-    private GuestMemoryException Refused(string request, int error) => error switch
-    {
-        Errno.EBUSY => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.RangeInUse, "Another userfaultfd watches a part of it: one of the process's own, of a page-fault handler, or of another tracking."),
-        Errno.ESRCH => ProcessFile.NotFound(ProcessId),
-        Errno.ENOENT => Unmapped(),
-        Errno.EPERM => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.UffdRegisterFailed, "The process may never write there: a part of it is a shared mapping of a file that was opened for reading."),
-        Errno.EINVAL => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.UffdRegisterFailed, "A part of it is no memory that the kernel tracks."),
-        _ => new SyscallException($"ioctl({request})", error, $"Tracking {this}"),
-    };
-
-    private void Scan(PageScan scan, bool protect)
-    {
-        for (var at = Address; at < Address + Size;)
-        {
-            Array.Clear(_regions);
-            var count = scan(_pagemap, at, Address + Size, _regions, protect, out at);
-            // Also where it failed: it may have cleared a part before.
-            for (var i = 0; i < _regions.Length && _regions[i].end != 0; i++) _found.MarkDirty(_regions[i].start - Address, _regions[i].end - _regions[i].start);
-            if (count >= 0) continue;
-            RequireRange();
-            throw count == -Errno.EPERM ? Unmapped()
-                : new SyscallException("ioctl(PAGEMAP_SCAN)", (int)-count, $"Asking what process {ProcessId} wrote", GuestMemoryError.UffdUnsupported);
-        }
-    }
-
-    private void RequireRange()
-    {
-        using var lease = new DescriptorLease(_userfaultfd);
-        switch (Userfaultfd.TryProbeRange(lease.Number, Address, PageSize))
-        {
-            case Errno.ESRCH: throw new GuestMemoryException(GuestMemoryError.ProcessEnded, $"Process {ProcessId} ({ProcessName}) has ended, or runs another program.");
-            case Errno.ENOENT: throw Unmapped();
-        }
-    }
-
-    private GuestMemoryException Unmapped() => new(GuestMemoryError.RangeNotMapped, $"Process {ProcessId} unmapped the 0x{Size:x} bytes at 0x{Address:x}, or mapped other memory there; what it wrote there is not known.") { Address = Address };
 }

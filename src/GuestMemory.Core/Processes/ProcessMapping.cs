@@ -24,6 +24,20 @@ public sealed record ProcessMapping(ulong Address, ulong Size, string Protection
     public static IReadOnlyList<ProcessMapping> GetAll(int processId) =>
         ProcessFile.Read(processId, "maps", static lines => lines.Select(Parse).OfType<ProcessMapping>().ToArray());
 
+    /// <summary>The first address after <paramref name="address"/> that has no memory.</summary>
+    /// <param name="mappings">Mappings in ascending order; none ends before the address.</param>
+    /// <param name="address">The address.</param>
+    internal static ulong FindGap(IEnumerable<ProcessMapping> mappings, ulong address)
+    {
+        foreach (var mapping in mappings)
+        {
+            if (mapping.Address > address) break;
+            address = mapping.End;
+        }
+
+        return address;
+    }
+
     /// <summary>The page sizes of the mappings that share addresses with a range, in bytes.</summary>
     /// <param name="processId">The process.</param>
     /// <param name="start">The first address.</param>

@@ -15,9 +15,16 @@ internal static class Advice
 {
     /// <summary>The advice for an error of the library, or null where its message says all there is.</summary>
     /// <param name="exception">The error.</param>
-    /// <param name="command">The cmdlet that met it.</param>
+    /// <param name="invocation">The cmdlet that met it, and its parameters.</param>
     /// <param name="target">What it worked on.</param>
-    public static string? For(GuestMemoryException exception, CommandInfo command, object? target) => exception.Error switch
+    public static string? For(GuestMemoryException exception, InvocationInfo invocation, object? target) => IsRefusedSource(exception, invocation)
+        ? "'-Source Compare' compares samples of the memory instead: it misses what is written back between two of them, and only needs the right to read it. SoftDirty and Mincore say less; Auto takes what works."
+        : For(exception, invocation.MyCommand, target);
+
+    private static bool IsRefusedSource(GuestMemoryException exception, InvocationInfo invocation) => invocation.MyCommand.Name == "Start-DirtyTracking" && ProcessDirtyTracker.IsRefusal(exception.Error)
+        && (!invocation.BoundParameters.TryGetValue("Source", out var source) || source is not (ProcessTrackingSource.Compare or ProcessTrackingSource.Auto));
+
+    private static string? For(GuestMemoryException exception, CommandInfo command, object? target) => exception.Error switch
     {
         GuestMemoryError.FileExists or GuestMemoryError.BaseSizeMismatch when HasForce(command) => "-Force replaces the file.",
         GuestMemoryError.ImageInUse when HasForce(command) => "'Stop-UffdHandler' stops a handler that serves the file; -Force writes it nevertheless.",

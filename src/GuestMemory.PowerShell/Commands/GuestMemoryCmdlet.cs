@@ -72,7 +72,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
     {
         ArgumentNullException.ThrowIfNull(exception);
         var record = new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target);
-        if (Advice.For(exception, MyInvocation.MyCommand, target) is { } advice) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = advice };
+        if (Advice.For(exception, MyInvocation, target) is { } advice) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = advice };
         WriteError(record);
     }
 
@@ -92,7 +92,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
             or GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds => ErrorCategory.InvalidData,
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace => ErrorCategory.LimitsExceeded,
-        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported or GuestMemoryError.XenUnsupported or GuestMemoryError.ProcessUnsupported
+        GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported or GuestMemoryError.XenUnsupported or GuestMemoryError.ProcessUnsupported or GuestMemoryError.SoftDirtyUnsupported
             or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses => ErrorCategory.NotImplemented,
         GuestMemoryError.RegionInUse or GuestMemoryError.RangeInUse or GuestMemoryError.ProcessTraced or GuestMemoryError.VmsInService or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,

@@ -48,11 +48,12 @@ public sealed partial class ProcessDirtyTrackerTests(TrackedProgram program, ITe
     [InlineData("anon", 1)]
     [InlineData("anon", 4)]
     [InlineData("memfd", 2)]
-    public void NoWriteIsLostUnderWriters(string kind, int threads)
+    [InlineData("anon", 2, ProcessTrackingSource.Compare)]
+    public void NoWriteIsLostUnderWriters(string kind, int threads, ProcessTrackingSource source = ProcessTrackingSource.Userfault)
     {
         const int Pages = 20_000;
         using var process = Start(kind, Pages);
-        using var tracker = process.Track();
+        using var tracker = process.Track(source);
         long reads = 0;
         for (var round = 0; round < s_rounds; round++)
         {

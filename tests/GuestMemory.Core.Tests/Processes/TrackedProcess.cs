@@ -33,7 +33,7 @@ internal sealed class TrackedProcess : IDisposable
 
     public bool IsWatched => File.ReadLines($"/proc/{Id}/smaps").Any(static line => line.StartsWith("VmFlags:", StringComparison.Ordinal) && line.Contains(" uw", StringComparison.Ordinal));
 
-    public ProcessDirtyTracker Track() => ProcessDirtyTracker.Start(Id, Address, Size);
+    public ProcessDirtyTracker Track(ProcessTrackingSource source = ProcessTrackingSource.Userfault) => ProcessDirtyTracker.Start(Id, Address, Size, source);
 
     public string Status(string field) => File.ReadLines($"/proc/{Id}/status").First(line => line.StartsWith(field + ":", StringComparison.Ordinal))[(field.Length + 1)..].Trim();
 

@@ -3,6 +3,7 @@
  * does what the lines of its input say, each answered by one line.
  *
  *   w PAGE...      writes the pages          r PAGE...      reads them
+ *   o PAGE...      writes them with what they have
  *   d FIRST COUNT  gives pages back          u FIRST COUNT  unmaps them         m FIRST COUNT  maps new memory there
  *   s SEED COUNT   writes each page once, in random order, by so many threads
  *   b KIND         waits in a system call until the next line (or, for sleeps, for a second); answers "waiting", then "RESULT ERRNO"
@@ -270,6 +271,7 @@ static void obey(char *line)
         size_t number = strtoul(word_text, NULL, 10);
         if (i < 2) numbers[i] = number;
         if (*command == 'w') write_page(number);
+        if (*command == 'o') *(volatile char *)(memory + number * page_size) = *(volatile char *)(memory + number * page_size);
         if (*command == 'r') (void)*(volatile char *)(memory + number * page_size);
     }
     char *start = memory + numbers[0] * page_size;

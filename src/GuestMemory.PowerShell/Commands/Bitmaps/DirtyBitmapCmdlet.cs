@@ -106,7 +106,7 @@ public abstract class DirtyBitmapCmdlet : MemoryCmdlet
 
     private DirtyPart[] PartsOf(GuestVm vm) => [.. (Slot.Length > 0 ? Slot : LoggedSlots(vm)).Select(slot => new DirtyPart(vm, clear => [vm.GetKvmVm().GetDirtyBitmap(slot, clear)]))];
 
-    private static DirtyPart[] PartsOf(IEnumerable<ProcessDirtyTracker> trackers) => [.. trackers.Select(static tracker => new DirtyPart(tracker, clear => [tracker.GetDirtyBitmap(clear)]))];
+    private DirtyPart[] PartsOf(IEnumerable<ProcessDirtyTracker> trackers) => [.. trackers.Select(tracker => new DirtyPart(tracker, clear => [tracker.GetDirtyBitmap(clear, cancellation: StopToken)]))];
 
     private static uint[] LoggedSlots(GuestVm vm)
     {

@@ -5,7 +5,7 @@ using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Start-DirtyTracking: has the kernel note what a running process writes.</summary>
+/// <summary>Start-DirtyTracking: tracks what a running process writes.</summary>
 [Cmdlet(VerbsLifecycle.Start, "DirtyTracking", SupportsShouldProcess = true)]
 [OutputType(typeof(ProcessDirtyTracker))]
 public sealed class StartDirtyTrackingCommand : GuestMemoryCmdlet
@@ -29,6 +29,18 @@ public sealed class StartDirtyTrackingCommand : GuestMemoryCmdlet
     [Number]
     public ulong Size { get; set; }
 
+    /// <summary>What tells the writes.</summary>
+    [Parameter]
+    public ProcessTrackingSource Source { get; set; }
+
+    private string Action => Source switch
+    {
+        ProcessTrackingSource.Compare => "Read the memory, and compare it at each query",
+        ProcessTrackingSource.SoftDirty => "Reset the soft-dirty marks of all memory of the process, now and by -Clear",
+        ProcessTrackingSource.Mincore => "Note which pages are there",
+        _ => "Stop a thread for a moment, and track what the process writes",
+    };
+
     /// <inheritdoc/>
     protected override void ProcessRecord() => Attempt(Start, ProcessId);
 
@@ -36,9 +48,12 @@ public sealed class StartDirtyTrackingCommand : GuestMemoryCmdlet
     {
         if (!MyInvocation.BoundParameters.ContainsKey(nameof(Address))) throw WhichMemory();
         var size = MyInvocation.BoundParameters.ContainsKey(nameof(Size)) ? Size : ProcessDirtyTracker.SizeToEnd(ProcessId, Address);
-        if (!ShouldProcess($"process {ProcessId}, {Formatting.Size(size)} at {Formatting.Hex(Address)}", "Stop a thread for a moment, and track what the process writes")) return;
-        var tracker = ProcessDirtyTracker.Start(ProcessId, Address, size);
+        if (!ShouldProcess($"process {ProcessId}, {Formatting.Size(size)} at {Formatting.Hex(Address)}", Action)) return;
+        var progress = new ProgressBar(this, $"Reading memory of process {ProcessId}", size);
+        var tracker = ProcessDirtyTracker.Start(ProcessId, Address, size, Source, progress.Report, StopToken);
         Session.Add(tracker);
+        progress.Complete();
+        if (tracker.Reason is { } reason) WriteWarning($"What process {ProcessId} writes is tracked by -Source {tracker.Source}, which is not exact. {reason}");
         WriteObject(tracker);
     }
 
