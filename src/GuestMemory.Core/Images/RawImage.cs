@@ -159,7 +159,10 @@ public static class RawImage
         }, cancellation);
     }
 
-    private static void CheckTarget(string path, bool overwrite)
+    /// <summary>Refuses a place for a new file where one cannot be, or where one is that is to stay.</summary>
+    /// <exception cref="GuestMemoryException">FileExists, NotAFile.</exception>
+    /// <exception cref="DirectoryNotFoundException">Its folder does not exist.</exception>
+    internal static void CheckTarget(string path, bool overwrite)
     {
         if (!overwrite && Path.Exists(path)) throw FileExists(path);
         RequireFile(path);

@@ -40,6 +40,7 @@ internal static class Advice
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
         GuestMemoryError.LogOfFrontEnd => "'Set-DirtyBitmap -Private' gives the memory a bitmap of its own.",
+        GuestMemoryError.InvalidLog when command.Name == "Import-DirtyBitmap" => "'Get-DirtyBitmap -LogPath' reads a dirty log.",
         GuestMemoryError.ProcessEnded => "'Stop-DirtyTracking' ends what is left of the tracking.",
         GuestMemoryError.MemoryNotShared => "A VMM shares its memory by handing a memfd over behind its userfaultfd, as e2b's Firecracker and 'Connect-UffdHandler -ShareMemory' do.",
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
