@@ -142,7 +142,7 @@ internal static unsafe partial class Pagemap
     }, out next);
 
     /// <summary>Whether <see cref="TryScanChanged"/> gave a range because it was written or given back.</summary>
-    public static bool IsChanged(in PageRegion region) => region.categories != PAGE_IS_SWAPPED;
+    public static bool IsChanged(PageRegion region) => region.categories != PAGE_IS_SWAPPED;
 
     /// <summary>The same for pages that are there, written or not.</summary>
     public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg
