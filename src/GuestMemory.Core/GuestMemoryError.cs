@@ -272,6 +272,14 @@ public enum GuestMemoryError
     /// <summary>A virtqueue whose rings or descriptor chains contradict the virtio specification.</summary>
     InvalidQueue,
 
+    // A VM that runs, exported
+    /// <summary>The memory of this VM cannot be exported while it runs.</summary>
+    LiveUnsupported,
+    /// <summary>The memory of the VM is being exported while it runs already.</summary>
+    LiveBusy,
+    /// <summary>The export of a VM that runs came to nothing; the VM goes on.</summary>
+    LiveFailed,
+
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,

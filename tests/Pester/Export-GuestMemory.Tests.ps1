@@ -387,6 +387,92 @@ New-MmapRegion 64KiB | Export-GuestMemory /etc/vm.mem -ErrorAction SilentlyConti
         { Export-GuestMemory "$TestDrive/none.out" -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
     }
 
+    Context 'Live' {
+        BeforeEach {
+            Skip-UnlessSupported $userfaultfd
+            $null = Write-RandomFile "$TestDrive/base.mem" 1MB
+            $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand -InProcess -TrackDirty
+            $peer = Open-LivePeer $TestDrive "$TestDrive/uffd.sock"
+            Wait-Until { $handler.ConnectionCount -eq 1 }
+            Set-UffdVm (Get-UffdVm) -Name web
+        }
+
+        AfterEach {
+            $peer.Kill()
+            $peer.WaitForExit()
+            $peer.Dispose()
+        }
+
+        It 'writes what a VM has while it is stopped, runs the script block then, and lets it go on' {
+            $null = Invoke-LivePeer $peer go
+            # Before its first step that is what the image has there.
+            $first = Invoke-LivePeer $peer steps
+            Wait-Until { (Invoke-LivePeer $peer steps)[1] -ne $first[1] }
+            $stopped = [Collections.Generic.List[object]]::new()
+            $given = Get-UffdVm web | Export-GuestMemory "$TestDrive/web.mem" -Live -Digest -PassThru -WhilePaused {
+                $stopped.Add((Get-Content "/proc/$($_.ProcessId)/status" | Select-String '^State:').Line)
+                Export-GuestMemory "$TestDrive/stopped.mem" -UffdVm $_
+                "said by $($args[0])"
+            }
+            $stopped | Should -Match 'tracing stop'
+            $given[0] | Should -Be 'said by web'
+            $given[1].Path | Should -Be "$TestDrive/web.mem"
+            $given[1].Digest | Should -Be (Get-FileHash "$TestDrive/stopped.mem").Hash.ToLower()
+            (Get-FileHash "$TestDrive/web.mem").Hash | Should -Be (Get-FileHash "$TestDrive/stopped.mem").Hash
+            stat -c %a "$TestDrive/web.mem" | Should -Be 600
+            $before = Invoke-LivePeer $peer steps
+            Wait-Until { (Invoke-LivePeer $peer steps)[1] -gt $before[1] + 100 }
+        }
+
+        It 'stops nothing without a script block, nor with -NoStop' {
+            $null = Invoke-LivePeer $peer go
+            $info = Export-GuestMemory "$TestDrive/web.mem" -UffdVm web -Live -PassThru
+            $info.Size | Should -Be 1MB
+            Get-UffdVm web | Export-GuestMemory "$TestDrive/web.mem" -Live -Force -NoStop -WhilePaused { (Get-Content "/proc/$($_.ProcessId)/status" | Select-String '^TracerPid:').Line } |
+                Should -Match ':\s+0$'
+            $handler.Error | Should -BeNullOrEmpty
+        }
+
+        It 'leaves no file and the VM running where the script block fails' {
+            $null = Invoke-LivePeer $peer go
+            { Get-UffdVm web | Export-GuestMemory "$TestDrive/web.mem" -Live -WhilePaused { throw 'as meant' } } | Should -Throw 'as meant'
+            "$TestDrive/web.mem" | Should -Not -Exist
+            Get-Leftover | Should -BeNullOrEmpty
+            Get-UffdVm web | Export-GuestMemory "$TestDrive/web.mem" -Live
+            "$TestDrive/web.mem" | Should -Exist
+        }
+
+        It 'refuses <What> with <Id>' -ForEach @(
+            @{ What = 'another format'; Id = 'LiveUnsupported'; Do = { Export-GuestMemory "$TestDrive/web.mem" -UffdVm web -Live -Format Chunked -ErrorAction Stop } }
+            @{ What = 'regions'; Id = 'LiveUnsupported'; Do = { $low | Export-GuestMemory "$TestDrive/web.mem" -Live -ErrorAction Stop } }
+            @{ What = '-WhilePaused without -Live'; Id = 'ValueNotSupported'; Do = { Export-GuestMemory "$TestDrive/web.mem" -UffdVm web -WhilePaused { } -ErrorAction Stop } }
+            @{ What = '-NoStop without -WhilePaused'; Id = 'ValueNotSupported'; Do = { Export-GuestMemory "$TestDrive/web.mem" -UffdVm web -Live -NoStop -ErrorAction Stop } }
+            @{ What = 'a file that is there'; Id = 'FileExists'; Do = { Export-GuestMemory "$TestDrive/base.mem" -UffdVm web -Live -ErrorAction Stop } }
+        ) {
+            $Do | Should -Throw -ErrorId "$Id,*"
+            "$TestDrive/web.mem" | Should -Not -Exist
+        }
+
+        It 'needs a handler that tracks writes' {
+            $null = Start-UffdHandler "$TestDrive/plain.sock" "$TestDrive/base.mem" -InProcess
+            $plain = Open-LivePeer $TestDrive "$TestDrive/plain.sock"
+            try {
+                Wait-Until { Get-UffdVm -SocketPath "$TestDrive/plain.sock" }
+                $failure = { Get-UffdVm -SocketPath "$TestDrive/plain.sock" | Export-GuestMemory "$TestDrive/web.mem" -Live -ErrorAction Stop } | Should -Throw -ErrorId 'DirtyTrackingOff,*' -PassThru
+                $failure.ErrorDetails.RecommendedAction | Should -Match 'Start-UffdHandler -TrackDirty'
+            }
+            finally {
+                $plain.Kill()
+                $plain.Dispose()
+            }
+        }
+
+        It 'writes nothing with -WhatIf' {
+            Get-UffdVm web | Export-GuestMemory "$TestDrive/web.mem" -Live -WhatIf -WhilePaused { throw 'not run' }
+            "$TestDrive/web.mem" | Should -Not -Exist
+        }
+    }
+
     It 'completes formats' {
         Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Chunked, Diff, Raw
     }

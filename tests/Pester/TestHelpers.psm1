@@ -237,6 +237,27 @@ function Invoke-TrackedProcess([object] $Process, [string] $Command) {
     }
 }
 
+function Open-LivePeer([string] $Folder, [string] $SocketPath, [int] $Pages = 256) {
+    # Starts a VMM that shares its memory with a handler and has two threads write and give back pages when it is told to (live-peer.c of the library's tests).
+    if (-not (Get-Command cc -CommandType Application -ErrorAction Ignore)) {
+        Set-ItResult -Skipped -Because "needs a C compiler ('apt-get install gcc libc6-dev')"
+    }
+    $program = "$Folder/live-peer"
+    if (-not (Test-Path $program)) {
+        cc -O2 -pthread -o $program "$PSScriptRoot/../GuestMemory.Core.Tests/Userfault/live-peer.c"
+    }
+    $start = [Diagnostics.ProcessStartInfo]::new($program, [string[]] ($SocketPath, $Pages))
+    $start.RedirectStandardInput = $start.RedirectStandardOutput = $true
+    [Diagnostics.Process]::Start($start)
+}
+
+function Invoke-LivePeer([object] $Process, [string] $Command) {
+    # Has such a process do something, 'go', 'stop' or 'steps'; the complete steps of its threads.
+    $Process.StandardInput.WriteLine($Command)
+    $Process.StandardInput.Flush()
+    $Process.StandardOutput.ReadLine().Split(' ').ForEach([ulong])
+}
+
 function Clear-TestState([string] $Folder) {
     # Frees every VM, region, handler, back end and tracking of the shell, and empties the folder where one is named.
     Get-GuestVm | Remove-GuestVm

@@ -1,3 +1,4 @@
+using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Images;
@@ -5,6 +6,9 @@ namespace GuestMemory.Core.Images;
 /// <summary>Files whose names never stand for half of what is to be in them.</summary>
 internal static class CompleteFile
 {
+    // 0600
+    private const uint OfOwner = 0b110_000_000;
+
     /// <summary>Writes a file beside its place, and renames it when it is complete; where that fails, what was there stays.</summary>
     /// <param name="path">Its place.</param>
     /// <param name="overwrite">Whether it takes the place of a file that is there.</param>
@@ -42,7 +46,16 @@ internal static class CompleteFile
     {
         try
         {
-            return File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+            var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+            // It may hold the memory of a VM, and with it keys. It is empty yet.
+            if (FileStatus.TryChangeMode(beside, OfOwner) is var error and not 0)
+            {
+                file.Dispose();
+                File.Delete(beside);
+                throw new SyscallException("chmod", error, $"Keeping {path} from other users");
+            }
+
+            return file;
         }
         catch (UnauthorizedAccessException exception)
         {

@@ -159,6 +159,30 @@ public static class RawImage
         }, cancellation);
     }
 
+    /// <summary>The SHA-256 of a file, in lower-case hexadecimal.</summary>
+    internal static string DigestOf(SafeFileHandle file, ulong length, CancellationToken cancellation)
+    {
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        var buffer = ImageBuffers.Get();
+        try
+        {
+            for (ulong at = 0; at < length;)
+            {
+                cancellation.ThrowIfCancellationRequested();
+                var count = RandomAccess.Read(file, buffer.AsSpan(0, (int)Math.Min((ulong)Part, length - at)), (long)at);
+                if (count == 0) throw new EndOfStreamException("The image became shorter while its digest was computed.");
+                hash.AppendData(buffer, 0, count);
+                at += (ulong)count;
+            }
+
+            return Convert.ToHexStringLower(hash.GetHashAndReset());
+        }
+        finally
+        {
+            ImageBuffers.Return(buffer);
+        }
+    }
+
     /// <summary>Refuses a place for a new file where one cannot be, or where one is that is to stay.</summary>
     /// <exception cref="GuestMemoryException">FileExists, NotAFile.</exception>
     /// <exception cref="DirectoryNotFoundException">Its folder does not exist.</exception>
@@ -274,7 +298,7 @@ public static class RawImage
         new(GuestMemoryError.FileExists, Directory.Exists(path) ? $"{path} is a directory; give the path of a file." : $"{path} exists. Give another path.");
 
     /// <summary>Writes pages at their places and counts them.</summary>
-    private sealed class PageWriter(SafeFileHandle file)
+    internal sealed class PageWriter(SafeFileHandle file)
     {
         public (ulong Bytes, long Pages) Written { get; private set; }
 

@@ -29,7 +29,7 @@ internal static class RemoteUserfaultfd
         {
             lock (s_lock)
             {
-                var isChange = Signals.TellOfStops(false);
+                TracedThread.BeginTracing();
                 try
                 {
                     created = CreateHere(process, pidfd, out stood);
@@ -40,7 +40,7 @@ internal static class RemoteUserfaultfd
                 }
                 finally
                 {
-                    if (isChange) _ = Signals.TellOfStops(true);
+                    TracedThread.EndTracing();
                 }
             }
         }) { IsBackground = true, Name = "guest-memory-pt" };

@@ -14,7 +14,11 @@ internal sealed class TracedThread : IDisposable
     // Of a call that was put in; a thread that runs answers in microseconds.
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(10);
 
+    private static readonly Lock s_lock = new();
+
     private static bool s_isRehearsed;
+    private static int s_tracing;
+    private static bool s_hasChanged;
 
     private readonly int _process, _thread;
     private readonly ulong[] _registers = new ulong[Registers.Count];
@@ -26,10 +30,13 @@ internal sealed class TracedThread : IDisposable
 
     /// <summary>Traces a thread, which goes on running; null where it has ended.</summary>
     /// <exception cref="GuestMemoryException">ProcessDenied, ProcessTraced, ProcessUnsupported.</exception>
-    public static TracedThread? TrySeize(int process, int thread)
+    /// <param name="process">The process.</param>
+    /// <param name="thread">Its thread.</param>
+    /// <param name="runsCalls">Whether it is to make system calls, which a filter of its own might forbid.</param>
+    public static TracedThread? TrySeize(int process, int thread, bool runsCalls = true)
     {
         var status = $"task/{thread}/status";
-        var isFiltered = ProcessFile.StatusOf(process, status, "Seccomp") is not ("0" or "");
+        var isFiltered = runsCalls && ProcessFile.StatusOf(process, status, "Seccomp") is not ("0" or "");
         var error = Ptrace.TrySeize(thread, Ptrace.PTRACE_O_TRACESYSGOOD | (isFiltered ? Ptrace.PTRACE_O_SUSPEND_SECCOMP : 0));
         if (error == 0) return new TracedThread(process, thread);
         if (error == Errno.ESRCH) return null;
@@ -46,12 +53,36 @@ internal sealed class TracedThread : IDisposable
         throw error is Errno.EPERM or Errno.EACCES ? ProcessFile.Denied(process, "ptrace(2) is refused.") : new SyscallException("ptrace(PTRACE_SEIZE)", error, $"Tracing process {process}");
     }
 
-    /// <summary>Stops the thread; false where it does not stop in time, in an uninterruptible call or a frozen control group.</summary>
+    /// <summary>A thread of this process begins to trace threads of another one; <see cref="EndTracing"/> follows.</summary>
+    public static void BeginTracing()
+    {
+        lock (s_lock)
+        {
+            if (s_tracing++ == 0) s_hasChanged = Signals.TellOfStops(false);
+        }
+    }
+
+    public static void EndTracing()
+    {
+        lock (s_lock)
+        {
+            if (--s_tracing == 0 && s_hasChanged) _ = Signals.TellOfStops(true);
+        }
+    }
+
+    /// <summary>Stops the thread, which makes no calls for others; false where it does not stop in time, in an uninterruptible call or a frozen control group.</summary>
+    /// <exception cref="GuestMemoryException">ProcessNotFound: it has ended.</exception>
+    public bool TryHalt(TimeSpan limit)
+    {
+        Check(Ptrace.TryInterrupt(_thread));
+        return TryAwaitEvent(limit);
+    }
+
+    /// <summary>The same for a thread that is to make system calls.</summary>
     /// <exception cref="GuestMemoryException">ProcessNotFound: it has ended; ProcessUnsupported: no system call can be made in its place.</exception>
     public bool TryStop(TimeSpan limit)
     {
-        Check(Ptrace.TryInterrupt(_thread));
-        if (!TryAwaitEvent(limit)) return false;
+        if (!TryHalt(limit)) return false;
         Check(Ptrace.TryGetRegisters(_thread, _saved, out var length));
         if (length != Registers.Count * sizeof(ulong)) throw new GuestMemoryException(GuestMemoryError.ProcessUnsupported, $"Process {_process} runs code of another architecture (32-bit) than this one.");
         if (Ptrace.DispatchesSystemCalls(_thread)) throw new GuestMemoryException(GuestMemoryError.ProcessUnsupported, $"Process {_process} answers its system calls itself (syscall user dispatch, as Wine does).");

@@ -1,4 +1,5 @@
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -174,6 +175,12 @@ internal sealed class LocalUffdHandler : UffdHandler
     internal override void StopVm(int id, UffdOnError action) => _server.StopVm(id, action);
 
     internal override UffdVmFiles OpenFiles(int id) => _server.OpenFiles(id);
+
+    internal override UffdLiveExport BeginLive(int id, SafeFileHandle output)
+    {
+        if (!_options.TrackDirty) throw NotTracking(Place);
+        return _server.BeginLive(id, output);
+    }
 
     internal override bool HasVm(int id) => _server.HasVm(id);
 

@@ -1,4 +1,5 @@
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -176,6 +177,9 @@ public abstract class UffdHandler : IDisposable
 
     /// <summary>What the memory of a VM is read by; the caller's.</summary>
     internal abstract UffdVmFiles OpenFiles(int id);
+
+    /// <summary>Begins to export the memory of a VM that runs to a file, which stays the caller's.</summary>
+    internal abstract UffdLiveExport BeginLive(int id, SafeFileHandle output);
 
     /// <summary>Whether it serves a VM, or is about to end that.</summary>
     internal abstract bool HasVm(int id);

@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using GuestMemory.Core.Images;
+using GuestMemory.Core.Processes;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -8,6 +10,7 @@ namespace GuestMemory.Core.Userfault;
 /// </summary>
 public sealed class UffdServedVm
 {
+    private static readonly TimeSpan s_vmmLimit = TimeSpan.FromSeconds(5);
     private static readonly TimeSpan s_stopTimeout = TimeSpan.FromSeconds(30);
     private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(10);
 
@@ -86,6 +89,47 @@ public sealed class UffdServedVm
     /// </summary>
     /// <exception cref="GuestMemoryException">MemoryNotShared: the VMM handed no memfd over; VmNotFound; StateMismatch: the handler is of another version; ControlFailed.</exception>
     public GuestMemoryMmap OpenMemory() => UffdVmMemory.Open(Handler.OpenFiles(Id), Name);
+
+    /// <summary>
+    /// Writes its memory to a raw image, as it is at one instant, while it runs: what <see cref="RawImage.WriteFull"/> of <see cref="OpenMemory"/> writes of a VM that stands still. The
+    /// handler write-protects the pages that the VM has. At the instant every page is protected, and a thread of the VM that writes waits until then; no thread is stopped for
+    /// that. From then on each page is copied before the VM changes it, by the handler where a write is a fault, or by this call. A page that has not
+    /// come is the image's, and does not come by that; one that was given back is zero.
+    /// <para>A thread of the VM that gives memory back (<c>madvise(2)</c>) waits until all is copied, and while one waits no page can be brought in: so waits each thread that
+    /// touches a missing page. A removal that is under way at the instant counts as before or after it, page by page. What a process writes through another mapping of
+    /// the memfd (a vhost-user back end) is no fault, and may be in the image though it is later.</para>
+    /// <para>The marks of what the VM wrote stay, and what it writes meanwhile is marked. Pages stay protected until they are written: each one's next write is a fault, as after a
+    /// query that takes the marks. The image holds no state of CPUs or devices.</para>
+    /// </summary>
+    /// <param name="path">The file; made beside its place with the mode 0600 and renamed when it is complete.</param>
+    /// <param name="overwrite">Whether a file that is there may be replaced.</param>
+    /// <param name="options">What happens besides; null for nothing.</param>
+    /// <param name="cancellation">Ends the export; what was written is removed and the VM goes on.</param>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff: the handler does not track what VMs write; LiveUnsupported: the VMM has the kernel do that, or the handler is a process of its own;
+    /// LiveBusy: another such export of the VM is under way; LiveFailed: the VM ended, or gave a page back in a moment in which that could not be held up; MemoryNotShared; VmNotFound; FileExists; PageNotAccessible. Of stopping the VMM:
+    /// ValueNotSupported: it is this process; ProcessDenied, ProcessTraced; WaitTimeout: a thread of it does not stop.</exception>
+    public ImageInfo ExportLive(string path, bool overwrite, LiveExportOptions? options = null, CancellationToken cancellation = default)
+    {
+        options ??= new LiveExportOptions();
+        string? digest = null;
+        var (bytes, pages) = RawImage.WriteBeside(path, MemorySize, overwrite, file =>
+        {
+            using var export = Handler.BeginLive(Id, file);
+            export.Protect(cancellation);
+            using (var stopped = options.StopsVmm ? StoppedProcess.Stop(ProcessId, s_vmmLimit) : null)
+            {
+                // Its number is that of the same process still.
+                if (stopped is not null && !Handler.HasVm(Id)) throw NotFound(Id, SocketPath);
+                export.Take();
+                options.AtInstant?.Invoke();
+            }
+
+            var written = export.Sweep(options.Progress, cancellation);
+            if (options.Digest) digest = RawImage.DigestOf(file, MemorySize, cancellation);
+            return written;
+        }, cancellation);
+        return new ImageInfo(path, ImageFormat.Raw, MemorySize, bytes, pages, digest);
+    }
 
     /// <summary>Gives it another name.</summary>
     /// <exception cref="GuestMemoryException">VmNotFound; NameInUse: another VM of the handler has it; ValueNotSupported: it is no name of a VM. ControlFailed.</exception>

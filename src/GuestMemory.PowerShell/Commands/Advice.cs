@@ -4,6 +4,7 @@ using GuestMemory.Core.Interop;
 using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VmControl;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
@@ -36,7 +37,7 @@ internal static class Advice
         {
             GuestVm => "Make the VM with 'New-GuestVm -DirtyTracking'.",
             int or ProcessDirtyTracker => "'Start-DirtyTracking -ProcessId PID -Address ADDRESS -Size SIZE' begins it; 'Get-DirtyTracking' lists what is tracked.",
-            UffdHandler or UffdServedVm => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
+            UffdHandler or UffdServedVm or RefusedMemory { Value: UffdServedVm } => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
         GuestMemoryError.LogOfFrontEnd => "'Set-DirtyBitmap -Private' gives the memory a bitmap of its own.",

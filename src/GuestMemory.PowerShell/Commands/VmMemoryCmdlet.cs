@@ -44,7 +44,8 @@ public abstract class VmMemoryCmdlet : MemoryCmdlet
         else base.ProcessOther(source);
     }
 
-    private void ProcessVm(UffdServedVm vm)
+    /// <summary>Does the cmdlet's work on a VM that a handler serves: unless overridden, on its memory, to be read.</summary>
+    private protected virtual void ProcessVm(UffdServedVm vm)
     {
         var memory = vm.OpenMemory();
         try

@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -189,6 +190,9 @@ internal sealed class RemoteUffdHandler : UffdHandler
             throw;
         }
     }
+
+    internal override UffdLiveExport BeginLive(int id, SafeFileHandle output) => throw new GuestMemoryException(GuestMemoryError.LiveUnsupported,
+        $"The handler at {Place} is a process of its own; only a handler in this process exports the memory of a VM while it runs.");
 
     internal override void Add(UffdImageOptions image, CancellationToken cancellation) =>
         AskOfImage(new UffdControlRequest { Request = UffdControlRequest.AddImage, NewImage = image }, cancellation);

@@ -93,6 +93,24 @@ internal sealed unsafe class UffdVmFiles
         return done;
     }
 
+    /// <summary>Where the memfd has data next, from an offset on; the end where it has none before.</summary>
+    public ulong NextData(ulong offset, ulong end) => (ulong)Extents.NextData(_memory, (long)offset, (long)end);
+
+    /// <summary>Where the data at an offset ends.</summary>
+    public ulong NextHole(ulong offset, ulong end) => (ulong)Extents.NextHole(_memory, (long)offset, (long)end);
+
+    /// <summary>Whether the memfd has the page at an offset.</summary>
+    public bool HasData(ulong offset) => NextData(offset, offset + 1) == offset;
+
+    /// <summary>Whether the VM gave a page back.</summary>
+    public bool IsRemoved(ulong page) => _state.Removed.IsSet(page);
+
+    /// <summary>Whether a page has come.</summary>
+    public bool HasCome(ulong page) => _state.Filled.IsSet(page);
+
+    /// <summary>Copies what the memfd has, and zeros where it has nothing.</summary>
+    public int ReadData(ulong offset, Span<byte> buffer, out int error) => ReadPresent((long)offset, buffer, out error);
+
     private int ReadPresent(long offset, Span<byte> buffer, out int error)
     {
         error = 0;
@@ -146,7 +164,8 @@ internal sealed unsafe class UffdVmFiles
         return done;
     }
 
-    private int ReadImage(ulong offset, Span<byte> buffer, out int error)
+    /// <summary>Copies bytes of the image, whether the VM has them or others; fewer than asked only with an error number.</summary>
+    public int ReadImage(ulong offset, Span<byte> buffer, out int error)
     {
         var scratch = _scratches.Rent();
         try

@@ -1,4 +1,5 @@
 using GuestMemory.Core.Interop;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
 
@@ -73,6 +74,34 @@ internal sealed partial class UffdServer
             state?.Dispose();
             throw;
         }
+    }
+
+    /// <summary>Begins to export the memory of a VM that runs.</summary>
+    /// <param name="id">The VM's number.</param>
+    /// <param name="output">The file, as long as the memory and all zeros; stays the caller's.</param>
+    /// <exception cref="GuestMemoryException">VmNotFound, MemoryNotShared, LiveUnsupported, LiveBusy.</exception>
+    public UffdLiveExport BeginLive(int id, SafeFileHandle output)
+    {
+        var files = OpenFiles(id);
+        SafeFileHandle? information = null;
+        UffdVmService service;
+        try
+        {
+            lock (_lock)
+            {
+                service = Find(id);
+                using var lease = new DescriptorLease(service.Vm.Descriptor);
+                information = File.OpenHandle($"/proc/self/fdinfo/{lease.Number}");
+            }
+        }
+        catch
+        {
+            information?.Dispose();
+            files.Leave();
+            throw;
+        }
+
+        return new LocalLiveExport(service, files, output, information);
     }
 
     private UffdVmService Find(int id) => _services.Find(service => service.Identity?.Id == id && !service.IsEnding) ?? throw UffdServedVm.NotFound(id, Place);

@@ -66,6 +66,7 @@ internal sealed unsafe partial class UffdVm
     private bool TryAgain(ref UffdFault fault, ref int tries, PageScratch scratch)
     {
         ReadEvents(scratch);
+        if (!_gone && _isHeld) tries = Patience;
         if (_gone || ++tries < (fault.Removals == 0 ? Patience : ShortPatience))
         {
             if (!_gone) Thread.Yield();

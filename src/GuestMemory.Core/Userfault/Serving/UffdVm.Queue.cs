@@ -30,6 +30,8 @@ internal sealed unsafe partial class UffdVm
         get
         {
             if (CaughtUp is not null && _lookedAt == 0) return 0;
+            // It is looked again whether faults came.
+            if (_isHeld) return 1;
             if (_due == 0) return -1;
             var left = _due - Stopwatch.GetTimestamp();
             return left <= 0 ? 0 : (int)Math.Min((left + s_millisecond - 1) / s_millisecond, int.MaxValue);

@@ -15,6 +15,7 @@ internal sealed unsafe partial class UffdVm
     /// <param name="action">Kill or Poison.</param>
     public void StopServing(UffdOnError action)
     {
+        FailLive("The VM was stopped");
         var failure = action == UffdOnError.Kill ? KillVmm() : null;
         if (action == UffdOnError.Kill && failure is not null) failure = $"{failure} {(TryLetGo() ? "Its missing pages were poisoned instead." : "Its missing pages could not be poisoned either.")}";
         // A kernel before 6.6 cannot poison: a thread of the VM would wait for ever.

@@ -49,6 +49,8 @@ internal sealed unsafe partial class UffdVm
     private ulong ModeFor(UffdVmRegion region, ulong start, ulong flags)
     {
         if (_protection == 0 || !IsWrite(flags)) return _protection;
+        // Its write is another fault, which copies it first.
+        if (_live?.Wants(region.PageOf(start), region.Unit / HostPage.Size) == true) return _protection;
         OpenPages(region, start);
         return 0;
     }
@@ -56,6 +58,7 @@ internal sealed unsafe partial class UffdVm
     /// <summary>Notes a page before it can be written.</summary>
     private void OpenPages(UffdVmRegion region, ulong start)
     {
+        _live?.BeforeOpening(region.PageOf(start), region.Unit / HostPage.Size);
         _isOpening = true;
         _state.BeginOpening(region.PageOf(start), region.Unit / HostPage.Size);
     }

@@ -166,6 +166,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
     /// <summary>The VM cannot be served any more: notes why, and what follows. No thread of it waits for a page that is missing: it gets SIGBUS, or the VMM is killed.</summary>
     public void Abandon(string why)
     {
+        FailLive("The VM was not served any more");
         var what = $"The VM is not served any more: {why}";
         var action = OnError;
         if (action != UffdOnError.Kill || !TryKill(ref what, "as OnError says"))
@@ -179,14 +180,15 @@ internal sealed unsafe partial class UffdVm : IDisposable
     /// <summary>Takes what is queued in the kernel: removals take effect at once, faults join the list.</summary>
     private void ReadEvents(PageScratch scratch)
     {
-        int count;
+        int count, most;
         var batches = 0;
         do
         {
             _gate.EnterRead(_help, scratch);
             try
             {
-                count = Userfaultfd.TryRead(_uffd, _message, UffdVmState.Batch, ref _knowsNoWait);
+                most = MostToRead();
+                count = most == 0 ? -Errno.EAGAIN : Userfaultfd.TryRead(_uffd, _message, most, ref _knowsNoWait);
                 if (UffdDebug.IsArmed) UffdDebug.AfterRead(count);
                 var now = Stopwatch.GetTimestamp();
                 for (var i = 0; i < count; i++)
@@ -205,7 +207,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
             Fail($"Reading the userfaultfd failed: {Errno.Name(-count)}.");
             _gone = true;
         }
-        while (count == UffdVmState.Batch && ++batches < MaxBatches);
+        while (count == most && ++batches < MaxBatches);
     }
 
     private void Apply(UffdMsg message, long now)
@@ -246,6 +248,7 @@ internal sealed unsafe partial class UffdVm : IDisposable
 
     private void MarkRemoved(ulong start, ulong end)
     {
+        NoteChange(start, end);
         foreach (var region in _regions)
         {
             var from = Math.Max(start, region.Base);

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Diagnostics.CodeAnalysis;
 using GuestMemory.Core.Interop;
 
 namespace GuestMemory.Core.Userfault;
@@ -22,6 +23,10 @@ internal sealed class UffdVmService : IDisposable
     // Written by the handler's thread.
     private volatile bool _stopping;
     private UffdOnError? _order;
+
+    // Under their lock.
+    private readonly Queue<Task> _calls = [];
+    private bool _isOver;
     private long _stoppedAt;
     private string? _whyStopped;
 
@@ -72,8 +77,38 @@ internal sealed class UffdVmService : IDisposable
         catch (Exception exception) when (exception is OutOfMemoryException or ThreadStartException)
         {
             Vm.Abandon("The host has no thread for it (TasksMax=, 'ulimit -u', kernel.threads-max).");
+            EndCalls();
             _finished(this);
         }
+    }
+
+    /// <summary>Has something done on the service's thread, between two turns, and waits for it. For any other thread.</summary>
+    /// <exception cref="GuestMemoryException">VmNotFound: the VM is not served any more.</exception>
+    public void Invoke(Action<UffdVm, PageScratch> action)
+    {
+        var call = new Task(() =>
+        {
+            if (_isOver) throw Gone();
+            var scratch = _helpers.Scratches.Rent();
+            try
+            {
+                action(Vm, scratch);
+            }
+            finally
+            {
+                _helpers.Scratches.Return(scratch);
+            }
+        });
+        lock (_calls)
+        {
+            if (_isOver) throw Gone();
+            _calls.Enqueue(call);
+            EventFd.Signal(_wake);
+        }
+
+        call.GetAwaiter().GetResult();
+
+        GuestMemoryException Gone() => new(GuestMemoryError.VmNotFound, $"The VM of process {Connection.Peer.pid} is not served any more.");
     }
 
     /// <summary>Has the service end; it does so on its own thread, in its own time. For the handler's thread.</summary>
@@ -144,6 +179,8 @@ internal sealed class UffdVmService : IDisposable
         if (!Vm.IsOver) why ??= _whyStopped;
         if (why is not null) Vm.Abandon(why);
         else if (_order is { } action && !Vm.IsOver) Vm.StopServing(action);
+        Vm.EndLive();
+        EndCalls();
         TellError();
         _finished(this);
     }
@@ -151,9 +188,15 @@ internal sealed class UffdVmService : IDisposable
     /// <summary>Waits for an event, a fetch that is done, or the time of a deferred fault, and serves the VM once.</summary>
     private void Turn()
     {
-        Span<PollFd> entries = [new PollFd { fd = Vm.Descriptor.Number, events = Poll.POLLIN }, new PollFd { fd = _wake.Number, events = Poll.POLLIN }];
+        // The kernel passes over a negative one.
+        Span<PollFd> entries = [new PollFd { fd = Vm.IsHeld ? -1 : Vm.Descriptor.Number, events = Poll.POLLIN }, new PollFd { fd = _wake.Number, events = Poll.POLLIN }];
         _ = Poll.Wait(entries, Vm.Timeout);
-        if (entries[1].revents != 0) _ = EventFd.Clear(_wake);
+        if (entries[1].revents != 0)
+        {
+            _ = EventFd.Clear(_wake);
+            FollowCalls();
+        }
+
         // The VMM made it blocking, and poll says so all the time.
         if ((entries[0].revents & Poll.POLLERR) != 0) Userfaultfd.SetNonBlocking(Vm.Descriptor.Number);
         var scratch = _helpers.Scratches.Rent();
@@ -168,6 +211,22 @@ internal sealed class UffdVmService : IDisposable
 
         Vm.TellCaughtUp();
         TellError();
+    }
+
+    private void FollowCalls()
+    {
+        while (TryNextCall(out var call)) call.RunSynchronously();
+
+        bool TryNextCall([NotNullWhen(true)] out Task? call)
+        {
+            lock (_calls) return _calls.TryDequeue(out call);
+        }
+    }
+
+    private void EndCalls()
+    {
+        lock (_calls) _isOver = true;
+        FollowCalls();
     }
 
     private void TellError()
