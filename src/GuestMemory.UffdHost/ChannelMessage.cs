@@ -31,6 +31,8 @@ internal enum ChannelMessageType
     SetVm,
     /// <summary>To the worker: end the service of a VM, killing its VMM or poisoning what has not come.</summary>
     StopVm,
+    /// <summary>To the worker: the memory of a VM is to be exported while it runs; a connection to who does that (<see cref="LiveExportChannel"/>), the VM's memory and state, open for reading, and the fdinfo of its userfaultfd.</summary>
+    Live,
     /// <summary>To the worker: end. With a <see cref="ChannelMessage.Message"/> no other process will serve the VMs, and it says why.</summary>
     Stop,
     /// <summary>To the worker, and back: a sign of life.</summary>

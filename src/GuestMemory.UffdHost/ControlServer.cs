@@ -134,7 +134,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
                 _actions.Cleared(request.Number);
                 client.Send(new UffdControlReply());
                 break;
-            case UffdControlRequest.SetVm or UffdControlRequest.StopVm or UffdControlRequest.Part or UffdControlRequest.RemoveImage:
+            case UffdControlRequest.SetVm or UffdControlRequest.StopVm or UffdControlRequest.Part or UffdControlRequest.RemoveImage or UffdControlRequest.Live:
                 AnswerOfVm(client, request);
                 break;
             case UffdControlRequest.Stop:
@@ -147,7 +147,7 @@ internal sealed partial class ControlServer : IWatched, IDisposable
             case UffdControlRequest.Wait:
                 break;
             default:
-                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, set-vm, stop-vm, part, add-image, remove-image, upgrade, stop and wait." });
+                client.Send(new UffdControlReply { ErrorId = nameof(GuestMemoryError.ControlFailed), Message = "The handler knows the requests status, figures, dirty, cleared, set-vm, stop-vm, part, add-image, remove-image, live, upgrade, stop and wait." });
                 break;
         }
     }

@@ -54,6 +54,8 @@ internal sealed partial class Supervisor
             case UffdControlRequest.StopVm:
                 StopVm(vm, request);
                 return (new UffdControlReply(), null);
+            case UffdControlRequest.Live:
+                return (new UffdControlReply(), BeginLive(vm));
             default:
                 return Part(vm, request);
         }
@@ -75,6 +77,36 @@ internal sealed partial class Supervisor
                 return (new UffdControlReply { Number = files.Count, Path = file.Path, Part = file.Part }, file.Duplicate().Descriptor);
             default:
                 throw new GuestMemoryException(GuestMemoryError.ControlFailed, "The parts of a VM are memory, state, mappings, and image with the number of a file.");
+        }
+    }
+
+    /// <summary>Has the worker that serves a VM export its memory; the connection on which that is asked for.</summary>
+    private SafeDescriptor BeginLive(VmRecord vm)
+    {
+        if (!_options.TrackDirty) throw UffdHandler.NotTracking(Place);
+        if (vm.MemoryFile is null) throw UffdServedVm.NotShared(vm.List.Name ?? "", Place);
+        if (!vm.IsOffered || _worker is not { } worker)
+            throw new GuestMemoryException(GuestMemoryError.LiveFailed, "No worker serves the VM at this moment; the next one does soon. Export again.");
+        var (near, far) = UnixSocket.CreatePair(nonBlocking: true, UnixSocket.SOCK_STREAM);
+        using (far)
+        {
+            try
+            {
+                using var memory = Memfd.OpenReadOnly(vm.MemoryFile);
+                using var state = Memfd.OpenReadOnly(vm.StateFile);
+                // The worker may open no file; this one tells the same of the VM's userfaultfd.
+                using var information = File.OpenHandle($"/proc/self/fdinfo/{vm.Userfaultfd.Number}");
+                using var lease = new DescriptorLease(information);
+                var opened = new SafeDescriptor(lease.Number);
+                var isSent = worker.Channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Live, Vm = vm.Id }, far, memory, state, opened);
+                opened.SetHandleAsInvalid();
+                return isSent ? near : throw new GuestMemoryException(GuestMemoryError.LiveFailed, "The worker that serves the VM does not answer. Export again.");
+            }
+            catch
+            {
+                near.Dispose();
+                throw;
+            }
         }
     }
 

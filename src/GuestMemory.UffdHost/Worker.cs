@@ -175,6 +175,7 @@ internal sealed class Worker : IDisposable
                 else if (message is { Type: ChannelMessageType.AddImage, NewImage: not null }) AddImage(message);
                 else if (message is { Type: ChannelMessageType.RemoveImage, Image: { } image }) RemoveImage(image);
                 else if (message.Type == ChannelMessageType.Vm) Take(message, descriptors);
+                else if (message.Type == ChannelMessageType.Live) BeginLive(message.Vm, descriptors);
                 else if (message.OnError is { } action && _ids.FirstOrDefault(pair => pair.Value == message.Vm).Key is { } vm) Order(vm, message.Type, action);
                 foreach (var descriptor in descriptors) descriptor.Dispose();
                 descriptors.Clear();
@@ -220,6 +221,29 @@ internal sealed class Worker : IDisposable
             state?.Dispose();
             _ = _channel.TrySend(new ChannelMessage { Type = ChannelMessageType.Gone, Vm = message.Vm, Message = exception.Message });
         }
+    }
+
+    /// <summary>Has the memory of a VM exported while it runs, on a thread of its own. Where that cannot be the connection ends.</summary>
+    private void BeginLive(int id, List<SafeDescriptor> descriptors)
+    {
+        if (descriptors.Count != 4 || _ids.FirstOrDefault(pair => pair.Value == id).Key is not { } vm) return;
+        SafeDescriptor[] taken = [.. descriptors];
+        descriptors.Clear();
+        new Thread(() =>
+        {
+            try
+            {
+                using var channel = new LiveExportChannel(taken[0], output => _server.BeginLive(vm, output, taken[1], taken[2], taken[3]));
+                channel.Serve();
+            }
+#pragma warning disable CA1031 // It concerns this export alone, whose connection ends.
+            catch (Exception exception)
+            {
+                Log.Lines.WentWrong(exception.Message);
+            }
+#pragma warning restore CA1031
+            foreach (var descriptor in taken) descriptor.Dispose();
+        }) { IsBackground = true, Name = "uffd-live" }.Start();
     }
 
     private void Order(UffdVm vm, ChannelMessageType type, UffdOnError action)

@@ -29,6 +29,8 @@ internal static class WorkerFilter
             .. Allowed("read", "write", "close"),
             // Events without waiting, and chunks of an image.
             .. Allowed("preadv2", "pread64"),
+            // The image of a VM that is exported while it runs; no other file is open for writing.
+            .. Allowed("pwrite64"),
             // What kind of file a descriptor is, before .NET reads from it; with an empty path.
             .. Allowed("fstat", "lseek"),
             SeccompRule.Allow("statx", SeccompCheck.HasAll(2, FileStatus.AT_EMPTY_PATH)) with { Otherwise = isNative ? Error(Errno.ENOENT) : Seccomp.SECCOMP_RET_ALLOW },

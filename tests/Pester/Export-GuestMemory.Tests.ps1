@@ -387,11 +387,14 @@ New-MmapRegion 64KiB | Export-GuestMemory /etc/vm.mem -ErrorAction SilentlyConti
         { Export-GuestMemory "$TestDrive/none.out" -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
     }
 
-    Context 'Live' {
+    Context 'Live, of a handler <Where>' -ForEach @(
+        @{ Where = 'in this shell'; InProcess = $true }
+        @{ Where = 'in a process of its own'; InProcess = $false }
+    ) {
         BeforeEach {
             Skip-UnlessSupported $userfaultfd
             $null = Write-RandomFile "$TestDrive/base.mem" 1MB
-            $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand -InProcess -TrackDirty
+            $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand -InProcess:$InProcess -TrackDirty
             $peer = Open-LivePeer $TestDrive "$TestDrive/uffd.sock"
             Wait-Until { $handler.ConnectionCount -eq 1 }
             Set-UffdVm (Get-UffdVm) -Name web

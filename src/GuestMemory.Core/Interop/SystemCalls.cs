@@ -67,6 +67,7 @@ internal static class SystemCalls
         ["preadv2"] = (327, 286),
         ["prlimit64"] = (302, 261),
         ["process_vm_readv"] = (310, 270),
+        ["pwrite64"] = (18, 68),
         ["read"] = (0, 63),
         ["readlink"] = (89, -1),
         ["readlinkat"] = (267, 78),

@@ -22,6 +22,7 @@ internal static unsafe partial class UnixSocket
     public const int SO_RCVTIMEO = 20;
     public const int SO_SNDTIMEO = 21;
     public const int SO_SNDBUFFORCE = 32;
+    public const int SHUT_WR = 1;
     public const int SHUT_RDWR = 2;
     public const int MSG_PEEK = 0x2;
     public const int MSG_CTRUNC = 0x8;
@@ -74,6 +75,13 @@ internal static unsafe partial class UnixSocket
     {
         using var lease = new DescriptorLease(socket);
         _ = shutdown(lease.Number, SHUT_RDWR);
+    }
+
+    /// <summary>Sends no more; what the peer sends still comes.</summary>
+    public static void EndSending(SafeDescriptor socket)
+    {
+        using var lease = new DescriptorLease(socket);
+        _ = shutdown(lease.Number, SHUT_WR);
     }
 
     /// <summary>Whether the peer has closed its end, or sends no more; what it sent before may be unread.</summary>

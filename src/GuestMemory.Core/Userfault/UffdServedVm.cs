@@ -105,8 +105,8 @@ public sealed class UffdServedVm
     /// <param name="overwrite">Whether a file that is there may be replaced.</param>
     /// <param name="options">What happens besides; null for nothing.</param>
     /// <param name="cancellation">Ends the export; what was written is removed and the VM goes on.</param>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff: the handler does not track what VMs write; LiveUnsupported: the VMM has the kernel do that, or the handler is a process of its own;
-    /// LiveBusy: another such export of the VM is under way; LiveFailed: the VM ended, or gave a page back in a moment in which that could not be held up; MemoryNotShared; VmNotFound; FileExists; PageNotAccessible. Of stopping the VMM:
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff: the handler does not track what VMs write; LiveUnsupported: the VMM has the kernel do that;
+    /// LiveBusy: another such export of the VM is under way; LiveFailed: the VM or the handler's worker ended, or the VM gave a page back in a moment in which that could not be held up; MemoryNotShared; VmNotFound; FileExists; PageNotAccessible. Of stopping the VMM:
     /// ValueNotSupported: it is this process; ProcessDenied, ProcessTraced; WaitTimeout: a thread of it does not stop.</exception>
     public ImageInfo ExportLive(string path, bool overwrite, LiveExportOptions? options = null, CancellationToken cancellation = default)
     {

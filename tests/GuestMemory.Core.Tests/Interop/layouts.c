@@ -369,6 +369,7 @@ static void sockets(void)
     CONSTANT(SO_SNDTIMEO);
     CONSTANT(SHUT_RD);
     CONSTANT(SHUT_WR);
+    CONSTANT(SHUT_WR);
     CONSTANT(SHUT_RDWR);
     CONSTANT(RWF_NOWAIT);
     CONSTANT(MSG_PEEK);
@@ -1096,6 +1097,9 @@ static void system_calls(void)
 #endif
 #ifdef __NR_process_vm_readv
     CALL(process_vm_readv);
+#endif
+#ifdef __NR_pwrite64
+    CALL(pwrite64);
 #endif
 #ifdef __NR_read
     CALL(read);

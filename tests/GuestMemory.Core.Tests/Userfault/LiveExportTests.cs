@@ -11,12 +11,14 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     private LivePeer? _peer;
 
     [CompilerTheory]
-    [InlineData(UffdStrategy.OnDemand, false)]
-    [InlineData(UffdStrategy.Background, false)]
-    [InlineData(UffdStrategy.OnDemand, true)]
-    public void TheImageIsTheMemoryOfOneInstant(UffdStrategy strategy, bool stopsVmm)
+    [InlineData(UffdStrategy.OnDemand, false, false)]
+    [InlineData(UffdStrategy.Background, false, false)]
+    [InlineData(UffdStrategy.OnDemand, true, false)]
+    [InlineData(UffdStrategy.OnDemand, false, true)]
+    [InlineData(UffdStrategy.Background, true, true)]
+    public void TheImageIsTheMemoryOfOneInstant(UffdStrategy strategy, bool stopsVmm, bool process)
     {
-        var (handler, peer) = Begin(strategy);
+        var (handler, peer) = Begin(strategy, process);
         using var _ = peer;
         peer.Do("go");
         var before = new ulong[2];
@@ -41,7 +43,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     [CompilerFact]
     public void SignalsDoNotMixInstants()
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand, "signals");
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process: false, "signals");
         using var _ = peer;
         peer.Do("go");
         var done = 0;
@@ -65,10 +67,12 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     }
 
     /// <summary>While the VMM is stopped nothing changes, and the image is what it has then.</summary>
-    [CompilerFact]
-    public void TheImageIsWhatTheVmHasWhileItIsStopped()
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void TheImageIsWhatTheVmHasWhileItIsStopped(bool process)
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process);
         using var _ = peer;
         peer.Do("go");
         for (var round = 0; round < 10; round++)
@@ -95,10 +99,12 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     }
 
     /// <summary>Marks are neither taken nor forgotten: a copy that is kept up to date with what is dirty stays the same as the VM.</summary>
-    [CompilerFact]
-    public void WhatIsWrittenMeanwhileIsMarked()
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WhatIsWrittenMeanwhileIsMarked(bool process)
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process);
         using var _ = peer;
         peer.Do("go");
         peer.AwaitSteps(100);
@@ -137,10 +143,12 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     }
 
     /// <summary>A page that has not come is the image's, does not come by the export, and may come meanwhile.</summary>
-    [CompilerFact]
-    public void WhatHasNotComeIsTheImages()
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void WhatHasNotComeIsTheImages(bool process)
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process);
         using var _ = peer;
         Host.Until(() => handler.ConnectionCount == 1);
         peer.Do("steps");
@@ -153,13 +161,18 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
 
     /// <summary>A VM that gives memory back while that must be held goes on when all is copied, and so does one whose export is cancelled.</summary>
     [CompilerTheory]
-    [InlineData("cancel")]
-    [InlineData("throw")]
-    [InlineData("kill")]
-    [InlineData("stop")]
-    public void AnExportThatEndsEarlyLeavesNothingBehind(string how)
+    [InlineData("cancel", false)]
+    [InlineData("throw", false)]
+    [InlineData("kill", false)]
+    [InlineData("stop", false)]
+    [InlineData("cancel", true)]
+    [InlineData("throw", true)]
+    [InlineData("kill", true)]
+    [InlineData("stop", true)]
+    [InlineData("worker", true)]
+    public void AnExportThatEndsEarlyLeavesNothingBehind(string how, bool process)
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process);
         using var _ = peer;
         peer.Do("go");
         peer.AwaitSteps(100);
@@ -173,6 +186,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
                 peer.AwaitStandstill();
                 if (how == "cancel") cancellation.Cancel();
                 else if (how == "kill") KillPeer();
+                else if (how == "worker") End(handler.WorkerProcessId, 9);
                 else if (how == "stop") vm.Stop(UffdOnError.Poison);
                 else throw new InvalidOperationException("as meant");
             },
@@ -191,7 +205,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
         }
 
         Assert.Equal("h.sock image peer", string.Join(' ', Directory.GetFiles(Folder.Path).Select(Path.GetFileName).Order(StringComparer.Ordinal)));
-        if (how is "cancel" or "throw")
+        if (how is "cancel" or "throw" or "worker")
         {
             peer.AwaitSteps(1000);
             vm.ExportLive(Folder["live"], overwrite: false);
@@ -216,7 +230,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     [OtherUserFact]
     public void AFullDiskIsAnError()
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process: true);
         using var _ = peer;
         peer.Do("go");
         peer.AwaitSteps(100);
@@ -238,7 +252,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     [CompilerFact]
     public void OnlyOneAtATime()
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand);
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process: true);
         using var _ = peer;
         peer.Do("go");
         peer.AwaitSteps(10);
@@ -251,11 +265,13 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
         Assert.False(File.Exists(Folder["other"]));
     }
 
-    [CompilerFact]
-    public void AHandlerThatDoesNotTrackRefuses()
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AHandlerThatDoesNotTrackRefuses(bool process)
     {
         Folder.WriteImage("image", Pages);
-        var handler = Start(process: false, new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"] });
+        var handler = Start(process, new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"] });
         using var peer = _peer = new LivePeer(LivePeer.Compile(Folder["peer"]), handler.SocketPath, Pages);
         Host.Until(() => handler.ConnectionCount == 1);
         Assert.Equal(GuestMemoryError.DirtyTrackingOff, Assert.Throws<GuestMemoryException>(() => Assert.Single(handler.GetVms()).ExportLive(Folder["live"], overwrite: false)).Error);
@@ -282,11 +298,13 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     }
 
     /// <summary>No write waits where the kernel notes writes.</summary>
-    [UffdFact]
-    public void AVmmThatTracksWritesItselfIsRefused()
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AVmmThatTracksWritesItselfIsRefused(bool process)
     {
         Folder.WriteImage("image", Pages);
-        var handler = Start(process: false, Options(UffdStrategy.OnDemand));
+        var handler = Start(process, Options(UffdStrategy.OnDemand));
         var region = Region(new MmapRegionBuilder(Pages * 4096).WithMemfd());
         using var peer = new RawPeer(handler.SocketPath, region, Userfaultfd.UFFD_FEATURE_EVENT_REMOVE | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_WP_ASYNC | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED);
         peer.SendWith(System.Text.Encoding.UTF8.GetString(UffdMappingList.ToJson([new GuestRegionUffdMapping(region.HostAddress, region.Size, 0, 4096)])), region.GetMmapRegion().File!.File);
@@ -298,10 +316,10 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
 
     private UffdHandlerOptions Options(UffdStrategy strategy) => new() { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"], Strategy = strategy, TrackDirty = true };
 
-    private (UffdHandler Handler, LivePeer Peer) Begin(UffdStrategy strategy, params string[] options)
+    private (UffdHandler Handler, LivePeer Peer) Begin(UffdStrategy strategy, bool process, params string[] options)
     {
         Folder.WriteImage("image", Pages);
-        var handler = Start(process: false, Options(strategy));
+        var handler = Start(process, Options(strategy));
         _peer = new LivePeer(LivePeer.Compile(Folder["peer"]), handler.SocketPath, Pages, options);
         Host.Until(() => handler.ConnectionCount == 1);
         return (handler, _peer);

@@ -191,8 +191,11 @@ internal sealed class RemoteUffdHandler : UffdHandler
         }
     }
 
-    internal override UffdLiveExport BeginLive(int id, SafeFileHandle output) => throw new GuestMemoryException(GuestMemoryError.LiveUnsupported,
-        $"The handler at {Place} is a process of its own; only a handler in this process exports the memory of a VM while it runs.");
+    internal override UffdLiveExport BeginLive(int id, SafeFileHandle output)
+    {
+        var socket = _client.AskForFile(new UffdControlRequest { Request = UffdControlRequest.Live, Vm = id }, CancellationToken.None, out _) ?? throw UffdServedVm.NotFound(id, Place);
+        return new RemoteLiveExport(socket, output);
+    }
 
     internal override void Add(UffdImageOptions image, CancellationToken cancellation) =>
         AskOfImage(new UffdControlRequest { Request = UffdControlRequest.AddImage, NewImage = image }, cancellation);

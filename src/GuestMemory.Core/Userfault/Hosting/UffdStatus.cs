@@ -73,6 +73,9 @@ internal sealed record UffdControlRequest
     public const string AddImage = "add-image";
     public const string RemoveImage = "remove-image";
 
+    /// <summary>The memory of a VM that runs is to be exported: the answer has a connection to the worker (<see cref="LiveExportChannel"/>).</summary>
+    public const string Live = "live";
+
     // The parts of a VM.
     public const string Memory = "memory";
     public const string State = "state";

@@ -18,6 +18,7 @@ internal sealed unsafe class UffdVmFiles
     private readonly SafeFileHandle _reader;
     private readonly UffdVmState _state;
     private readonly PageSource _source;
+    private readonly bool _isBorrowed;
     private readonly PageScratchPool _scratches = new();
     private int _users = 1;
 
@@ -26,19 +27,21 @@ internal sealed unsafe class UffdVmFiles
     /// <param name="state">The memfd of the VM's state, open for reading.</param>
     /// <param name="mappings">The VM's mapping list.</param>
     /// <param name="source">The image.</param>
+    /// <param name="isBorrowed">Whether the image stays the caller's, and the memfd was checked when it was handed over.</param>
     /// <exception cref="GuestMemoryException">They do not fit each other; StateMismatch: the handler is another program's, whose state cannot be read.</exception>
-    public UffdVmFiles(SafeDescriptor memory, SafeDescriptor state, IReadOnlyList<GuestRegionUffdMapping> mappings, PageSource source)
+    public UffdVmFiles(SafeDescriptor memory, SafeDescriptor state, IReadOnlyList<GuestRegionUffdMapping> mappings, PageSource source, bool isBorrowed = false)
     {
         _memory = memory;
         _reader = new SafeFileHandle(memory.Number, ownsHandle: false);
         _source = source;
+        _isBorrowed = isBorrowed;
         Mappings = mappings;
         try
         {
             using (state)
             {
                 UffdMappingList.Validate(mappings, source.Length);
-                UffdMappingList.CheckMemory(mappings, memory);
+                if (!isBorrowed) UffdMappingList.CheckMemory(mappings, memory);
                 _state = new UffdVmState(UffdVmState.PagesOf(mappings), state, isReadOnly: true);
             }
         }
@@ -212,7 +215,7 @@ internal sealed unsafe class UffdVmFiles
         _reader.Dispose();
         _memory.Dispose();
         _state?.Dispose();
-        _source.Dispose();
+        if (!_isBorrowed) _source.Dispose();
         _scratches.Dispose();
     }
 }

@@ -104,6 +104,28 @@ internal sealed partial class UffdServer
         return new LocalLiveExport(service, files, output, information);
     }
 
+    /// <summary>The same where another process has opened what it needs.</summary>
+    /// <param name="vm">The VM.</param>
+    /// <param name="output">The file; stays the caller's.</param>
+    /// <param name="memory">The VM's memfd, open for reading; taken over.</param>
+    /// <param name="state">Its state, open for reading; taken over.</param>
+    /// <param name="information">The fdinfo of its userfaultfd; taken over.</param>
+    /// <exception cref="GuestMemoryException">VmNotFound, LiveUnsupported, LiveBusy.</exception>
+    public UffdLiveExport BeginLive(UffdVm vm, SafeFileHandle output, SafeDescriptor memory, SafeDescriptor state, SafeDescriptor information)
+    {
+        UffdVmService service;
+        lock (_lock)
+        {
+            service = _services.Find(service => service.Vm == vm && !service.IsEnding)
+                ?? throw new GuestMemoryException(GuestMemoryError.VmNotFound, "The VM is not served any more, or not yet.");
+        }
+
+        var files = new UffdVmFiles(memory, state, vm.Mappings, service.Image.Source, isBorrowed: true);
+        var opened = new SafeFileHandle(information.Number, ownsHandle: true);
+        information.SetHandleAsInvalid();
+        return new LocalLiveExport(service, files, output, opened);
+    }
+
     private UffdVmService Find(int id) => _services.Find(service => service.Identity?.Id == id && !service.IsEnding) ?? throw UffdServedVm.NotFound(id, Place);
 
     private string[] Names(UffdVmService? except) => [.. _services.Where(service => service != except).Select(static service => service.Identity?.Name ?? "")];

@@ -12,6 +12,9 @@ internal sealed unsafe partial class UffdVm
     // How long a removal may stand in the way: who gives memory back may wait for its processor.
     private static readonly TimeSpan s_livePatience = TimeSpan.FromSeconds(10);
 
+    private const int MaxRounds = 8;
+    private const long FewOpened = 256;
+
     private LiveCapture? _live;
     private UffdVmRegion[] _protectedRegions = [];
     private bool _isHeld;
@@ -37,11 +40,23 @@ internal sealed unsafe partial class UffdVm
     public void ProtectLive(LiveCapture live, CancellationToken cancellation)
     {
         using var lease = new DescriptorLease(_descriptor);
-        foreach (var region in _protectedRegions) ProtectPresent(live, region, () =>
+        var regions = _protectedRegions;
+        foreach (var region in regions) ProtectPresent(live, region, Again);
+        // What was written meanwhile is protected again, and so on, so that few pages are left for the instant.
+        for (var round = 0; round < MaxRounds && live.Opened.Count() > FewOpened; round++)
+        {
+            live.Opened.MoveTo(live.Again);
+            // A page whose mark was moved is writable before it is protected. One that is opened from here on is marked anew.
+            while (!_state.TryAwaitOpened()) Again();
+            ProtectMarked(regions, live.Again, Again);
+            live.Again.Reset(0, live.PageCount);
+        }
+
+        void Again()
         {
             cancellation.ThrowIfCancellationRequested();
             Thread.Yield();
-        });
+        }
     }
 
     /// <summary>
@@ -54,19 +69,7 @@ internal sealed unsafe partial class UffdVm
     {
         if (_live is not { } live) return;
         var started = Stopwatch.GetTimestamp();
-        if (_regions == _protectedRegions)
-        {
-            foreach (var region in _regions)
-            {
-                var end = region.FirstPage + region.PageCount;
-                for (var page = live.Opened.Next(region.FirstPage, end, set: true); page < end; page = live.Opened.Next(page, end, set: true))
-                {
-                    var next = live.Opened.Next(page, end, set: false);
-                    ProtectRange(region.AddressOf(page), (next - page) * HostPage.Size, region.PageSize, Again);
-                    page = next;
-                }
-            }
-        }
+        if (_regions == _protectedRegions) ProtectMarked(_regions, live.Opened, Again);
 
         // The VMM moved its memory, which may have happened at any step of this.
         while (_regions != _protectedRegions)
@@ -102,7 +105,7 @@ internal sealed unsafe partial class UffdVm
     /// <summary>The VM is not served any more: what holds its removals back ends. For the thread that serves.</summary>
     private void FailLive(string why)
     {
-        _live?.Fail(new GuestMemoryException(GuestMemoryError.LiveFailed, $"{why} before its memory was exported."));
+        _live?.End(new GuestMemoryException(GuestMemoryError.LiveFailed, $"{why} before its memory was exported."));
         _live = null;
         _isHeld = false;
     }
@@ -147,6 +150,20 @@ internal sealed unsafe partial class UffdVm
                 var length = Math.Min(ProtectPiece, next - at);
                 ProtectRange(region.Base + (at - region.Offset), length, region.PageSize, again);
                 at += length;
+            }
+        }
+    }
+
+    private void ProtectMarked(UffdVmRegion[] regions, PageBits marks, Action again)
+    {
+        foreach (var region in regions)
+        {
+            var end = region.FirstPage + region.PageCount;
+            for (var page = marks.Next(region.FirstPage, end, set: true); page < end; page = marks.Next(page, end, set: true))
+            {
+                var next = marks.Next(page, end, set: false);
+                ProtectRange(region.AddressOf(page), (next - page) * HostPage.Size, region.PageSize, again);
+                page = next;
             }
         }
     }

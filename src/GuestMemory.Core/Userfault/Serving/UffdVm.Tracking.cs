@@ -58,9 +58,9 @@ internal sealed unsafe partial class UffdVm
     /// <summary>Notes a page before it can be written.</summary>
     private void OpenPages(UffdVmRegion region, ulong start)
     {
-        _live?.BeforeOpening(region.PageOf(start), region.Unit / HostPage.Size);
         _isOpening = true;
         _state.BeginOpening(region.PageOf(start), region.Unit / HostPage.Size);
+        _live?.BeforeOpening(region.PageOf(start), region.Unit / HostPage.Size);
     }
 
     /// <summary>A fault was answered, or is to be tried again.</summary>

@@ -25,6 +25,7 @@ internal sealed unsafe class LiveCapture : IDisposable
     private readonly (UffdVmRegion Region, ulong Output)[] _parts;
     private readonly SafeMapping _mapping;
     private readonly PageBits _opened;
+    private readonly PageBits _again;
     private readonly byte[] _piece = GC.AllocateUninitializedArray<byte>(PiecePages * (int)HostPage.Size, pinned: true);
     private readonly byte[] _faulted = GC.AllocateUninitializedArray<byte>(PiecePages * (int)HostPage.Size, pinned: true);
 
@@ -33,6 +34,8 @@ internal sealed unsafe class LiveCapture : IDisposable
     private readonly PageBits _captured;
     private readonly RawImage.PageWriter _faultWriter;
 
+    // Held while a piece is copied.
+    private readonly Lock _sweeping = new();
     private readonly RawImage.PageWriter _sweepWriter;
     private volatile bool _isHolding;
     private volatile Exception? _failure;
@@ -56,9 +59,10 @@ internal sealed unsafe class LiveCapture : IDisposable
 
         _parts = [.. parts];
         var size = PageBits.SizeOf(PageCount);
-        _mapping = Mman.Map((nuint)HostPage.RoundUp(2 * size, HostPage.Size), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping the record of a live export");
+        _mapping = Mman.Map((nuint)HostPage.RoundUp(3 * size, HostPage.Size), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping the record of a live export");
         _opened = new PageBits((ulong*)_mapping.Address, PageCount);
         _captured = new PageBits((ulong*)(_mapping.Address + (nint)size), PageCount);
+        _again = new PageBits((ulong*)(_mapping.Address + (nint)(2 * size)), PageCount);
         _faultWriter = new RawImage.PageWriter(output);
         _sweepWriter = new RawImage.PageWriter(output);
     }
@@ -71,6 +75,9 @@ internal sealed unsafe class LiveCapture : IDisposable
 
     /// <summary>Pages that became writable before the instant, since this began.</summary>
     public PageBits Opened => _opened;
+
+    /// <summary>Room for the pages of <see cref="Opened"/> that are being protected again. For the thread that protects.</summary>
+    public PageBits Again => _again;
 
     /// <summary>Whether pages that are not copied yet must stay as they are: the instant has come, and the end has not.</summary>
     public bool IsHolding => _isHolding;
@@ -91,6 +98,16 @@ internal sealed unsafe class LiveCapture : IDisposable
         {
             _failure ??= why;
             _isHolding = false;
+        }
+    }
+
+    /// <summary>The same, and when it returns nothing is read of the image. For the thread that answers faults, at the end of the VM's service.</summary>
+    public void End(Exception why)
+    {
+        Fail(why);
+        lock (_sweeping)
+        {
+            // A piece that is under way is done.
         }
     }
 
@@ -159,7 +176,7 @@ internal sealed unsafe class LiveCapture : IDisposable
             {
                 cancellation.ThrowIfCancellationRequested();
                 var count = Math.Min(PiecePages, region.PageCount - done);
-                SweepPiece(region, output, region.FirstPage + done, count);
+                lock (_sweeping) SweepPiece(region, output, region.FirstPage + done, count);
                 done += count;
                 progress?.Invoke(output + (done * HostPage.Size));
             }
