@@ -15,6 +15,7 @@
     CmdletsToExport        = @(
         'Add-UffdImage'
         'Clear-DirtyBitmap'
+        'Compare-GuestMemory'
         'Connect-UffdHandler'
         'Export-DirtyBitmap'
         'Export-GuestMemory'
@@ -42,6 +43,7 @@
         'Remove-MmapRegion'
         'Remove-UffdImage'
         'Restart-UffdHandler'
+        'Search-GuestMemory'
         'Set-DirtyBitmap'
         'Set-UffdVm'
         'Start-DirtyTracking'

@@ -313,4 +313,8 @@ public enum GuestMemoryError
     WaitTimeout,
     /// <summary>A value or a combination of parameters that cannot be used.</summary>
     ValueNotSupported,
+
+    // Search
+    /// <summary>What is to be searched for is no pattern, regular expression or text that memory can hold.</summary>
+    InvalidPattern,
 }

@@ -45,6 +45,18 @@ public static class Formatting
         return request.ToJson([])[(request.GetType().Name.Length + 4)..^1];
     }
 
+    /// <summary>The text around a place, which has at most 44 characters: bytes that ASCII does not print are dots.</summary>
+    /// <param name="bytes">The bytes.</param>
+    /// <param name="place">Where the text is wanted; twelve characters stand before it.</param>
+    public static string Excerpt(byte[] bytes, ulong place)
+    {
+        ArgumentNullException.ThrowIfNull(bytes);
+        var from = bytes.AsSpan((int)Math.Min(Math.Max(place, 12) - 12, (ulong)bytes.Length));
+        Span<char> text = stackalloc char[Math.Min(from.Length, 44)];
+        for (var i = 0; i < text.Length; i++) text[i] = from[i] is >= 0x20 and < 0x7f ? (char)from[i] : '.';
+        return new string(text);
+    }
+
     /// <summary>A hex dump with guest addresses, 16 bytes a row; runs of equal rows are folded into one asterisk, as hexdump(1) does.</summary>
     public static string HexDump(MemoryBlock block)
     {

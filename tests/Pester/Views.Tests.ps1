@@ -49,6 +49,14 @@ BeforeAll {
                 @{ ProcessId = 1; ProcessName = 'a'; State = 'Ended'; Source = 'Compare'; IsExact = $false; Address = $low; Size = 4096ul }
                 @{ ProcessId = 4194304; ProcessName = 'a-long-name-123'; State = 'Tracking'; Source = 'Userfault'; IsExact = $true; Address = $high; Size = $wide }
             }
+            match {
+                @{ Address = $low; Region = 'a'; Context = @{ Address = $low; Bytes = [byte[]] (0, 1) } }
+                @{ Address = $high; Region = 'a-name-that-is-wrapped'; Context = @{ Address = $high - 16; Bytes = [byte[]] (@(65) * 4128) } }
+            }
+            difference {
+                @{ Address = $low; LastAddress = 0ul; Size = 1ul; DifferentBytes = 1ul; Kind = 'Content' }
+                @{ Address = $high; LastAddress = $last; Size = $wide; DifferentBytes = $wide; Kind = 'OnlyInSecond' }
+            }
             range {
                 @{ Address = $low; LastAddress = 4095ul; Size = 4096ul; PageCount = 1 }
                 @{ Address = $high; LastAddress = $last; Size = $wide; PageCount = 1234567890 }

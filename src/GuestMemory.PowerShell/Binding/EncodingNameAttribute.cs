@@ -1,9 +1,10 @@
+using System.Collections;
 using System.Management.Automation;
 using System.Text;
 
 namespace GuestMemory.PowerShell.Binding;
 
-/// <summary>A parameter that takes an encoding, or its name: utf8, ascii, unicode, latin1 and all that .NET knows.</summary>
+/// <summary>A parameter that takes encodings, or their names: utf8, ascii, unicode, latin1 and all that .NET knows.</summary>
 [AttributeUsage(AttributeTargets.Property | AttributeTargets.Field)]
 public sealed class EncodingNameAttribute : ArgumentTransformationAttribute
 {
@@ -13,7 +14,13 @@ public sealed class EncodingNameAttribute : ArgumentTransformationAttribute
     public override object Transform(EngineIntrinsics engineIntrinsics, object inputData)
     {
         var value = inputData is PSObject wrapped ? wrapped.BaseObject : inputData;
-        if (value is Encoding) return value;
+        return value is IEnumerable many and not string ? many.Cast<object>().Select(One).ToArray() : One(value);
+    }
+
+    private static Encoding One(object? input)
+    {
+        var value = input is PSObject wrapped ? wrapped.BaseObject : input;
+        if (value is Encoding encoding) return encoding;
         var name = value?.ToString() ?? "";
         try
         {

@@ -84,7 +84,7 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.MmapFlags or GuestMemoryError.InvalidOffsetLength or GuestMemoryError.InvalidFileOffset
             or GuestMemoryError.RangeNotMapped or GuestMemoryError.NotPageAligned or GuestMemoryError.InvalidAddress or GuestMemoryError.InvalidOffset
             or GuestMemoryError.AllocSizeZero or GuestMemoryError.BadAlignment or GuestMemoryError.IOPortOutOfRange or GuestMemoryError.InvalidAlloc
-            or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds => ErrorCategory.InvalidArgument,
+            or GuestMemoryError.OutOfBounds or GuestMemoryError.Overflow or GuestMemoryError.TooBig or GuestMemoryError.Misaligned or GuestMemoryError.SendTooManyFds or GuestMemoryError.InvalidPattern => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound or GuestMemoryError.GroupNotFound
             or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.UffdImageNotFound or GuestMemoryError.SlotNotFound
             or GuestMemoryError.ServiceNotFound or GuestMemoryError.BackendNotFound or GuestMemoryError.ProcessNotFound or GuestMemoryError.DomainNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
