@@ -39,11 +39,11 @@ internal static unsafe partial class Pagemap
     public const ulong PM_SCAN_WP_MATCHING = 1 << 0;
     public const ulong PM_SCAN_CHECK_WPASYNC = 1 << 1;
 
-    // What pagemap says of a page, in 64 bits.
-    public const ulong PM_SOFT_DIRTY = 1UL << 55;
-    public const ulong PM_UFFD_WP = 1UL << 57;
-    public const ulong PM_SWAP = 1UL << 62;
-    public const ulong PM_PRESENT = 1UL << 63;
+    // What pagemap says of a page, in 64 bits (Documentation/admin-guide/mm/pagemap.rst; no header has names for it).
+    public const ulong SoftDirty = 1UL << 55;
+    public const ulong Protected = 1UL << 57;
+    public const ulong Swapped = 1UL << 62;
+    public const ulong Present = 1UL << 63;
 
     /// <summary>Whether the kernel notes writes as soft-dirty, tried on a page of this process, whose marks are all reset by that. Without CONFIG_MEM_SOFT_DIRTY the reset succeeds, and no page is ever marked.</summary>
     public static bool HasSoftDirty()
@@ -57,7 +57,7 @@ internal static unsafe partial class Pagemap
             ResetSoftDirty(marks);
             var before = EntryOf(pagemap, (ulong)page);
             Volatile.Write(ref *page, 2);
-            return (before & PM_SOFT_DIRTY) == 0 && (EntryOf(pagemap, (ulong)page) & PM_SOFT_DIRTY) != 0;
+            return (before & SoftDirty) == 0 && (EntryOf(pagemap, (ulong)page) & SoftDirty) != 0;
         }
         finally
         {

@@ -42,21 +42,21 @@ internal sealed class CompareDirtyTracker : SampledDirtyTracker
 
     protected override bool Examine(int piece, ulong address, ReadOnlySpan<ulong> entries)
     {
-        if (_hashes[piece] is null && !entries.ContainsAnyInRange(Pagemap.PM_SWAP, ulong.MaxValue)) return true;
+        if (_hashes[piece] is null && !entries.ContainsAnyInRange(Pagemap.Swapped, ulong.MaxValue)) return true;
         var hashes = _hashes[piece] ??= new UInt128[entries.Length];
         if (!_buffers.TryTake(out var buffer)) buffer = new byte[BufferSize];
         var isThere = true;
         for (var i = 0; i < entries.Length && isThere;)
         {
             // A page that was reclaimed while it was protected, or was never there: it has not changed, and reading it could bring it in.
-            const ulong Kept = Pagemap.PM_SWAP | Pagemap.PM_UFFD_WP;
+            const ulong Kept = Pagemap.Swapped | Pagemap.Protected;
             if ((entries[i] & Kept) == Kept)
             {
                 i++;
                 continue;
             }
 
-            if (entries[i] < Pagemap.PM_SWAP)
+            if (entries[i] < Pagemap.Swapped)
             {
                 Note(hashes, i, address, 0);
                 i++;
@@ -65,7 +65,7 @@ internal sealed class CompareDirtyTracker : SampledDirtyTracker
 
             var most = Math.Min(entries.Length, i + Math.Max(1, BufferSize / (int)PageSize));
             var end = i + 1;
-            while (end < most && entries[end] >= Pagemap.PM_SWAP && (entries[end] & Kept) != Kept) end++;
+            while (end < most && entries[end] >= Pagemap.Swapped && (entries[end] & Kept) != Kept) end++;
             isThere = PageSize > BufferSize ? CompareLarge(hashes, i, address, buffer) : Compare(hashes, i, ref end, address, buffer);
             i = end;
         }

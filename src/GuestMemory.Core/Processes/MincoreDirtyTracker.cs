@@ -34,7 +34,7 @@ internal sealed class MincoreDirtyTracker : SampledDirtyTracker
         var before = _isThere[piece] ??= new bool[entries.Length];
         for (var i = 0; i < entries.Length; i++)
         {
-            var isThere = entries[i] >= Pagemap.PM_SWAP;
+            var isThere = entries[i] >= Pagemap.Swapped;
             if (isThere && !before[i]) Mark(address + ((ulong)i * PageSize));
             before[i] = isThere;
         }

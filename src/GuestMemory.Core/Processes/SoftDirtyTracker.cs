@@ -39,7 +39,7 @@ internal sealed class SoftDirtyTracker : SampledDirtyTracker
     {
         for (var i = 0; i < entries.Length; i++)
         {
-            if ((entries[i] & Pagemap.PM_SOFT_DIRTY) != 0) Mark(address + ((ulong)i * PageSize));
+            if ((entries[i] & Pagemap.SoftDirty) != 0) Mark(address + ((ulong)i * PageSize));
         }
 
         return true;

@@ -58,7 +58,7 @@ public sealed partial class ProcessDirtyTrackerTests
         using var pagemap = File.OpenHandle($"/proc/{process.Id}/pagemap");
         var entries = new ulong[2000];
         Assert.Equal(2000, Pagemap.TryRead(pagemap, process.Address, entries));
-        Assert.Equal([3, 700], Enumerable.Range(0, 2000).Where(page => entries[page] >= Pagemap.PM_SWAP));
+        Assert.Equal([3, 700], Enumerable.Range(0, 2000).Where(page => entries[page] >= Pagemap.Swapped));
     }
 
     /// <summary>A page that a userfaultfd protects and that never was there looks as if it were swapped out.</summary>
@@ -75,7 +75,7 @@ public sealed partial class ProcessDirtyTrackerTests
         using var pagemap = File.OpenHandle($"/proc/{process.Id}/pagemap");
         var entries = new ulong[600];
         Assert.Equal(600, Pagemap.TryRead(pagemap, process.Address, entries));
-        Assert.Equal([5], Enumerable.Range(0, 600).Where(page => (entries[page] & Pagemap.PM_PRESENT) != 0));
+        Assert.Equal([5], Enumerable.Range(0, 600).Where(page => (entries[page] & Pagemap.Present) != 0));
     }
 
     [TrackingFact]
