@@ -154,9 +154,18 @@ internal static class RemoteUserfaultfd
                 return 0;
             }
         });
-        if (length == 0) throw new GuestMemoryException(GuestMemoryError.ProcessUnsupported, $"Process {process} is a thread of the kernel, or has no program.");
+        // One that ends has no program any more before it is gone.
+        if (length == 0 && !IsKernelThread(process)) throw ProcessFile.NotFound(process);
+        if (length == 0) throw new GuestMemoryException(GuestMemoryError.ProcessUnsupported, $"Process {process} is a thread of the kernel.");
         // EI_CLASS: ELFCLASS64.
         if (header[4] != 2) throw new GuestMemoryException(GuestMemoryError.ProcessUnsupported, $"Process {process} is a 32-bit program; only 64-bit ones can be tracked.");
+    }
+
+    /// <summary>PF_KTHREAD of its flags (linux/sched.h).</summary>
+    private static bool IsKernelThread(int process)
+    {
+        const ulong PF_KTHREAD = 0x0020_0000;
+        return ProcessFile.Read(process, "stat", static lines => (ulong.Parse(lines.First().Split(") ")[^1].Split(' ')[6], CultureInfo.InvariantCulture) & PF_KTHREAD) != 0);
     }
 
     /// <summary>An instruction in the process's code that makes a system call: the kernel's own code there has some, and so has each program.</summary>

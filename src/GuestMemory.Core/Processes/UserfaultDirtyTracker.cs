@@ -104,6 +104,8 @@ internal sealed class UserfaultDirtyTracker : ProcessDirtyTracker
     {
         Errno.EBUSY => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.RangeInUse, "Another userfaultfd watches a part of it: one of the process's own, of a page-fault handler, or of another tracking."),
         Errno.ESRCH => ProcessFile.NotFound(ProcessId),
+        // Registering says so of a process that has given its memory up, as one that ends does first.
+        Errno.ENOMEM when ProcessFile.StatusOf(ProcessId, "status", "VmSize").Length == 0 => ProcessFile.NotFound(ProcessId),
         Errno.ENOENT => Unmapped(),
         Errno.EPERM => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.UffdRegisterFailed, "The process may never write there: a part of it is a shared mapping of a file that was opened for reading."),
         Errno.EINVAL => new SyscallException($"ioctl({request})", error, $"Tracking {this}", GuestMemoryError.UffdRegisterFailed, "A part of it is no memory that the kernel tracks."),

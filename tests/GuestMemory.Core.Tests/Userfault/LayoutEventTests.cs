@@ -46,7 +46,7 @@ public sealed class LayoutEventTests : IDisposable
         Go();
         Assert.True(_peer!.WaitForExit(Host.Patience));
         Assert.Equal(128 + 9, _peer.ExitCode);
-        Assert.Contains("forked", _handler!.Error, StringComparison.Ordinal);
+        Host.Until(() => _handler!.Error?.Contains("forked", StringComparison.Ordinal) == true);
     }
 
     [CompilerTheory]

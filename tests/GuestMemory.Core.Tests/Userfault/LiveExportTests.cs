@@ -200,7 +200,7 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
                 Assert.Equal("as meant", Assert.IsType<InvalidOperationException>(failure).Message);
                 break;
             default:
-                Assert.Equal(GuestMemoryError.LiveFailed, Assert.IsType<GuestMemoryException>(failure).Error);
+                Assert.True(failure is GuestMemoryException { Error: GuestMemoryError.LiveFailed }, failure?.ToString());
                 break;
         }
 

@@ -150,6 +150,12 @@ internal sealed unsafe class LiveCapture : IDisposable
         {
             text = text[..RandomAccess.Read(_information, text, 0)];
         }
+        catch (FileNotFoundException)
+        {
+            // Whose descriptor it tells of has closed that.
+            Fail(new GuestMemoryException(GuestMemoryError.LiveFailed, "The VM ended before its memory was exported."));
+            return 0;
+        }
         catch (IOException exception)
         {
             Fail(exception);
