@@ -111,6 +111,9 @@ internal sealed unsafe class UffdVmFiles
     /// <summary>Whether a page has come.</summary>
     public bool HasCome(ulong page) => _state.Filled.IsSet(page);
 
+    /// <summary>Whether all that was read of the VM's events is on record; false where a read that had begun goes on: ask again.</summary>
+    public bool AreEventsNoted() => _state.Reads.TryAwait();
+
     /// <summary>Copies what the memfd has, and zeros where it has nothing.</summary>
     public int ReadData(ulong offset, Span<byte> buffer, out int error) => ReadPresent((long)offset, buffer, out error);
 
@@ -202,7 +205,7 @@ internal sealed unsafe class UffdVmFiles
 
     private bool TryAwaitEvents()
     {
-        for (var started = Stopwatch.GetTimestamp(); !_state.Reads.TryAwait(); Thread.Sleep(1))
+        for (var started = Stopwatch.GetTimestamp(); !AreEventsNoted(); Thread.Sleep(1))
         {
             if (Stopwatch.GetElapsedTime(started) > s_patience) return false;
         }

@@ -127,14 +127,16 @@ internal sealed unsafe partial class UffdVm
         return most;
     }
 
-    /// <summary>
-    /// A removal was read all the same: a fault that was counted had gone, since a signal took its thread away. Its pages may be gone before they can be
-    /// copied, and the image would not be of one instant.
-    /// </summary>
+    /// <summary>A removal was read: while pages must stay as they are none should have been.</summary>
     private void NoteChange(ulong start, ulong end)
     {
-        if (_live is { IsHolding: true } live && Array.Exists(_regions, region => Math.Max(start, region.Base) < Math.Min(end, region.End) && live.Wants(region.PageOf(Math.Max(start, region.Base)), (Math.Min(end, region.End) - Math.Max(start, region.Base)) / HostPage.Size)))
-            live.Fail(new GuestMemoryException(GuestMemoryError.LiveFailed, "The VM gave a page back before it was copied, in a moment in which that could not be held up. Export again."));
+        if (_live is not { IsHolding: true } live) return;
+        foreach (var region in _regions)
+        {
+            var from = Math.Max(start, region.Base);
+            var to = Math.Min(end, region.End);
+            if (from < to) live.NoteRemoval(region.PageOf(from), (to - from) / HostPage.Size);
+        }
     }
 
     private void ProtectPresent(LiveCapture live, UffdVmRegion region, Action again)

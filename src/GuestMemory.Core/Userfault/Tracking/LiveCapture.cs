@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using GuestMemory.Core.Images;
 using GuestMemory.Core.Interop;
 using Microsoft.Win32.SafeHandles;
@@ -15,6 +16,8 @@ internal sealed unsafe class LiveCapture : IDisposable
 {
     // What is copied at once, while a fault may wait for it.
     private const int PiecePages = 16;
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(10);
+
     // A line of fdinfo is some 40 bytes long.
     private const int InfoLength = 512;
 
@@ -26,6 +29,7 @@ internal sealed unsafe class LiveCapture : IDisposable
     private readonly SafeMapping _mapping;
     private readonly PageBits _opened;
     private readonly PageBits _again;
+    private readonly PageBits _givenBack;
     private readonly byte[] _piece = GC.AllocateUninitializedArray<byte>(PiecePages * (int)HostPage.Size, pinned: true);
     private readonly byte[] _faulted = GC.AllocateUninitializedArray<byte>(PiecePages * (int)HostPage.Size, pinned: true);
 
@@ -59,10 +63,11 @@ internal sealed unsafe class LiveCapture : IDisposable
 
         _parts = [.. parts];
         var size = PageBits.SizeOf(PageCount);
-        _mapping = Mman.Map((nuint)HostPage.RoundUp(3 * size, HostPage.Size), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping the record of a live export");
+        _mapping = Mman.Map((nuint)HostPage.RoundUp(4 * size, HostPage.Size), Mman.PROT_READ | Mman.PROT_WRITE, Mman.MAP_PRIVATE | Mman.MAP_ANONYMOUS | Mman.MAP_NORESERVE, -1, 0, "Mapping the record of a live export");
         _opened = new PageBits((ulong*)_mapping.Address, PageCount);
         _captured = new PageBits((ulong*)(_mapping.Address + (nint)size), PageCount);
         _again = new PageBits((ulong*)(_mapping.Address + (nint)(2 * size)), PageCount);
+        _givenBack = new PageBits((ulong*)(_mapping.Address + (nint)(3 * size)), PageCount);
         _faultWriter = new RawImage.PageWriter(output);
         _sweepWriter = new RawImage.PageWriter(output);
     }
@@ -134,6 +139,18 @@ internal sealed unsafe class LiveCapture : IDisposable
         {
             Fail(exception);
         }
+    }
+
+    /// <summary>
+    /// A removal was read all the same: a fault that was counted had gone, since a signal took its thread away. Where a page of it is not copied yet the image
+    /// would not be of one instant. For the thread that answers faults.
+    /// </summary>
+    public void NoteRemoval(ulong first, ulong count)
+    {
+        if (!_isHolding) return;
+        // First: who copies a page of it at this moment looks for that.
+        _givenBack.Set(first, count);
+        if (Wants(first, count)) Fail(GivenBack());
     }
 
     /// <summary>Whether a page that comes must come protected, since it is not copied yet. For the thread that answers faults.</summary>
@@ -209,7 +226,7 @@ internal sealed unsafe class LiveCapture : IDisposable
     private void SweepPiece(UffdVmRegion region, ulong output, ulong first, ulong count)
     {
         // Bit i is of page i of the piece.
-        ulong taken = 0, ofImage = 0;
+        ulong taken = 0, ofImage = 0, holes = 0;
         var piece = _piece.AsSpan(0, (int)(count * HostPage.Size));
         lock (_lock)
         {
@@ -220,12 +237,16 @@ internal sealed unsafe class LiveCapture : IDisposable
                 for (; page < end; page++)
                 {
                     taken |= 1UL << (int)(page - first);
-                    if (Read(region, page, piece.Slice((int)((page - first) * HostPage.Size), (int)HostPage.Size)) == Place.Image) ofImage |= 1UL << (int)(page - first);
+                    var place = Read(region, page, piece.Slice((int)((page - first) * HostPage.Size), (int)HostPage.Size));
+                    if (place == Place.Image) ofImage |= 1UL << (int)(page - first);
+                    if (place == Place.Hole) holes |= 1UL << (int)(page - first);
                 }
             }
 
             _captured.Set(first, count);
         }
+
+        if (holes != 0) CheckHoles(region, first, holes);
 
         // What the image has stays what it is, whatever becomes of the page.
         for (var i = 0; ofImage >> i != 0; i++)
@@ -249,7 +270,10 @@ internal sealed unsafe class LiveCapture : IDisposable
         for (var end = first + count; first < end; first++)
         {
             if (_captured.IsSet(first)) continue;
-            if (Read(region, first, page) == Place.Image) ReadImage(region, first, page);
+            var place = Read(region, first, page);
+            if (place == Place.Image) ReadImage(region, first, page);
+            // No event is being read: this is the thread that does.
+            if (place == Place.Hole && !_files.IsRemoved(first)) throw Unreadable(OffsetOf(region, first), Errno.EIO);
             _faultWriter.WriteNonZero(page, output + ((first - region.FirstPage) * HostPage.Size));
             _captured.Set(first);
         }
@@ -262,14 +286,36 @@ internal sealed unsafe class LiveCapture : IDisposable
         // A page that comes meanwhile is noted as such after it is there.
         if (!_files.HasData(offset) && !_files.IsRemoved(page) && !_files.HasCome(page)) return Place.Image;
         if (_files.ReadData(offset, into, out var error) != into.Length || error != 0) throw Unreadable(offset, error);
-        if (!_files.IsRemoved(page) && !_files.HasData(offset)) throw Unreadable(offset, Errno.EIO);
-        return Place.Memory;
+        return _files.HasData(offset) ? Place.Memory : Place.Hole;
+    }
+
+    /// <summary>
+    /// Pages that the VM has given back are zero, where that was before the instant. A removal that was read by mistake may be one of them: its pages go
+    /// while the event is on its way to <see cref="NoteRemoval"/>, so it is waited until what was read is noted.
+    /// </summary>
+    private void CheckHoles(UffdVmRegion region, ulong first, ulong holes)
+    {
+        for (var started = Stopwatch.GetTimestamp(); !_files.AreEventsNoted(); Thread.Yield())
+        {
+            // Who reads events may wait for this.
+            lock (_lock) ThrowIfFailed();
+            if (Stopwatch.GetElapsedTime(started) > s_patience) throw Unreadable(OffsetOf(region, first), Errno.ETIMEDOUT);
+        }
+
+        for (var page = first; holes != 0; holes >>= 1, page++)
+        {
+            if ((holes & 1) == 0) continue;
+            if (_givenBack.IsSet(page)) throw GivenBack();
+            if (!_files.IsRemoved(page)) throw Unreadable(OffsetOf(region, page), Errno.EIO);
+        }
     }
 
     private void ReadImage(UffdVmRegion region, ulong page, Span<byte> into)
     {
         if (_files.ReadImage(OffsetOf(region, page), into, out var error) != into.Length) throw Unreadable(OffsetOf(region, page), error);
     }
+
+    private static GuestMemoryException GivenBack() => new(GuestMemoryError.LiveFailed, "The VM gave a page back before it was copied, in a moment in which that could not be held up. Export again.");
 
     private static GuestMemoryException Unreadable(ulong offset, int error) => new(GuestMemoryError.PageNotAccessible,
         $"The page at 0x{offset:x} of the VM cannot be read ({Errno.Name(error)}){(error == Errno.EIO ? ": it is not in the memfd that the VMM handed over, whose memory is no shared mapping of it" : "")}.");
@@ -290,5 +336,8 @@ internal sealed unsafe class LiveCapture : IDisposable
     {
         Memory,
         Image,
+
+        /// <summary>The memfd does not have it: it was given back.</summary>
+        Hole,
     }
 }
