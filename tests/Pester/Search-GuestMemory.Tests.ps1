@@ -104,7 +104,7 @@ Describe 'Search-GuestMemory' {
         It 'refuses what cannot be searched for' {
             { $low | Search-GuestMemory -Regex '(a' -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidPattern,*'
             { $low | Search-GuestMemory -Regex '(?=a)' -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidPattern,*'
-            { $low | Search-GuestMemory -Text ü -Encoding ascii -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidPattern,*'
+            { $low | Search-GuestMemory -Text "$([char] 0xfc)" -Encoding ascii -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidPattern,*'
         }
 
         It 'says where nothing is mapped' {
