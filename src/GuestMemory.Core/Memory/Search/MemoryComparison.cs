@@ -146,6 +146,8 @@ public sealed class MemoryComparison
     /// <summary>Adds the ranges that differ in a block, and says where to go on when there are many.</summary>
     private ulong? CompareBlock(ReadOnlySpan<byte> first, ReadOnlySpan<byte> second, ulong address, List<MemoryDifference> found)
     {
+        // Quicker than to look where they differ, and mostly they do not.
+        if (first.SequenceEqual(second)) return null;
         for (var at = 0; at < first.Length;)
         {
             at += first[at..].CommonPrefixLength(second[at..]);
