@@ -19,20 +19,20 @@ public abstract unsafe partial class VolatileMemory
 
     internal void EndLease() => Interlocked.Decrement(ref _leased);
 
-    /// <summary>Work on memory where it lies.</summary>
-    internal delegate void SpanUse(ReadOnlySpan<byte> span);
+    /// <summary>Work on bytes where they lie, which is done when it returns.</summary>
+    internal delegate void Use(byte* bytes, int length);
 
     /// <summary>
     /// Does a piece of work on direct memory where it lies. It counts like a piece of a long copy: a hand-over waits for it, so it is to
     /// be short. False where the memory is not direct; then nothing was done.
     /// </summary>
     /// <exception cref="GuestMemoryException">RegionDisposed: what the work saw may not have been the memory.</exception>
-    internal bool TryUse(ulong offset, int length, SpanUse use)
+    internal bool TryUse(ulong offset, int length, Use use)
     {
         if (!Protection.Allows(MemoryProtection.Read) || !TryBegin(ref _copying)) return false;
         try
         {
-            use(new ReadOnlySpan<byte>(_start + offset, length));
+            use(_start + offset, length);
         }
         finally
         {

@@ -75,6 +75,15 @@ public sealed class MemorySearchTests : IDisposable
     }
 
     [Fact]
+    public void ManyMatchesWithALongContextComeAllTheSame()
+    {
+        var memory = _memory.Space("anonymous", (0x1000, 0x1000));
+        var matches = new MemorySearch(MemoryPattern.Parse("00 00")) { Context = 65536 }.Find(memory).ToArray();
+        Assert.Equal(Enumerable.Range(0x1000, 0xfff).Select(at => (ulong)at), matches.Select(match => match.Address));
+        Assert.All(matches, match => Assert.Equal((0x1000UL, 0x1000UL), (match.Context.Address, match.Context.Size)));
+    }
+
+    [Fact]
     public void FindsTextInEveryEncodingAndCase()
     {
         var memory = _memory.Space("file", (0, 0x5_0000));

@@ -1,5 +1,4 @@
 using System.Numerics;
-using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 
 namespace GuestMemory.Core;
@@ -8,7 +7,7 @@ namespace GuestMemory.Core;
 /// Compares two memories, address by address, on every CPU. Others may write them meanwhile: then a byte is compared as it is at its
 /// moment.
 /// </summary>
-public sealed class MemoryComparison
+public sealed unsafe class MemoryComparison
 {
     private readonly GuestMemoryMmap _first;
     private readonly GuestMemoryMmap _second;
@@ -131,12 +130,8 @@ public sealed class MemoryComparison
             ulong? rest = null;
             // What may have to wait for its page comes first: while the other is looked at where it lies, a hand-over of it waits.
             var (one, other) = MemoryScan.IsDirect(_second, at) ? (_first, _second) : (_second, _first);
-            MemoryScan.Use(one, at, length, outer =>
-            {
-                // A lambda cannot keep a span; the memory stays where it is until this returns.
-                var borrowed = new Borrowed(outer);
-                MemoryScan.Use(other, at, length, inner => rest = CompareBlock(borrowed.Span, inner, at, found), cancellation);
-            }, cancellation);
+            MemoryScan.Use(one, at, length, (outer, _) => MemoryScan.Use(other, at, length,
+                (inner, _) => rest = CompareBlock(new ReadOnlySpan<byte>(outer, length), new ReadOnlySpan<byte>(inner, length), at, found), cancellation), cancellation);
             if (rest is { } from) return (found, from > piece.Last ? null : piece with { Start = from });
             if (last == piece.Last) return (found, null);
             at = last + 1;
@@ -192,12 +187,4 @@ public sealed class MemoryComparison
 
     /// <summary>Addresses that both memories have, or one of them.</summary>
     private sealed record Part(ulong Start, ulong Last, MemoryDifferenceKind Kind);
-
-    private sealed unsafe class Borrowed(ReadOnlySpan<byte> span)
-    {
-        private readonly byte* _start = (byte*)System.Runtime.CompilerServices.Unsafe.AsPointer(ref MemoryMarshal.GetReference(span));
-        private readonly int _length = span.Length;
-
-        public ReadOnlySpan<byte> Span => new(_start, _length);
-    }
 }

@@ -6,7 +6,7 @@ namespace GuestMemory.Core;
 /// Work on all of a memory, on every CPU. The memory is cut into pieces; what the pieces give comes in the order of the addresses, while the
 /// pieces behind are worked on. No more of them are begun than keep the CPUs busy, so that a slow caller costs no memory.
 /// </summary>
-internal static class MemoryScan
+internal static unsafe class MemoryScan
 {
     /// <summary>What one task does at once, in bytes.</summary>
     public const int PieceSize = 4 << 20;
@@ -92,7 +92,7 @@ internal static class MemoryScan
     /// Does a piece of work on a range, without holes, of at most half of <see cref="ImageBuffers.Size"/>: where it lies, or on a copy of it.
     /// </summary>
     /// <exception cref="GuestMemoryException">As for a read.</exception>
-    public static void Use(GuestMemoryMmap memory, ulong address, int length, VolatileMemory.SpanUse use, CancellationToken cancellation)
+    public static void Use(GuestMemoryMmap memory, ulong address, int length, VolatileMemory.Use use, CancellationToken cancellation)
     {
         cancellation.ThrowIfCancellationRequested();
         if (memory.FindRegion(new GuestAddress(address)) is { } region && region.LastAddress - address >= (ulong)length - 1
@@ -102,7 +102,7 @@ internal static class MemoryScan
         // As far behind the begin of a page as what is copied, which the kernel copies several times quicker.
         var copy = ImageBuffers.Aligned(buffer).Slice((int)(address % HostPage.Size), length);
         memory.ReadExact(new GuestAddress(address), copy, cancellation);
-        use(copy.Span);
+        fixed (byte* bytes = copy.Span) use(bytes, length);
         ImageBuffers.Return(buffer);
     }
 }

@@ -1,8 +1,11 @@
 namespace GuestMemory.Core;
 
 /// <summary>Searches guest memory, on every CPU. Others may write the memory meanwhile: a match is what was there when it was read.</summary>
-public sealed class MemorySearch
+public sealed unsafe class MemorySearch
 {
+    // At least a hundred matches with the longest context.
+    private const int MaxBytes = 16 << 20;
+
     private static readonly Comparer<Found> s_byAddress = Comparer<Found>.Create(static (one, other) => one.Match.Address.CompareTo(other.Match.Address));
 
     private readonly MemoryPattern[] _patterns;
@@ -44,6 +47,9 @@ public sealed class MemorySearch
             _context = value;
         }
     }
+
+    /// <summary>How many matches a piece gives before the caller has to take them; with a long context they are large.</summary>
+    private int MaxResults => Math.Min(MemoryScan.MaxResults, MaxBytes / (_reach + (2 * _context)));
 
     /// <summary>
     /// Lists the matches in ascending order, as they are found. Bytes may overlap with those of the match before; a match of a regular
@@ -103,7 +109,7 @@ public sealed class MemorySearch
             var start = at - Math.Min(at - piece.RunStart, (ulong)Math.Max(_context, 1));
             var end = last + Math.Min(piece.RunLast - last, (ulong)(_reach + _context));
             ulong? rest = null;
-            MemoryScan.Use(memory, start, (int)(end - start + 1), block => rest = SearchBlock(memory, block, start, (int)(at - start), (int)(last - start + 1), found), cancellation);
+            MemoryScan.Use(memory, start, (int)(end - start + 1), (bytes, length) => rest = SearchBlock(memory, bytes, length, start, (int)(at - start), (int)(last - start + 1), found), cancellation);
             if (rest is { } from) return (found, from > piece.Last ? null : piece with { Start = from });
             if (last == piece.Last) return (found, null);
             at = last + 1;
@@ -111,31 +117,26 @@ public sealed class MemorySearch
     }
 
     /// <summary>Adds the matches of a block, and says where to go on when there are many.</summary>
-    private unsafe ulong? SearchBlock(GuestMemoryMmap memory, ReadOnlySpan<byte> block, ulong address, int from, int until, List<Found> found)
+    private ulong? SearchBlock(GuestMemoryMmap memory, byte* bytes, int length, ulong address, int from, int until, List<Found> found)
     {
         var before = found.Count;
-        var (length, start) = (block.Length, (nint)0);
         var limit = int.MaxValue;
-        fixed (byte* bytes = block)
+        foreach (var pattern in _patterns)
         {
-            start = (nint)bytes;
-            foreach (var pattern in _patterns)
+            var count = 0;
+            pattern.Find(new ReadOnlySpan<byte>(bytes, length), from, Math.Min(until, limit), Alignment, address, (at, size) =>
             {
-                var count = 0;
-                pattern.Find(block, from, Math.Min(until, limit), Alignment, address, (at, size) =>
-                {
-                    if (Take(memory, new ReadOnlySpan<byte>((void*)start, length), address, at, size, pattern) is { } match) found.Add(new Found(match, pattern.IsExclusive));
-                    if (++count < MemoryScan.MaxResults) return true;
-                    // The other patterns get no further in this round.
-                    limit = at + (pattern.IsExclusive ? size : 1);
-                    return false;
-                });
-            }
+                if (Take(memory, new ReadOnlySpan<byte>(bytes, length), address, at, size, pattern) is { } match) found.Add(new Found(match, pattern.IsExclusive));
+                if (++count < MaxResults) return true;
+                // The other patterns get no further in this round.
+                limit = at + (pattern.IsExclusive ? size : 1);
+                return false;
+            });
         }
 
         if (limit != int.MaxValue) found.RemoveAll(each => each.Match.Address >= address + (ulong)limit);
         if (_patterns.Length > 1) found.Sort(before, found.Count - before, s_byAddress);
-        if (limit == int.MaxValue) return found.Count < MemoryScan.MaxResults ? null : Next(until);
+        if (limit == int.MaxValue) return found.Count < MaxResults ? null : Next(until);
         return Next(limit);
 
         ulong? Next(int at) => address + (ulong)at;
