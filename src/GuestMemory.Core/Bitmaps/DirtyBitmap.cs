@@ -16,6 +16,7 @@ public sealed partial class DirtyBitmap
     /// <param name="pageSize">The page size in bytes.</param>
     /// <param name="words">The bits; the array is used, not copied. Bits past the last page must be 0.</param>
     /// <param name="source">What tracked the writes, as text: "region mem0".</param>
+    /// <exception cref="ArgumentException">The words are not as many as the pages need, or have bits past the last page.</exception>
     public DirtyBitmap(ulong startAddress, ulong byteSize, ulong pageSize, ulong[] words, string source)
     {
         ArgumentNullException.ThrowIfNull(words);
@@ -24,6 +25,7 @@ public sealed partial class DirtyBitmap
         PageSize = pageSize;
         PageCount = (long)(byteSize / pageSize + (byteSize % pageSize == 0 ? 0UL : 1UL));
         ArgumentOutOfRangeException.ThrowIfNotEqual(words.Length, (PageCount + 63) / 64, nameof(words));
+        if (PageCount % 64 != 0 && words[^1] >> (int)(PageCount % 64) != 0) throw new ArgumentException("Bits past the last page are set.", nameof(words));
         _words = words;
         Source = source;
         DirtyCount = BitScan.Count(words);
