@@ -193,6 +193,10 @@ public enum GuestMemoryError
     ImageInUse,
     /// <summary>The base image has another size than the memory.</summary>
     BaseSizeMismatch,
+    /// <summary>The file is behind a region that is to be written to it.</summary>
+    TargetIsMapped,
+    /// <summary>The file system has no room for the file.</summary>
+    DiskFull,
 
     // Other processes
     /// <summary>There is no such process, or it has ended.</summary>

@@ -5,6 +5,7 @@ using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VhostUser;
 using GuestMemory.Core.VmControl;
+using GuestMemory.PowerShell.Commands;
 
 namespace GuestMemory.PowerShell;
 
@@ -16,6 +17,7 @@ internal static class Session
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<ProcessDirtyTracker, bool> s_trackings = new();
     private static readonly ConcurrentDictionary<string, VhostUserDisk> s_backends = new(StringComparer.OrdinalIgnoreCase);
+    private static readonly ConcurrentDictionary<ExportJob, bool> s_exports = new();
     private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
     private static int s_lastRegion;
     private static int s_lastVm;
@@ -92,17 +94,23 @@ internal static class Session
 
     public static void Remove(ProcessDirtyTracker tracker) => s_trackings.TryRemove(tracker, out _);
 
-    /// <summary>Removes sockets when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
+    public static void Add(ExportJob export) => s_exports[export] = true;
+
+    public static void Remove(ExportJob export) => s_exports.TryRemove(export, out _);
+
+    /// <summary>Removes sockets, and files that are half written, when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
     private static void TakeSocketsAway()
     {
         var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop))
-            .Concat(Backends.Select(static backend => (Action)backend.Dispose)).Select(Task.Run).ToArray();
+            .Concat(Backends.Select(static backend => (Action)backend.Dispose)).Concat(s_exports.Keys.Select(static export => (Action)export.StopJob)).Select(Task.Run).ToArray();
         Task.WhenAll(stops).ContinueWith(static _ => { }, TaskScheduler.Default).Wait(s_exitTime);
     }
 
     /// <summary>Ends everything.</summary>
     public static void Clear()
     {
+        foreach (var export in s_exports.Keys) export.StopJob();
+        s_exports.Clear();
         foreach (var vm in s_vms.Values) vm.Dispose();
         s_vms.Clear();
         foreach (var region in s_regions.Values) region.Dispose();

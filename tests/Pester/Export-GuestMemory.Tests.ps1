@@ -29,7 +29,7 @@ Describe 'Export-GuestMemory' {
         & $Make
         $before = stat -c '%F %i' "$TestDrive/special"
         $low | Write-GuestMemory 0 1
-        foreach ($format in 'Raw', 'Chunked', 'Diff') {
+        foreach ($format in 'Raw', 'Chunked', 'Diff', 'ElfCore', 'LiME', 'Avml') {
             { $low | Export-GuestMemory "$TestDrive/special" -Format $format -Force -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*'
         }
         { $low | Read-GuestMemory 0 4KiB -OutFile "$TestDrive/special" -Force -ErrorAction Stop } | Should -Throw -ErrorId 'NotAFile,*'
@@ -476,11 +476,266 @@ New-MmapRegion 64KiB | Export-GuestMemory /etc/vm.mem -ErrorAction SilentlyConti
         }
     }
 
+    Context 'Formats of other tools' {
+        BeforeEach {
+            $low | Write-GuestMemory 0x3000 'hello guest'
+            $high | Write-GuestMemory 0x100000000 'up high'
+            # What a Linux kernel keeps for its debuggers.
+            $low | Write-GuestMemory 0x80000 (@(
+                    'OSRELEASE=6.1.0-test', 'BUILD-ID=0123456789abcdef0123456789abcdef01234567', 'PAGESIZE=4096', 'SYMBOL(init_uts_ns)=ffffffff82a1d9c0', 'OFFSET(uts_namespace.name)=0'
+                    'SYMBOL(swapper_pg_dir)=ffffffff82a10000', 'SYMBOL(_stext)=ffffffff81000000', 'NUMBER(phys_base)=0', 'NUMBER(pgtable_l5_enabled)=0', 'KERNELOFFSET=0', ''
+                ) -join "`n")
+        }
+
+        It 'writes <_> with what sha256sum -c checks' -ForEach 'Raw', 'Chunked', 'ElfCore', 'LiME', 'Avml' {
+            $info = $low, $high | Export-GuestMemory $image -Format $_ -Digest -PassThru
+            $info.Format | Should -Be $_
+            $info.Size | Should -Be (1MB + 64KB)
+            $info | Out-String -Width 250 | Should -Match "$_\s+1\.1 MiB"
+            Push-Location $TestDrive
+            try {
+                sha256sum -c vm.mem.sha256 | Should -Be 'vm.mem: OK'
+            }
+            finally {
+                Pop-Location
+            }
+            stat -c %a $image "$image.sha256" | Should -Be 600, 600
+            Get-Content "$image.sha256" | Should -BeLike "$($info.Digest)  vm.mem"
+        }
+
+        It 'writes LiME: its header before each region' {
+            $high, $low | Export-GuestMemory $image -Format LiME
+            $bytes = [IO.File]::ReadAllBytes($image)
+            $bytes.Length | Should -Be (1MB + 64KB + 64)
+            foreach ($range in @{ At = 0; First = 0; Last = 1MB - 1 }, @{ At = 1MB + 32; First = 0x100000000; Last = 0x10000FFFF }) {
+                [BitConverter]::ToUInt32($bytes, $range.At) | Should -Be 0x4C694D45
+                [BitConverter]::ToUInt32($bytes, $range.At + 4) | Should -Be 1
+                [BitConverter]::ToUInt64($bytes, $range.At + 8) | Should -Be $range.First
+                [BitConverter]::ToUInt64($bytes, $range.At + 16) | Should -Be $range.Last
+            }
+            [Text.Encoding]::ASCII.GetString($bytes, 0x3020, 11) | Should -Be 'hello guest'
+            [Text.Encoding]::ASCII.GetString($bytes, 1MB + 64, 7) | Should -Be 'up high'
+        }
+
+        It 'writes a core file that readelf reads' {
+            if (-not (Get-Command readelf -CommandType Application -ErrorAction Ignore)) { Set-ItResult -Skipped -Because 'needs readelf: apt-get install binutils' }
+            $low, $high | Export-GuestMemory $image -Format ElfCore
+            $text = readelf -hlnW $image 2>&1 | Out-String
+            $text | Should -Match 'Type:\s+CORE'
+            $text | Should -Match 'Machine:\s+Advanced Micro Devices X86-64'
+            $text | Should -Match 'LOAD\s+0x[0-9a-f]+ 0x0000000000000000 0x0000000000000000 0x100000 0x100000'
+            $text | Should -Match 'LOAD\s+0x[0-9a-f]+ 0x0000000100000000 0x0000000100000000 0x010000 0x010000'
+            $text | Should -Match 'VMCOREINFO\s+0x'
+            $text | Should -Not -Match 'Warning|Error'
+        }
+
+        It 'writes a core file that gdb reads' {
+            if (-not (Get-Command gdb -CommandType Application -ErrorAction Ignore)) { Set-ItResult -Skipped -Because 'needs gdb: apt-get install gdb' }
+            $low, $high | Export-GuestMemory $image -Format ElfCore
+            $text = gdb -nx -batch -ex "core-file $image" -ex 'x/s 0x3000' -ex 'x/s 0x100000000' 2>&1 | Out-String
+            $text | Should -Match '0x3000:\s+"hello guest"'
+            $text | Should -Match '0x100000000:\s+"up high"'
+        }
+
+        It 'writes a core file that drgn takes for one of a Linux kernel' {
+            $python = '/usr/bin/python3'
+            & $python -c 'import drgn' 2>$null
+            if ($LASTEXITCODE) { Set-ItResult -Skipped -Because 'needs drgn: apt-get install python3-drgn' }
+            $low, $high | Export-GuestMemory $image -Format ElfCore
+            Set-Content "$TestDrive/read.py" @'
+import drgn, sys
+program = drgn.Program()
+program.set_core_dump(sys.argv[1])
+print(bool(program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL), program.read(0x3000, 11, True).decode(), program.read(0x100000000, 7, True).decode())
+'@
+            & $python "$TestDrive/read.py" $image | Should -Be 'True hello guest up high'
+        }
+
+        It 'keeps what is behind a region, and a file beside that is no digest' {
+            $path = "$TestDrive/vm.img"
+            [IO.File]::WriteAllBytes($path, [byte[]]::new(16KB))
+            $region = New-MmapRegion 16KiB 0x200000000 -BackingPath $path -DirtyTracking
+            $region | Write-GuestMemory 0x200000000 1
+            $inode = stat -c %i $path
+            ln $path "$TestDrive/hard"
+            foreach ($target in $path, "$TestDrive/hard") {
+                foreach ($format in 'Raw', 'Diff', 'LiME') {
+                    $failure = { $region | Export-GuestMemory $target -Format $format -Force -ErrorAction Stop } | Should -Throw -ErrorId 'TargetIsMapped,*' -PassThru
+                    $failure.CategoryInfo.Category | Should -Be ResourceBusy
+                }
+            }
+            stat -c %i $path | Should -Be $inode
+            Set-Content "$image.sha256" 'my notes'
+            { $region | Export-GuestMemory $image -Digest -ErrorAction Stop } | Should -Throw -ErrorId 'FileExists,*'
+            Get-Content "$image.sha256" | Should -Be 'my notes'
+        }
+
+        It 'says that a disk is full, and keeps the old file' {
+            if ((id -u) -ne '0') { Set-ItResult -Skipped -Because 'needs root, to mount a small tmpfs' }
+            $disk = New-Item -ItemType Directory "$TestDrive/disk"
+            mount -t tmpfs -o size=512k tmpfs $disk
+            if ($LASTEXITCODE) { Set-ItResult -Skipped -Because 'this machine mounts no tmpfs' }
+            try {
+                Set-Content "$disk/vm.mem" mine -NoNewline
+                $low | Write-GuestMemory 0 -Bytes ([Security.Cryptography.RandomNumberGenerator]::GetBytes(1MB))
+                foreach ($format in 'Raw', 'ElfCore', 'LiME', 'Avml', 'Chunked') {
+                    $failure = { $low | Export-GuestMemory "$disk/vm.mem" -Format $format -Force -ErrorAction Stop } | Should -Throw -ErrorId 'DiskFull,*' -PassThru
+                    $failure.CategoryInfo.Category | Should -Be LimitsExceeded
+                }
+                { $low | Export-GuestMemory "$disk/vm.diff" -Format Diff -ErrorAction Stop } | Should -Throw -ErrorId 'DiskFull,*'
+                ($low | Get-DirtyBitmap).DirtyCount | Should -Be 256
+                (Get-ChildItem -Force $disk).Name | Should -Be vm.mem
+                Get-Content "$disk/vm.mem" | Should -Be mine
+            }
+            finally {
+                umount $disk
+            }
+        }
+    }
+
+    Context 'Several address spaces' {
+        It 'get a file each, by a script block' {
+            $low | Write-GuestMemory 0 'low'
+            $high | Write-GuestMemory 0x100000000 'high'
+            $info = $low, $high | Get-GuestMemory | ForEach-Object { $_ } | Export-GuestMemory -Path { "$TestDrive/$($_.Regions.Count).mem" } -PassThru
+            $info.Path | Should -Be "$TestDrive/2.mem"
+            $info = $high, $low | Export-GuestMemory -Path { "$TestDrive/$($_.Name).lime" } -Format LiME -PassThru
+            $info.Path | Should -Be "$TestDrive/high.lime", "$TestDrive/low.lime"
+            $info.Size | Should -Be 64KB, 1MB
+            $each = foreach ($region in $low, $high) { Get-GuestMemory -Memory $region }
+            ($each | Export-GuestMemory -Path { "$TestDrive/$($_.Size).mem" } -PassThru).Path | Should -Be "$TestDrive/1048576.mem", "$TestDrive/65536.mem"
+        }
+
+        It 'get the file of a property' {
+            $one = $low | Add-Member -PassThru NoteProperty Path "$TestDrive/one.mem"
+            $other = $high | Add-Member -PassThru NoteProperty Path "$TestDrive/other.mem"
+            ($one, $other | Export-GuestMemory -PassThru).Path | Should -Be "$TestDrive/one.mem", "$TestDrive/other.mem"
+        }
+
+        It 'are one where their regions have the same file' {
+            $third = New-MmapRegion 4KiB 0x200000000 -Name third
+            $info = $low, $high, $third | Export-GuestMemory -Path { "$TestDrive/$($_.Name -eq 'third').mem" } -PassThru
+            $info.Size | Should -Be (1MB + 64KB), 4KB
+        }
+
+        It 'go on after one that fails' {
+            Set-Content "$TestDrive/low.mem" mine
+            $low, $high | Export-GuestMemory -Path { "$TestDrive/$($_.Name).mem" } -ErrorVariable failure -ErrorAction SilentlyContinue
+            $failure.FullyQualifiedErrorId | Should -BeLike 'FileExists,*'
+            (Get-Item "$TestDrive/high.mem").Length | Should -Be 64KB
+        }
+    }
+
+    Context 'As a job' {
+        AfterEach {
+            Get-Job | Remove-Job -Force
+        }
+
+        It 'is one that Get-Job, Wait-Job, Receive-Job and Remove-Job know' {
+            $low | Write-GuestMemory 0x1000 'job'
+            $job = $low | Export-GuestMemory $image -Format LiME -Digest -AsJob
+            $job | Should -BeOfType System.Management.Automation.Job
+            (Get-Job -Id $job.Id).PSJobTypeName | Should -Be ExportGuestMemory
+            (Wait-Job $job).State | Should -Be Completed
+            $info = Receive-Job $job
+            $info.Format | Should -Be LiME
+            $info.Digest | Should -Be (Get-FileHash $image).Hash.ToLower()
+            $job.HasMoreData | Should -BeFalse
+            Remove-Job $job
+            Get-Job | Should -BeNullOrEmpty
+        }
+
+        It 'has the error of an export that fails' {
+            Set-Content $image mine -NoNewline
+            $job = $low | Export-GuestMemory $image -AsJob
+            (Wait-Job $job).State | Should -Be Failed
+            Receive-Job $job -ErrorAction SilentlyContinue -ErrorVariable failure
+            $failure.FullyQualifiedErrorId | Should -BeLike 'FileExists*'
+            $failure.ErrorDetails.RecommendedAction | Should -Match '-Force'
+            Get-Content $image | Should -Be mine
+        }
+
+        It 'is one for each address space' {
+            $jobs = $low, $high | Export-GuestMemory -Path { "$TestDrive/$($_.Name).mem" } -AsJob
+            ($jobs | Wait-Job | Receive-Job).Size | Sort-Object | Should -Be 64KB, 1MB
+            $jobs.Count | Should -Be 2
+        }
+
+        It 'leaves nothing when Stop-Job ends it, also while it waits for a page nobody serves' {
+            Skip-UnlessSupported $userfaultfd
+            $listener = Open-Socket "$TestDrive/silent.sock" -Listen
+            $high | Connect-UffdHandler "$TestDrive/silent.sock"
+            $peer = $listener.Accept()
+            try {
+                $job = $low, $high | Export-GuestMemory $image -AsJob
+                Wait-Until { Get-Leftover }
+                $job.State | Should -Be Running
+                Stop-Job $job
+                $job.State | Should -Be Stopped
+                Get-Leftover | Should -BeNullOrEmpty
+                $image | Should -Not -Exist
+                Receive-Job $job | Should -BeNullOrEmpty
+            }
+            finally {
+                $high | Remove-MmapRegion -Force
+                $peer.Dispose()
+                $listener.Dispose()
+            }
+        }
+
+        It 'leaves nothing when the shell ends' {
+            Skip-UnlessSupported $userfaultfd
+            $listener = Open-Socket "$TestDrive/silent.sock" -Listen
+            Set-Content "$TestDrive/exit.ps1" @'
+param($Manifest, $Socket, $Image)
+Import-Module $Manifest
+$region = New-MmapRegion 64KiB
+$region | Connect-UffdHandler $Socket
+$null = $region | Export-GuestMemory $Image -AsJob
+while (-not (Get-ChildItem -Force (Split-Path $Image) -Filter *.part)) { Start-Sleep -Milliseconds 20 }
+'begun'
+'@
+            $pwsh = @(Get-PowerShellCommand)
+            try {
+                & $pwsh[0] $pwsh[1..9] -NoProfile -NonInteractive -File "$TestDrive/exit.ps1" $manifest "$TestDrive/silent.sock" $image | Should -Be begun
+            }
+            finally {
+                $listener.Dispose()
+            }
+            Get-Leftover | Should -BeNullOrEmpty
+            $image | Should -Not -Exist
+        }
+
+        It 'frees the memory of a VM of a handler when it has ended' {
+            Skip-UnlessSupported $userfaultfd
+            $content = Write-RandomFile "$TestDrive/base.mem" 64KB
+            $null = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand
+            $guest = New-MmapRegion 64KiB 0x200000000 -Memfd
+            $guest | Connect-UffdHandler "$TestDrive/uffd.sock" -ShareMemory
+            Wait-Until { Get-UffdVm uffd-1 }
+            $before = Get-DescriptorCount
+            $job = Get-UffdVm uffd-1 | Export-GuestMemory "$TestDrive/vm.out" -AsJob
+            (Wait-Job $job).State | Should -Be Completed
+            Wait-Until { (Get-DescriptorCount) -le $before }
+            [Convert]::ToHexString([IO.File]::ReadAllBytes("$TestDrive/vm.out")) | Should -Be ([Convert]::ToHexString($content))
+        }
+
+        It 'takes no script block of a live export' {
+            { Export-GuestMemory $image -UffdVm 1 -Live -WhilePaused { } -AsJob -ErrorAction Stop } | Should -Throw
+            Get-Job | Should -BeNullOrEmpty
+        }
+
+        It 'begins nothing with -WhatIf' {
+            $low | Export-GuestMemory $image -AsJob -WhatIf | Should -BeNullOrEmpty
+            Get-Job | Should -BeNullOrEmpty
+        }
+    }
+
     It 'completes formats' {
-        Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Chunked, Diff, Raw
+        Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Avml, Chunked, Diff, ElfCore, LiME, Raw
     }
 
     It 'says what it gives' {
-        (Get-Command Export-GuestMemory).OutputType.Type | Should -Be ([GuestMemory.Core.Images.ImageInfo])
+        (Get-Command Export-GuestMemory).OutputType.Type | Should -Be ([GuestMemory.Core.Images.ImageInfo]), ([System.Management.Automation.Job])
     }
 }

@@ -31,30 +31,17 @@ public static class ChunkedImage
     /// <param name="path">The file to make.</param>
     /// <param name="overwrite">Whether a file that is there may be replaced.</param>
     /// <param name="compression">How the chunks are compressed.</param>
+    /// <param name="digest">Whether to compute the file's SHA-256, and to write it beside the file (FILE.sha256).</param>
     /// <param name="progress">Told the bytes of memory done.</param>
     /// <param name="cancellation">Ends the export; what was written is removed.</param>
-    /// <exception cref="GuestMemoryException">FileExists; PageNotAccessible.</exception>
-    public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, ChunkCompression compression = ChunkCompression.Brotli, Action<ulong>? progress = null, CancellationToken cancellation = default)
-    {
-        ArgumentNullException.ThrowIfNull(memory);
-        var (bytes, pages) = RawImage.WriteBeside(path, 0, overwrite, file =>
+    /// <exception cref="GuestMemoryException">FileExists, NotAFile, TargetIsMapped; DiskFull; PageNotAccessible.</exception>
+    public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, ChunkCompression compression = ChunkCompression.Brotli, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default) =>
+        WholeImage.Write(memory, path, ImageFormat.Chunked, overwrite, digest, isSparse: false, progress, cancellation, (output, reader) =>
         {
-            var writer = new Writer(file, memory.Size, compression);
-            ulong before = 0;
-            foreach (var region in memory.Regions)
-            {
-                RawImage.Copy(memory, region.GuestAddress, region.Size, (at, buffer) =>
-                {
-                    writer.Append(buffer);
-                    progress?.Invoke(before + (at - region.GuestAddress) + (ulong)buffer.Length);
-                }, cancellation);
-                before += region.Size;
-            }
-
-            return writer.Finish();
-        }, cancellation);
-        return new ImageInfo(path, ImageFormat.Chunked, memory.Size, bytes, pages, null);
-    }
+            var writer = new Writer(output, memory.Size, compression);
+            foreach (var region in memory.Regions) reader.Copy(region, (_, piece) => writer.Append(piece));
+            writer.Finish();
+        });
 
     /// <summary>Whether a file begins as such an image does.</summary>
     internal static bool IsOne(SafeFileHandle file)
@@ -116,15 +103,31 @@ public static class ChunkedImage
         new(GuestMemoryError.InvalidImage, $"{path} is not a whole image of chunks: {why}.");
 
     /// <summary>Cuts what comes into chunks and writes them.</summary>
-    private sealed class Writer(SafeFileHandle file, ulong length, ChunkCompression compression)
+    private sealed class Writer
     {
+        private readonly ImageOutput _output;
+        private readonly ulong _length;
+        private readonly ChunkCompression _compression;
         private readonly byte[] _chunk = new byte[ChunkSize];
         private readonly byte[] _packed = new byte[ChunkSize - 1];
-        private readonly byte[] _index = new byte[checked((int)((length + ChunkSize - 1) / ChunkSize * EntrySize))];
+        private readonly byte[] _index;
         private int _filled;
         private int _chunks;
-        private long _at = EndSize;
-        private long _pages;
+
+        public Writer(ImageOutput output, ulong length, ChunkCompression compression)
+        {
+            _output = output;
+            _length = length;
+            _compression = compression;
+            _index = new byte[checked((int)((length + ChunkSize - 1) / ChunkSize * EntrySize))];
+            Span<byte> header = stackalloc byte[EndSize];
+            header.Clear();
+            Magic.CopyTo(header);
+            BinaryPrimitives.WriteUInt64LittleEndian(header[8..], length);
+            BinaryPrimitives.WriteUInt32LittleEndian(header[16..], ChunkSize);
+            BinaryPrimitives.WriteUInt32LittleEndian(header[20..], (uint)compression);
+            output.Append(header);
+        }
 
         public void Append(ReadOnlySpan<byte> data)
         {
@@ -138,43 +141,35 @@ public static class ChunkedImage
             }
         }
 
-        public (ulong Bytes, long Pages) Finish()
+        public void Finish()
         {
             if (_filled > 0) Flush();
-            Span<byte> header = stackalloc byte[EndSize];
-            header.Clear();
-            Magic.CopyTo(header);
-            BinaryPrimitives.WriteUInt64LittleEndian(header[8..], length);
-            BinaryPrimitives.WriteUInt32LittleEndian(header[16..], ChunkSize);
-            BinaryPrimitives.WriteUInt32LittleEndian(header[20..], (uint)compression);
-            RandomAccess.Write(file, header, 0);
             Span<byte> footer = stackalloc byte[EndSize];
-            BinaryPrimitives.WriteUInt64LittleEndian(footer, (ulong)_at);
+            BinaryPrimitives.WriteUInt64LittleEndian(footer, _output.Position);
             BinaryPrimitives.WriteUInt32LittleEndian(footer[8..], (uint)_chunks);
             BinaryPrimitives.WriteUInt32LittleEndian(footer[12..], Crc(_index));
-            BinaryPrimitives.WriteUInt64LittleEndian(footer[16..], length);
+            BinaryPrimitives.WriteUInt64LittleEndian(footer[16..], _length);
             EndMagic.CopyTo(footer[24..]);
-            RandomAccess.Write(file, _index, _at);
-            RandomAccess.Write(file, footer, _at + _index.Length);
-            return ((ulong)(_at + _index.Length + EndSize), _pages);
+            _output.Append(_index);
+            _output.Append(footer);
         }
 
         private void Flush()
         {
             var chunk = _chunk.AsSpan(0, _filled);
             ReadOnlySpan<byte> stored = [];
+            var pages = 0;
             if (chunk.ContainsAnyExcept((byte)0))
             {
-                stored = ChunkCodec.TryPack(compression, chunk, _packed, _filled - 1, out var packed) ? _packed.AsSpan(0, packed) : chunk;
-                _pages += (_filled + (int)HostPage.Size - 1) / (int)HostPage.Size;
+                stored = ChunkCodec.TryPack(_compression, chunk, _packed, _filled - 1, out var packed) ? _packed.AsSpan(0, packed) : chunk;
+                pages = (_filled + (int)HostPage.Size - 1) / (int)HostPage.Size;
             }
 
             var entry = _index.AsSpan(_chunks++ * EntrySize, EntrySize);
-            BinaryPrimitives.WriteUInt64LittleEndian(entry, stored.IsEmpty ? 0 : (ulong)_at);
+            BinaryPrimitives.WriteUInt64LittleEndian(entry, stored.IsEmpty ? 0 : _output.Position);
             BinaryPrimitives.WriteUInt32LittleEndian(entry[8..], (uint)stored.Length);
             BinaryPrimitives.WriteUInt32LittleEndian(entry[12..], stored.IsEmpty ? 0 : Crc(stored));
-            RandomAccess.Write(file, stored, _at);
-            _at += stored.Length;
+            _output.Append(stored, pages);
             _filled = 0;
         }
     }

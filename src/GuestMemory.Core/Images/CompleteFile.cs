@@ -13,7 +13,7 @@ internal static class CompleteFile
     /// <param name="path">Its place.</param>
     /// <param name="overwrite">Whether it takes the place of a file that is there.</param>
     /// <param name="write">Writes it, and flushes it where it must outlive a crash of the host.</param>
-    /// <exception cref="GuestMemoryException">FileExists: a file has come to its place meanwhile.</exception>
+    /// <exception cref="GuestMemoryException">FileExists: a file has come to its place meanwhile. DiskFull.</exception>
     /// <exception cref="UnauthorizedAccessException">No file can be created in its folder.</exception>
     public static T Write<T>(string path, bool overwrite, Func<SafeFileHandle, T> write)
     {
@@ -35,9 +35,10 @@ internal static class CompleteFile
 
             return written;
         }
-        catch
+        catch (Exception exception)
         {
             File.Delete(beside);
+            if (exception is IOException full && ImageTarget.IsDiskFull(full)) throw ImageTarget.DiskFull(full, path);
             throw;
         }
     }

@@ -19,33 +19,15 @@ public static class RawImage
     /// <param name="memory">The memory.</param>
     /// <param name="path">The file to make.</param>
     /// <param name="overwrite">Whether a file that is there may be replaced.</param>
-    /// <param name="digest">Whether to compute the image's SHA-256.</param>
+    /// <param name="digest">Whether to compute the image's SHA-256, and to write it beside the image (FILE.sha256, as sha256sum does).</param>
     /// <param name="progress">Told the bytes done, about every MiB.</param>
     /// <param name="cancellation">Ends the export; what was written is removed.</param>
-    /// <exception cref="GuestMemoryException">FileExists; PageNotAccessible.</exception>
-    public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
-    {
-        ArgumentNullException.ThrowIfNull(memory);
-        using var hash = digest ? IncrementalHash.CreateHash(HashAlgorithmName.SHA256) : null;
-        var (bytes, pages) = WriteBeside(path, memory.Size, overwrite, file =>
+    /// <exception cref="GuestMemoryException">FileExists, NotAFile, TargetIsMapped; DiskFull; PageNotAccessible.</exception>
+    public static ImageInfo WriteFull(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, Action<ulong>? progress = null, CancellationToken cancellation = default) =>
+        WholeImage.Write(memory, path, ImageFormat.Raw, overwrite, digest, isSparse: true, progress, cancellation, (output, reader) =>
         {
-            var output = new PageWriter(file);
-            ulong offset = 0;
-            foreach (var region in memory.Regions)
-            {
-                Copy(memory, region.GuestAddress, region.Size, (at, buffer) =>
-                {
-                    hash?.AppendData(buffer);
-                    output.WriteNonZero(buffer, offset + (at - region.GuestAddress));
-                    progress?.Invoke(offset + (at - region.GuestAddress) + (ulong)buffer.Length);
-                }, cancellation);
-                offset += region.Size;
-            }
-
-            return output.Written;
-        }, cancellation);
-        return new ImageInfo(path, ImageFormat.Raw, memory.Size, bytes, pages, hash is null ? null : Convert.ToHexStringLower(hash.GetHashAndReset()));
-    }
+            foreach (var region in memory.Regions) reader.Copy(region, (_, piece) => output.AppendPages(piece));
+        });
 
     /// <summary>
     /// Writes only the dirty pages, at their places in the image: into the base image that is at the path, whose other pages stay
@@ -58,12 +40,14 @@ public static class RawImage
     /// <param name="keepDirty">Leaves the marks in the bitmaps.</param>
     /// <param name="progress">Told the bytes written so far.</param>
     /// <param name="cancellation">Ends the export; the marks are given back.</param>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff, LogOfFrontEnd, BaseSizeMismatch, ImageInUse, PageNotAccessible.</exception>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff, LogOfFrontEnd, BaseSizeMismatch, ImageInUse, NotAFile, TargetIsMapped, DiskFull, PageNotAccessible.</exception>
     public static ImageInfo WriteDirty(GuestMemoryMmap memory, string path, bool force, bool keepDirty = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
         // Nothing is changed before everything that can be checked was.
         foreach (var region in memory.Regions) region.RequireTracker();
+        ImageTarget.RefuseSharedLink(path);
+        ImageTarget.RefuseBacking(memory, path);
         if (new FileInfo(path).LinkTarget is not null) path = File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
         var patch = Path.Exists(path) && IsBase(path, memory.Size, force);
         // Where the file is a diff this one is added to it; a base is an image of its own, which has no use for bits.
@@ -74,7 +58,8 @@ public static class RawImage
         {
             using var opened = patch ? OpenBase(path, force) : null;
             foreach (var region in memory.Regions) taken.Add(region.GetDirtyBitmap(clear: !keepDirty));
-            var (bytes, pages) = opened is not null ? WriteTo(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo, cancellation);
+            if (!patch) ImageTarget.RequireSpace(path, DirtySize());
+            var (bytes, pages) = opened is not null ? Patch(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo, cancellation);
             if (bits is not null) WriteBits(bits);
             return new ImageInfo(path, ImageFormat.Diff, memory.Size, bytes, pages, null);
         }
@@ -82,6 +67,31 @@ public static class RawImage
         {
             for (var i = 0; !keepDirty && i < taken.Count; i++) taken[i].MarkIn(memory.Regions[i].GetMemory().Bitmap!, memory.Regions[i].GuestAddress);
             throw;
+        }
+
+        ulong DirtySize()
+        {
+            ulong size = 0;
+            for (var i = 0; i < taken.Count; i++)
+            {
+                foreach (var range in taken[i].GetRanges()) size += WholePages(range, memory.Regions[i]).Size;
+            }
+
+            return size;
+        }
+
+        (ulong Bytes, long Pages) Patch(SafeFileHandle file)
+        {
+            // It is of what the base was.
+            DigestSidecar.Remove(path);
+            try
+            {
+                return WriteTo(file);
+            }
+            catch (IOException exception) when (ImageTarget.IsDiskFull(exception))
+            {
+                throw ImageTarget.DiskFull(exception, path);
+            }
         }
 
         void WriteBits(ulong[] words)
@@ -246,12 +256,13 @@ public static class RawImage
         CheckTarget(path, overwrite);
         var written = CompleteFile.Write(path, overwrite, file =>
         {
-            RandomAccess.SetLength(file, (long)size);
+            if (size > 0) RandomAccess.SetLength(file, (long)size);
             var counts = write(file);
             Flush(file, cancellation);
             return counts;
         });
         DirtySidecar.Remove(path);
+        DigestSidecar.Remove(path);
         return written;
     }
 

@@ -38,6 +38,7 @@ public static class Errno
     public const int ECONNABORTED = 103;
     public const int ECONNRESET = 104;
     public const int ETIMEDOUT = 110;
+    public const int EDQUOT = 122;
     public const int ECONNREFUSED = 111;
 #pragma warning restore CS1591
 
@@ -65,6 +66,7 @@ public static class Errno
         EMFILE => nameof(EMFILE),
         ENOTTY => nameof(ENOTTY),
         ENOSPC => nameof(ENOSPC),
+        EDQUOT => nameof(EDQUOT),
         EPIPE => nameof(EPIPE),
         ERANGE => nameof(ERANGE),
         ENAMETOOLONG => nameof(ENAMETOOLONG),

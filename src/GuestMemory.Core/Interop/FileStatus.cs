@@ -41,6 +41,7 @@ internal static unsafe partial class FileStatus
     public const uint STATX_BASIC_STATS = 0x7ff;
     public const int S_IFMT = 0xF000;
     public const int S_IFSOCK = 0xC000;
+    public const int S_IFLNK = 0xA000;
     public const int S_IFREG = 0x8000;
     public const int S_IFDIR = 0x4000;
     public const int S_IFIFO = 0x1000;

@@ -12,7 +12,7 @@ public sealed record LiveExportOptions
     /// <summary>Called right after the instant, on the calling thread; null for nothing. Where it throws, the export ends with that and leaves no file.</summary>
     public Action? AtInstant { get; init; }
 
-    /// <summary>Computes the image's SHA-256, out of the file.</summary>
+    /// <summary>Computes the image's SHA-256, out of the file, and writes it beside the image (FILE.sha256).</summary>
     public bool Digest { get; init; }
 
     /// <summary>Told the bytes done, about every 64 KiB; null for nothing.</summary>

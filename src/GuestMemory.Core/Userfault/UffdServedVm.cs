@@ -112,6 +112,8 @@ public sealed class UffdServedVm
     {
         options ??= new LiveExportOptions();
         string? digest = null;
+        ImageTarget.RefuseSharedLink(path);
+        if (options.Digest) DigestSidecar.RequirePlace(path, overwrite);
         var (bytes, pages) = RawImage.WriteBeside(path, MemorySize, overwrite, file =>
         {
             using var export = Handler.BeginLive(Id, file);
@@ -128,6 +130,7 @@ public sealed class UffdServedVm
             if (options.Digest) digest = RawImage.DigestOf(file, MemorySize, cancellation);
             return written;
         }, cancellation);
+        if (digest is not null) DigestSidecar.Write(path, digest);
         return new ImageInfo(path, ImageFormat.Raw, MemorySize, bytes, pages, digest);
     }
 

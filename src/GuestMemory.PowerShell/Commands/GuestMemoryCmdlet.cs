@@ -50,30 +50,35 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         {
             throw new PipelineStoppedException();
         }
-        catch (GuestMemoryException exception)
+        catch (Exception exception) when (ToRecord(exception, target) is { } record)
         {
-            WriteError(exception, target);
-        }
-        catch (IOException exception)
-        {
-            WriteError(new ErrorRecord(exception, exception is FileNotFoundException or DirectoryNotFoundException ? "FileNotFound" : "FileError",
-                exception is FileNotFoundException or DirectoryNotFoundException ? ErrorCategory.ObjectNotFound : ErrorCategory.WriteError, target));
-        }
-        catch (UnauthorizedAccessException exception)
-        {
-            WriteError(new ErrorRecord(exception, "FileAccessDenied", ErrorCategory.PermissionDenied, target));
+            WriteError(record);
         }
 
         return false;
     }
 
     /// <summary>Writes an error of the library: its kind is the error id, and what to type about it the recommended action.</summary>
-    protected void WriteError(GuestMemoryException exception, object? target)
+    protected void WriteError(GuestMemoryException exception, object? target) => WriteError(ToRecord(exception, target)!);
+
+    /// <summary>The error record of a failure; null where it is none that a cmdlet answers.</summary>
+    private protected ErrorRecord? ToRecord(Exception exception, object? target)
     {
-        ArgumentNullException.ThrowIfNull(exception);
-        var record = new ErrorRecord(exception, exception.Error.ToString(), Category(exception), target);
-        if (Advice.For(exception, MyInvocation, target) is { } advice) record.ErrorDetails = new ErrorDetails(exception.Message) { RecommendedAction = advice };
-        WriteError(record);
+        switch (exception)
+        {
+            case GuestMemoryException failure:
+                var record = new ErrorRecord(failure, failure.Error.ToString(), Category(failure), target);
+                if (Advice.For(failure, MyInvocation, target) is { } advice) record.ErrorDetails = new ErrorDetails(failure.Message) { RecommendedAction = advice };
+                return record;
+            case FileNotFoundException or DirectoryNotFoundException:
+                return new ErrorRecord(exception, "FileNotFound", ErrorCategory.ObjectNotFound, target);
+            case IOException:
+                return new ErrorRecord(exception, "FileError", ErrorCategory.WriteError, target);
+            case UnauthorizedAccessException:
+                return new ErrorRecord(exception, "FileAccessDenied", ErrorCategory.PermissionDenied, target);
+            default:
+                return null;
+        }
     }
 
     private static ErrorCategory Category(GuestMemoryException exception) => exception.Error switch
@@ -91,10 +96,10 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.MappingPastEof or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
             or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
             or GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds => ErrorCategory.InvalidData,
-        GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace => ErrorCategory.LimitsExceeded,
+        GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace or GuestMemoryError.DiskFull => ErrorCategory.LimitsExceeded,
         GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported or GuestMemoryError.XenUnsupported or GuestMemoryError.ProcessUnsupported or GuestMemoryError.SoftDirtyUnsupported
             or GuestMemoryError.AddFdMappingIsUnsupported or GuestMemoryError.RemoveMappingIsUnsupported or GuestMemoryError.NoIoAllocator or GuestMemoryError.MissingPlatformMmioAddresses or GuestMemoryError.LiveUnsupported => ErrorCategory.NotImplemented,
-        GuestMemoryError.RegionInUse or GuestMemoryError.RangeInUse or GuestMemoryError.ProcessTraced or GuestMemoryError.VmsInService or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.PortInUse or GuestMemoryError.LiveBusy => ErrorCategory.ResourceBusy,
+        GuestMemoryError.RegionInUse or GuestMemoryError.RangeInUse or GuestMemoryError.ProcessTraced or GuestMemoryError.VmsInService or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.TargetIsMapped or GuestMemoryError.PortInUse or GuestMemoryError.LiveBusy => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed or GuestMemoryError.MemoryNotShared => ErrorCategory.InvalidOperation,
         GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied or GuestMemoryError.XenDenied or GuestMemoryError.ProcessDenied or GuestMemoryError.UserDenied => ErrorCategory.PermissionDenied,

@@ -36,11 +36,21 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
     /// <inheritdoc/>
     protected override void EndProcessing()
     {
-        // Without a part that was refused the address space would be another one.
-        if (_refused) return;
         // Without any input there is an error, or an export of nothing would look like a success.
-        if (_regions.Count > 0 || !_any) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
+        if (_regions.Count > 0 || !_any) ProcessRegions();
     }
+
+    /// <summary>Does the cmdlet's work on the regions that came until now, as one address space; what comes later is of another one.</summary>
+    private protected void ProcessRegions()
+    {
+        // Without a part that was refused the address space would be another one.
+        if (!_refused) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
+        _regions.Clear();
+        _refused = false;
+    }
+
+    /// <summary>Whether regions came that are of an address space which is not complete yet.</summary>
+    private protected bool HasRegions => _regions.Count > 0 || _refused;
 
     /// <summary>Does the cmdlet's work on something that is neither a region nor an address space: unless overridden, on its regions as one address space.</summary>
     private protected virtual void ProcessOther(IGuestMemorySource source) => Process(GuestMemoryMmap.FromRegions(source.GetRegions()));

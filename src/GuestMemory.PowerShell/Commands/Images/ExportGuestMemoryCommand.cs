@@ -2,30 +2,33 @@ using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Images;
 using GuestMemory.Core.Userfault;
+using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Export-GuestMemory: memory to an image file.</summary>
 [Cmdlet(VerbsData.Export, "GuestMemory", SupportsShouldProcess = true)]
-[OutputType(typeof(ImageInfo))]
+[OutputType(typeof(ImageInfo), typeof(Job))]
 public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
 {
-    private bool _written;
+    private readonly HashSet<string> _written = new(StringComparer.Ordinal);
+    private string? _pathOfRegions;
 
-    /// <summary>The image file.</summary>
-    [Parameter(Mandatory = true, Position = 0)]
+    /// <summary>The image file; each address space has its own.</summary>
+    [Parameter(Mandatory = true, Position = 0, ValueFromPipelineByPropertyName = true)]
     [ValidateNotNullOrEmpty]
     public string Path { get; set; } = "";
 
-    /// <summary>The whole memory, or only the dirty pages.</summary>
+    /// <summary>The format of the file, which has the whole memory or only the dirty pages.</summary>
     [Parameter]
+    [ArgumentCompleter(typeof(WrittenFormatCompleter))]
     public ImageFormat Format { get; set; } = ImageFormat.Raw;
 
     /// <summary>How the chunks of a chunked image are compressed.</summary>
     [Parameter]
     public ChunkCompression Compression { get; set; }
 
-    /// <summary>Computes the SHA-256 of a raw image.</summary>
+    /// <summary>Computes the SHA-256 of the file, and writes it beside the file.</summary>
     [Parameter]
     public SwitchParameter Digest { get; set; }
 
@@ -50,15 +53,39 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
     [Parameter]
     public SwitchParameter NoStop { get; set; }
 
+    /// <summary>Exports in the background, as a job.</summary>
+    [Parameter]
+    public SwitchParameter AsJob { get; set; }
+
     /// <summary>Emits what was written.</summary>
     [Parameter]
     public SwitchParameter PassThru { get; set; }
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        // Regions of another file are another address space.
+        var path = Path;
+        if (HasRegions && _pathOfRegions is not null && path != _pathOfRegions)
+        {
+            Path = _pathOfRegions;
+            ProcessRegions();
+            Path = path;
+        }
+
+        base.ProcessRecord();
+        _pathOfRegions = HasRegions ? path : null;
+    }
 
     private protected override void ProcessVm(UffdServedVm vm)
     {
         if (!Live)
         {
-            base.ProcessVm(vm);
+            var memory = vm.OpenMemory();
+            Export(memory, () =>
+            {
+                foreach (var region in memory.Regions) region.Dispose();
+            });
             return;
         }
 
@@ -66,51 +93,90 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
             throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"-Live writes a raw image, not a {Format} one: its pages come in no order.");
         if (NoStop && WhilePaused is null)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-NoStop is about what runs while the VM is paused (-WhilePaused); without that no VMM is stopped.");
+        if (AsJob && WhilePaused is not null)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused runs in this shell, and the export of -AsJob beside it: use one of them.");
         if (Begin(vm.MemorySize) is not { } path) return;
-        var progress = new ProgressBar(this, $"Exporting the memory of {vm.Name} to {path}", vm.MemorySize);
-        var info = vm.ExportLive(path, Force, new LiveExportOptions
+        Run($"Exporting the memory of {vm.Name} to {path}", vm.MemorySize, vm, static () => { }, (progress, stop) => vm.ExportLive(path, Force, new LiveExportOptions
         {
             StopsVmm = WhilePaused is not null && !NoStop,
             AtInstant = WhilePaused is null ? null : () => RunPaused(vm),
             Digest = Digest,
-            Progress = progress.Report,
-        }, StopToken);
-        progress.Complete();
-        if (PassThru) WriteObject(info);
+            Progress = progress,
+        }, stop));
     }
 
     /// <inheritdoc/>
-    protected override void Process(GuestMemoryMmap memory)
+    protected override void Process(GuestMemoryMmap memory) => Export(memory, static () => { });
+
+    /// <param name="memory">The memory.</param>
+    /// <param name="release">Frees it, when it was exported or could not be.</param>
+    private void Export(GuestMemoryMmap memory, Action release)
     {
-        ArgumentNullException.ThrowIfNull(memory);
-        if (Live)
-            throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, "-Live exports a VM that a page-fault handler serves, and no regions: their memory cannot be held as it is at one instant.");
-        if (WhilePaused is not null || NoStop)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused and -NoStop are of a live export (-Live).");
-        if (Digest && Format != ImageFormat.Raw)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Digest is of a raw image, not of a {Format} one.");
-        if (Format != ImageFormat.Chunked && MyInvocation.BoundParameters.ContainsKey(nameof(Compression)))
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Compression is of a chunked image, not of a {Format} one.");
-        if (Begin(memory.Size) is not { } path) return;
-        var progress = new ProgressBar(this, $"Exporting guest memory to {path}", memory.Size);
-        var info = Format switch
+        string? path = null;
+        try
         {
-            ImageFormat.Raw => RawImage.WriteFull(memory, path, Force, Digest, progress.Report, StopToken),
-            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, Compression, progress.Report, StopToken),
-            _ => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress.Report, StopToken),
-        };
-        progress.Complete();
-        if (PassThru) WriteObject(info);
+            if (Live)
+                throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, "-Live exports a VM that a page-fault handler serves, and no regions: their memory cannot be held as it is at one instant.");
+            if (WhilePaused is not null || NoStop)
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused and -NoStop are of a live export (-Live).");
+            if (Digest && Format == ImageFormat.Diff)
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-Digest is of a whole image, and a diff is none.");
+            if (Format != ImageFormat.Chunked && MyInvocation.BoundParameters.ContainsKey(nameof(Compression)))
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Compression is of a chunked image, not of a {Format} one.");
+            if (Format is not (ImageFormat.Raw or ImageFormat.Diff or ImageFormat.Chunked or ImageFormat.ElfCore or ImageFormat.LiME or ImageFormat.Avml))
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Format} is a format that is read, and not written. Raw, Diff, Chunked, ElfCore, LiME and Avml are written.");
+            path = Begin(memory.Size);
+        }
+        finally
+        {
+            if (path is null) release();
+        }
+
+        if (path is null) return;
+        Run($"Exporting guest memory to {path}", memory.Size, memory, release, (progress, stop) => Format switch
+        {
+            ImageFormat.Diff => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress, stop),
+            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, Compression, Digest, progress, stop),
+            ImageFormat.ElfCore => ElfCoreWriter.Write(memory, path, Force, Digest, null, progress, stop),
+            ImageFormat.LiME => LimeWriter.Write(memory, path, Force, Digest, progress, stop),
+            ImageFormat.Avml => AvmlWriter.Write(memory, path, Force, Digest, progress, stop),
+            _ => RawImage.WriteFull(memory, path, Force, Digest, progress, stop),
+        });
+    }
+
+    /// <summary>Exports here and now, or as a job.</summary>
+    private void Run(string activity, ulong total, object target, Action release, Func<Action<ulong>, CancellationToken, ImageInfo> write)
+    {
+        if (AsJob)
+        {
+            var job = new ExportJob(MyInvocation.Line.Trim(), activity, total, write, release, exception => ToRecord(exception, target));
+            JobRepository.Add(job);
+            job.Start();
+            WriteObject(job);
+            return;
+        }
+
+        try
+        {
+            var progress = new ProgressBar(this, activity, total);
+            var info = write(progress.Report, StopToken);
+            progress.Complete();
+            if (PassThru) WriteObject(info);
+        }
+        finally
+        {
+            release();
+        }
     }
 
     /// <summary>The path of the file; null where nothing is to be written.</summary>
     private string? Begin(ulong size)
     {
-        if (_written)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "More than one address space came through the pipeline; each needs a file of its own. Export them one by one.");
         var path = ResolvePath(Path);
+        if (_written.Contains(path))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"More than one address space came through the pipeline for {path}; each needs a file of its own. Give -Path a script block, such as {{ \"$($_.Name).mem\" }}, or export them one by one.");
         if (!ShouldProcess(path, $"Export {Formatting.Size(size)} of guest memory as {Format}")) return null;
-        _written = true;
+        _written.Add(path);
         return path;
     }
 
