@@ -38,6 +38,75 @@ BeforeAll {
         }
     }
 
+    function Copy-Part([string] $From, [string] $To, [long] $Offset, [long] $Count) {
+        # A part of a file as a file of its own.
+        $bytes = [byte[]]::new(1MB)
+        $source = [IO.File]::OpenRead($From)
+        $target = [IO.File]::Create($To)
+        try {
+            $null = $source.Seek($Offset, 'Begin')
+            while ($Count -gt 0) {
+                $part = [int] [Math]::Min($Count, $bytes.Length)
+                $source.ReadExactly($bytes, 0, $part)
+                $target.Write($bytes, 0, $part)
+                $Count -= $part
+            }
+        }
+        finally {
+            $source.Dispose()
+            $target.Dispose()
+        }
+    }
+
+    function Get-CoreSegment([string] $Path) {
+        # The segments PT_LOAD of a core file: their guest addresses and sizes, and where they lie in the file.
+        $bytes = Read-File $Path 0 4KB
+        for ($i = 0; $i -lt [BitConverter]::ToUInt16($bytes, 56); $i++) {
+            $at = [BitConverter]::ToUInt64($bytes, 32) + $i * 56
+            if ([BitConverter]::ToUInt32($bytes, $at) -eq 1) {
+                [pscustomobject] @{ Address = [BitConverter]::ToUInt64($bytes, $at + 24); Size = [BitConverter]::ToUInt64($bytes, $at + 32); Offset = [BitConverter]::ToUInt64($bytes, $at + 8) }
+            }
+        }
+    }
+
+    function Expand-Avml([string] $Path, [string] $To, [long] $Size) {
+        # The memory from address 0 on that an AVML image has.
+        $source = [IO.File]::OpenRead($Path)
+        $target = [IO.File]::Create($To)
+        try {
+            $target.SetLength($Size)
+            $header = [byte[]]::new(32)
+            while ($source.Position -lt $source.Length) {
+                $source.ReadExactly($header, 0, 32)
+                $count = [BitConverter]::ToUInt64($header, 16) + 1 - [BitConverter]::ToUInt64($header, 8)
+                $begin = $source.Position
+                $block = [byte[]]::new($count)
+                $frames = [Snappier.SnappyStream]::new($source, 'Decompress', $true)
+                $frames.ReadExactly($block, 0, $count)
+                $frames.Dispose()
+                $null = $target.Seek([BitConverter]::ToUInt64($header, 8), 'Begin')
+                $target.Write($block, 0, $count)
+                # The stream reads ahead: the frames say themselves where they end.
+                $null = $source.Seek($begin, 'Begin')
+                $mark = [byte[]]::new(4)
+                for ($left = $count; $left -gt 0;) {
+                    $source.ReadExactly($mark, 0, 4)
+                    $length = $mark[1] + 256 * $mark[2] + 65536 * $mark[3]
+                    $null = $source.Seek($length, 'Current')
+                    if ($mark[0] -ne 255) { $left -= [Math]::Min($left, 64KB) }
+                }
+                $trailer = [byte[]]::new(8)
+                $end = $source.Position
+                $source.ReadExactly($trailer, 0, 8)
+                [BitConverter]::ToUInt64($trailer, 0) | Should -Be ($end - $begin)
+            }
+        }
+        finally {
+            $source.Dispose()
+            $target.Dispose()
+        }
+    }
+
     function Get-FirstDifference([object] $Memory, [string] $Path) {
         # The guest address of the first page that is not as in the file, in hexadecimal; nothing where all are.
         for ($at = 0; $at -lt $size; $at += 1MB) {
@@ -115,6 +184,37 @@ Describe 'The memory of a VM that QEMU runs' {
             $exported = Join-Path $directory exported.mem
             Export-GuestMemory -Memory $live -Path $exported
             (Get-FileHash $exported).Hash | Should -Be (Get-FileHash $memoryPath).Hash
+        }
+
+        It 'is exported as <_>: the bytes that QEMU saves' -ForEach 'ElfCore', 'LiME', 'Avml' {
+            $saved = Join-Path $directory saved.mem
+            $null = Invoke-Qmp $qemu.Qmp pmemsave @{ val = 1MB; size = $size - 1MB; filename = $saved }
+            $exported = Join-Path $directory "exported.$_"
+            Export-GuestMemory -Memory $live -Path $exported -Format $_
+            $content = Join-Path $directory content.mem
+            switch ($_) {
+                ElfCore { Copy-Part $exported $content (Get-CoreSegment $exported).Offset $size }
+                LiME { Copy-Part $exported $content 32 $size }
+                Avml { Expand-Avml $exported $content $size }
+            }
+            Copy-Part $content "$content.part" 1MB ($size - 1MB)
+            (Get-FileHash "$content.part").Hash | Should -Be (Get-FileHash $saved).Hash
+        }
+
+        It 'is in a core file what it is in the one that QEMU dumps' {
+            $dumped = Join-Path $directory dumped.core
+            $null = Invoke-Qmp $qemu.Qmp dump-guest-memory @{ paging = $false; protocol = "file:$dumped" }
+            $exported = Join-Path $directory exported.core
+            Export-GuestMemory -Memory $live -Path $exported -Format ElfCore
+            $ours = Get-CoreSegment $exported
+            # The last one is the firmware below 4 GiB, which is none of the machine's memory.
+            $segments = @(Get-CoreSegment $dumped).Where{ $_.Address + $_.Size -le $size }
+            ($segments.Size | Measure-Object -Sum).Sum | Should -Be $size
+            foreach ($segment in $segments) {
+                Copy-Part $dumped "$dumped.part" $segment.Offset $segment.Size
+                Copy-Part $exported "$exported.part" ($ours.Offset + $segment.Address) $segment.Size
+                (Get-FileHash "$exported.part").Hash | Should -Be (Get-FileHash "$dumped.part").Hash
+            }
         }
     }
 
