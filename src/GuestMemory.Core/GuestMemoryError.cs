@@ -197,6 +197,14 @@ public enum GuestMemoryError
     TargetIsMapped,
     /// <summary>The file system has no room for the file.</summary>
     DiskFull,
+    /// <summary>An image of a kind, a version or a compression that is not read; the message names it.</summary>
+    ImageUnsupported,
+    /// <summary>The guest ranges that were given for an image do not fit its length, or overlap.</summary>
+    LayoutMismatch,
+    /// <summary>No digest lies beside the image, and its format has no checksums.</summary>
+    DigestNotFound,
+    /// <summary>The image does not have the digest that lies beside it.</summary>
+    DigestMismatch,
 
     // Other processes
     /// <summary>There is no such process, or it has ended.</summary>

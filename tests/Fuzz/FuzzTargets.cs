@@ -1,3 +1,4 @@
+using GuestMemory.Core.Images;
 using GuestMemory.Fuzz.Targets;
 
 namespace GuestMemory.Fuzz;
@@ -14,6 +15,11 @@ internal static class FuzzTargets
         new("control-socket", "the handler's process: which end, then lines or a message", ControlTarget.Run),
         new("shared-json", "JSON in memfds: figures, written pages, the list of a VM", SharedJsonTarget.Run),
         new("chunked-image", "an image of chunks, whose checksums are put right where the first byte says so", ChunkedImageTarget.Run),
+        new("avml-image", "an AVML file, opened as memory and read", MemoryImageTarget.Of(ImageFormat.Avml)),
+        new("elf-core", "an ELF core file, opened as memory and read", MemoryImageTarget.Of(ImageFormat.ElfCore)),
+        new("kdump-image", "a dump of kdump, flattened or not, opened as memory and read", MemoryImageTarget.Of(ImageFormat.Kdump)),
+        new("lime-image", "a LiME file, opened as memory and read", MemoryImageTarget.Of(ImageFormat.LiME)),
+        new("memory-ranges", "the state.json of a cloud-hypervisor snapshot", MemoryImageTarget.RunState),
         new("touch-record", "a record of touches", TouchRecordTarget.Run),
         new("dirty-log", "a dirty log: a stretch of the guest (two numbers of 8 bytes), then the file", DirtyLogTarget.Run),
         new("vm-state", "what a predecessor left of a VM: pieces (offset 2, length 1, bytes) of its state", VmStateTarget.Run, HandoverTarget.Missing),

@@ -271,6 +271,103 @@ Describe 'The memory of a VM that QEMU runs' {
     }
 }
 
+Describe 'The dumps that QEMU writes of a VM' {
+    BeforeAll {
+        if ($lacking) { return }
+        $directory = [IO.Directory]::CreateTempSubdirectory('guestmemory-qemu-').FullName
+        $memoryPath = Join-Path $directory vm.mem
+        $dumpSize = 64MB
+        $qemu = Start-Qemu -Directory $directory -MemoryPath $memoryPath -MemorySize 64M
+        Wait-Until -Seconds 60 { (Find-Text (Read-File $memoryPath $firmware.Address $firmware.Size)) -ge 0 }
+        $null = Invoke-Qmp $qemu.Qmp stop
+        # What the firmware leaves is nearly all zeros: this is not, and a part of it cannot be compressed.
+        $pattern = [byte[]]::new(3MB)
+        [Random]::new(1).NextBytes($pattern)
+        for ($at = 0; $at -lt 1MB; $at++) { $pattern[$at] = $at -shr 12 }
+        $live = New-MmapRegion -Size $dumpSize -GuestAddress 0 -BackingPath $memoryPath
+        Write-GuestMemory -Memory $live -Address 33MB -Bytes $pattern
+        Remove-MmapRegion $live
+        $saved = Join-Path $directory saved.mem
+        $null = Invoke-Qmp $qemu.Qmp pmemsave @{ val = 0; size = $dumpSize; filename = $saved }
+
+        function Test-Dump([string] $Path, [string] $Format) {
+            # Every byte is that of pmemsave.
+            $memory = Import-GuestMemory $Path -Name dump
+            try {
+                $regions = @($memory.Regions).Where{ $_.GuestAddress -lt $dumpSize }
+                if ($regions[0] -is [GuestMemory.Core.Images.GuestRegionImage]) { $regions[0].Format | Should -Be $Format }
+                ($regions | Measure-Object Size -Sum).Sum | Should -Be $dumpSize
+                $other = Import-GuestMemory $saved -Layout Flat -Name saved
+                $compared = $regions | Get-GuestMemory
+                Compare-GuestMemory -Memory $compared -With $other | Should -BeNullOrEmpty
+                # Converted it is the file of pmemsave itself.
+                $compared | Export-GuestMemory (Join-Path $directory converted.mem) -Force
+                (Get-FileHash (Join-Path $directory converted.mem)).Hash | Should -Be (Get-FileHash $saved).Hash
+            }
+            finally {
+                $memory, $other | Where-Object { $_ } | Remove-MmapRegion
+            }
+        }
+    }
+
+    AfterAll {
+        if ($lacking) { return }
+        Get-MmapRegion | Remove-MmapRegion -Force
+        Stop-Qemu $qemu
+        Remove-Item $directory -Recurse -Force
+    }
+
+    BeforeEach {
+        if ($lacking) { Set-ItResult -Skipped -Because $lacking }
+    }
+
+    It 'are the memory that pmemsave writes, byte for byte: <Format>' -ForEach @(
+        @{ Format = 'elf'; Kind = 'ElfCore' }
+        @{ Format = 'kdump-zlib'; Kind = 'Kdump' }
+        @{ Format = 'kdump-snappy'; Kind = 'Kdump' }
+    ) {
+        $formats = (Invoke-Qmp $qemu.Qmp query-dump-guest-memory-capability).formats
+        if ($Format -notin $formats) {
+            Set-ItResult -Skipped -Because "this QEMU was built without $Format; it has $($formats -join ', ')"
+            return
+        }
+        $dump = Join-Path $directory $Format
+        $null = Invoke-Qmp $qemu.Qmp dump-guest-memory @{ paging = $false; protocol = "file:$dump"; format = $Format }
+        Test-Dump $dump $Kind
+    }
+
+    It 'are read with the paging of the guest, too' {
+        $dump = Join-Path $directory paging
+        $null = Invoke-Qmp $qemu.Qmp dump-guest-memory @{ paging = $true; protocol = "file:$dump" }
+        # Without an operating system the guest has mapped only a part of its memory.
+        $memory = Import-GuestMemory $dump
+        $memory.Regions.Count | Should -BeGreaterThan 0
+        $memory | Remove-MmapRegion
+    }
+
+    It 'are read when makedumpfile has put them in order' {
+        if (-not (Get-Command makedumpfile -CommandType Application -ErrorAction Ignore)) {
+            Set-ItResult -Skipped -Because 'needs makedumpfile: apt-get install makedumpfile'
+            return
+        }
+        $flat, $dump = (Join-Path $directory flat), (Join-Path $directory ordered)
+        $null = Invoke-Qmp $qemu.Qmp dump-guest-memory @{ paging = $false; protocol = "file:$flat"; format = 'kdump-zlib' }
+        sh -c 'makedumpfile -R "$1" < "$0" > /dev/null 2>&1' $flat $dump
+        $LASTEXITCODE | Should -Be 0
+        [Text.Encoding]::ASCII.GetString((Read-File $dump 0 8)) | Should -Be 'KDUMP   '
+        Test-Dump $dump Kdump
+        # zlib checks every page.
+        Import-GuestMemory $dump -Verify | Remove-MmapRegion
+    }
+
+    It 'are no migration streams, which are refused by name' {
+        $stream = Join-Path $directory stream
+        $null = Invoke-Qmp $qemu.Qmp migrate @{ uri = "exec:cat > $stream" }
+        Wait-Until -Seconds 60 { (Invoke-Qmp $qemu.Qmp query-migrate).status -eq 'completed' }
+        { Import-GuestMemory $stream -ErrorAction Stop } | Should -Throw -ErrorId 'ImageUnsupported,*'
+    }
+}
+
 Describe 'A sandboxed QEMU whose memory is tracked' {
     BeforeAll {
         $scan = Test-GuestMemorySupport PagemapScan

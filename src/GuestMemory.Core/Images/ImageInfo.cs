@@ -15,6 +15,10 @@ public enum ImageFormat
     LiME,
     /// <summary>AVML, version 2: blocks of at most 16 MiB with their guest addresses, compressed with Snappy; blocks of zeros are left out.</summary>
     Avml,
+    /// <summary>The compressed dump of kdump, page by page, as makedumpfile and QEMU's dump-guest-memory write it, also flattened; only read.</summary>
+    Kdump,
+    /// <summary>The memory-ranges file of a cloud-hypervisor snapshot, whose guest addresses are in the state.json beside it; only read.</summary>
+    MemoryRanges,
 }
 
 /// <summary>What an export wrote.</summary>

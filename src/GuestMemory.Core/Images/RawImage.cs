@@ -188,7 +188,7 @@ public static class RawImage
     }
 
     /// <summary>The SHA-256 of a file, in lower-case hexadecimal.</summary>
-    internal static string DigestOf(SafeFileHandle file, ulong length, CancellationToken cancellation)
+    internal static string DigestOf(SafeFileHandle file, ulong length, CancellationToken cancellation, Action<ulong>? progress = null)
     {
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         var buffer = ImageBuffers.Get();
@@ -201,6 +201,7 @@ public static class RawImage
                 if (count == 0) throw new EndOfStreamException("The image became shorter while its digest was computed.");
                 hash.AppendData(buffer, 0, count);
                 at += (ulong)count;
+                progress?.Invoke(at);
             }
 
             return Convert.ToHexStringLower(hash.GetHashAndReset());
@@ -255,7 +256,9 @@ public static class RawImage
     /// <summary>Whether no page of the image belongs to two regions.</summary>
     private static bool HasWholePages(GuestMemoryMmap memory) => memory.Regions.SkipLast(1).All(static region => region.Size % HostPage.Size == 0);
 
-    private static SafeFileHandle OpenBase(string path, bool force)
+    /// <summary>Opens an image to be patched, which no handler serves and nobody else writes.</summary>
+    /// <exception cref="GuestMemoryException">ImageInUse.</exception>
+    internal static SafeFileHandle OpenBase(string path, bool force)
     {
         try
         {
@@ -285,7 +288,7 @@ public static class RawImage
     }
 
     /// <summary>Waits until the disk has it, so that after a crash the name never stands for half a file; who cancels leaves the disk alone with it.</summary>
-    private static void Flush(SafeFileHandle file, CancellationToken cancellation) =>
+    internal static void Flush(SafeFileHandle file, CancellationToken cancellation) =>
         Task.Run(() => RandomAccess.FlushToDisk(file), CancellationToken.None).WaitAsync(cancellation).GetAwaiter().GetResult();
 
     /// <summary>

@@ -86,6 +86,14 @@ public sealed class RegionNameCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Regions.Select(region => (region.Name, region.ToString()));
 }
 
+/// <summary>Names of layouts of memory images, and what a range looks like.</summary>
+public sealed class ImageLayoutCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() =>
+        [.. ImageLayoutAttribute.Names.Select(static layout => (layout.Name, layout.Explanation)), ("0-3GiB", "A range: the first address, and the first behind it; several with commas")];
+}
+
 /// <summary>Names of live VMs.</summary>
 public sealed class VmNameCompleter : ListCompleter
 {

@@ -490,6 +490,7 @@ static void files(void)
     CONSTANT(FALLOC_FL_KEEP_SIZE);
     CONSTANT(FALLOC_FL_PUNCH_HOLE);
     CONSTANT(FALLOC_FL_ZERO_RANGE);
+    CONSTANT(FICLONE);
     CONSTANT(RWF_DSYNC);
     SIZE(off_t, off_t);
     SIZE(mode_t, mode_t);

@@ -68,19 +68,15 @@ internal sealed unsafe class MappedFileSource : PageSource
         var status = FileStatus.Get(file.Descriptor);
         if (map is not null)
         {
-            if (status.stx_mtime.Nanoseconds > FileStatus.Get(map.Descriptor).stx_mtime.Nanoseconds)
-                throw Untrusted($"{file.Path} was written after {map.Path}, which tells of the pages of another diff, then. If nothing but the time has changed, 'touch' the latter");
+            DiffTrust.RequireNewer(file.Path, status, map.Path, FileStatus.Get(map.Descriptor));
             return new MappedFileSource(file, DirtySidecar.Read(map.Handle, map.Path, file.Length));
         }
 
-        if (status.stx_blksize > HostPage.Size)
-            throw Untrusted($"{file.Path} lies on a file system that keeps its holes in pieces of {status.stx_blksize} bytes, in which pages that were not written hide those of the image");
+        DiffTrust.RequireFineHoles(file.Path, status);
         var layer = new MappedFileSource(file);
         if (layer._isSparse) return layer;
         layer.Dispose();
-        throw Untrusted($"{file.Path} has no hole: a file that was copied without its holes looks like that, and hides the whole image");
-
-        GuestMemoryException Untrusted(string why) => new(GuestMemoryError.LayerUntrusted, $"{why}. Which pages a layer has {DirtySidecar.PathOf(file.Path)} would tell, which is written with a diff.");
+        throw DiffTrust.NoHole(file.Path);
     }
 
     public override int Locate(ulong offset, ulong length, PageScratch scratch, out PageRunData run)

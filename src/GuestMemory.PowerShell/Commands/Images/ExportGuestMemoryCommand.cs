@@ -124,7 +124,7 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
             if (Format != ImageFormat.Chunked && MyInvocation.BoundParameters.ContainsKey(nameof(Compression)))
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Compression is of a chunked image, not of a {Format} one.");
             if (Format is not (ImageFormat.Raw or ImageFormat.Diff or ImageFormat.Chunked or ImageFormat.ElfCore or ImageFormat.LiME or ImageFormat.Avml))
-                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Format} is a format that is read, and not written. Raw, Diff, Chunked, ElfCore, LiME and Avml are written.");
+                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Format} images are read (Import-GuestMemory), and not written. Raw, Diff, Chunked, ElfCore, LiME and Avml are written.");
             path = Begin(memory.Size);
         }
         finally

@@ -1,5 +1,6 @@
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Images;
 using GuestMemory.Core.Xen;
 using GuestMemory.PowerShell.Binding;
 
@@ -7,7 +8,7 @@ namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Get-MmapRegion: the regions that were made in this shell.</summary>
 [Cmdlet(VerbsCommon.Get, "MmapRegion")]
-[OutputType(typeof(GuestRegionMmap), typeof(GuestRegionXen))]
+[OutputType(typeof(GuestRegionMmap), typeof(GuestRegionXen), typeof(GuestRegionImage))]
 public sealed class GetMmapRegionCommand : GuestMemoryCmdlet
 {
     /// <summary>Names, with wildcards.</summary>

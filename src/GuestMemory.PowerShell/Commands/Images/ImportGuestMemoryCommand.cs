@@ -1,0 +1,88 @@
+using System.Management.Automation;
+using GuestMemory.Core;
+using GuestMemory.Core.Images;
+using GuestMemory.PowerShell.Binding;
+
+namespace GuestMemory.PowerShell.Commands;
+
+/// <summary>Import-GuestMemory: memory images as guest memory, to be read.</summary>
+[Cmdlet(VerbsData.Import, "GuestMemory")]
+[OutputType(typeof(GuestMemoryMmap))]
+public sealed class ImportGuestMemoryCommand : GuestMemoryCmdlet
+{
+    /// <summary>The image files.</summary>
+    [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ValueFromPipelineByPropertyName = true)]
+    [Alias("FullName")]
+    [ValidateNotNullOrEmpty]
+    public string[] Path { get; set; } = [];
+
+    /// <summary>The format, where it is not what the file's first bytes say.</summary>
+    [Parameter]
+    public ImageFormat Format { get; set; }
+
+    /// <summary>Where the memory belongs, of an image that does not say so itself.</summary>
+    [Parameter]
+    [ArgumentCompleter(typeof(ImageLayoutCompleter))]
+    [ImageLayout]
+    [ValidateNotNull]
+    public ImageLayout? Layout { get; set; }
+
+    /// <summary>Checks the digest beside the file, and the checksums in it.</summary>
+    [Parameter]
+    public SwitchParameter Verify { get; set; }
+
+    /// <summary>A name for the region, or what the names of several begin with.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string? Name { get; set; }
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        foreach (var path in Path) Attempt(() => Open(ResolvePath(path)), path);
+    }
+
+    private void Open(string path)
+    {
+        if (Name is not null && IsTaken(Name)) throw NameInUse(Name);
+        ProgressBar? progress = null;
+        var memory = MemoryImage.Open(path, new ImageOpenOptions
+        {
+            Format = MyInvocation.BoundParameters.ContainsKey(nameof(Format)) ? Format : null,
+            Layout = Layout,
+            Verify = Verify,
+            Name = Name ?? FreeName(System.IO.Path.GetFileNameWithoutExtension(path)),
+            Progress = (done, total) => (progress ??= new ProgressBar(this, $"Verifying {path}", total)).Report(done),
+            Warning = WriteWarning,
+        }, StopToken);
+        progress?.Complete();
+        var added = 0;
+        while (added < memory.Regions.Count && Session.TryAdd(memory.Regions[added])) added++;
+        if (added < memory.Regions.Count)
+        {
+            for (var i = 0; i < memory.Regions.Count; i++)
+            {
+                if (i < added) Session.Remove(memory.Regions[i]);
+                memory.Regions[i].Dispose();
+            }
+
+            throw NameInUse(memory.Regions[added].Name);
+        }
+
+        WriteObject(memory);
+    }
+
+    private static string FreeName(string name)
+    {
+        if (name.Length == 0) name = "image";
+        var free = name;
+        for (var number = 2; IsTaken(free); number++) free = $"{name}_{number}";
+        return free;
+    }
+
+    /// <summary>Whether a region has the name, or the first of several would.</summary>
+    private static bool IsTaken(string name) => Session.HasRegion(name) || Session.HasRegion($"{name}-0");
+
+    private static GuestMemoryException NameInUse(string name) =>
+        new(GuestMemoryError.NameInUse, $"There is a region '{name}' already. Give another -Name, or remove that one: 'Remove-MmapRegion -Name {name}'.");
+}
