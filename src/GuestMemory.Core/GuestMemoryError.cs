@@ -186,6 +186,22 @@ public enum GuestMemoryError
     /// <summary>No such group.</summary>
     GroupNotFound,
 
+    // Images in a store
+    /// <summary>An object that a store should have is not there, or shorter than it should be.</summary>
+    ObjectNotFound,
+    /// <summary>The store could not be accessed.</summary>
+    StoreFailed,
+    /// <summary>The store refuses this user.</summary>
+    StoreDenied,
+    /// <summary>The store can only be read.</summary>
+    StoreReadOnly,
+    /// <summary>The store cannot list what it has.</summary>
+    StoreUnlisted,
+    /// <summary>The manifest of an image is not signed with a trusted key.</summary>
+    ImageUntrusted,
+    /// <summary>A file that should hold a key holds none, or one of another kind.</summary>
+    InvalidKey,
+
     // Images on disk
     /// <summary>The file is there already.</summary>
     FileExists,

@@ -12,6 +12,7 @@ public static class Needs
     public const string GuestReason = $"runs instructions of x86-64 in a guest: {KvmReason}";
 
     private static readonly Lazy<bool> s_compiler = new(() => IsOnPath("cc"));
+    private static readonly Lazy<bool> s_nginx = new(static () => IsOnPath("nginx"));
     private static readonly Lazy<bool> s_qemuTools = new(() => IsOnPath("qemu-io") && IsOnPath("qemu-img") && IsOnPath("qemu-storage-daemon"));
     private static readonly Lazy<bool> s_userfaultfd = new(() => Interop.Userfaultfd.TryProbe(out _) == 0);
     private static readonly Lazy<bool> s_kvm = new(() => HostSupport.Probe().First(feature => feature.Feature == "Kvm").Supported);
@@ -27,6 +28,8 @@ public static class Needs
         GuestMemory.Core.HugePages.Pools().LastOrDefault(static pool => GuestMemory.Core.HugePages.Available(pool.PageSize) == 0)?.PageSize ?? 0;
 
     public static bool Compiler => s_compiler.Value;
+
+    public static bool Nginx => s_nginx.Value;
 
     public static bool QemuTools => s_qemuTools.Value;
 

@@ -51,6 +51,13 @@ public sealed class QemuFactAttribute : FactAttribute
         (Skip, SkipType, SkipUnless) = ("needs qemu-io, qemu-img and qemu-storage-daemon ('apt-get install qemu-utils qemu-system-common')", typeof(Needs), nameof(Needs.QemuTools));
 }
 
+/// <summary>A test beside a real web server.</summary>
+public sealed class NginxFactAttribute : FactAttribute
+{
+    public NginxFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = ("needs nginx ('apt-get install nginx-light')", typeof(Needs), nameof(Needs.Nginx));
+}
+
 /// <summary>A test that needs a userfaultfd.</summary>
 public sealed class UffdFactAttribute : FactAttribute
 {

@@ -53,6 +53,18 @@ BeforeAll {
                 @{ Address = $low; Region = 'a'; Context = @{ Address = $low; Bytes = [byte[]] (0, 1) } }
                 @{ Address = $high; Region = 'a-name-that-is-wrapped'; Context = @{ Address = $high - 16; Bytes = [byte[]] (@(65) * 4128) } }
             }
+            stored {
+                @{ Name = 'a'; Generation = 1ul; Size = 4096ul; StoredSize = 0ul; UploadedSize = $null; Created = [DateTimeOffset] '2026-01-01'; SigningKey = $null }
+                @{ Name = 'an-image-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-here'; Generation = 1234567890ul; Size = $wide; StoredSize = $wide; UploadedSize = $wide; Created = [DateTimeOffset] '2026-12-31'; SigningKey = 'a' * 64 }
+            }
+            check {
+                @{ IsWhole = $true; ChunkCount = 1; Size = 4096ul; Errors = @(); Location = '/a/b@1' }
+                @{ IsWhole = $false; ChunkCount = 1234567890; Size = $wide; Errors = @('a') * 1234567; Location = $path }
+            }
+            collection {
+                @{ Removed = 0; RemovedSize = 0ul; Waiting = 0; WaitingSize = 0ul; Kept = 0; KeptSize = 0ul }
+                @{ Removed = 1234567890; RemovedSize = $wide; Waiting = 1234567890; WaitingSize = $wide; Kept = 1234567890; KeptSize = $wide }
+            }
             difference {
                 @{ Address = $low; LastAddress = 0ul; Size = 1ul; DifferentBytes = 1ul; Kind = 'Content' }
                 @{ Address = $high; LastAddress = $last; Size = $wide; DifferentBytes = $wide; Kind = 'OnlyInSecond' }

@@ -301,3 +301,19 @@ public sealed class WrittenFormatCompleter : ListCompleter
         (nameof(ImageFormat.Raw), "The regions one behind the other, as Firecracker has it"),
     ];
 }
+
+/// <summary>Offers the images of the store whose directory was typed; below that nothing but file names.</summary>
+public sealed class StoredImageCompleter : IArgumentCompleter
+{
+    /// <inheritdoc/>
+    public IEnumerable<CompletionResult> CompleteArgument(string commandName, string parameterName, string wordToComplete, CommandAst commandAst, IDictionary fakeBoundParameters)
+    {
+        var word = wordToComplete?.Trim('\'', '"') ?? "";
+        var at = word.LastIndexOf('/');
+        // Another path would be relative to a location that a completer does not know. Null lets the shell offer files.
+        if (at <= 0 || word[0] != '/' || !Directory.Exists(Path.Combine(word[..at], "images"))) return null!;
+        return Directory.EnumerateDirectories(Path.Combine(word[..at], "images")).Select(static path => Path.GetFileName(path)).Order(StringComparer.Ordinal)
+            .Where(name => name.StartsWith(word[(at + 1)..], StringComparison.OrdinalIgnoreCase))
+            .Select(name => $"{word[..at]}/{name}").Select(static text => new CompletionResult(text, Path.GetFileName(text), CompletionResultType.ParameterValue, text));
+    }
+}

@@ -93,9 +93,9 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
             or GuestMemoryError.LayoutMismatch => ErrorCategory.InvalidArgument,
         GuestMemoryError.InvalidGuestAddress or GuestMemoryError.SocketNotFound or GuestMemoryError.ImageNotFound or GuestMemoryError.UserNotFound or GuestMemoryError.GroupNotFound
             or GuestMemoryError.RecordNotFound or GuestMemoryError.HandlerNotFound or GuestMemoryError.RegionNotFound or GuestMemoryError.VmNotFound or GuestMemoryError.UffdImageNotFound or GuestMemoryError.SlotNotFound
-            or GuestMemoryError.DigestNotFound or GuestMemoryError.ServiceNotFound or GuestMemoryError.BackendNotFound or GuestMemoryError.ProcessNotFound or GuestMemoryError.DomainNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
+            or GuestMemoryError.DigestNotFound or GuestMemoryError.ServiceNotFound or GuestMemoryError.BackendNotFound or GuestMemoryError.ProcessNotFound or GuestMemoryError.DomainNotFound or GuestMemoryError.ObjectNotFound or GuestMemoryError.BadAlloc => ErrorCategory.ObjectNotFound,
         GuestMemoryError.MappingPastEof or GuestMemoryError.DigestMismatch or GuestMemoryError.InvalidLog or GuestMemoryError.BaseSizeMismatch or GuestMemoryError.InvalidMapping or GuestMemoryError.HandoverBadJson or GuestMemoryError.HandoverTooLarge
-            or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
+            or GuestMemoryError.InvalidRecord or GuestMemoryError.InvalidKey or GuestMemoryError.InvalidImage or GuestMemoryError.HandoverNoDescriptor or GuestMemoryError.HandoverTooManyDescriptors or GuestMemoryError.HandoverNotUserfaultfd or GuestMemoryError.HandoverNotMemfd or GuestMemoryError.InvalidBackendAddress
             or GuestMemoryError.BadJson or GuestMemoryError.PacketTooLarge or GuestMemoryError.RecvTooManyFds => ErrorCategory.InvalidData,
         GuestMemoryError.OutOfMemory or GuestMemoryError.HugePagesExhausted or GuestMemoryError.OutOfSpace or GuestMemoryError.DiskFull => ErrorCategory.LimitsExceeded,
         GuestMemoryError.HugePageSizeUnsupported or GuestMemoryError.UffdUnsupported or GuestMemoryError.UffdRegisterFailed or GuestMemoryError.KvmUnsupported or GuestMemoryError.XenUnsupported or GuestMemoryError.ProcessUnsupported or GuestMemoryError.SoftDirtyUnsupported
@@ -103,9 +103,9 @@ public abstract class GuestMemoryCmdlet : PSCmdlet, IDisposable
         GuestMemoryError.RegionInUse or GuestMemoryError.RangeInUse or GuestMemoryError.ProcessTraced or GuestMemoryError.VmsInService or GuestMemoryError.SocketInUse or GuestMemoryError.ImageInUse or GuestMemoryError.TargetIsMapped or GuestMemoryError.PortInUse or GuestMemoryError.LiveBusy => ErrorCategory.ResourceBusy,
         GuestMemoryError.FileExists or GuestMemoryError.NameInUse or GuestMemoryError.ExistingAlloc or GuestMemoryError.RegionOverlap => ErrorCategory.ResourceExists,
         GuestMemoryError.RegionDisposed or GuestMemoryError.DirtyTrackingOff or GuestMemoryError.NotASocket or GuestMemoryError.VmDisposed or GuestMemoryError.LogDisposed or GuestMemoryError.MemoryNotShared => ErrorCategory.InvalidOperation,
-        GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied or GuestMemoryError.XenDenied or GuestMemoryError.ProcessDenied or GuestMemoryError.UserDenied => ErrorCategory.PermissionDenied,
-        GuestMemoryError.InsecureDirectory => ErrorCategory.SecurityError,
-        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused or GuestMemoryError.Disconnected => ErrorCategory.ConnectionError,
+        GuestMemoryError.UffdDenied or GuestMemoryError.KvmDenied or GuestMemoryError.XenDenied or GuestMemoryError.ProcessDenied or GuestMemoryError.UserDenied or GuestMemoryError.StoreDenied => ErrorCategory.PermissionDenied,
+        GuestMemoryError.InsecureDirectory or GuestMemoryError.ImageUntrusted => ErrorCategory.SecurityError,
+        GuestMemoryError.PeerClosed or GuestMemoryError.HandlerGone or GuestMemoryError.ControlFailed or GuestMemoryError.ConnectionRefused or GuestMemoryError.Disconnected or GuestMemoryError.StoreFailed => ErrorCategory.ConnectionError,
         GuestMemoryError.HandoverTimeout or GuestMemoryError.WaitTimeout or GuestMemoryError.TubeTimeout => ErrorCategory.OperationTimeout,
         GuestMemoryError.PageNotAccessible or GuestMemoryError.FrameNotMapped or GuestMemoryError.GrantNotMapped or GuestMemoryError.PartialBuffer or GuestMemoryError.ImageUnreadable or GuestMemoryError.UnexpectedEof => ErrorCategory.ReadError,
         GuestMemoryError.WriteZero => ErrorCategory.WriteError,
