@@ -68,6 +68,16 @@ Describe 'Publish-GuestMemoryImage' {
         "$TestDrive/b.mem" | Should -Not -Exist
     }
 
+    It 'takes a file or memory, and needs a place' {
+        $low | Export-GuestMemory "$TestDrive/low.mem"
+        { $low | Publish-GuestMemoryImage "$TestDrive/low.mem" "$store/low" -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        { $low | Publish-GuestMemoryImage "$store/low" -Layout '0-1MiB' -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        { Publish-GuestMemoryImage -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        { Publish-GuestMemoryImage "$store/low" -ErrorAction Stop } | Should -Throw -ErrorId 'NoMemoryRegion,*'
+        { Publish-GuestMemoryImage "$TestDrive/none.mem" "$store/low" -ErrorAction Stop } | Should -Throw -ErrorId 'ImageNotFound,*'
+        $store | Should -Not -Exist
+    }
+
     It 'does nothing with -WhatIf' {
         $low | Publish-GuestMemoryImage "$store/web" -WhatIf | Should -BeNullOrEmpty
         $store | Should -Not -Exist

@@ -6,12 +6,12 @@ namespace GuestMemory.Core.Store;
 
 /// <summary>
 /// A store in a directory, which several hosts may have mounted. An object is a file that is written beside its place, flushed, and
-/// renamed; what replaces or removes one holds the lock of the store's file ".lock" meanwhile.
+/// renamed; what replaces or removes one holds the lock of the store's file "lock" meanwhile.
 /// </summary>
 public sealed class DirectoryStore : ObjectStore
 {
     private const string Beside = ".part";
-    private const string LockName = ".lock";
+    private const string LockName = "lock";
     private const uint OfOwner = 0b110_000_000;
     private const uint DirectoryOfOwner = 0b111_000_000;
     private const uint ReadByOthers = 0b000_100_100;

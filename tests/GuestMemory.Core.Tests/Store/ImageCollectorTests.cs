@@ -151,5 +151,5 @@ public sealed class ImageCollectorTests : IDisposable
 
     private static (int Removed, int Waiting, int Kept) Counts(CollectionResult result) => (result.Removed, result.Waiting, result.Kept);
 
-    private IEnumerable<string> Left() => Directory.GetFiles(_store.Root, "*", SearchOption.AllDirectories).Where(static path => !path.EndsWith("/latest", StringComparison.Ordinal) && !path.EndsWith("/.lock", StringComparison.Ordinal));
+    private IEnumerable<string> Left() => Directory.GetFiles(_store.Root, "*", SearchOption.AllDirectories).Where(static path => !path.EndsWith("/latest", StringComparison.Ordinal) && !path.EndsWith("/lock", StringComparison.Ordinal));
 }

@@ -9,29 +9,28 @@ using GuestMemory.PowerShell.Binding;
 namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Publish-GuestMemoryImage: memory, or an image file, to a store.</summary>
-[Cmdlet(VerbsData.Publish, "GuestMemoryImage", SupportsShouldProcess = true, DefaultParameterSetName = MemorySet)]
+[Cmdlet(VerbsData.Publish, "GuestMemoryImage", SupportsShouldProcess = true)]
 [OutputType(typeof(StoredImage))]
 public sealed class PublishGuestMemoryImageCommand : VmMemoryCmdlet
 {
-    private const string MemorySet = "Memory";
-    private const string PathSet = "Path";
-
     private bool _published;
 
-    /// <summary>An image file, of any format that can be imported.</summary>
-    [Parameter(Mandatory = true, Position = 0, ParameterSetName = PathSet)]
-    [ValidateNotNullOrEmpty]
-    public string Path { get; set; } = "";
+    // A parameter has one position in every set: alone, beside memory from the pipeline, the first argument is the destination.
 
-    /// <summary>Where to: the store, '/', and the image's name.</summary>
-    [Parameter(Mandatory = true, Position = 0, ParameterSetName = MemorySet)]
-    [Parameter(Mandatory = true, Position = 1, ParameterSetName = PathSet)]
+    /// <summary>An image file, of any format that can be imported.</summary>
+    [Parameter(Position = 0)]
     [ArgumentCompleter(typeof(StoredImageCompleter))]
     [ValidateNotNullOrEmpty]
-    public string Destination { get; set; } = "";
+    public string? Path { get; set; }
+
+    /// <summary>Where to: the store, '/', and the image's name.</summary>
+    [Parameter(Position = 1)]
+    [ArgumentCompleter(typeof(StoredImageCompleter))]
+    [ValidateNotNullOrEmpty]
+    public string? Destination { get; set; }
 
     /// <summary>Where the memory of an image file belongs that does not say so itself.</summary>
-    [Parameter(ParameterSetName = PathSet)]
+    [Parameter]
     [ArgumentCompleter(typeof(ImageLayoutCompleter))]
     [ImageLayout]
     [ValidateNotNull]
@@ -57,26 +56,32 @@ public sealed class PublishGuestMemoryImageCommand : VmMemoryCmdlet
     public string? SigningKey { get; set; }
 
     /// <inheritdoc/>
+    protected override void BeginProcessing()
+    {
+        if (Destination is null) (Path, Destination) = (null, Path);
+        if (Destination is null)
+            ThrowTerminatingError(ToRecord(new GuestMemoryException(GuestMemoryError.ValueNotSupported, "Say where to publish the image: the store, '/', and the image's name."), null));
+    }
+
+    /// <inheritdoc/>
+    protected override void ProcessRecord()
+    {
+        if (Path is null || (Memory.Length == 0 && UffdVm is null)) base.ProcessRecord();
+        else WriteError(new GuestMemoryException(GuestMemoryError.ValueNotSupported, "Give an image file or memory, not both."), Path);
+    }
+
+    /// <inheritdoc/>
     protected override void EndProcessing()
     {
-        if (ParameterSetName != PathSet)
+        if (Path is null)
         {
-            base.EndProcessing();
-            return;
+            if (Layout is null) base.EndProcessing();
+            else WriteError(new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-Layout is of an image file; memory has its addresses."), Layout);
         }
-
-        Attempt(() =>
+        else if (Memory.Length == 0 && UffdVm is null)
         {
-            var memory = MemoryImage.Open(ResolvePath(Path), new ImageOpenOptions { Layout = Layout, Warning = WriteWarning }, StopToken);
-            try
-            {
-                Process(memory);
-            }
-            finally
-            {
-                foreach (var region in memory.Regions) region.Dispose();
-            }
-        }, Path);
+            Attempt(() => PublishFile(ResolvePath(Path)), Path);
+        }
     }
 
     /// <inheritdoc/>
@@ -85,7 +90,7 @@ public sealed class PublishGuestMemoryImageCommand : VmMemoryCmdlet
         ArgumentNullException.ThrowIfNull(memory);
         if (_published)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "More than one address space came through the pipeline; each is an image of its own. Publish them one by one.");
-        var location = StoreWork.Locate(Destination, ResolvePath);
+        var location = StoreWork.Locate(Destination!, ResolvePath);
         if (location.Generation is not null)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"An image becomes the next generation of its name; {location} names one. Leave '@{location.Generation}' away.");
         if (!ShouldProcess(location.ToString(), $"Publish {Formatting.Size(memory.Size)} of guest memory")) return;
@@ -102,6 +107,19 @@ public sealed class PublishGuestMemoryImageCommand : VmMemoryCmdlet
         var image = StoreWork.Wait(bar, progress => store.PublishAsync(memory, location.Name, options with { Progress = progress }, StopToken));
         _published = true;
         WriteObject(image);
+    }
+
+    private void PublishFile(string path)
+    {
+        var memory = MemoryImage.Open(path, new ImageOpenOptions { Layout = Layout, Warning = WriteWarning }, StopToken);
+        try
+        {
+            Process(memory);
+        }
+        finally
+        {
+            foreach (var region in memory.Regions) region.Dispose();
+        }
     }
 
     private static byte[] ReadRecord(string path)
