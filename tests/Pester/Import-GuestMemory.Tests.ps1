@@ -187,3 +187,49 @@ Describe 'Export-GuestMemory' {
         "$TestDrive/vm.out" | Should -Not -Exist
     }
 }
+
+Describe 'Import-GuestMemory from a store' {
+    BeforeEach {
+        $low = New-MmapRegion 1MiB -Name low
+        $high = New-MmapRegion 512KiB 0x100000000 -Name high
+        $low | Write-GuestMemory 0x1234 'the first region'
+        $high | Write-GuestMemory 0x100000010 'the second region'
+        $store = "$TestDrive/store"
+        $null = $low, $high | Publish-GuestMemoryImage "$store/web" -ChunkSize 64KiB
+    }
+
+    AfterEach {
+        Clear-TestState $TestDrive
+    }
+
+    It 'opens an image with its addresses, to be read' {
+        $image = Import-GuestMemory "$store/web" -Verify
+        $image.Regions.Name | Should -Be 'web-0', 'web-1'
+        $image.Regions.BackingPath | Should -Be "$store/web@1", "$store/web@1"
+        $image | Read-GuestMemory 0x1234 16 -Encoding ascii | Should -Be 'the first region'
+        $image | Compare-GuestMemory -With $low, $high | Should -BeNullOrEmpty
+        { $image | Write-GuestMemory 0 1 -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*'
+        (Get-GuestMemoryImage $store | Import-GuestMemory -Name again).Size | Should -Be 1.5MB
+    }
+
+    It 'reads what a region of a chunk has that is damaged as an error' {
+        $pack = Get-ChildItem "$store/packs" -Recurse -File
+        $bytes = [IO.File]::ReadAllBytes($pack)
+        $bytes[20] = $bytes[20] -bxor 1
+        [IO.File]::WriteAllBytes($pack, $bytes)
+        { Import-GuestMemory "$store/web" -Verify -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidImage,*'
+        $image = Import-GuestMemory "$store/web"
+        { $image | Read-GuestMemory 0x1234 16 -ErrorAction Stop } | Should -Throw -ErrorId 'InvalidImage,*'
+        $image | Read-GuestMemory 0x100000010 17 -Encoding ascii | Should -Be 'the second region'
+    }
+
+    It 'refuses <What> with <Id>' -ForEach @(
+        @{ What = 'an image that is not there'; Id = 'ImageNotFound'; Given = @{ Path = 'store/none' } }
+        @{ What = 'a layout'; Id = 'ValueNotSupported'; Given = @{ Path = 'store/web'; Layout = '0-2MiB' } }
+        @{ What = 'an image that is not signed'; Id = 'ImageUntrusted'; Given = @{ Path = 'store/web'; TrustedKey = 'a.pub' } }
+    ) {
+        Set-Content "$TestDrive/a.pub" ([Security.Cryptography.ECDsa]::Create([Security.Cryptography.ECCurve]::CreateFromFriendlyName('nistP256')).ExportSubjectPublicKeyInfoPem())
+        Push-Location $TestDrive
+        try { { Import-GuestMemory @Given -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*" } finally { Pop-Location }
+    }
+}

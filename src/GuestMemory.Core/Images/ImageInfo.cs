@@ -19,6 +19,8 @@ public enum ImageFormat
     Kdump,
     /// <summary>The memory-ranges file of a cloud-hypervisor snapshot, whose guest addresses are in the state.json beside it; only read.</summary>
     MemoryRanges,
+    /// <summary>An image of a store (GuestMemory.Core.Store), whose chunks other images may have, too; it is published, and no file.</summary>
+    Stored,
 }
 
 /// <summary>What an export wrote.</summary>

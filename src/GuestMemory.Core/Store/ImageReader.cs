@@ -1,3 +1,4 @@
+using System.Buffers;
 using GuestMemory.Core.Images;
 
 namespace GuestMemory.Core.Store;
@@ -16,21 +17,28 @@ internal sealed class ImageReader(ObjectStore store, ImageManifest manifest)
     /// <summary>Reads a chunk.</summary>
     /// <param name="chunk">Its number, from 0 on.</param>
     /// <param name="target">As long as the chunk.</param>
-    /// <param name="cancellation">Abandons it.</param>
     /// <exception cref="GuestMemoryException">InvalidImage: it is damaged. ObjectNotFound, StoreFailed, StoreDenied.</exception>
-    public async ValueTask ReadAsync(int chunk, Memory<byte> target, CancellationToken cancellation = default)
+    public void Read(int chunk, Span<byte> target)
     {
         if (manifest.Chunks[chunk] == 0)
         {
-            target.Span.Clear();
+            target.Clear();
             return;
         }
 
         var unique = (int)manifest.Chunks[chunk] - 1;
         var place = manifest.PlaceOf(unique);
-        var stored = new byte[place.Stored];
-        await store.ReadAsync(ChunkPack.KeyOf(place.Pack), place.Offset, stored, cancellation);
-        if (Unpack(unique, stored, target.Span) is { } why) throw Damaged(why);
+        var rented = ArrayPool<byte>.Shared.Rent((int)place.Stored);
+        try
+        {
+            var stored = rented.AsMemory(0, (int)place.Stored);
+            store.ReadAsync(ChunkPack.KeyOf(place.Pack), place.Offset, stored).AsTask().GetAwaiter().GetResult();
+            if (Unpack(unique, stored.Span, target) is { } why) throw Damaged(why);
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(rented);
+        }
     }
 
     public ImageInfo Save(string path, bool overwrite, IProgress<ulong>? progress, CancellationToken cancellation)

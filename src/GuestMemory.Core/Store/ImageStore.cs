@@ -109,6 +109,29 @@ public sealed class ImageStore : IDisposable
         return Task.Run(() => new ImageReader(_objects, manifest).Save(path, overwrite, progress, cancellation), cancellation);
     }
 
+    /// <summary>
+    /// Opens an image as guest memory, to be read. A chunk is read, and checked, when a byte of it is; the disposal of the regions is the caller's, and the
+    /// store must stay open until then.
+    /// </summary>
+    /// <param name="manifest">The image.</param>
+    /// <param name="name">What the region is called; several are called NAME-0, NAME-1 and so on.</param>
+    /// <returns>Its memory. Reading it throws what reading the store does, and InvalidImage where a chunk is damaged.</returns>
+    public GuestMemoryMmap OpenMemory(ImageManifest manifest, string name)
+    {
+        ArgumentNullException.ThrowIfNull(manifest);
+        var chunks = new StoredChunks(new ImageReader(_objects, manifest));
+        var regions = new List<GuestMemoryRegion>();
+        ulong origin = 0;
+        foreach (var region in manifest.Regions)
+        {
+            regions.Add(new Images.GuestRegionImage(new StoredMemory(chunks, origin, region.Size), Describe(manifest.Name, manifest.Generation), new GuestAddress(region.GuestAddress),
+                manifest.Regions.Count == 1 ? name : $"{name}-{regions.Count}", Images.ImageFormat.Stored));
+            origin += region.Size;
+        }
+
+        return GuestMemoryMmap.FromRegions(regions);
+    }
+
     /// <summary>Reads every chunk of an image, and checks it.</summary>
     /// <param name="manifest">The image.</param>
     /// <param name="progress">Told the bytes of the different chunks done.</param>

@@ -24,9 +24,9 @@ internal sealed class AvmlBlocks : ImageBlocks
     private readonly List<(ulong Offset, int Size)> _frames = [];
 
     private AvmlBlocks(ImageBytes image)
-        : base(image, MaxFrame)
-    {
-    }
+        : base(MaxFrame) => Image = image;
+
+    private ImageBytes Image { get; }
 
     /// <summary>Reads where the frames are.</summary>
     /// <param name="image">The file.</param>

@@ -12,7 +12,13 @@ internal sealed class ChunkedBlocks : ImageBlocks
     private readonly ChunkCompression _compression;
 
     private ChunkedBlocks(ImageBytes image, (ulong Length, int ChunkSize, ChunkCompression Compression, byte[] Index) content)
-        : base(image, content.ChunkSize) => (Length, _chunkSize, _compression, _index) = content;
+        : base(content.ChunkSize)
+    {
+        Image = image;
+        (Length, _chunkSize, _compression, _index) = content;
+    }
+
+    private ImageBytes Image { get; }
 
     /// <summary>The bytes of memory.</summary>
     public ulong Length { get; }

@@ -1,16 +1,16 @@
 namespace GuestMemory.Core.Images;
 
-/// <summary>Memory of an image at a guest physical address, to be read, which is not mapped: it is read from the file, or unpacked, for each access.</summary>
+/// <summary>Memory of an image at a guest physical address, to be read, which is not mapped: it is read from the file or the store, or unpacked, for each access.</summary>
 public sealed class GuestRegionImage : GuestMemoryRegion
 {
-    internal GuestRegionImage(ImageMemory memory, GuestAddress guestAddress, string name, ImageFormat format)
+    internal GuestRegionImage(VolatileMemory memory, string path, GuestAddress guestAddress, string name, ImageFormat format)
         : base(memory, guestAddress, name)
     {
-        BackingPath = memory.Path;
+        BackingPath = path;
         Format = format;
     }
 
-    /// <summary>The file.</summary>
+    /// <summary>The file, or the image of a store.</summary>
     public string BackingPath { get; }
 
     /// <summary>Its format.</summary>

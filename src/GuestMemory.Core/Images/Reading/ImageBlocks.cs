@@ -15,15 +15,8 @@ internal abstract class ImageBlocks
     private readonly Kept?[] _kept;
     private long _uses;
 
-    /// <param name="image">The file, which the regions use.</param>
     /// <param name="largest">The bytes of the largest block.</param>
-    protected ImageBlocks(ImageBytes image, int largest)
-    {
-        Image = image;
-        _kept = new Kept?[Math.Clamp(KeptBytes / largest, 2, MostKept)];
-    }
-
-    protected ImageBytes Image { get; }
+    protected ImageBlocks(int largest) => _kept = new Kept?[Math.Clamp(KeptBytes / largest, 2, MostKept)];
 
     /// <summary>The block that has a byte.</summary>
     /// <param name="position">The byte: a guest address, or an offset in the memory, as the format counts.</param>

@@ -35,14 +35,17 @@ internal sealed class KdumpBlocks : ImageBlocks
     private readonly ulong[] _ranks;
 
     private KdumpBlocks(ImageBytes image, int pageSize, ulong descriptors, ulong[] dumped, ulong[] ranks, uint compression)
-        : base(image, pageSize)
+        : base(pageSize)
     {
+        Image = image;
         _pageSize = pageSize;
         _descriptors = descriptors;
         _dumped = dumped;
         _ranks = ranks;
         HasChecksums = (compression & Zlib) != 0;
     }
+
+    private ImageBytes Image { get; }
 
     public static ReadOnlySpan<byte> Magic => "KDUMP   "u8;
 

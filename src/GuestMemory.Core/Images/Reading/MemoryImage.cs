@@ -153,7 +153,7 @@ public static class MemoryImage
                 else
                 {
                     made.Add(new GuestRegionImage(blocks is null ? new ExtentMemory(image, extents)
-                        : new BlockMemory(image, blocks, blocks is ChunkedBlocks ? extents[0].FileOffset : extents[0].Address, extents[^1].End - extents[0].Address), address, called, format));
+                        : new BlockMemory(image, blocks, blocks is ChunkedBlocks ? extents[0].FileOffset : extents[0].Address, extents[^1].End - extents[0].Address), image.Path, address, called, format));
                 }
             }
 

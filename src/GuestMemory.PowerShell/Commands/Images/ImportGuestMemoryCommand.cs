@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Images;
+using GuestMemory.Core.Store;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
@@ -10,9 +11,9 @@ namespace GuestMemory.PowerShell.Commands;
 [OutputType(typeof(GuestMemoryMmap))]
 public sealed class ImportGuestMemoryCommand : GuestMemoryCmdlet
 {
-    /// <summary>The image files.</summary>
+    /// <summary>The image files, or images of a store.</summary>
     [Parameter(Mandatory = true, Position = 0, ValueFromPipeline = true, ValueFromPipelineByPropertyName = true)]
-    [Alias("FullName")]
+    [Alias("FullName", "Location")]
     [ValidateNotNullOrEmpty]
     public string[] Path { get; set; } = [];
 
@@ -36,15 +37,46 @@ public sealed class ImportGuestMemoryCommand : GuestMemoryCmdlet
     [ValidateNotNullOrEmpty]
     public string? Name { get; set; }
 
+    /// <summary>Files with public keys in PEM, of which one must have signed an image of a store.</summary>
+    [Parameter]
+    [ValidateNotNullOrEmpty]
+    public string[] TrustedKey { get; set; } = [];
+
     /// <inheritdoc/>
     protected override void ProcessRecord()
     {
-        foreach (var path in Path) Attempt(() => Open(ResolvePath(path)), path);
+        foreach (var path in Path)
+        {
+            Attempt(() =>
+            {
+                if (Name is not null && IsTaken(Name)) throw NameInUse(Name);
+                if (StoreWork.FindImage(path, ResolvePath) is { } location) Open(location);
+                else Open(ResolvePath(path));
+            }, path);
+        }
+    }
+
+    private void Open(StoreLocation location)
+    {
+        if (Layout is not null || MyInvocation.BoundParameters.ContainsKey(nameof(Format)))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{location} is an image of a store, which has its addresses and its format itself. Leave -Layout and -Format out.");
+        // Its regions use it until they are removed; it holds nothing that must be given back.
+        var store = ImageStore.Open(location.Store);
+        var manifest = StoreWork.Open(store, location, TrustedKey, ResolvePath, StopToken);
+        if (Verify)
+        {
+            var bar = new ProgressBar(this, $"Verifying {location}", (ulong)manifest.UniqueCount * (ulong)manifest.ChunkSize);
+            var check = StoreWork.Wait(bar, progress => store.TestAsync(manifest, progress, StopToken));
+            if (!check.IsWhole) throw new GuestMemoryException(GuestMemoryError.InvalidImage, $"{check.Location} is damaged: {check.Errors.Count} of {check.ChunkCount} chunks. {check.Errors[0]}");
+        }
+
+        Add(store.OpenMemory(manifest, Name ?? FreeName(location.Name)));
     }
 
     private void Open(string path)
     {
-        if (Name is not null && IsTaken(Name)) throw NameInUse(Name);
+        if (TrustedKey.Length > 0)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-TrustedKey is of an image of a store, and {path} is a file.");
         ProgressBar? progress = null;
         var memory = MemoryImage.Open(path, new ImageOpenOptions
         {
@@ -56,6 +88,11 @@ public sealed class ImportGuestMemoryCommand : GuestMemoryCmdlet
             Warning = WriteWarning,
         }, StopToken);
         progress?.Complete();
+        Add(memory);
+    }
+
+    private void Add(GuestMemoryMmap memory)
+    {
         var added = 0;
         while (added < memory.Regions.Count && Session.TryAdd(memory.Regions[added])) added++;
         if (added < memory.Regions.Count)

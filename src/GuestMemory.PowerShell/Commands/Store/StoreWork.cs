@@ -24,6 +24,30 @@ internal static class StoreWork
         return location.Store.Contains("://", StringComparison.Ordinal) ? location : location with { Store = resolve(location.Store) };
     }
 
+    /// <summary>The image of a store that a text names, where it does not name a file; null where it does.</summary>
+    public static StoreLocation? FindImage(string text, Func<string, string> resolve)
+    {
+        if (text.Contains("://", StringComparison.Ordinal)) return StoreLocation.Parse(text);
+        var path = resolve(text);
+        return !File.Exists(path) && path.LastIndexOf('/') is var at and > 0 && Directory.Exists(Path.Combine(path[..at], "images")) && Directory.Exists(Path.Combine(path[..at], "packs"))
+            ? StoreLocation.Parse(path) : null;
+    }
+
+    /// <summary>Opens an image, which one of the keys must have signed where any are given.</summary>
+    public static ImageManifest Open(ImageStore store, StoreLocation location, string[] trustedKeys, Func<string, string> resolve, CancellationToken cancellation)
+    {
+        var keys = new List<ECDsa>();
+        try
+        {
+            foreach (var path in trustedKeys) keys.Add(ReadKey(resolve(path), isPrivate: false));
+            return store.OpenAsync(location.Name, location.Generation, keys.Count == 0 ? null : keys, cancellation).GetAwaiter().GetResult();
+        }
+        finally
+        {
+            foreach (var key in keys) key.Dispose();
+        }
+    }
+
     /// <summary>Reads keys in PEM files.</summary>
     /// <exception cref="GuestMemoryException">InvalidKey.</exception>
     public static ECDsa ReadKey(string path, bool isPrivate)

@@ -1,6 +1,4 @@
 using System.Management.Automation;
-using System.Security.Cryptography;
-using GuestMemory.Core;
 using GuestMemory.Core.Store;
 using GuestMemory.PowerShell.Binding;
 
@@ -34,17 +32,5 @@ public abstract class StoredImageCmdlet : GuestMemoryCmdlet
     private protected abstract void Process(ImageStore store, StoreLocation location);
 
     /// <summary>Opens an image, which one of the keys must have signed where any are given.</summary>
-    private protected ImageManifest Open(ImageStore store, StoreLocation location, string[] trustedKeys)
-    {
-        var keys = new List<ECDsa>();
-        try
-        {
-            foreach (var path in trustedKeys) keys.Add(StoreWork.ReadKey(ResolvePath(path), isPrivate: false));
-            return store.OpenAsync(location.Name, location.Generation, keys.Count == 0 ? null : keys, StopToken).GetAwaiter().GetResult();
-        }
-        finally
-        {
-            foreach (var key in keys) key.Dispose();
-        }
-    }
+    private protected ImageManifest Open(ImageStore store, StoreLocation location, string[] trustedKeys) => StoreWork.Open(store, location, trustedKeys, ResolvePath, StopToken);
 }
