@@ -709,10 +709,10 @@ while (-not (Get-ChildItem -Force (Split-Path $Image) -Filter *.part)) { Start-S
         It 'frees the memory of a VM of a handler when it has ended' {
             Skip-UnlessSupported $userfaultfd
             $content = Write-RandomFile "$TestDrive/base.mem" 64KB
-            $null = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand
+            $handler = Start-UffdHandler "$TestDrive/uffd.sock" "$TestDrive/base.mem" -Strategy OnDemand
             $guest = New-MmapRegion 64KiB 0x200000000 -Memfd
             $guest | Connect-UffdHandler "$TestDrive/uffd.sock" -ShareMemory
-            Wait-Until { Get-UffdVm uffd-1 }
+            Wait-Until { $handler.ConnectionCount -eq 1 }
             $before = Get-DescriptorCount
             $job = Get-UffdVm uffd-1 | Export-GuestMemory "$TestDrive/vm.out" -AsJob
             (Wait-Job $job).State | Should -Be Completed

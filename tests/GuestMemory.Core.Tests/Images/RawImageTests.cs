@@ -59,6 +59,15 @@ public sealed class RawImageTests : IDisposable
     }
 
     [Fact]
+    public void ALongRunOfDirtyPagesIsWrittenWhole()
+    {
+        var content = RandomNumberGenerator.GetBytes(0x300000);
+        _memory.Write(new GuestAddress(0x1000000), content);
+        Assert.Equal(0x300, RawImage.WriteDirty(_memory, _folder["diff"], force: false).PageCount);
+        Assert.True(content.AsSpan().SequenceEqual(File.ReadAllBytes(_folder["diff"]).AsSpan(0x2000)));
+    }
+
+    [Fact]
     public void ADiffIsPatchedIntoItsBase()
     {
         RawImage.WriteFull(_memory, _folder["base"], overwrite: false);

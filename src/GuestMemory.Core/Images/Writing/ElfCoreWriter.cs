@@ -6,14 +6,15 @@ namespace GuestMemory.Core.Images;
 /// <summary>
 /// Writes ELF core files of guest physical memory, as QEMU's <c>dump-guest-memory</c> does without paging (QEMU, <c>dump/dump.c</c>): ELF64, little-endian, ET_CORE; notes, and a segment PT_LOAD
 /// for each region, of which p_paddr and p_vaddr are the guest address. The notes are NT_PRSTATUS for each CPU whose registers are given, and VMCOREINFO where the memory has the text of a
-/// Linux kernel. Segments begin at multiples of a page in the file; pages of zeros are holes.
+/// Linux kernel. Then the region with the kernel's image is cut into three, and p_vaddr of the image is where the kernel has it: so a debugger finds the kernel's page tables, and by them
+/// everything else. Segments begin at multiples of a page in the file; pages of zeros are holes.
 /// </summary>
 public static class ElfCoreWriter
 {
     private const int HeaderSize = 64;
     private const int SegmentSize = 56;
     private const int NoteSize = 12;
-    private const int MaxSegments = 0xfffe;
+    private const int MaxSegments = 0xfffc;
     private const ushort EM_X86_64 = 62;
     private const ushort EM_AARCH64 = 183;
 
@@ -31,7 +32,7 @@ public static class ElfCoreWriter
     /// <param name="options">What the file says besides; null for nothing.</param>
     /// <param name="progress">Told the bytes of memory done.</param>
     /// <param name="cancellation">Ends the export; what was written is removed.</param>
-    /// <exception cref="GuestMemoryException">FileExists, NotAFile, TargetIsMapped; ValueNotSupported: another architecture, or registers of another one; TooBig: more than 65,533 regions; DiskFull; PageNotAccessible.</exception>
+    /// <exception cref="GuestMemoryException">FileExists, NotAFile, TargetIsMapped; ValueNotSupported: another architecture, or registers of another one; TooBig: more than 65,531 regions; DiskFull; PageNotAccessible.</exception>
     public static ImageInfo Write(GuestMemoryMmap memory, string path, bool overwrite, bool digest = false, ElfCoreOptions? options = null, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
@@ -48,15 +49,14 @@ public static class ElfCoreWriter
         {
             var notes = new MemoryStream();
             for (var i = 0; i < options.Registers.Count; i++) WriteNote(notes, 1, "CORE"u8, Status(i, options.Registers[i].Span));
-            var notesAt = HeaderSize + ((1 + memory.Regions.Count) * SegmentSize);
-            // The notes come before the memory, as readers expect it; of the last one it is not known yet whether there is one.
-            output.Reserve((ulong)(notesAt + notes.Length + NoteSize + 12 + VmcoreInfo.MaxLength));
+            // The notes come before the memory, as readers expect it; of the last one it is not known yet whether there is one, nor of the two more segments that come with it.
+            output.Reserve((ulong)(HeaderSize + ((memory.Regions.Count + 3) * SegmentSize) + notes.Length + NoteSize + 12 + VmcoreInfo.MaxLength));
             var information = new VmcoreInfo();
-            var offsets = new List<ulong>(memory.Regions.Count);
+            var segments = new List<Segment>(memory.Regions.Count + 2);
             foreach (var region in memory.Regions)
             {
                 output.Align();
-                offsets.Add(output.Position);
+                segments.Add(new Segment(output.Position, region.GuestAddress, region.GuestAddress, region.Size));
                 reader.Copy(region, (at, piece) =>
                 {
                     information.Look(at, piece);
@@ -65,16 +65,36 @@ public static class ElfCoreWriter
             }
 
             if (information.Text is { } text) WriteNote(notes, 0, "VMCOREINFO"u8, text);
-            var machine = options.Architecture is null && options.Registers.Count == 0 && information.Says("\nNUMBER(kimage_voffset)="u8) ? EM_AARCH64
-                : options.Architecture is null && options.Registers.Count == 0 && information.Says("\nNUMBER(phys_base)="u8) ? EM_X86_64 : given;
-            output.Fill(Header(memory, machine, offsets, notesAt, (int)notes.Length), 0);
-            output.Fill(notes.GetBuffer().AsSpan(0, (int)notes.Length), (ulong)notesAt);
+            if (information.KernelImage() is { } image) Cut(segments, image);
+            var isGiven = options.Architecture is not null || options.Registers.Count > 0;
+            var machine = isGiven || information.IsArm64 is not { } isArm64 ? given : isArm64 ? EM_AARCH64 : EM_X86_64;
+            var header = Header(machine, segments, (int)notes.Length);
+            output.Fill(header, 0);
+            output.Fill(notes.GetBuffer().AsSpan(0, (int)notes.Length), (ulong)header.Length);
         });
     }
 
-    private static byte[] Header(GuestMemoryMmap memory, ushort machine, List<ulong> offsets, int notesAt, int notesSize)
+    /// <summary>Makes the image of a kernel a segment of its own, where it lies in one region.</summary>
+    private static void Cut(List<Segment> segments, (ulong Address, ulong Virtual, ulong Size) image)
     {
-        var header = new byte[notesAt];
+        var index = segments.FindIndex(segment => image.Address >= segment.Address && image.Address - segment.Address < segment.Size && image.Size <= segment.Size - (image.Address - segment.Address));
+        if (index < 0) return;
+        var whole = segments[index];
+        var before = image.Address - whole.Address;
+        var past = before + image.Size;
+        Segment[] parts =
+        [
+            whole with { Size = before },
+            new Segment(whole.Offset + before, image.Virtual, image.Address, image.Size),
+            new Segment(whole.Offset + past, whole.Virtual + past, whole.Address + past, whole.Size - past),
+        ];
+        segments.RemoveAt(index);
+        segments.InsertRange(index, parts.Where(static part => part.Size > 0));
+    }
+
+    private static byte[] Header(ushort machine, List<Segment> segments, int notesSize)
+    {
+        var header = new byte[HeaderSize + ((1 + segments.Count) * SegmentSize)];
         Identity.CopyTo(header);
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(16), 4);   // ET_CORE
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(18), machine);
@@ -82,22 +102,21 @@ public static class ElfCoreWriter
         BinaryPrimitives.WriteUInt64LittleEndian(header.AsSpan(32), HeaderSize);
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(52), HeaderSize);
         BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(54), SegmentSize);
-        BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(56), (ushort)(1 + memory.Regions.Count));
-        Segment(0, 4, 0, (ulong)notesAt, 0, (ulong)notesSize);            // PT_NOTE
-        for (var i = 0; i < offsets.Count; i++) Segment(1 + i, 1, 7, offsets[i], memory.Regions[i].GuestAddress, memory.Regions[i].Size);   // PT_LOAD
+        BinaryPrimitives.WriteUInt16LittleEndian(header.AsSpan(56), (ushort)(1 + segments.Count));
+        WriteSegment(header.AsSpan(HeaderSize), 4, 0, new Segment((ulong)header.Length, 0, 0, (ulong)notesSize));   // PT_NOTE
+        for (var i = 0; i < segments.Count; i++) WriteSegment(header.AsSpan(HeaderSize + ((1 + i) * SegmentSize)), 1, 7, segments[i]);   // PT_LOAD
         return header;
+    }
 
-        void Segment(int index, uint type, uint flags, ulong offset, ulong address, ulong size)
-        {
-            var segment = header.AsSpan(HeaderSize + (index * SegmentSize), SegmentSize);
-            BinaryPrimitives.WriteUInt32LittleEndian(segment, type);
-            BinaryPrimitives.WriteUInt32LittleEndian(segment[4..], flags);
-            BinaryPrimitives.WriteUInt64LittleEndian(segment[8..], offset);
-            BinaryPrimitives.WriteUInt64LittleEndian(segment[16..], address);
-            BinaryPrimitives.WriteUInt64LittleEndian(segment[24..], address);
-            BinaryPrimitives.WriteUInt64LittleEndian(segment[32..], size);
-            BinaryPrimitives.WriteUInt64LittleEndian(segment[40..], size);
-        }
+    private static void WriteSegment(Span<byte> target, uint type, uint flags, Segment segment)
+    {
+        BinaryPrimitives.WriteUInt32LittleEndian(target, type);
+        BinaryPrimitives.WriteUInt32LittleEndian(target[4..], flags);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[8..], segment.Offset);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[16..], segment.Virtual);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[24..], segment.Address);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[32..], segment.Size);
+        BinaryPrimitives.WriteUInt64LittleEndian(target[40..], segment.Size);
     }
 
     private static void WriteNote(MemoryStream notes, uint type, ReadOnlySpan<byte> name, ReadOnlySpan<byte> content)
@@ -135,4 +154,6 @@ public static class ElfCoreWriter
         Architecture.Arm64 => EM_AARCH64,
         _ => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"A core file of a guest of {architecture} is not supported; X64 and Arm64 are."),
     };
+
+    private readonly record struct Segment(ulong Offset, ulong Virtual, ulong Address, ulong Size);
 }
