@@ -33,7 +33,7 @@ internal sealed class FlattenedFile
 
     /// <summary>Reads where the records are; null where the file is no such one.</summary>
     /// <exception cref="GuestMemoryException">InvalidImage; ImageUnsupported: another version.</exception>
-    public static FlattenedFile? TryOpen(SafeFileHandle file, ulong length, string path)
+    public static FlattenedFile? TryOpen(SafeFileHandle file, ulong length, string path, CancellationToken cancellation)
     {
         Span<byte> header = stackalloc byte[32];
         if (ImageBytes.TryRead(file, 0, header, out _) < header.Length || !header[..16].SequenceEqual(Signature)) return null;
@@ -42,6 +42,7 @@ internal sealed class FlattenedFile
         var records = new List<Record>();
         for (var at = HeaderSize; ; )
         {
+            cancellation.ThrowIfCancellationRequested();
             var begin = header[..(int)RecordHeaderSize];
             if (ImageBytes.TryRead(file, at, begin, out _) < begin.Length) throw MemoryImage.Invalid(path, "its last record is missing; the dump may not have been completed");
             var (offset, size) = (BinaryPrimitives.ReadInt64BigEndian(begin), BinaryPrimitives.ReadInt64BigEndian(begin[8..]));

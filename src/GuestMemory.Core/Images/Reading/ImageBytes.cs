@@ -13,12 +13,12 @@ internal sealed class ImageBytes
     private readonly FlattenedFile? _flattened;
     private int _users = 1;
 
-    private ImageBytes(SafeFileHandle file, string path)
+    private ImageBytes(SafeFileHandle file, string path, CancellationToken cancellation)
     {
         _file = file;
         Path = path;
         FileLength = (ulong)RandomAccess.GetLength(file);
-        _flattened = FlattenedFile.TryOpen(file, FileLength, path);
+        _flattened = FlattenedFile.TryOpen(file, FileLength, path, cancellation);
         Length = _flattened?.Length ?? FileLength;
     }
 
@@ -38,7 +38,7 @@ internal sealed class ImageBytes
 
     /// <exception cref="GuestMemoryException">ImageNotFound, NotAFile, ImageInUse; InvalidImage: it is empty, or not the flattened file that it says.</exception>
     /// <exception cref="UnauthorizedAccessException">This user may not read it.</exception>
-    public static ImageBytes Open(string path)
+    public static ImageBytes Open(string path, CancellationToken cancellation = default)
     {
         RawImage.RequireFile(path);
         SafeFileHandle file;
@@ -60,7 +60,7 @@ internal sealed class ImageBytes
 
         try
         {
-            var bytes = new ImageBytes(file, path);
+            var bytes = new ImageBytes(file, path, cancellation);
             return bytes.Length > 0 ? bytes : throw MemoryImage.Invalid(path, "it is empty");
         }
         catch

@@ -43,7 +43,7 @@ public static class MemoryImage
     public static GuestMemoryMmap Open(string path, ImageOpenOptions? options = null, CancellationToken cancellation = default)
     {
         options ??= new ImageOpenOptions();
-        var image = ImageBytes.Open(path);
+        var image = ImageBytes.Open(path, cancellation);
         try
         {
             var format = options.Format ?? FindFormat(image);
