@@ -164,7 +164,7 @@ function Invoke-LibraryTest([switch] $Soak) {
         foreach ($setting in @{ GUESTMEMORY_CRASH_ROUNDS = 100; GUESTMEMORY_UPGRADE_ROUNDS = 100; GUESTMEMORY_TRACKING_ROUNDS = 1000; GUESTMEMORY_KILL_ROUNDS = 100; GUESTMEMORY_LIVE_ROUNDS = 1000 }.GetEnumerator()) {
             if (-not (Test-Path "env:$($setting.Key)")) { Set-Item "env:$($setting.Key)" $setting.Value }
         }
-        $filters = '-showLiveOutput', '-class', '*.SurvivalTests', '-class', '*.ProcessDirtyTrackerTests', '-class', '*.LiveExportTests'
+        $filters = '-showLiveOutput', '-class', '*.SurvivalTests', '-class', '*.ProcessDirtyTrackerTests', '-class', '*.LiveExportTests', '-class', '*.LiveGuestTests'
     }
     if (Get-Command gcc -CommandType Application -ErrorAction Ignore) {
         $own = Get-OwnArchitecture

@@ -9,6 +9,7 @@ public static class Needs
     public const string UserfaultfdReason = "needs a userfaultfd: root, vm.unprivileged_userfaultfd=1, or rights on /dev/userfaultfd";
     public const string TrackingReason = $"needs Linux 6.7 or later (PAGEMAP_SCAN, UFFD_FEATURE_WP_ASYNC), and {CompilerReason}";
     public const string KvmReason = "needs KVM: /dev/kvm (the kernel modules kvm and kvm_intel or kvm_amd) and the right to open it (the group kvm)";
+    public const string LiveGuestReason = $"needs Linux 6.4 or later (UFFD_FEATURE_WP_UNPOPULATED), {CompilerReason}, {UserfaultfdReason}, and {KvmReason}, on x86-64";
     public const string GuestReason = $"runs instructions of x86-64 in a guest: {KvmReason}";
 
     private static readonly Lazy<bool> s_compiler = new(() => IsOnPath("cc"));
@@ -45,6 +46,8 @@ public static class Needs
     public static bool Kvm => s_kvm.Value;
 
     public static bool Guest => Kvm && RuntimeInformation.ProcessArchitecture == Architecture.X64;
+
+    public static bool LiveGuest => Guest && Compiler && Interop.Userfaultfd.TryProbe(out var features) == 0 && (features & Interop.Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED) != 0;
 
     public static bool ServedGuest => Guest && Userfaultfd;
 

@@ -122,3 +122,17 @@ public sealed class GuestTheoryAttribute : TheoryAttribute
     public GuestTheoryAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
         (Skip, SkipType, SkipUnless) = (Needs.GuestReason, typeof(Needs), nameof(Needs.Guest));
 }
+
+/// <summary>A test that runs a guest that is compiled, and exports it while it runs.</summary>
+public sealed class LiveGuestFactAttribute : FactAttribute
+{
+    public LiveGuestFactAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = (Needs.LiveGuestReason, typeof(Needs), nameof(Needs.LiveGuest));
+}
+
+/// <summary>Tests with data of the same.</summary>
+public sealed class LiveGuestTheoryAttribute : TheoryAttribute
+{
+    public LiveGuestTheoryAttribute([CallerFilePath] string? file = null, [CallerLineNumber] int line = -1) : base(file, line) =>
+        (Skip, SkipType, SkipUnless) = (Needs.LiveGuestReason, typeof(Needs), nameof(Needs.LiveGuest));
+}

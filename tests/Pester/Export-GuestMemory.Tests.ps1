@@ -731,6 +731,66 @@ while (-not (Get-ChildItem -Force (Split-Path $Image) -Filter *.part)) { Start-S
         }
     }
 
+    Context 'Live, of a VM of this shell' {
+        BeforeEach {
+            Skip-UnlessSupported $userfaultfd
+            Skip-UnlessSupported (Test-GuestMemorySupport Kvm)
+            $low | Write-GuestMemory 0x1000 'before'
+            $vm = $low, $high | New-GuestVm vm
+        }
+
+        It 'writes what it has at the instant, runs the script block then, and clears no marks' {
+            $before = ($low | Get-DirtyBitmap).DirtyCount
+            $given = Get-GuestVm vm | Export-GuestMemory "$TestDrive/live.mem" -Live -Digest -PassThru -WhilePaused {
+                $low | Write-GuestMemory 0x1000 'after!'
+                $high | Write-GuestMemory 0x100000000 -Bytes ([byte[]]::new(65536) | ForEach-Object { 7 })
+                "said by $($_.Name)"
+            }
+            $given[0] | Should -Be 'said by vm'
+            $given[1].Size | Should -Be (1MB + 64KB)
+            $given[1].PageCount | Should -Be 1
+            $given[1].Digest | Should -Be (Get-FileHash "$TestDrive/live.mem").Hash.ToLower()
+            stat -c %a "$TestDrive/live.mem" | Should -Be 600
+            [Text.Encoding]::ASCII.GetString([IO.File]::ReadAllBytes("$TestDrive/live.mem")[0x1000..0x1005]) | Should -Be 'before'
+            $low | Read-GuestMemory 0x1000 6 -Encoding ascii | Should -Be 'after!'
+            ($low | Get-DirtyBitmap).DirtyCount | Should -Be $before
+            Get-GuestVm vm | Export-GuestMemory "$TestDrive/live.mem" -Live -Force -NoStop -WhilePaused { 'without a stop' } | Should -Be 'without a stop'
+            # Without -Live the same, of a VM that stands still.
+            Get-GuestVm vm | Export-GuestMemory "$TestDrive/still.mem"
+            (Get-FileHash "$TestDrive/still.mem").Hash | Should -Be (Get-FileHash "$TestDrive/live.mem").Hash
+        }
+
+        It 'has what a balloon takes meanwhile' {
+            Get-GuestVm vm | Export-GuestMemory "$TestDrive/live.mem" -Live -WhilePaused {
+                $null = $_ | Invoke-VmMemoryRequest -DynamicallyFreeMemoryRanges -Range 0x1000+4KiB
+            }
+            [Text.Encoding]::ASCII.GetString([IO.File]::ReadAllBytes("$TestDrive/live.mem")[0x1000..0x1005]) | Should -Be 'before'
+            ($low | Read-GuestMemory 0x1000 1 -Raw)[0] | Should -Be 0
+        }
+
+        It 'leaves no file where the script block fails, and the memory as it was' {
+            { Get-GuestVm vm | Export-GuestMemory "$TestDrive/live.mem" -Live -WhilePaused { throw 'as meant' } } | Should -Throw 'as meant'
+            "$TestDrive/live.mem" | Should -Not -Exist
+            Get-Leftover | Should -BeNullOrEmpty
+            Get-GuestVm vm | Export-GuestMemory "$TestDrive/live.mem" -Live
+            "$TestDrive/live.mem" | Should -Exist
+        }
+
+        It 'refuses <What> with <Id>' -ForEach @(
+            @{ What = 'another format'; Id = 'LiveUnsupported'; Do = { $vm | Export-GuestMemory "$TestDrive/live.mem" -Live -Format Chunked -ErrorAction Stop } }
+            @{ What = 'memory of a file'; Id = 'LiveUnsupported'; Do = {
+                    $null = Write-RandomFile "$TestDrive/base.mem" 64KB
+                    New-MmapRegion 64KiB -BackingPath "$TestDrive/base.mem" | New-GuestVm other | Export-GuestMemory "$TestDrive/live.mem" -Live -ErrorAction Stop
+                }
+            }
+            @{ What = '-NoStop without -WhilePaused'; Id = 'ValueNotSupported'; Do = { $vm | Export-GuestMemory "$TestDrive/live.mem" -Live -NoStop -ErrorAction Stop } }
+            @{ What = 'a VM that was removed'; Id = 'VmDisposed'; Do = { $vm | Remove-GuestVm; $vm | Export-GuestMemory "$TestDrive/live.mem" -Live -ErrorAction Stop } }
+        ) {
+            $Do | Should -Throw -ErrorId "$Id,*"
+            "$TestDrive/live.mem" | Should -Not -Exist
+        }
+    }
+
     It 'completes formats' {
         Get-Completion 'Export-GuestMemory vm.mem -Format ' | Should -Be Avml, Chunked, Diff, ElfCore, LiME, Raw
     }

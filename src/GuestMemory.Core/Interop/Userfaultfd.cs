@@ -53,6 +53,7 @@ internal static unsafe partial class Userfaultfd
         "POISON", "WP_ASYNC", "MOVE",
     ];
 
+    public const ulong UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0;
     public const ulong UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
     public const ulong UFFD_FEATURE_MISSING_HUGETLBFS = 1 << 4;
     public const ulong UFFD_FEATURE_MISSING_SHMEM = 1 << 5;

@@ -49,28 +49,39 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     /// <summary>Which vCPU of which VM, for debuggers and messages.</summary>
     public override string ToString() => $"vCPU {Id} of {_owner}";
 
-    private bool IsStopped => Volatile.Read(ref _stopping) != 0;
+    /// <summary>Whether it is closed, or about to be.</summary>
+    internal bool IsStopped => Volatile.Read(ref _stopping) != 0;
 
     private KvmRun* State => (KvmRun*)_run.Address;
 
-    /// <summary>Runs the guest until it halts or needs the VMM. One thread at a time.</summary>
-    /// <param name="cancellation">Interrupts the guest; the next run continues it.</param>
+    /// <summary>Runs the guest until it halts or needs the VMM; while the VM is paused (<see cref="KvmVm.Pause"/>) it waits. One thread at a time.</summary>
+    /// <param name="cancellation">Interrupts the guest, or ends the wait; the next run continues it.</param>
     /// <exception cref="OperationCanceledException">The guest was interrupted.</exception>
     /// <exception cref="GuestMemoryException">VmDisposed; DirtyRingOverrun; PageNotAccessible: a page of the guest's memory cannot be accessed.</exception>
     public KvmExit Run(CancellationToken cancellation = default)
     {
-        lock (_lock)
+        while (true)
         {
-            ThrowIfStopped();
-            _thread = Signals.Prepare();
-            try
+            // Not under the lock, which whoever looks at a vCPU of a paused VM needs.
+            _owner.Gate.WaitUntilOpen(this, cancellation);
+            lock (_lock)
             {
-                using var registration = cancellation.UnsafeRegister(static vcpu => ((KvmVcpu)vcpu!).Interrupt(), this);
-                return RunOnce(cancellation);
-            }
-            finally
-            {
-                if (!IsStopped) Volatile.Write(ref State->immediate_exit, 0);
+                ThrowIfStopped();
+                _thread = Signals.Prepare();
+                Volatile.Write(ref State->immediate_exit, 0);
+                if (!_owner.Gate.TryEnter(this)) continue;
+                try
+                {
+                    using var registration = cancellation.UnsafeRegister(static vcpu => ((KvmVcpu)vcpu!).Interrupt(), this);
+                    // Who stops it says so first, and then interrupts it.
+                    ThrowIfStopped();
+                    if (RunOnce(cancellation) is { } exit) return exit;
+                }
+                finally
+                {
+                    if (!IsStopped) Volatile.Write(ref State->immediate_exit, 0);
+                    _owner.Gate.Leave(this);
+                }
             }
         }
     }
@@ -98,6 +109,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     {
         if (Interlocked.Exchange(ref _stopping, 1) != 0) return;
         Interrupt();
+        _owner.Gate.Wake();
         lock (_lock)
         {
             _owner.CloseVcpu(() =>
@@ -127,7 +139,8 @@ public sealed unsafe partial class KvmVcpu : IDisposable
         return count;
     }
 
-    private KvmExit RunOnce(CancellationToken cancellation)
+    /// <summary>Runs the guest; null where it was interrupted: the flag that did so must go before the next run.</summary>
+    private KvmExit? RunOnce(CancellationToken cancellation)
     {
         while (true)
         {
@@ -139,11 +152,12 @@ public sealed unsafe partial class KvmVcpu : IDisposable
                 case 0 when State->exit_reason == KvmApi.KVM_EXIT_DIRTY_RING_FULL:
                     DirtyRingFullExits++;
                     _owner.HarvestRings();
+                    if (_owner.Gate.IsPaused) return null;
                     continue;
                 case 0:
                     return Exit(State);
                 case Errno.EINTR or Errno.EAGAIN:
-                    continue;
+                    return null;
                 case Errno.EFAULT:
                     throw new SyscallException("ioctl(KVM_RUN)", error, $"Running vCPU {Id}", GuestMemoryError.PageNotAccessible, "A page of the guest's memory is not accessible: its file was truncated, or its handler poisoned it.");
                 default:
@@ -170,7 +184,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
 
     private static ulong Narrow(ulong value, uint size) => size >= 8 ? value : value & (1UL << (int)(size * 8)) - 1;
 
-    private void Interrupt()
+    internal void Interrupt()
     {
         // The flag stops a run that has not entered the guest yet; the signal stops one that has.
         Volatile.Write(ref State->immediate_exit, 1);

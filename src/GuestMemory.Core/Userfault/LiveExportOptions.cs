@@ -1,11 +1,11 @@
 namespace GuestMemory.Core.Userfault;
 
-/// <summary>What happens besides in an export of a VM that runs (<see cref="UffdServedVm.ExportLive"/>).</summary>
+/// <summary>What happens besides in an export of a VM that runs (<see cref="UffdServedVm.ExportLive"/>, <see cref="LiveExport.ExportLive"/>).</summary>
 public sealed record LiveExportOptions
 {
     /// <summary>
     /// Stops every thread of the VMM (<c>ptrace(2)</c>) before the instant, until <see cref="AtInstant"/> has returned. Needs the right to trace that process, which
-    /// must not be this one.
+    /// must not be this one. Of a VM of this process the vCPUs are held (<see cref="Kvm.KvmVm.Pause"/>).
     /// </summary>
     public bool StopsVmm { get; init; }
 

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using GuestMemory.Core.Images;
+using GuestMemory.Core.Interop;
 using GuestMemory.Core.Processes;
 
 namespace GuestMemory.Core.Userfault;
@@ -111,27 +112,18 @@ public sealed class UffdServedVm
     public ImageInfo ExportLive(string path, bool overwrite, LiveExportOptions? options = null, CancellationToken cancellation = default)
     {
         options ??= new LiveExportOptions();
-        string? digest = null;
-        ImageTarget.RefuseSharedLink(path);
-        if (options.Digest) DigestSidecar.RequirePlace(path, overwrite);
-        var (bytes, pages) = RawImage.WriteBeside(path, MemorySize, overwrite, file =>
-        {
-            using var export = Handler.BeginLive(Id, file);
-            export.Protect(cancellation);
-            using (var stopped = options.StopsVmm ? StoppedProcess.Stop(ProcessId, s_vmmLimit) : null)
-            {
-                // Its number is that of the same process still.
-                if (stopped is not null && !Handler.HasVm(Id)) throw NotFound(Id, SocketPath);
-                export.Take();
-                options.AtInstant?.Invoke();
-            }
+        // What its number stands for as long as the handler serves it, which is so when the export begins.
+        using var process = options.StopsVmm ? Pidfd.TryOpen(ProcessId, out _) ?? throw NotFound(Id, SocketPath) : null;
+        return LiveExport.Write(path, MemorySize, overwrite, options, file => Handler.BeginLive(Id, file), StopVmm, cancellation);
 
-            var written = export.Sweep(options.Progress, cancellation);
-            if (options.Digest) digest = RawImage.DigestOf(file, MemorySize, cancellation);
-            return written;
-        }, cancellation);
-        if (digest is not null) DigestSidecar.Write(path, digest);
-        return new ImageInfo(path, ImageFormat.Raw, MemorySize, bytes, pages, digest);
+        IDisposable StopVmm()
+        {
+            var stopped = StoppedProcess.Stop(ProcessId, s_vmmLimit);
+            // Nothing is asked of the handler while the VM stands still.
+            if (!Pidfd.HasEnded(process!)) return stopped;
+            stopped.Dispose();
+            throw NotFound(Id, SocketPath);
+        }
     }
 
     /// <summary>Gives it another name.</summary>

@@ -48,7 +48,7 @@ internal sealed class VhostUserPostcopy : IRegionHolder, IDisposable
         {
             var mapping = region.GetMmapRegion();
             mapping.AddHolder(this);
-            mapping.RegisterMissing(Userfaultfd, region.ToString());
+            mapping.Register(Userfaultfd, region.ToString(), Interop.Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
         }
     }
 

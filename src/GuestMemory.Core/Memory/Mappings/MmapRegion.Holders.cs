@@ -36,6 +36,15 @@ public sealed partial class MmapRegion
         }
     }
 
+    /// <summary>Who provides its pages, alive or not; null where nobody does.</summary>
+    private IRegionHolder? Provider
+    {
+        get
+        {
+            lock (_lock) return _holders.Provider;
+        }
+    }
+
     /// <summary>Registers a holder. While one provides pages every access that begins is guarded, and there is no second such one.</summary>
     /// <exception cref="GuestMemoryException">RegionDisposed; RegionInUse.</exception>
     internal void AddHolder(IRegionHolder holder)
@@ -58,16 +67,17 @@ public sealed partial class MmapRegion
         }
     }
 
-    /// <summary>Has a userfaultfd report each access to a missing page, which waits until the page is there.</summary>
+    /// <summary>Has a userfaultfd report each access to a missing page, or each write to a protected one, which waits until that is answered.</summary>
     /// <param name="userfaultfd">The userfaultfd.</param>
     /// <param name="region">What the memory is called in errors.</param>
+    /// <param name="mode">UFFDIO_REGISTER_MODE flags.</param>
     /// <exception cref="SyscallException">UffdRegisterFailed.</exception>
     /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
-    internal void RegisterMissing(SafeDescriptor userfaultfd, string region)
+    internal void Register(SafeDescriptor userfaultfd, string region, ulong mode)
     {
         using var mapping = Lease();
         using var lease = new DescriptorLease(userfaultfd);
-        var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)HostPage.RoundUp(Size, PageSize), Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
+        var error = Userfaultfd.TryRegister(lease.Number, mapping.Address, (nuint)HostPage.RoundUp(Size, PageSize), mode);
         if (error == 0) return;
         throw new SyscallException("ioctl(UFFDIO_REGISTER)", error, $"Registering region {region} with userfaultfd", GuestMemoryError.UffdRegisterFailed, error switch
         {
@@ -78,7 +88,7 @@ public sealed partial class MmapRegion
         });
     }
 
-    /// <summary>Ends that where every page is there: whatever waits goes on.</summary>
+    /// <summary>Ends that where every page is there: whatever waits goes on, and no page is protected any more.</summary>
     /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
     internal void Unregister(SafeDescriptor userfaultfd)
     {

@@ -32,7 +32,34 @@ public sealed unsafe partial class MmapRegion
     /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
     internal int ChangeContent(ulong offset, ulong length, Func<nint, int> change)
     {
-        int error;
+        int? error;
+        do
+        {
+            var provider = Provider;
+            provider?.BeginChange(this, offset, length);
+            try
+            {
+                error = WithoutTouches<int?>(offset, length, address => Provider == provider ? change(address) : null);
+            }
+            finally
+            {
+                provider?.EndChange();
+            }
+        }
+        while (error is null);
+
+        // Whatever else went wrong may have done so half-way.
+        if (error != Errno.EINVAL) Written(offset, length);
+        return error.Value;
+    }
+
+    /// <summary>Does something to the pages of a range with no touch and no other such change under way.</summary>
+    /// <param name="offset">The first byte.</param>
+    /// <param name="length">How many; the range lies in the memory.</param>
+    /// <param name="change">Is given the address of the first byte. It must not wait for who touches the memory.</param>
+    /// <exception cref="GuestMemoryException">RegionDisposed.</exception>
+    internal T WithoutTouches<T>(ulong offset, ulong length, Func<nint, T> change)
+    {
         lock (_changing)
         {
             using var lease = Lease();
@@ -41,7 +68,7 @@ public sealed unsafe partial class MmapRegion
             try
             {
                 SpinWait.SpinUntil(() => Volatile.Read(ref _touching) == 0);
-                error = change(lease.Address + (nint)offset);
+                return change(lease.Address + (nint)offset);
             }
             finally
             {
@@ -49,10 +76,6 @@ public sealed unsafe partial class MmapRegion
                 Volatile.Write(ref _change, null);
             }
         }
-
-        // Whatever else went wrong may have done so half-way.
-        if (error != Errno.EINVAL) Written(offset, length);
-        return error;
     }
 
     /// <inheritdoc/>

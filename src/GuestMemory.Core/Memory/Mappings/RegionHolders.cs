@@ -14,7 +14,8 @@ internal sealed class RegionHolders
     /// <summary>A holder that is still there.</summary>
     public IRegionHolder? Live => _holders.Find(static holder => holder.IsLive);
 
-    private IRegionHolder? Provider => _holders.Find(static holder => holder.ProvidesPages);
+    /// <summary>The holder that provides pages, alive or not.</summary>
+    public IRegionHolder? Provider => _holders.Find(static holder => holder.ProvidesPages);
 
     private IRegionHolder? LiveProvider => _holders.Find(static holder => holder.ProvidesPages && holder.IsLive);
 

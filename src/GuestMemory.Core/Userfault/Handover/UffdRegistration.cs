@@ -86,7 +86,7 @@ public sealed class UffdRegistration : IRegionHolder
             var registration = new UffdRegistration(socketPath, uffd, socket, memory);
             MmapRegion.HandOver(mappings, registration, cancellation);
             held = registration;
-            foreach (var region in memory.Regions) region.GetMmapRegion().RegisterMissing(uffd, region.ToString());
+            foreach (var region in memory.Regions) region.GetMmapRegion().Register(uffd, region.ToString(), Userfaultfd.UFFDIO_REGISTER_MODE_MISSING);
             ConnectSocket(socket, socketPath, cancellation);
             registration.Send(shared, cancellation);
             return registration;

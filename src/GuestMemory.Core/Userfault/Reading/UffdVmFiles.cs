@@ -9,7 +9,7 @@ namespace GuestMemory.Core.Userfault;
 /// the memfd has is the VM's; any other is zero where the VM gave it back, and the image's where it has not come yet. Nothing here brings
 /// a page in, or changes one. It lives until the last of its users lets go of it. Safe from any thread.
 /// </summary>
-internal sealed unsafe class UffdVmFiles
+internal sealed unsafe class UffdVmFiles : ILivePages
 {
     // For a worker that has ended in the middle of reading events, until its successor is there.
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(10);

@@ -6,16 +6,11 @@ namespace GuestMemory.Core.Userfault;
 /// <content>A VM whose memory is written to a file while it runs (<see cref="LiveCapture"/>).</content>
 internal sealed unsafe partial class UffdVm
 {
-    // The kernel lets no other thread of the VM change its mappings meanwhile: a millisecond.
-    private const ulong ProtectPiece = 32 << 20;
-
     // How long a removal may stand in the way: who gives memory back may wait for its processor.
     private static readonly TimeSpan s_livePatience = TimeSpan.FromSeconds(10);
 
-    private const int MaxRounds = 8;
-    private const long FewOpened = 256;
-
     private LiveCapture? _live;
+    private UffdVmFiles? _liveFiles;
     private UffdVmRegion[] _protectedRegions = [];
     private bool _isHeld;
 
@@ -24,12 +19,12 @@ internal sealed unsafe partial class UffdVm
 
     /// <summary>From here on it is noted what becomes writable. For the thread that serves.</summary>
     /// <exception cref="GuestMemoryException">LiveUnsupported; LiveBusy.</exception>
-    public void BeginLive(LiveCapture live)
+    public void BeginLive(LiveCapture live, UffdVmFiles files)
     {
         if ((Features & Userfaultfd.UFFD_FEATURE_WP_ASYNC) != 0)
             throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, "The VMM has the kernel note what the VM writes (WP_ASYNC): no write waits then until the page is copied. Pause the VM and export it as it stands.");
         if (_live is not null) throw new GuestMemoryException(GuestMemoryError.LiveBusy, "The memory of the VM is being exported while it runs; one such export at a time.");
-        _live = live;
+        (_live, _liveFiles) = (live, files);
         _protectedRegions = _regions;
     }
 
@@ -41,15 +36,12 @@ internal sealed unsafe partial class UffdVm
     {
         using var lease = new DescriptorLease(_descriptor);
         var regions = _protectedRegions;
-        foreach (var region in regions) ProtectPresent(live, region, Again);
-        // What was written meanwhile is protected again, and so on, so that few pages are left for the instant.
-        for (var round = 0; round < MaxRounds && live.Opened.Count() > FewOpened; round++)
+        foreach (var region in regions) ProtectPresent(_liveFiles!, region, Again);
+        while (live.TryTakeOpened())
         {
-            live.Opened.MoveTo(live.Again);
             // A page whose mark was moved is writable before it is protected. One that is opened from here on is marked anew.
             while (!_state.TryAwaitOpened()) Again();
-            ProtectMarked(regions, live.Again, Again);
-            live.Again.Reset(0, live.PageCount);
+            LiveProtection.ProtectMarked(_uffd, regions, live.Again, Again);
         }
 
         void Again()
@@ -69,13 +61,13 @@ internal sealed unsafe partial class UffdVm
     {
         if (_live is not { } live) return;
         var started = Stopwatch.GetTimestamp();
-        if (_regions == _protectedRegions) ProtectMarked(_regions, live.Opened, Again);
+        if (_regions == _protectedRegions) LiveProtection.ProtectMarked(_uffd, _regions, live.Opened, Again);
 
         // The VMM moved its memory, which may have happened at any step of this.
         while (_regions != _protectedRegions)
         {
             _protectedRegions = _regions;
-            foreach (var region in _protectedRegions) ProtectPresent(live, region, Again);
+            foreach (var region in _protectedRegions) ProtectPresent(_liveFiles!, region, Again);
         }
 
         live.Begin();
@@ -139,43 +131,20 @@ internal sealed unsafe partial class UffdVm
         }
     }
 
-    private void ProtectPresent(LiveCapture live, UffdVmRegion region, Action again)
+    private void ProtectPresent(UffdVmFiles files, UffdVmRegion region, Action again)
     {
         var end = region.Offset + region.Size;
         // A page that the memfd does not have is missing, and comes protected or is noted.
-        for (var at = live.Files.NextData(region.Offset, end); at < end; at = live.Files.NextData(at, end))
+        for (var at = files.NextData(region.Offset, end); at < end; at = files.NextData(at, end))
         {
-            var next = Math.Min(HostPage.RoundUp(live.Files.NextHole(at, end) - region.Offset, region.PageSize) + region.Offset, end);
+            var next = Math.Min(HostPage.RoundUp(files.NextHole(at, end) - region.Offset, region.PageSize) + region.Offset, end);
             at = region.Offset + ((at - region.Offset) & ~(region.PageSize - 1));
             while (at < next)
             {
-                var length = Math.Min(ProtectPiece, next - at);
-                ProtectRange(region.Base + (at - region.Offset), length, region.PageSize, again);
+                var length = Math.Min(LiveProtection.Piece, next - at);
+                LiveProtection.ProtectRange(_uffd, region.Base + (at - region.Offset), length, region.PageSize, again);
                 at += length;
             }
         }
-    }
-
-    private void ProtectMarked(UffdVmRegion[] regions, PageBits marks, Action again)
-    {
-        foreach (var region in regions)
-        {
-            var end = region.FirstPage + region.PageCount;
-            for (var page = marks.Next(region.FirstPage, end, set: true); page < end; page = marks.Next(page, end, set: true))
-            {
-                var next = marks.Next(page, end, set: false);
-                ProtectRange(region.AddressOf(page), (next - page) * HostPage.Size, region.PageSize, again);
-                page = next;
-            }
-        }
-    }
-
-    private void ProtectRange(ulong start, ulong length, ulong pageSize, Action again)
-    {
-        int error;
-        while ((error = Userfaultfd.TryProtect(_uffd, start, length)) == Errno.EAGAIN) again();
-        if (error is 0 or Errno.ESRCH || length <= pageSize) return;
-        // A part is not mapped or not registered any more, and it ended there.
-        for (ulong done = 0; done < length; done += pageSize) ProtectRange(start + done, pageSize, pageSize, again);
     }
 }

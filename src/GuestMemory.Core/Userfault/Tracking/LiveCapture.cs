@@ -21,10 +21,14 @@ internal sealed unsafe class LiveCapture : IDisposable
     // A line of fdinfo is some 40 bytes long.
     private const int InfoLength = 512;
 
+    // Of protecting what was written while memory was protected.
+    private const int MaxRounds = 8;
+    private const long FewOpened = 256;
+
     // Of every thread: they never change.
-    private readonly UffdVmFiles _files;
+    private readonly ILivePages _pages;
     private readonly SafeFileHandle _output;
-    private readonly SafeFileHandle _information;
+    private readonly SafeFileHandle? _information;
     private readonly (UffdVmRegion Region, ulong Output)[] _parts;
     private readonly SafeMapping _mapping;
     private readonly PageBits _opened;
@@ -38,24 +42,28 @@ internal sealed unsafe class LiveCapture : IDisposable
     private readonly PageBits _captured;
     private readonly RawImage.PageWriter _faultWriter;
 
+    // How many faults wait for the lock.
+    private int _waiting;
+
     // Held while a piece is copied.
     private readonly Lock _sweeping = new();
     private readonly RawImage.PageWriter _sweepWriter;
+    private int _rounds;
     private volatile bool _isHolding;
     private volatile Exception? _failure;
 
-    /// <param name="files">What the VM's memory is read by; stays the caller's.</param>
+    /// <param name="pages">What the VM's memory is read by; stays the caller's.</param>
     /// <param name="output">The file, as long as the memory and all zeros; stays the caller's.</param>
-    /// <param name="information">The fdinfo of the VM's userfaultfd; taken over.</param>
-    public LiveCapture(UffdVmFiles files, SafeFileHandle output, SafeFileHandle information)
+    /// <param name="information">The fdinfo of the VM's userfaultfd, taken over; null where that reports no removals.</param>
+    public LiveCapture(ILivePages pages, SafeFileHandle output, SafeFileHandle? information)
     {
-        _files = files;
+        _pages = pages;
         _output = output;
         _information = information;
-        PageCount = UffdVmState.PagesOf(files.Mappings);
+        PageCount = UffdVmState.PagesOf(pages.Mappings);
         ulong at = 0;
         var parts = new List<(UffdVmRegion, ulong)>();
-        foreach (var region in UffdVmRegion.Of(files.Mappings).OrderBy(static region => region.Offset))
+        foreach (var region in UffdVmRegion.Of(pages.Mappings).OrderBy(static region => region.Offset))
         {
             parts.Add((region, at));
             at += region.Size;
@@ -75,14 +83,24 @@ internal sealed unsafe class LiveCapture : IDisposable
     /// <summary>The pages of the VM.</summary>
     public ulong PageCount { get; }
 
-    /// <summary>What the VM's memory is read by.</summary>
-    public UffdVmFiles Files => _files;
-
     /// <summary>Pages that became writable before the instant, since this began.</summary>
     public PageBits Opened => _opened;
 
     /// <summary>Room for the pages of <see cref="Opened"/> that are being protected again. For the thread that protects.</summary>
     public PageBits Again => _again;
+
+    /// <summary>
+    /// What was written while it was protected is protected again, and so on, so that few pages are left for the instant: moves <see cref="Opened"/> to
+    /// <see cref="Again"/>, whose pages are to be protected; false where these are few, or it was done often enough. For the thread that protects.
+    /// </summary>
+    public bool TryTakeOpened()
+    {
+        if (_rounds == MaxRounds || _opened.Count() <= FewOpened) return false;
+        _rounds++;
+        _again.Reset(0, PageCount);
+        _opened.MoveTo(_again);
+        return true;
+    }
 
     /// <summary>Whether pages that are not copied yet must stay as they are: the instant has come, and the end has not.</summary>
     public bool IsHolding => _isHolding;
@@ -116,7 +134,7 @@ internal sealed unsafe class LiveCapture : IDisposable
         }
     }
 
-    /// <summary>Notes, or copies, pages that are about to become writable. For the thread that answers faults.</summary>
+    /// <summary>Notes, or copies, pages that are about to become writable. For the thread that answers faults, and any that is about to give pages back.</summary>
     public void BeforeOpening(ulong first, ulong count)
     {
         if (!_isHolding)
@@ -130,7 +148,13 @@ internal sealed unsafe class LiveCapture : IDisposable
             while (count > 0)
             {
                 var step = Math.Min(count, PiecePages);
-                lock (_lock) CaptureFaulted(first, step);
+                Interlocked.Increment(ref _waiting);
+                lock (_lock)
+                {
+                    Interlocked.Decrement(ref _waiting);
+                    CaptureFaulted(first, step);
+                }
+
                 first += step;
                 count -= step;
             }
@@ -165,7 +189,7 @@ internal sealed unsafe class LiveCapture : IDisposable
         Span<byte> text = stackalloc byte[InfoLength];
         try
         {
-            text = text[..RandomAccess.Read(_information, text, 0)];
+            text = text[..RandomAccess.Read(_information!, text, 0)];
         }
         catch (FileNotFoundException)
         {
@@ -219,7 +243,7 @@ internal sealed unsafe class LiveCapture : IDisposable
     public void Dispose()
     {
         _isHolding = false;
-        _information.Dispose();
+        _information?.Dispose();
         _mapping.Dispose();
     }
 
@@ -228,6 +252,8 @@ internal sealed unsafe class LiveCapture : IDisposable
         // Bit i is of page i of the piece.
         ulong taken = 0, ofImage = 0, holes = 0;
         var piece = _piece.AsSpan(0, (int)(count * HostPage.Size));
+        // A fault goes first: who lets go of the lock and takes it again would have it before who is woken.
+        for (var wait = default(SpinWait); Volatile.Read(ref _waiting) != 0;) wait.SpinOnce(sleep1Threshold: -1);
         lock (_lock)
         {
             ThrowIfFailed();
@@ -273,7 +299,7 @@ internal sealed unsafe class LiveCapture : IDisposable
             var place = Read(region, first, page);
             if (place == Place.Image) ReadImage(region, first, page);
             // No event is being read: this is the thread that does.
-            if (place == Place.Hole && !_files.IsRemoved(first)) throw Unreadable(OffsetOf(region, first), Errno.EIO);
+            if (place == Place.Hole && !_pages.IsRemoved(first)) throw Unreadable(OffsetOf(region, first), Errno.EIO);
             _faultWriter.WriteNonZero(page, output + ((first - region.FirstPage) * HostPage.Size));
             _captured.Set(first);
         }
@@ -284,9 +310,9 @@ internal sealed unsafe class LiveCapture : IDisposable
     {
         var offset = OffsetOf(region, page);
         // A page that comes meanwhile is noted as such after it is there.
-        if (!_files.HasData(offset) && !_files.IsRemoved(page) && !_files.HasCome(page)) return Place.Image;
-        if (_files.ReadData(offset, into, out var error) != into.Length || error != 0) throw Unreadable(offset, error);
-        return _files.HasData(offset) ? Place.Memory : Place.Hole;
+        if (!_pages.HasData(offset) && !_pages.IsRemoved(page) && !_pages.HasCome(page)) return Place.Image;
+        if (_pages.ReadData(offset, into, out var error) != into.Length || error != 0) throw Unreadable(offset, error);
+        return _pages.HasData(offset) ? Place.Memory : Place.Hole;
     }
 
     /// <summary>
@@ -295,7 +321,7 @@ internal sealed unsafe class LiveCapture : IDisposable
     /// </summary>
     private void CheckHoles(UffdVmRegion region, ulong first, ulong holes)
     {
-        for (var started = Stopwatch.GetTimestamp(); !_files.AreEventsNoted(); Thread.Yield())
+        for (var started = Stopwatch.GetTimestamp(); !_pages.AreEventsNoted(); Thread.Yield())
         {
             // Who reads events may wait for this.
             lock (_lock) ThrowIfFailed();
@@ -306,13 +332,13 @@ internal sealed unsafe class LiveCapture : IDisposable
         {
             if ((holes & 1) == 0) continue;
             if (_givenBack.IsSet(page)) throw GivenBack();
-            if (!_files.IsRemoved(page)) throw Unreadable(OffsetOf(region, page), Errno.EIO);
+            if (!_pages.IsRemoved(page)) throw Unreadable(OffsetOf(region, page), Errno.EIO);
         }
     }
 
     private void ReadImage(UffdVmRegion region, ulong page, Span<byte> into)
     {
-        if (_files.ReadImage(OffsetOf(region, page), into, out var error) != into.Length) throw Unreadable(OffsetOf(region, page), error);
+        if (_pages.ReadImage(OffsetOf(region, page), into, out var error) != into.Length) throw Unreadable(OffsetOf(region, page), error);
     }
 
     private static GuestMemoryException GivenBack() => new(GuestMemoryError.LiveFailed, "The VM gave a page back before it was copied, in a moment in which that could not be held up. Export again.");

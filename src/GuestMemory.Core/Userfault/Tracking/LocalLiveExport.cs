@@ -31,7 +31,7 @@ internal sealed class LocalLiveExport : UffdLiveExport
 
         try
         {
-            service.Invoke((vm, _) => vm.BeginLive(_capture));
+            service.Invoke((vm, _) => vm.BeginLive(_capture, _files));
             _isBegun = true;
         }
         catch

@@ -2,6 +2,7 @@ using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Images;
 using GuestMemory.Core.Userfault;
+using GuestMemory.Core.VmControl;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
@@ -40,11 +41,11 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
     [Parameter]
     public SwitchParameter Force { get; set; }
 
-    /// <summary>Exports a VM that a handler serves as it is at one instant, while it runs.</summary>
+    /// <summary>Exports a VM that a handler serves, or one of this shell, as it is at one instant, while it runs.</summary>
     [Parameter]
     public SwitchParameter Live { get; set; }
 
-    /// <summary>Runs at the instant of a live export, while the VMM is stopped.</summary>
+    /// <summary>Runs at the instant of a live export, while the VM is stopped.</summary>
     [Parameter]
     [ValidateNotNull]
     public ScriptBlock? WhilePaused { get; set; }
@@ -79,30 +80,24 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
 
     private protected override void ProcessVm(UffdServedVm vm)
     {
-        if (!Live)
+        if (Live)
         {
-            var memory = vm.OpenMemory();
-            Export(memory, () =>
-            {
-                foreach (var region in memory.Regions) region.Dispose();
-            });
+            ExportLive(vm, vm.Name, vm.MemorySize, (path, options, stop) => vm.ExportLive(path, Force, options, stop));
             return;
         }
 
-        if (Format != ImageFormat.Raw)
-            throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"-Live writes a raw image, not a {Format} one: its pages come in no order.");
-        if (NoStop && WhilePaused is null)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-NoStop is about what runs while the VM is paused (-WhilePaused); without that no VMM is stopped.");
-        if (AsJob && WhilePaused is not null)
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused runs in this shell, and the export of -AsJob beside it: use one of them.");
-        if (Begin(vm.MemorySize) is not { } path) return;
-        Run($"Exporting the memory of {vm.Name} to {path}", vm.MemorySize, vm, static () => { }, (progress, stop) => vm.ExportLive(path, Force, new LiveExportOptions
+        var memory = vm.OpenMemory();
+        Export(memory, () =>
         {
-            StopsVmm = WhilePaused is not null && !NoStop,
-            AtInstant = WhilePaused is null ? null : () => RunPaused(vm),
-            Digest = Digest,
-            Progress = progress,
-        }, stop));
+            foreach (var region in memory.Regions) region.Dispose();
+        });
+    }
+
+    private protected override void ProcessOther(IGuestMemorySource source)
+    {
+        if (source is not RefusedMemory { Value: GuestVm vm }) base.ProcessOther(source);
+        else if (Live) ExportLive(vm, vm.Name, vm.Memory.Size, (path, options, stop) => vm.GetKvmVm().ExportLive(path, Force, options, stop));
+        else Process(vm.Memory);
     }
 
     /// <inheritdoc/>
@@ -116,7 +111,7 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
         try
         {
             if (Live)
-                throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, "-Live exports a VM that a page-fault handler serves, and no regions: their memory cannot be held as it is at one instant.");
+                throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, "-Live exports a VM that a page-fault handler serves (Get-UffdVm) or one of this shell (Get-GuestVm), and no regions: who writes them cannot be held.");
             if (WhilePaused is not null || NoStop)
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused and -NoStop are of a live export (-Live).");
             if (Digest && Format == ImageFormat.Diff)
@@ -180,7 +175,25 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
         return path;
     }
 
-    private void RunPaused(UffdServedVm vm)
+    private void ExportLive(object vm, string name, ulong size, Func<string, LiveExportOptions, CancellationToken, ImageInfo> export)
+    {
+        if (Format != ImageFormat.Raw)
+            throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"-Live writes a raw image, not a {Format} one: its pages come in no order.");
+        if (NoStop && WhilePaused is null)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-NoStop is about what runs while the VM is paused (-WhilePaused); without that nothing is stopped.");
+        if (AsJob && WhilePaused is not null)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-WhilePaused runs in this shell, and the export of -AsJob beside it: use one of them.");
+        if (Begin(size) is not { } path) return;
+        Run($"Exporting the memory of {name} to {path}", size, vm, static () => { }, (progress, stop) => export(path, new LiveExportOptions
+        {
+            StopsVmm = WhilePaused is not null && !NoStop,
+            AtInstant = WhilePaused is null ? null : () => RunPaused(vm),
+            Digest = Digest,
+            Progress = progress,
+        }, stop));
+    }
+
+    private void RunPaused(object vm)
     {
         foreach (var output in WhilePaused!.InvokeWithContext(null, [new PSVariable("_", vm)], vm)) WriteObject(output);
     }

@@ -1,0 +1,87 @@
+namespace GuestMemory.Core.Tests;
+
+/// <summary>Pauses of guests that really run.</summary>
+public sealed class KvmPauseTests : IDisposable
+{
+    private TestGuest Guest { get; } = new();
+
+    public void Dispose() => Guest.Dispose();
+
+    [GuestFact]
+    public void ARunningGuestIsHeldUntilTheLastPauseEnds()
+    {
+        Guest.Load(TestGuest.LoopForEver, TestGuest.Hlt);
+        var run = Task.Factory.StartNew(() => Guest.Run(), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        for (var round = 0; round < 100; round++)
+        {
+            using var first = Guest.Vm.Pause();
+            using var second = Guest.Vm.Pause();
+            second.Dispose();
+            second.Dispose();
+            // Its registers can be had, which its own run would keep.
+            Assert.Equal(0x1000UL, Guest.Vcpu.Registers.rip);
+        }
+
+        using (Guest.Vm.Pause()) Guest.Memory.WriteExact(new GuestAddress(0x1000), [0x90, 0x90]);
+        Assert.Equal(KvmExitReason.Hlt, run.GetAwaiter().GetResult().Reason);
+    }
+
+    /// <summary>A vCPU that begins, or whose caller handles an exit meanwhile, is held when it runs; that handling waits for nothing.</summary>
+    [GuestFact]
+    public void AVcpuThatBeginsMeanwhileIsHeld()
+    {
+        Guest.Load(TestGuest.Store8(0x10000, 1), TestGuest.Hlt);
+        Task<KvmExit> run;
+        using (Guest.Vm.Pause())
+        {
+            run = Task.Factory.StartNew(() => Guest.Run(), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+            using var limit = new CancellationTokenSource(20);
+            Assert.ThrowsAny<OperationCanceledException>(() => Guest.Vcpu.Run(limit.Token));
+            Assert.Equal(0, Guest.Memory.ReadObject<byte>(new GuestAddress(0x10000)));
+        }
+
+        Assert.Equal(KvmExitReason.Hlt, run.GetAwaiter().GetResult().Reason);
+        Assert.Equal(1, Guest.Memory.ReadObject<byte>(new GuestAddress(0x10000)));
+    }
+
+    [GuestTheory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void AVmThatIsRemovedEndsItsHeldVcpus(bool isRunning)
+    {
+        Guest.Load(TestGuest.LoopForEver);
+        Exception? failure = null;
+        var runner = new Thread(() => failure = Record.Exception(() => Guest.Vcpu.Run()));
+        if (isRunning) runner.Start();
+        var pause = Guest.Vm.Pause();
+        if (!isRunning) runner.Start();
+        Guest.Vm.Dispose();
+        Assert.True(runner.Join(Host.Patience));
+        Assert.Equal(GuestMemoryError.VmDisposed, Assert.IsAssignableFrom<GuestMemoryException>(failure).Error);
+        pause.Dispose();
+        Assert.Equal(GuestMemoryError.VmDisposed, Assert.ThrowsAny<GuestMemoryException>(() => Guest.Vm.Pause()).Error);
+    }
+
+    /// <summary>A vCPU that waits for a page that nobody provides does not leave; who gives up leaves the guest as it was.</summary>
+    [GuestFact(userfault: true)]
+    public void AWaitForAGuestThatDoesNotLeaveCanBeGivenUp()
+    {
+        Guest.Load(TestGuest.LoopForEver, TestGuest.Hlt);
+        var run = Task.Factory.StartNew(() => Guest.Run(), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        Parallel.For(0, 200, i =>
+        {
+            using var limit = new CancellationTokenSource();
+            if (i % 2 == 0) limit.Cancel();
+            try
+            {
+                using (Guest.Vm.Pause(limit.Token)) Thread.Yield();
+            }
+            catch (OperationCanceledException)
+            {
+                // As meant.
+            }
+        });
+        using (Guest.Vm.Pause()) Guest.Memory.WriteExact(new GuestAddress(0x1000), [0x90, 0x90]);
+        Assert.Equal(KvmExitReason.Hlt, run.GetAwaiter().GetResult().Reason);
+    }
+}
