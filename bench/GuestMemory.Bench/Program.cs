@@ -3,7 +3,7 @@ using GuestMemory.Bench;
 // bench serve SOCKET IMAGE [--strategy S] [--window N] [--record FILE] [--replay FILE]
 //                                a handler in a process of its own, until its input ends
 // bench faults [--mib N] [--pairs N] [--write FILE]
-// bench memory|bitmaps|log|requests|tracking|search|export [--pairs N] [--attempts N] [--cpu N] [--write FILE]
+// bench memory|bitmaps|log|requests|tracking|search|export|live [--pairs N] [--attempts N] [--cpu N] [--write FILE]
 // bench xen --baseline PROGRAM [--pairs N] [--attempts N]         in domain 0 of a Xen, which bench/xen.ps1 boots
 // bench section FILE NAME          writes what it is given as input into a section of a page
 // bench rows NAME                ours of such a table, in a process of its own: a line in, a line of figures out
@@ -22,6 +22,7 @@ return args switch
     ["rows", var name] => Rows(name).Run(),
     ["section", var page, var name] => Write(page, name),
     ["memory" or "bitmaps" or "log" or "requests" or "tracking" or "search" or "export" or "xen", .. var options] => new RowScenario(Rows(args[0]), options).Run(),
+    ["live", .. var options] => Live(options),
     ["shell", .. var options] => new ShellScenario(options).Run(),
     ["strategies", .. var options] => new StrategyScenario(options).Run(),
     ["cold", .. var options] => new ColdScenario(options).Run(),
@@ -42,9 +43,16 @@ static RowSet Rows(string name) => name switch
     "tracking" => new TrackingRows(),
     "search" => new SearchRows(),
     "export" => new ExportRows(),
+    "live" => new LiveRows(),
     "xen" => new XenRows(),
     _ => new LogRows(),
 };
+
+static int Live(string[] options)
+{
+    BenchTools.PublishHost();
+    return new RowScenario(new LiveRows(), options).Run();
+}
 
 static int Write(string page, string section)
 {
@@ -55,7 +63,7 @@ static int Write(string page, string section)
 static int Usage()
 {
     Console.Error.WriteLine("usage: ./build.sh Bench [faults [--mib 256] [--pairs 15] [--write docs/performance.md]]");
-    Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log|requests|tracking|search|export [--pairs 15] [--attempts 4] [--cpu 0] [--write docs/performance.md]");
+    Console.Error.WriteLine("       ./build.sh Bench memory|bitmaps|log|requests|tracking|search|export|live [--pairs 15] [--attempts 4] [--cpu 0] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench shell [--mib 1024] [--pairs 9] [--calls 1000000] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench strategies [--mib 256,1024] [--rounds 5] [--write docs/performance.md]");
     Console.Error.WriteLine("       ./build.sh Bench cold [--mib 256] [--vms 8] [--touches 500] [--rounds 9] [--write docs/performance.md]");
