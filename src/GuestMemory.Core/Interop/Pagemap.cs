@@ -144,12 +144,15 @@ internal static unsafe partial class Pagemap
     /// <summary>Whether <see cref="TryScanChanged"/> gave a range because it was written or given back.</summary>
     public static bool IsChanged(PageRegion region) => region.categories != PAGE_IS_SWAPPED;
 
-    /// <summary>The same for pages that are there, written or not.</summary>
-    public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg
+    /// <summary>
+    /// The same for pages that are there, written or not. Of shared memory only those that are mapped: where one is not, the kernel keeps no more than that it was protected, which
+    /// it tells as swapped, also when the page has gone.
+    /// </summary>
+    public static long TryScanPresent(SafeHandle pagemap, ulong start, ulong end, bool isShared, Span<PageRegion> regions, out ulong next) => Scan(pagemap, regions, new PmScanArg
     {
         start = start,
         end = end,
-        category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        category_anyof_mask = isShared ? PAGE_IS_PRESENT : PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         return_mask = PAGE_IS_PRESENT,
     }, out next);
 

@@ -18,6 +18,9 @@ public sealed record ProcessMapping(ulong Address, ulong Size, string Protection
     /// <summary>Whether the process may write there.</summary>
     public bool IsWritable => Protection.Contains('w', StringComparison.Ordinal);
 
+    /// <summary>Whether others see what the process writes there (MAP_SHARED).</summary>
+    public bool IsShared => Protection.EndsWith('s');
+
     /// <summary>The mappings of a process, in ascending order.</summary>
     /// <param name="processId">The process.</param>
     /// <exception cref="GuestMemoryException">ProcessNotFound, ProcessDenied.</exception>

@@ -174,6 +174,30 @@ public sealed class TrackingTests : IDisposable
         Assert.Null(handler.Error);
     }
 
+    /// <summary>Of a shared page that is protected and given back the kernel keeps that it was protected, which is no page: its removal is told once.</summary>
+    [UffdTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void ASharedPageThatIsGivenBackIsToldOnce(bool isAsync)
+    {
+        using var handler = Start(UffdStrategy.OnDemand, trackDirty: true);
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * 4096).WithMemfd().Build(), new GuestAddress(0));
+        var memory = GuestMemoryMmap.FromRegions([region]);
+        using var peer = new RawPeer(handler.SocketPath, region, Features(isAsync) | Userfaultfd.UFFD_FEATURE_MISSING_SHMEM | Userfaultfd.UFFD_FEATURE_WP_UNPOPULATED);
+        peer.Send([new GuestRegionUffdMapping(region.HostAddress, Pages * 4096, 0, 4096)]);
+        foreach (var page in new ulong[] { 3, 4, 7 }) memory.Write(new GuestAddress(page * 4096), [1]);
+        Assert.Equal([3, 4, 7], Dirty(handler, clear: true));
+        Assert.Empty(Dirty(handler, clear: true));
+        region.GetMmapRegion().Discard(3 * 4096, 2 * 4096);
+        Host.Until(() => Dirty(handler, clear: true).Length == 0);
+        Assert.Empty(Dirty(handler, clear: true));
+        // And again where it comes again.
+        memory.Write(new GuestAddress(4 * 4096), [2]);
+        Assert.Equal([4], Dirty(handler, clear: true));
+        Assert.Empty(Dirty(handler, clear: true));
+        Assert.Null(handler.Error);
+    }
+
     /// <summary>The VM may write as soon as the kernel has made a page writable, which is before the handler has noted that.</summary>
     [UffdTheory]
     [InlineData(false)]

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using GuestMemory.Core.Interop;
+using GuestMemory.Core.Processes;
 using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Userfault;
@@ -120,6 +121,7 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<GuestRegionU
     private void KeepWhatIsNotGone()
     {
         using var pagemap = TryOpenPagemap(out _);
+        IReadOnlyList<ProcessMapping>? mapped = null;
         foreach (var region in _regions)
         {
             var end = region.FirstPage + region.PageCount;
@@ -127,19 +129,35 @@ internal sealed class WriteTracker(UffdVmState state, IReadOnlyList<GuestRegionU
             {
                 var next = state.Removing.Next(page, end, set: false);
                 if (pagemap is null) state.Written.Set(page, next - page);
-                else KeepPresent(pagemap, region, page, next);
+                else KeepPresent(pagemap, region, page, next, IsShared(mapped ??= Mapped(), region));
                 page = next;
             }
         }
     }
 
-    private void KeepPresent(SafeFileHandle pagemap, UffdVmRegion region, ulong page, ulong end)
+    private IReadOnlyList<ProcessMapping> Mapped()
+    {
+        try
+        {
+            return ProcessMapping.GetAll(processId);
+        }
+        catch (GuestMemoryException)
+        {
+            // It has ended, and nothing of it is removed any more.
+            return [];
+        }
+    }
+
+    private static bool IsShared(IReadOnlyList<ProcessMapping> mapped, UffdVmRegion region) =>
+        mapped.FirstOrDefault(mapping => region.Base >= mapping.Address && region.Base < mapping.End) is { IsShared: true };
+
+    private void KeepPresent(SafeFileHandle pagemap, UffdVmRegion region, ulong page, ulong end, bool isShared)
     {
         Span<PageRegion> present = stackalloc PageRegion[32];
         for (ulong at = region.AddressOf(page), last = region.AddressOf(end); at < last;)
         {
             var from = at;
-            var count = Check(Pagemap.TryScanPresent(pagemap, at, last, present, out at));
+            var count = Check(Pagemap.TryScanPresent(pagemap, at, last, isShared, present, out at));
             foreach (var range in present[..count])
             {
                 state.Removing.Reset(region.PageOf(from), (range.start - from) / HostPage.Size);
