@@ -21,24 +21,8 @@ internal sealed class CompareDirtyTracker : SampledDirtyTracker
 
     public override ProcessTrackingSource Source => ProcessTrackingSource.Compare;
 
-    public static CompareDirtyTracker Begin(TrackedRange range, Action<ulong>? progress, CancellationToken cancellation)
-    {
-        var pagemap = Open(range, "pagemap");
-        SafeFileHandle? memory = null;
-        try
-        {
-            memory = Open(range, "mem");
-            var tracker = new CompareDirtyTracker(range, pagemap, memory);
-            tracker.LookFirst(progress, cancellation);
-            return tracker;
-        }
-        catch
-        {
-            pagemap.Dispose();
-            memory?.Dispose();
-            throw;
-        }
-    }
+    public static CompareDirtyTracker Begin(TrackedRange range, Action<ulong>? progress, CancellationToken cancellation) =>
+        Begin(range, "mem", FileAccess.Read, (pagemap, memory) => new CompareDirtyTracker(range, pagemap, memory!), tracker => tracker.LookFirst(progress, cancellation));
 
     protected override bool Examine(int piece, ulong address, ReadOnlySpan<ulong> entries)
     {

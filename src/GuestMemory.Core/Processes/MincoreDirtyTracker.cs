@@ -13,21 +13,8 @@ internal sealed class MincoreDirtyTracker : SampledDirtyTracker
 
     public override ProcessTrackingSource Source => ProcessTrackingSource.Mincore;
 
-    public static MincoreDirtyTracker Begin(TrackedRange range, Action<ulong>? progress, CancellationToken cancellation)
-    {
-        var pagemap = Open(range, "pagemap");
-        try
-        {
-            var tracker = new MincoreDirtyTracker(range, pagemap);
-            tracker.LookFirst(progress, cancellation);
-            return tracker;
-        }
-        catch
-        {
-            pagemap.Dispose();
-            throw;
-        }
-    }
+    public static MincoreDirtyTracker Begin(TrackedRange range, Action<ulong>? progress, CancellationToken cancellation) =>
+        Begin(range, null, FileAccess.Read, (pagemap, _) => new MincoreDirtyTracker(range, pagemap), tracker => tracker.LookFirst(progress, cancellation));
 
     protected override bool Examine(int piece, ulong address, ReadOnlySpan<ulong> entries)
     {

@@ -30,7 +30,33 @@ internal abstract class SampledDirtyTracker : ProcessDirtyTracker
 
     protected int PieceCount { get; }
 
-    protected static SafeFileHandle Open(TrackedRange range, string name, FileAccess access = FileAccess.Read)
+    /// <summary>Makes a tracker of the process's pagemap and, where it needs one, another file of it, and begins; where that fails neither stays open.</summary>
+    /// <param name="range">What is tracked.</param>
+    /// <param name="other">The name of the other file; null for none.</param>
+    /// <param name="access">What is done with that.</param>
+    /// <param name="make">Makes the tracker, which owns both from then on.</param>
+    /// <param name="begin">Has it look for the first time.</param>
+    private protected static T Begin<T>(TrackedRange range, string? other, FileAccess access, Func<SafeFileHandle, SafeFileHandle?, T> make, Action<T> begin)
+        where T : SampledDirtyTracker
+    {
+        var pagemap = Open(range, "pagemap", FileAccess.Read);
+        SafeFileHandle? file = null;
+        try
+        {
+            file = other is null ? null : Open(range, other, access);
+            var tracker = make(pagemap, file);
+            begin(tracker);
+            return tracker;
+        }
+        catch
+        {
+            pagemap.Dispose();
+            file?.Dispose();
+            throw;
+        }
+    }
+
+    private static SafeFileHandle Open(TrackedRange range, string name, FileAccess access)
     {
         var file = ProcessFile.Open(range.ProcessId, name, path => File.OpenHandle(path, FileMode.Open, access, FileShare.ReadWrite));
         // The number is that of the same process still.

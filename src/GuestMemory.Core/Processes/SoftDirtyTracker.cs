@@ -17,22 +17,11 @@ internal sealed class SoftDirtyTracker : SampledDirtyTracker
     {
         if (range.PageSize != HostPage.Size) throw new GuestMemoryException(GuestMemoryError.SoftDirtyUnsupported, $"The kernel does not mark huge pages as soft-dirty: process {range.ProcessId} has pages of 0x{range.PageSize:x} bytes at 0x{range.Address:x}.") { Address = range.Address };
         if (!Pagemap.HasSoftDirty()) throw new GuestMemoryException(GuestMemoryError.SoftDirtyUnsupported, "The kernel marks no page as soft-dirty, tried on one of this process: it is built without CONFIG_MEM_SOFT_DIRTY.");
-        var pagemap = Open(range, "pagemap");
-        SafeFileHandle? marks = null;
-        try
+        return Begin(range, "clear_refs", FileAccess.Write, (pagemap, marks) => new SoftDirtyTracker(range, pagemap, marks!), tracker =>
         {
-            marks = Open(range, "clear_refs", FileAccess.Write);
-            var tracker = new SoftDirtyTracker(range, pagemap, marks);
             cancellation.ThrowIfCancellationRequested();
             tracker.Clear();
-            return tracker;
-        }
-        catch
-        {
-            pagemap.Dispose();
-            marks?.Dispose();
-            throw;
-        }
+        });
     }
 
     protected override bool Examine(int piece, ulong address, ReadOnlySpan<ulong> entries)
