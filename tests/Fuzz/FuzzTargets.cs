@@ -22,6 +22,7 @@ internal static class FuzzTargets
         new("memory-ranges", "the state.json of a cloud-hypervisor snapshot", MemoryImageTarget.RunState),
         new("touch-record", "a record of touches", TouchRecordTarget.Run),
         new("dirty-log", "a dirty log: a stretch of the guest (two numbers of 8 bytes), then the file", DirtyLogTarget.Run),
+        new("dirty-bitmap-file", "the file of a dirty bitmap, whose checksum is put right where the first byte says so", DirtyBitmapFileTarget.Run),
         new("vm-state", "what a predecessor left of a VM: pieces (offset 2, length 1, bytes) of its state", VmStateTarget.Run, HandoverTarget.Missing),
         new("service-manager", "what systemd passes: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, a line each", ServiceManagerTarget.Run),
         new("metrics", "a request to the metrics endpoint", MetricsTarget.Run),
