@@ -663,9 +663,49 @@ Describe 'The disk of a Linux that QEMU runs' {
         $end.Read | Should -Be $end.Expected
         Get-DiskHash $image load | Should -Be $end.Expected
         Invoke-Guest $guests.destination 'cat /sys/block/vda/inflight' | Should -Match '^\s*0\s+0\s*$'
-        Invoke-Guest $guests.destination 'umount /mnt' | Should -BeNullOrEmpty
+        Get-Content $guests.destination.Console | Should -BeNullOrEmpty
+    }
+
+    It 'loses no request and no mark when the back end is killed under load while the guest migrates' {
+        $guests.Contains('destination') | Should -BeTrue -Because 'a test before this one starts it'
+        $state = Join-Path $directory killed.state
+        Start-GuestLoad $guests.destination
+        Invoke-Migration $guests.destination $state 100MB
+        for ($kill = 1; $kill -le [Math]::Max(1, $kills / 3); $kill++) {
+            $ends.standby = New-StandbyBackend $socket $image
+            Wait-Request $guests.destination 300
+            $count = Suspend-Backend $ends.backend $guests.destination
+            Stop-Backend $ends.backend
+            $ends.backend = $ends.standby
+            $ends.Remove('standby')
+            Start-StandbyBackend $ends.backend
+            Write-Host "      killed $kill times while it migrates, with $count requests in flight"
+        }
+        Wait-Request $guests.destination 300
+        # QEMU has told the new one of its log.
+        $used = (Invoke-Qmp $guests.destination.Qmp x-query-virtio-queue-status @{ path = '/machine/peripheral/disk/virtio-backend'; queue = 0 }).'vring-used'
+        (Get-MarkedPage $guests.destination).Contains([ulong] $used -band -bnot 4095ul) | Should -BeTrue
+        Complete-Migration $guests.destination $state
+
+        $last = Start-VhostUserBackend (Join-Path $directory last.sock) $image -QueueCount 2
+        $guests.last = Start-LinuxGuest last $directory $last.SocketPath -Incoming
+        $null = Invoke-Qmp $guests.last.Qmp migrate-incoming @{ uri = "exec:cat $state" }
+        Wait-Until { (Invoke-Qmp $guests.last.Qmp query-status).status -eq 'paused' }
+        $left, $arrived = $guests.destination, $guests.last | ForEach-Object { New-MmapRegion 256MB 0 -BackingPath (Get-SharedFile $_ memory-backend-memfd) }
+        Assert-SameMemory $left $arrived
+        $left, $arrived | Remove-MmapRegion
+        Remove-Item $state
+        Stop-LinuxGuest $guests.destination
+        $guests.Remove('destination')
+        $null = Invoke-Qmp $guests.last.Qmp cont
+        Wait-Request $guests.last 300
+        $end = Complete-GuestLoad $guests.last
+        $end.Read | Should -Be $end.Expected
+        Get-DiskHash $image load | Should -Be $end.Expected
+        Invoke-Guest $guests.last 'cat /sys/block/vda/inflight' | Should -Match '^\s*0\s+0\s*$'
+        Invoke-Guest $guests.last 'umount /mnt' | Should -BeNullOrEmpty
         e2fsck -fn $image 2>&1 | Out-Host
         $LASTEXITCODE | Should -Be 0
-        Get-Content $guests.destination.Console | Should -BeNullOrEmpty
+        Get-Content $guests.last.Console | Should -BeNullOrEmpty
     }
 }
