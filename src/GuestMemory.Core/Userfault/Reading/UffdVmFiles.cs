@@ -105,6 +105,8 @@ internal sealed unsafe class UffdVmFiles : ILivePages
     /// <summary>Whether the memfd has the page at an offset.</summary>
     public bool HasData(ulong offset) => NextData(offset, offset + 1) == offset;
 
+    public ulong DataLength(ulong offset, ulong length) => HasData(offset) ? NextHole(offset, offset + length) - offset : 0;
+
     /// <summary>Whether the VM gave a page back.</summary>
     public bool IsRemoved(ulong page) => _state.Removed.IsSet(page);
 

@@ -9,6 +9,9 @@ internal interface ILivePages
     /// <summary>Whether the memory has the page at an offset.</summary>
     bool HasData(ulong offset);
 
+    /// <summary>How many bytes the memory has from an offset on, without a gap, up to a length.</summary>
+    ulong DataLength(ulong offset, ulong length);
+
     /// <summary>Whether a page is zero where the memory does not have it; any other is then the image's.</summary>
     bool IsRemoved(ulong page);
 

@@ -260,6 +260,7 @@ internal sealed unsafe class LiveCapture : IDisposable
             for (var page = _captured.Next(first, first + count, set: false); page < first + count; page = _captured.Next(page, first + count, set: false))
             {
                 var end = _captured.Next(page, first + count, set: true);
+                page += ReadPresent(region, page, end - page, piece[(int)((page - first) * HostPage.Size)..], first, ref taken);
                 for (; page < end; page++)
                 {
                     taken |= 1UL << (int)(page - first);
@@ -303,6 +304,19 @@ internal sealed unsafe class LiveCapture : IDisposable
             _faultWriter.WriteNonZero(page, output + ((first - region.FirstPage) * HostPage.Size));
             _captured.Set(first);
         }
+    }
+
+    /// <summary>Reads pages that are not copied yet at once, as far as the memory has them and still has them afterwards; returns how many. Under the lock.</summary>
+    private ulong ReadPresent(UffdVmRegion region, ulong page, ulong count, Span<byte> into, ulong first, ref ulong taken)
+    {
+        var offset = OffsetOf(region, page);
+        var length = _pages.DataLength(offset, count * HostPage.Size) & ~(HostPage.Size - 1);
+        if (length == 0) return 0;
+        var done = _pages.ReadData(offset, into[..(int)length], out var error);
+        if ((ulong)done != length || error != 0) return 0;
+        var pages = _pages.DataLength(offset, length) / HostPage.Size;
+        taken |= ((1UL << (int)pages) - 1) << (int)(page - first);
+        return pages;
     }
 
     /// <summary>Reads a page that is not copied yet, or says that it is the image's. Under the lock.</summary>

@@ -17,6 +17,8 @@ internal sealed unsafe class OwnLivePages : ILivePages
 
     public bool HasData(ulong offset) => true;
 
+    public ulong DataLength(ulong offset, ulong length) => length;
+
     public bool IsRemoved(ulong page) => true;
 
     public bool HasCome(ulong page) => true;
