@@ -342,6 +342,28 @@ public enum GuestMemoryError
     /// <summary>A value or a combination of parameters that cannot be used.</summary>
     ValueNotSupported,
 
+    // Virtual addresses, and the kernel of a guest
+    /// <summary>A virtual address whose upper bits are not all equal: page tables of this format cannot map it.</summary>
+    AddressNotCanonical,
+    /// <summary>The page tables map nothing at a virtual address.</summary>
+    PageNotPresent,
+    /// <summary>A page table lies outside the memory.</summary>
+    PageTableNotMapped,
+    /// <summary>An entry of a page table has bits that are reserved.</summary>
+    PageTableInvalid,
+    /// <summary>A page table can be read as one of several formats.</summary>
+    PageTableAmbiguous,
+    /// <summary>No Linux kernel is in the memory that can be read.</summary>
+    KernelNotFound,
+    /// <summary>What a guest's kernel keeps, its symbols, types or tasks, was not found or contradicts itself.</summary>
+    InvalidKernelData,
+    /// <summary>A guest's kernel does not carry its types (BTF).</summary>
+    KernelTypesNotFound,
+    /// <summary>A guest's kernel has no symbol of that name.</summary>
+    SymbolNotFound,
+    /// <summary>A guest has no process of that number or name.</summary>
+    GuestProcessNotFound,
+
     // Search
     /// <summary>What is to be searched for is no pattern, regular expression or text that memory can hold.</summary>
     InvalidPattern,

@@ -233,6 +233,57 @@ Describe 'Read-GuestMemory' {
         }
     }
 
+    Context 'Virtual addresses' {
+        BeforeEach {
+            # Tables from 0x2000 on: 0xffffffff81000000 is 0x100000000, and the page behind it 0x0; of five levels at 0x100001000.
+            $tables = New-MmapRegion 32KiB 0x10000 -Name tables
+            $all = $low, $next, $high, $tables
+            $entries = @{ 0x10ff8 = 0x11007; 0x11ff0 = 0x12007; 0x12040 = 0x13007; 0x13000 = 0x100000007; 0x13008 = 0x7; 0x13010 = 0x40000007; 0x14ff8 = 0x10007 }
+            foreach ($entry in $entries.GetEnumerator()) { $tables | Write-GuestMemory $entry.Key -As UInt64 -Value $entry.Value }
+            $high | Write-GuestMemory 0x100000ffc -Bytes 1, 2, 3, 4
+            $low | Write-GuestMemory 0 -Bytes 5, 6, 7, 8
+        }
+
+        It 'reads across pages in every form' {
+            $block = $all | Read-GuestMemory -Virtual 0xffffffff81000ffc -Cr3 0x10000 -Size 8
+            $block.Address | Should -BeExactly 0xffffffff81000ffcul
+            $block.Bytes | Should -Be (1..8)
+            ($block | Out-String).Trim() | Should -BeExactly 'ffffffff81000ffc  01 02 03 04 05 06 07 08                           ........'
+            $all | Read-GuestMemory 0xffffffff81000ffe -Virtual -PageTable 0x10000 -As UInt32 | Should -Be 0x06050403
+            ($all | Read-GuestMemory 0xffffffff81000ffc 8 -Virtual -PageTable 0x10000 -Levels 4 -Raw) | Should -Be (1..8)
+            $all | Read-GuestMemory 0xffffffff81000ffc 0x1004 -Virtual -PageTable 0x10000 -OutFile "$TestDrive/virtual.bin"
+            [IO.File]::ReadAllBytes("$TestDrive/virtual.bin")[0..7] | Should -Be (1..8)
+            (Get-Item "$TestDrive/virtual.bin").Length | Should -Be 0x1004
+        }
+
+        It 'finds how many levels there are, or is told' {
+            ($all | Read-GuestMemory 0xffffffff81000ffc 8 -Virtual -Cr3 0x14000).Bytes | Should -Be (1..8)
+            ($all | Read-GuestMemory 0xffffffff81000ffc 8 -Virtual -Cr3 0x14000 -Levels 5).Bytes | Should -Be (1..8)
+            { $all | Read-GuestMemory 0xffffffff81000ffc 8 -Virtual -Cr3 0x14000 -Levels 4 -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotPresent,*'
+            { $all | Read-GuestMemory 0 8 -Virtual -Cr3 0x14000 -Levels 3 -ErrorAction Stop } | Should -Throw '*4 or 5 levels*' -ErrorId 'ValueNotSupported,*'
+        }
+
+        It 'says what is wrong with <What>' -ForEach @(
+            @{ What = 'an address that is not mapped'; Address = '0xffffffff81003000'; Cr3 = 0x10000; Id = 'PageNotPresent'; Category = 'ObjectNotFound'; Text = '*entry 3 of the PT at guest address 0x13000 is not present (0x0)*' }
+            @{ What = 'a range that ends behind what is mapped'; Address = '0xffffffff81001ff9'; Cr3 = 0x10000; Id = 'InvalidGuestAddress'; Category = 'ObjectNotFound'; Text = '*0xffffffff81002000 is mapped to guest address 0x40000000*' }
+            @{ What = 'an address that is not canonical'; Address = '0x0100000000000000'; Cr3 = 0x10000; Id = 'AddressNotCanonical'; Category = 'InvalidArgument'; Text = '*57 bits*' }
+            @{ What = 'a page table outside the memory'; Address = '0'; Cr3 = 0x80000; Id = 'PageTableNotMapped'; Category = 'InvalidData'; Text = '*PML4 at guest address 0x80000 lies outside*' }
+        ) {
+            $failure = { $all | Read-GuestMemory $Address 8 -Virtual -Cr3 $Cr3 -ErrorAction Stop } | Should -Throw $Text -ErrorId "$Id,*" -PassThru
+            $failure.CategoryInfo.Category | Should -Be $Category
+            { $all | Read-GuestMemory $Address 8 -Virtual -Cr3 $Cr3 -OutFile "$TestDrive/none.bin" -ErrorAction Stop } | Should -Throw -ErrorId "$Id,*"
+            "$TestDrive/none.bin" | Should -Not -Exist
+        }
+
+        It 'needs to know the page table, and only for virtual addresses' {
+            { $all | Read-GuestMemory 0 8 -Virtual -ErrorAction Stop } | Should -Throw '*Get-GuestKernel*' -ErrorId 'ValueNotSupported,*'
+            { $all | Read-GuestMemory 0 8 -Cr3 0x10000 -ErrorAction Stop } | Should -Throw '*give -Virtual*' -ErrorId 'ValueNotSupported,*'
+            $tables | Write-GuestMemory 0x10000 -As UInt64 -Value 0x10007
+            $failure = { $all | Read-GuestMemory 0 8 -Virtual -Cr3 0x10000 -ErrorAction Stop } | Should -Throw -ErrorId 'PageTableAmbiguous,*' -PassThru
+            $failure.ErrorDetails.RecommendedAction | Should -BeLike '-Levels*'
+        }
+    }
+
     Context 'Pages that cannot be had' {
         It 'gives an error, not a crash, where the file was truncated under the mapping' {
             $path = "$TestDrive/shrinks.img"

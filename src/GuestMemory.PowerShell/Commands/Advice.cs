@@ -49,6 +49,8 @@ internal static class Advice
         GuestMemoryError.ProcessEnded => "'Stop-DirtyTracking' ends what is left of the tracking.",
         GuestMemoryError.MemoryNotShared => "A VMM shares its memory by handing a memfd over behind its userfaultfd, as e2b's Firecracker and 'Connect-UffdHandler -ShareMemory' do.",
         GuestMemoryError.HandlerGone when target is not UffdHandler => "'Remove-MmapRegion -Force' removes the region; 'Connect-UffdHandler' connects another.",
+        GuestMemoryError.PageTableAmbiguous => "-Levels says how many levels the page tables have.",
+        GuestMemoryError.KernelNotFound => "'Get-GuestMemory' shows the addresses of the memory; 'New-MmapRegion -GuestAddress' sets them.",
         GuestMemoryError.RecordNotFound or GuestMemoryError.InvalidRecord => "'Start-UffdHandler -RecordPath FILE' makes a record of what a VM touches.",
         GuestMemoryError.LayerUntrusted => "'Export-GuestMemory -Format Diff' writes which pages a diff has beside it, as FILE.dirty.",
         GuestMemoryError.HandlerStartFailed => "-InProcess runs the handler in this shell.",

@@ -2,11 +2,12 @@ using System.Management.Automation;
 using System.Text;
 using GuestMemory.Core;
 using GuestMemory.Core.Images;
+using GuestMemory.Core.Paging;
 using GuestMemory.PowerShell.Binding;
 
 namespace GuestMemory.PowerShell.Commands;
 
-/// <summary>Read-GuestMemory: bytes, values or text from guest physical addresses.</summary>
+/// <summary>Read-GuestMemory: bytes, values or text from guest physical or virtual addresses.</summary>
 [Cmdlet(VerbsCommunications.Read, "GuestMemory", DefaultParameterSetName = Block)]
 [OutputType(typeof(MemoryBlock), ParameterSetName = [Block])]
 [OutputType(typeof(byte[]), ParameterSetName = [Bytes])]
@@ -21,7 +22,9 @@ public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
     private const string Text = "Text";
     private const string ToFile = "File";
 
-    /// <summary>The guest physical address to start at.</summary>
+    private IVirtualMemorySource? _source;
+
+    /// <summary>The guest physical address to start at, or the virtual one.</summary>
     [Parameter(Mandatory = true, Position = 0)]
     [Alias("GuestAddress")]
     [Number]
@@ -72,10 +75,44 @@ public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
     [EncodingName]
     public Encoding? Encoding { get; set; }
 
+    /// <summary>Takes the address for a virtual one.</summary>
+    [Parameter]
+    public SwitchParameter Virtual { get; set; }
+
+    /// <summary>The guest physical address of the page table, or the register that holds it.</summary>
+    [Parameter]
+    [Alias("Cr3", "Ttbr")]
+    [Number]
+    public ulong PageTable { get; set; }
+
+    /// <summary>The architecture of the guest.</summary>
+    [Parameter]
+    public GuestArchitecture Architecture { get; set; }
+
+    /// <summary>How many levels the page tables have.</summary>
+    [Parameter]
+    [ValidateSet("3", "4", "5")]
+    public int Levels { get; set; }
+
+    private protected override void ProcessOther(IGuestMemorySource source)
+    {
+        _source = source as IVirtualMemorySource;
+        try
+        {
+            base.ProcessOther(source);
+        }
+        finally
+        {
+            _source = null;
+        }
+    }
+
     /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory)
     {
         ArgumentNullException.ThrowIfNull(memory);
+        if (!Virtual && VirtualOnly.FirstOrDefault(MyInvocation.BoundParameters.ContainsKey) is { } name)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-{name} is for virtual addresses; give -Virtual with it.");
         switch (ParameterSetName)
         {
             case Bytes:
@@ -101,22 +138,48 @@ public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
         }
     }
 
+    private static string[] VirtualOnly { get; } = [nameof(PageTable), nameof(Architecture), nameof(Levels)];
+
     private byte[] ReadBytes(GuestMemoryMmap memory, ulong size)
     {
+        var space = Virtual ? FindSpace(memory) : null;
         // A size beyond what is mapped is found out before anything of that size is allocated.
-        memory.RequireRange(new GuestAddress(Address), size);
+        if (space is null) memory.RequireRange(new GuestAddress(Address), size);
+        else space.RequireRange(Address, size, StopToken);
         if (size > (ulong)Array.MaxLength)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Formatting.Size(size)} do not fit in one array; read them with -OutFile, or piece by piece.");
         var bytes = GC.AllocateUninitializedArray<byte>((int)size);
-        memory.ReadExact(new GuestAddress(Address), bytes, StopToken);
+        if (space is null) memory.ReadExact(new GuestAddress(Address), bytes, StopToken);
+        else space.ReadExact(Address, bytes, StopToken);
         return bytes;
+    }
+
+    /// <summary>The address space that the parameters say, or the kernel or process that was piped.</summary>
+    private GuestVirtualMemory FindSpace(GuestMemoryMmap memory)
+    {
+        if (!MyInvocation.BoundParameters.ContainsKey(nameof(PageTable)))
+        {
+            return _source?.GetVirtualMemory(Address) ?? throw new GuestMemoryException(GuestMemoryError.ValueNotSupported,
+                "A virtual address needs a page table: give its guest physical address with -PageTable (CR3, or TTBR0 or TTBR1), or pipe what Get-GuestKernel or Get-GuestProcess emits.");
+        }
+
+        if (!MyInvocation.BoundParameters.ContainsKey(nameof(Levels))) return GuestVirtualMemory.Detect(memory, PageTable, Architecture, Address, StopToken);
+        return new GuestVirtualMemory(memory, PageTable, (Architecture, Levels) switch
+        {
+            (GuestArchitecture.X64, 4 or 5) => PageTableFormat.X64(Levels),
+            (GuestArchitecture.Arm64, 3) => PageTableFormat.Arm64(39),
+            (GuestArchitecture.Arm64, 4) => PageTableFormat.Arm64(48),
+            (GuestArchitecture.Arm64, 5) => PageTableFormat.Arm64(52),
+            _ => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"Page tables of x86-64 have 4 or 5 levels, not {Levels}."),
+        });
     }
 
     private void Save(GuestMemoryMmap memory)
     {
         var path = ResolvePath(OutFile!);
         var progress = new ProgressBar(this, $"Reading guest memory to {path}", Size);
-        RawImage.WriteRange(memory, new GuestAddress(Address), Size, path, Force, progress.Report, StopToken);
+        if (Virtual) FindSpace(memory).WriteRange(Address, Size, path, Force, progress.Report, StopToken);
+        else RawImage.WriteRange(memory, new GuestAddress(Address), Size, path, Force, progress.Report, StopToken);
         progress.Complete();
         if (PassThru) WriteObject(InvokeProvider.Item.Get([path], force: true, literalPath: true), enumerateCollection: true);
     }
