@@ -64,6 +64,17 @@ BeforeAll {
             collection {
                 @{ Removed = 0; RemovedSize = 0ul; Waiting = 0; WaitingSize = 0ul; Kept = 0; KeptSize = 0ul }
                 @{ Removed = 1234567890; RemovedSize = $wide; Waiting = 1234567890; WaitingSize = $wide; Kept = 1234567890; KeptSize = $wide }
+            kernel {
+                @{ Address = $low; PhysicalAddress = $low; PageTable = $low; Levels = 4; Release = '6.1' }
+                @{ Address = $high; PhysicalAddress = $high; PageTable = $last; Levels = 5; Release = '6.12.95+deb12-cloud-amd64-with-a-long-name' }
+            }
+            process {
+                @{ ProcessId = 2; ParentId = 0; UserId = 0u; State = 'Idle'; PageTable = $null; Name = 'kthreadd' }
+                @{ ProcessId = 4194304; ParentId = 4194303; UserId = 4294967294u; State = 'Uninterruptible'; PageTable = $last; Name = 'a-name-of-15-by' }
+            }
+            symbol {
+                @{ Address = $low; Type = 'A'; Name = 'a' }
+                @{ Address = $high; Type = 't'; Name = 'a_function_with_a_long_name_that_goes_on_and_does_not_fit_in_here.constprop.0.isra.0' }
             }
             difference {
                 @{ Address = $low; LastAddress = 0ul; Size = 1ul; DifferentBytes = 1ul; Kind = 'Content' }

@@ -1,0 +1,108 @@
+using System.Buffers.Binary;
+
+namespace GuestMemory.Core.Linux;
+
+/// <summary>Finds the tables of a kernel's symbols by what they look like, where nothing says where they are.</summary>
+internal static class KallsymsFinder
+{
+    // Of 150 000 symbols the names have 2 MiB, what stands between them and the tokens 0.5.
+    private const int Window = 16 << 20;
+
+    // A marker is where each 256th name begins.
+    private const int Step = 256;
+    private const int LeastMarkers = 16;
+
+    /// <summary>The texts of the tokens 0x30 to 0x39, digits, which no kernel uses for anything else.</summary>
+    public static MemoryPattern Digits { get; } = MemoryPattern.FromBytes([.. Enumerable.Range('0', 10).SelectMany(static digit => new byte[] { (byte)digit, 0 })]);
+
+    /// <summary>Where the tables may be, when the digits are at an address: none, or with the one place of the addresses and with the other.</summary>
+    public static IEnumerable<KallsymsPlaces> Find(GuestMemoryMmap memory, ulong digits, CancellationToken cancellation)
+    {
+        if (FindTokens(memory, digits, cancellation) is not { } tokens) return [];
+        // The kernel's image lies in one region.
+        var first = memory.FindRegion(new GuestAddress(tokens.Table))!.GuestAddress;
+        var start = Math.Max(first, tokens.Table - Math.Min(tokens.Table, Window) & ~7UL);
+        var window = KernelData.Read(memory, start, (long)(tokens.Table - start), "What stands before the kernel's symbol tokens", cancellation);
+        if (FindNames(window) is not { } names) return [];
+        var count = BinaryPrimitives.ReadUInt32LittleEndian(window.AsSpan(names - 8));
+        var offsetsSize = (4UL * count) + 7 & ~7UL;
+        var place = new KallsymsPlaces(start + (ulong)names - 8, start + (ulong)names, tokens.Table, tokens.Index, 0, null, 0);
+        return [
+            // Since 6.4 behind the tokens, before that before the names.
+            place with { Offsets = tokens.Index + 512, RelativeBase = tokens.Index + 512 + offsetsSize },
+            place with { Offsets = place.Count - 8 - offsetsSize, RelativeBase = place.Count - 8 },
+        ];
+    }
+
+    private static (ulong Table, ulong Index)? FindTokens(GuestMemoryMmap memory, ulong digits, CancellationToken cancellation)
+    {
+        // The index stands behind the table, which has a thousand bytes.
+        var bytes = KernelData.ReadSome(memory, digits, 16384, cancellation);
+        for (var at = (int)(8 - (digits % 8)) % 8; at + 512 <= bytes.Length; at += 8)
+        {
+            var index = bytes.AsSpan(at, 512);
+            if (BinaryPrimitives.ReadUInt16LittleEndian(index) != 0) continue;
+            int first = BinaryPrimitives.ReadUInt16LittleEndian(index[(2 * '0')..]);
+            if ((ulong)first > digits || BinaryPrimitives.ReadUInt16LittleEndian(index[(2 * '1')..]) != first + 2) continue;
+            var table = digits - (ulong)first;
+            if (!memory.CheckRange(new GuestAddress(table), (ulong)(first + at))) continue;
+            var texts = KernelData.Read(memory, table, first + at, "The table of tokens", cancellation);
+            if (IsIndex(texts, index)) return (table, digits + (ulong)at);
+        }
+
+        return null;
+    }
+
+    private static bool IsIndex(ReadOnlySpan<byte> table, ReadOnlySpan<byte> index)
+    {
+        for (var i = 1; i < 256; i++)
+        {
+            // Each begins behind the NUL of the one before.
+            int before = BinaryPrimitives.ReadUInt16LittleEndian(index[(2 * (i - 1))..]);
+            int start = BinaryPrimitives.ReadUInt16LittleEndian(index[(2 * i)..]);
+            if (start <= before || start >= table.Length || table[before..start].IndexOf((byte)0) != start - before - 1) return false;
+        }
+
+        return true;
+    }
+
+    /// <summary>Where in a block the names begin, the number of which stands before them.</summary>
+    private static int? FindNames(byte[] block)
+    {
+        if (FindMarkers(block) is not var (markers, count)) return null;
+        var last = (int)Marker(count - 1);
+        // The names of the last marker end there, but for the alignment.
+        for (var names = markers - last & ~7; names >= 8 && names > markers - last - (Step * 512); names -= 8)
+        {
+            var number = BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(names - 8));
+            if ((number + Step - 1) / Step != count || BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(names - 4)) != 0) continue;
+            if (Kallsyms.Walk(block.AsSpan(names, markers - names), (int)number) is { } starts && Enumerable.Range(0, count).All(i => starts[i * Step] == (int)Marker(i))) return names;
+        }
+
+        return null;
+
+        uint Marker(int i) => BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(markers + (4 * i)));
+    }
+
+    /// <summary>The longest row of numbers that begins with 0 and rises as the places of names do.</summary>
+    private static (int Start, int Count)? FindMarkers(byte[] block)
+    {
+        (int Start, int Count) best = (0, 0);
+        for (var at = 0; at + 8 <= block.Length; at += 8)
+        {
+            if (BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(at)) != 0) continue;
+            var count = 1;
+            uint before = 0;
+            for (; at + (4 * count) + 4 <= block.Length; count++)
+            {
+                var marker = BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(at + (4 * count)));
+                if (marker <= before || marker - before is < 2 * Step or > 512 * Step) break;
+                before = marker;
+            }
+
+            if (count > best.Count) best = (at, count);
+        }
+
+        return best.Count < LeastMarkers ? null : best;
+    }
+}
