@@ -231,7 +231,7 @@ public enum GuestMemoryError
     ProcessTraced,
     /// <summary>The process cannot be examined by this program: a 32-bit one, a thread of the kernel.</summary>
     ProcessUnsupported,
-    /// <summary>The process that was tracked has ended, or runs another program.</summary>
+    /// <summary>The process that was tracked or attached has ended, or runs another program.</summary>
     ProcessEnded,
     /// <summary>The process has no memory at an address, or has other memory there by now.</summary>
     RangeNotMapped,
@@ -239,6 +239,12 @@ public enum GuestMemoryError
     RangeInUse,
     /// <summary>The kernel notes no soft-dirty pages, or not in such memory.</summary>
     SoftDirtyUnsupported,
+    /// <summary>The process is no VMM whose guest memory can be found.</summary>
+    NoGuestMemory,
+    /// <summary>At which guest addresses the memory of a VMM lies is not known.</summary>
+    LayoutUnknown,
+    /// <summary>The monitor of a VMM cannot be used: another client has it, or it is none.</summary>
+    MonitorFailed,
 
     // Allocation of addresses
     /// <summary>A range of no addresses (upstream: AllocSizeZero).</summary>

@@ -24,7 +24,8 @@ internal static class Session
 
     static Session() => AppDomain.CurrentDomain.ProcessExit += static (_, _) => TakeSocketsAway();
 
-    public static IEnumerable<GuestMemoryRegion> Regions => s_regions.Values.OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
+    /// <summary>The regions; memory of other processes as long as those run.</summary>
+    public static IEnumerable<GuestMemoryRegion> Regions => s_regions.Values.Where(static region => region is not GuestRegionProcess { HasEnded: true }).OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
     /// <summary>The handlers of this shell, and those of this user in processes of their own.</summary>
     public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id).Concat(UffdHandler.FindAll());
@@ -85,6 +86,22 @@ internal static class Session
     public static bool TryAdd(GuestMemoryRegion region) => s_regions.TryAdd(region.Name, region);
 
     public static void Remove(GuestMemoryRegion region) => s_regions.TryRemove(new KeyValuePair<string, GuestMemoryRegion>(region.Name, region));
+
+    /// <summary>Lists the memory of a process that was attached, in the place of what was listed of it before and of what processes had that have ended.</summary>
+    public static void Add(AttachedProcess process)
+    {
+        foreach (var former in s_regions.Values.OfType<GuestRegionProcess>().Where(region => region.ProcessId == process.ProcessId || region.HasEnded)) Remove(former);
+        foreach (var region in process.Memory.Regions) TryAdd(region);
+    }
+
+    /// <summary>A name for memory of a process that no other region has.</summary>
+    public static string AttachedName(string program, int processId, int place)
+    {
+        var name = $"{program}{processId}-{place}";
+        var free = name;
+        for (var number = 2; s_regions.TryGetValue(free, out var region) && region is not GuestRegionProcess; number++) free = $"{name}-{number}";
+        return free;
+    }
 
     public static void Add(UffdHandler handler) => s_handlers[handler.Id] = handler;
 

@@ -3,24 +3,28 @@ Set-StrictMode -Version 3.0
 Import-Module (Join-Path $PSScriptRoot .. Pester TestHelpers.psm1)
 
 function Start-Qemu {
-    # Starts a PC without disk or display, its memory in a file or in a memfd, and connects to its control socket. Further arguments are QEMU's own.
+    # Starts a machine without disk or display, its memory in a file, a memfd or QEMU's own, and connects to its control socket. Further arguments are QEMU's own.
     [CmdletBinding(SupportsShouldProcess)]
     param(
         [Parameter(Mandatory)] [string] $Directory,
         [string] $MemoryPath,
         [Parameter(Mandatory)] [string] $MemorySize,
+        [switch] $Anonymous,
+        [string] $Program = 'qemu-system-x86_64',
+        [string] $Machine = 'pc',
         [string[]] $Argument = @()
     )
     $socketPath = Join-Path $Directory qmp.sock
+    $backend = $Anonymous ? @() : ('-object', "$($MemoryPath ? "memory-backend-file,mem-path=$MemoryPath" : 'memory-backend-memfd'),id=m,size=$MemorySize,share=on")
     $arguments = @(
-        '-machine', 'pc,accel=tcg,memory-backend=m', '-m', $MemorySize
-        '-object', "$($MemoryPath ? "memory-backend-file,mem-path=$MemoryPath" : 'memory-backend-memfd'),id=m,size=$MemorySize,share=on"
+        '-machine', "$Machine,accel=tcg$($Anonymous ? '' : ',memory-backend=m')", '-m', $MemorySize
+        $backend
         '-nodefaults', '-no-user-config', '-display', 'none'
         '-qmp', "unix:$socketPath,server=on,wait=off"
     ) + $Argument
     if (-not $PSCmdlet.ShouldProcess($Directory, 'Start QEMU')) { return }
     $log = Join-Path $Directory qemu.log
-    $process = Start-Process qemu-system-x86_64 $arguments -PassThru -RedirectStandardError $log
+    $process = Start-Process $Program $arguments -PassThru -RedirectStandardError $log
     try {
         $connected = Wait-Until -Seconds 30 -PassThru {
             if ($process.HasExited) { throw "QEMU ended with exit code $($process.ExitCode): $(Get-Content -Raw $log)" }
@@ -81,4 +85,4 @@ function Invoke-Qmp([object] $Connection, [string] $Command, [hashtable] $Argume
     throw "QEMU ended before it answered $Command."
 }
 
-Export-ModuleMember Start-Qemu, Stop-Qemu, Invoke-Qmp
+Export-ModuleMember Start-Qemu, Stop-Qemu, Connect-Qmp, Invoke-Qmp

@@ -28,7 +28,7 @@ Describe 'The JSON' {
         $warning | Should -BeNullOrEmpty -Because 'nothing is nested deeper'
         $json = $text | ConvertFrom-Json
         $json.PSObject.Properties.Name | Should -Be Name, Id, Memory, Slots, DirtyLog, IsDisposed
-        $json.Memory.PSObject.Properties.Name | Should -Be Regions, Size, LastAddress
+        $json.Memory.PSObject.Properties.Name | Should -Be Regions, Size, LastAddress, ProcessId
         $json.Memory.Regions[0].Name | Should -Be low
         $json.Slots[1].PSObject.Properties.Name | Should -Be Slot, GuestAddress, Size, LastAddress, ReadOnly, LogDirtyPages, IsBase
         Get-Internal $json | Should -BeNullOrEmpty

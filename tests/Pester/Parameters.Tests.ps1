@@ -35,13 +35,22 @@ Describe 'What is no memory' {
     }
 
     It 'is refused by <_> with a reason, once' -ForEach @(
-        'Get-GuestMemory', 'Read-GuestMemory 0', 'Write-GuestMemory 0 1', 'Export-GuestMemory /nowhere/vm.mem', 'Get-DirtyBitmap', 'Clear-DirtyBitmap', 'Set-DirtyBitmap -Private'
+        'Read-GuestMemory 0', 'Write-GuestMemory 0 1', 'Export-GuestMemory /nowhere/vm.mem', 'Get-DirtyBitmap', 'Clear-DirtyBitmap', 'Set-DirtyBitmap -Private'
         'Connect-UffdHandler /nowhere.sock', 'Get-GuestRegionUffdMapping', 'New-GuestVm', 'Remove-MmapRegion'
     ) {
         $failures = & ([scriptblock]::Create("Get-Process -Id $PID | $_")) 2>&1
         @($failures).Count | Should -Be 1
         $failures.FullyQualifiedErrorId | Should -BeLike 'ValueNotSupported,*'
-        "$failures" | Should -Match "(?s)another process.*\b$PID\b.*New-MmapRegion -Size SIZE -BackingPath"
+        "$failures" | Should -Match "(?s)A process.*\b$PID\b.*Get-GuestMemory -ProcessId $PID"
+    }
+
+    It 'is refused by Get-GuestMemory, whatever number it has: <_>' -ForEach '(New-GuestVm web)', '(Get-Date)', "([pscustomobject] @{ Id = 1; ProcessId = 1 })" {
+        # A VM has an Id, too, and is no process.
+        if ($_ -like '*GuestVm*') { Skip-UnlessSupported (Test-GuestMemorySupport Kvm) }
+        $null = New-MmapRegion 64KiB
+        $failures = & ([scriptblock]::Create("$($_ -replace 'New-GuestVm', 'Get-MmapRegion | New-GuestVm') | Get-GuestMemory")) 2>&1
+        @($failures).Count | Should -Be 1
+        $failures.FullyQualifiedErrorId | Should -BeLike 'ValueNotSupported,*'
     }
 
     It 'is named: <What>' -ForEach @(

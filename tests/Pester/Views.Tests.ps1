@@ -21,7 +21,7 @@ BeforeAll {
 
     function Get-Pair([string] $View) {
         # A small object and the widest one, in this order: PowerShell sizes columns by what comes first.
-        $region = { param($Name, $Address, $End, $Size, $Path) @{ Name = $Name; GuestAddress = $Address; LastAddress = $End; Size = $Size; BackingPath = $Path; IsHugetlbfs = $null; DomainId = $null; DirtyLog = $null; DirtyTracking = [bool] $Path } }
+        $region = { param($Name, $Address, $End, $Size, $Path) @{ Name = $Name; GuestAddress = $Address; LastAddress = $End; Size = $Size; BackingPath = $Path; IsHugetlbfs = $null; DomainId = $null; ProcessId = $Path ? 4194304 : $null; DirtyLog = $null; DirtyTracking = [bool] $Path } }
         $latency = { param($Time) $all = @{}; foreach ($name in 'FirstTouch', 'LatencyP50', 'LatencyP90', 'LatencyP99', 'LatencyP999', 'LatencyMax', 'Duration') { $all[$name] = $Time }; $all }
         switch ($View) {
             region { & $region a $low 4095ul 4096ul $null; & $region the-large-region $high $last $wide $path }
@@ -30,8 +30,8 @@ BeforeAll {
                 @{ Id = 32751; Name = 'a-domain-with-a-long-name-that-goes-on-for-ever-and-does-not-fit-here'; State = 'Shutdown'; IsHvm = $true; MemorySize = $wide; VcpuCount = 128 }
             }
             memory {
-                @{ Regions = @(@{ GuestAddress = $low }); LastAddress = 4095ul; Size = 4096ul }
-                @{ Regions = @(@{ GuestAddress = $high }) * 1234567; LastAddress = $last; Size = $wide }
+                @{ Regions = @(@{ GuestAddress = $low }); LastAddress = 4095ul; Size = 4096ul; ProcessId = $null }
+                @{ Regions = @(@{ GuestAddress = $high }) * 1234567; LastAddress = $last; Size = $wide; ProcessId = 4194304 }
             }
             mapping {
                 @{ BaseHostVirtAddr = $low; Size = 4096ul; Offset = $low; PageSize = 4096ul }
@@ -64,6 +64,7 @@ BeforeAll {
             collection {
                 @{ Removed = 0; RemovedSize = 0ul; Waiting = 0; WaitingSize = 0ul; Kept = 0; KeptSize = 0ul }
                 @{ Removed = 1234567890; RemovedSize = $wide; Waiting = 1234567890; WaitingSize = $wide; Kept = 1234567890; KeptSize = $wide }
+            }
             kernel {
                 @{ Address = $low; PhysicalAddress = $low; PageTable = $low; Levels = 4; Release = '6.1' }
                 @{ Address = $high; PhysicalAddress = $high; PageTable = $last; Levels = 5; Release = '6.12.95+deb12-cloud-amd64-with-a-long-name' }

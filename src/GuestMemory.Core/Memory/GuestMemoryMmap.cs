@@ -35,6 +35,9 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
     /// <summary>The last guest address of the last region; 0 without regions.</summary>
     public ulong LastAddress => _regions.Length == 0 ? 0 : _regions[^1].LastAddress;
 
+    /// <summary>The process whose memory all regions are, as that of a VMM that was attached; null for any other memory.</summary>
+    public int? ProcessId => Array.ConvertAll(_regions, static region => region.Process).Distinct().ToArray() is [{ } process] ? process.ProcessId : null;
+
     /// <summary>An address space without regions.</summary>
     public static GuestMemoryMmap Empty { get; } = new([]);
 
@@ -108,6 +111,13 @@ public sealed partial class GuestMemoryMmap : IGuestMemorySource
 
         return new GuestMemoryMmap(regions);
     }
+
+    /// <summary>
+    /// Has memory of other processes, which were attached to be paused, stay as it is until disposal: for reads that belong together. Holds may be nested.
+    /// Null where nothing is to be stopped.
+    /// </summary>
+    /// <exception cref="GuestMemoryException">ProcessEnded; ProcessDenied, ProcessTraced, WaitTimeout: a process cannot be stopped, and none is.</exception>
+    public IDisposable? Hold() => MemoryHold.Of(Array.ConvertAll(_regions, static region => region.Process).Distinct().OfType<IMemoryProcess>());
 
     /// <summary>The region that holds an address, or null.</summary>
     public GuestMemoryRegion? FindRegion(GuestAddress address)

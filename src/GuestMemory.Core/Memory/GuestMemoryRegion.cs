@@ -56,6 +56,9 @@ public partial class GuestMemoryRegion : IGuestMemorySource, IDisposable
 
     internal VolatileMemory Memory => _memory;
 
+    /// <summary>The other process whose memory it is, or null.</summary>
+    internal virtual IMemoryProcess? Process => null;
+
     /// <summary>The region itself, alone.</summary>
     public IReadOnlyList<GuestMemoryRegion> GetRegions() => [this];
 

@@ -12,6 +12,12 @@ public sealed record ProcessMapping(ulong Address, ulong Size, string Protection
 {
     private const string PageSizeField = "KernelPageSize:";
 
+    /// <summary>Where in the mapped file the mapping begins, in bytes.</summary>
+    public ulong Offset { get; init; }
+
+    /// <summary>The device of the mapped file, "8:2"; "0:0" where the memory is anonymous.</summary>
+    public string Device { get; init; } = "";
+
     /// <summary>The address after the last one.</summary>
     public ulong End => unchecked(Address + Size);
 
@@ -70,6 +76,25 @@ public sealed record ProcessMapping(ulong Address, ulong Size, string Protection
         return sizes;
     }
 
+    /// <summary>Whether a userfaultfd of the process provides pages of a range: they come only by an access in the process itself.</summary>
+    /// <param name="processId">The process.</param>
+    /// <param name="start">The first address.</param>
+    /// <param name="end">The address after the last one.</param>
+    internal static bool IsProvided(int processId, ulong start, ulong end) => ProcessFile.Read(processId, "smaps", lines =>
+    {
+        ProcessMapping? current = null;
+        foreach (var line in lines)
+        {
+            current = Parse(line) ?? current;
+            if (current is not null && current.Address >= end) break;
+            if (current is null || current.End <= start || !line.StartsWith("VmFlags:", StringComparison.Ordinal)) continue;
+            // VM_UFFD_MISSING and VM_UFFD_MINOR.
+            if (line.Split(' ').Any(static flag => flag is "um" or "ui")) return true;
+        }
+
+        return false;
+    });
+
     /// <summary>A line as the kernel writes it, "START-END PERMS OFFSET DEVICE INODE PATH"; null where it is none.</summary>
     internal static ProcessMapping? Parse(string line)
     {
@@ -77,8 +102,8 @@ public sealed record ProcessMapping(ulong Address, ulong Size, string Protection
         if (fields.Length < 5 || fields[1].Length != 4) return null;
         var dash = fields[0].IndexOf('-', StringComparison.Ordinal);
         if (dash < 0 || !TryHex(fields[0].AsSpan(0, dash), out var start) || !TryHex(fields[0].AsSpan(dash + 1), out var end) || end <= start) return null;
-        return ulong.TryParse(fields[4], NumberStyles.None, CultureInfo.InvariantCulture, out var inode)
-            ? new ProcessMapping(start, end - start, fields[1], inode, fields.Length > 5 ? fields[5].Trim() : "")
+        return ulong.TryParse(fields[4], NumberStyles.None, CultureInfo.InvariantCulture, out var inode) && TryHex(fields[2], out var offset)
+            ? new ProcessMapping(start, end - start, fields[1], inode, fields.Length > 5 ? fields[5].Trim() : "") { Offset = offset, Device = fields[3] }
             : null;
     }
 

@@ -206,6 +206,22 @@ public sealed class ProcessIdCompleter : ListCompleter
     }
 }
 
+/// <summary>Numbers of processes that run a VMM.</summary>
+public sealed class VmmProcessIdCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List()
+    {
+        foreach (var process in System.Diagnostics.Process.GetProcesses().OrderBy(static process => process.Id))
+        {
+            using (process)
+            {
+                if (Core.Processes.AttachedProcess.IsVmm(process.Id)) yield return (process.Id.ToString(System.Globalization.CultureInfo.InvariantCulture), process.ProcessName);
+            }
+        }
+    }
+}
+
 /// <summary>Numbers of processes whose memory is tracked.</summary>
 public sealed class TrackedProcessIdCompleter : ListCompleter
 {

@@ -22,7 +22,9 @@ public sealed class MemoryAttribute : ArgumentTransformationAttribute
     public override object Transform(EngineIntrinsics engineIntrinsics, object inputData)
     {
         var value = inputData is PSObject wrapped ? wrapped.BaseObject : inputData;
-        return value is IEnumerable many and not string && !IsExcepted(value) ? many.Cast<object>().Select(One).ToArray() : One(inputData);
+        if (value is IEnumerable many and not string && !IsExcepted(value)) return many.Cast<object>().Select(One).ToArray();
+        // As the parameter has it: what is not yet an array binds only after parameters that a property of the input has the name of.
+        return One(inputData) is var one && (one is PSObject { BaseObject: IGuestMemorySource source } || (source = (one as IGuestMemorySource)!) is not null) ? new[] { source } : one;
     }
 
     private object One(object input)

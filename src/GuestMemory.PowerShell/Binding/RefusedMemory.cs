@@ -15,8 +15,7 @@ internal sealed class RefusedMemory(object value) : IGuestMemorySource
     /// <exception cref="GuestMemoryException">ValueNotSupported, always.</exception>
     public IReadOnlyList<GuestMemoryRegion> GetRegions() => throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, value switch
     {
-        Process process => $"The memory of another process (here {Name(process)}{process.Id}) is not supported yet; only memory that this shell maps is. Where a VM's memory is a file or a memfd, "
-            + $"'New-MmapRegion -Size SIZE -BackingPath FILE' maps it here; FILE is /proc/{process.Id}/fd/N for a memfd.",
+        Process process => $"A process (here {Name(process)}{process.Id}) is not guest memory. 'Get-GuestMemory -ProcessId {process.Id}' gives that of a VMM.",
         UffdServedVm vm => $"The memory of VM '{vm.Name}', which a page-fault handler serves, can be read (Read-GuestMemory) and exported (Export-GuestMemory), and not used otherwise.",
         VhostUserDisk backend => $"The memory of the VM that is connected to the back end '{backend.Name}' can be read (Read-GuestMemory), written (Write-GuestMemory), exported (Export-GuestMemory) and tracked (Set-DirtyBitmap), and not used otherwise.",
         GuestVm vm => $"A VM is not guest memory. VM '{vm.Name}' has its memory in the property Memory: '(Get-GuestVm {vm.Name}).Memory'.",

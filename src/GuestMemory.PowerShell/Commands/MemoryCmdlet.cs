@@ -28,7 +28,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
         {
             _any = true;
             if (source is GuestMemoryRegion region) _regions.Add(region);
-            else if (source is GuestMemoryMmap memory) Attempt(() => Process(memory), memory);
+            else if (source is GuestMemoryMmap memory) Attempt(() => ProcessHeld(memory), memory);
             else _refused |= !Attempt(() => ProcessOther(source), source);
         }
     }
@@ -44,7 +44,7 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
     private protected void ProcessRegions()
     {
         // Without a part that was refused the address space would be another one.
-        if (!_refused) Attempt(() => Process(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
+        if (!_refused) Attempt(() => ProcessHeld(GuestMemoryMmap.FromRegions(_regions.OrderBy(region => region.GuestAddress))), _regions.Count == 1 ? _regions[0] : _regions.ToArray());
         _regions.Clear();
         _refused = false;
     }
@@ -57,4 +57,11 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
 
     /// <summary>Does the cmdlet's work on one address space.</summary>
     protected abstract void Process(GuestMemoryMmap memory);
+
+    /// <summary>The same; a process whose memory it is stands still meanwhile where it was attached so.</summary>
+    private void ProcessHeld(GuestMemoryMmap memory)
+    {
+        using var hold = memory.Hold();
+        Process(memory);
+    }
 }

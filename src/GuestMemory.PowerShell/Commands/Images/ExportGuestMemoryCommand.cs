@@ -128,14 +128,19 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
         }
 
         if (path is null) return;
-        Run($"Exporting guest memory to {path}", memory.Size, memory, release, (progress, stop) => Format switch
+        Run($"Exporting guest memory to {path}", memory.Size, memory, release, (progress, stop) =>
         {
-            ImageFormat.Diff => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress, stop),
-            ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, Compression, Digest, progress, stop),
-            ImageFormat.ElfCore => ElfCoreWriter.Write(memory, path, Force, Digest, null, progress, stop),
-            ImageFormat.LiME => LimeWriter.Write(memory, path, Force, Digest, progress, stop),
-            ImageFormat.Avml => AvmlWriter.Write(memory, path, Force, Digest, progress, stop),
-            _ => RawImage.WriteFull(memory, path, Force, Digest, progress, stop),
+            // A job goes on when the cmdlet has ended.
+            using var hold = memory.Hold();
+            return Format switch
+            {
+                ImageFormat.Diff => RawImage.WriteDirty(memory, path, Force, KeepDirty, progress, stop),
+                ImageFormat.Chunked => ChunkedImage.Write(memory, path, Force, Compression, Digest, progress, stop),
+                ImageFormat.ElfCore => ElfCoreWriter.Write(memory, path, Force, Digest, null, progress, stop),
+                ImageFormat.LiME => LimeWriter.Write(memory, path, Force, Digest, progress, stop),
+                ImageFormat.Avml => AvmlWriter.Write(memory, path, Force, Digest, progress, stop),
+                _ => RawImage.WriteFull(memory, path, Force, Digest, progress, stop),
+            };
         });
     }
 

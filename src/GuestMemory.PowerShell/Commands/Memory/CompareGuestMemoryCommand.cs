@@ -35,6 +35,7 @@ public sealed class CompareGuestMemoryCommand : VmMemoryCmdlet
     {
         ArgumentNullException.ThrowIfNull(memory);
         _other ??= Other();
+        using var hold = _other.Hold();
         var comparison = new MemoryComparison(memory, _other) { Granularity = (int)Granularity };
         var progress = new ProgressBar(this, "Comparing guest memory", comparison.ComparedSize);
         try

@@ -1,6 +1,7 @@
 using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Images;
+using GuestMemory.Core.Processes;
 using GuestMemory.Core.Xen;
 using GuestMemory.PowerShell.Binding;
 
@@ -8,7 +9,7 @@ namespace GuestMemory.PowerShell.Commands;
 
 /// <summary>Get-MmapRegion: the regions that were made in this shell.</summary>
 [Cmdlet(VerbsCommon.Get, "MmapRegion")]
-[OutputType(typeof(GuestRegionMmap), typeof(GuestRegionXen), typeof(GuestRegionImage))]
+[OutputType(typeof(GuestRegionMmap), typeof(GuestRegionXen), typeof(GuestRegionImage), typeof(GuestRegionProcess))]
 public sealed class GetMmapRegionCommand : GuestMemoryCmdlet
 {
     /// <summary>Names, with wildcards.</summary>

@@ -1,0 +1,172 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using System.Text.Json;
+using System.Text.RegularExpressions;
+using GuestMemory.Core.Interop;
+
+namespace GuestMemory.Core.Processes;
+
+/// <summary>
+/// A monitor of a running QEMU: QMP, one JSON document a line. QEMU serves one client at a time and lets others wait, so everything has a limit. What it says is another process's word.
+/// </summary>
+internal sealed partial class QemuMonitor : IDisposable
+{
+    private const int MaxLine = 16 << 20;
+    // A monitor that is free says its name at once.
+    private static readonly TimeSpan s_greeting = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan s_answer = TimeSpan.FromSeconds(10);
+
+    private readonly SafeDescriptor _socket;
+    private readonly string _path;
+    private readonly List<byte> _received = [];
+
+    private QemuMonitor(SafeDescriptor socket, string path) => (_socket, _path) = (socket, path);
+
+    /// <summary>Connects.</summary>
+    /// <param name="path">The socket.</param>
+    /// <exception cref="GuestMemoryException">MonitorFailed; SocketPathTooLong.</exception>
+    public static QemuMonitor Connect(string path)
+    {
+        var socket = UnixSocket.Create(nonBlocking: true);
+        try
+        {
+            var error = UnixSocket.TryConnect(socket, path);
+            if (error != 0) throw Failed(path, error == Errno.EAGAIN ? "other clients wait for it already" : $"it cannot be connected to ({Errno.Name(error)})");
+            var monitor = new QemuMonitor(socket, path);
+            using (var greeting = monitor.Receive(s_greeting, "another client has it, or the process stands still"))
+            {
+                if (!greeting.RootElement.TryGetProperty("QMP", out _)) throw Failed(path, "it is no QMP socket");
+            }
+
+            monitor.Execute("qmp_capabilities", null);
+            return monitor;
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose() => _socket.Dispose();
+
+    /// <summary>Where the machine's memory lies in the guest and in the process; device memory and firmware are left out.</summary>
+    /// <param name="options">The command line, which names the objects that are memory.</param>
+    /// <exception cref="GuestMemoryException">MonitorFailed.</exception>
+    public IReadOnlyList<GuestLayoutRange> GetLayout(QemuOptions options)
+    {
+        var ranges = ParseView(Ask("info mtree -f"), name => name.EndsWith(".ram", StringComparison.Ordinal) || options.Backends.ContainsKey(name));
+        if (ranges.Count == 0) throw Failed(_path, "it shows no memory of the machine");
+        return [.. ranges.Select(range =>
+        {
+            // A section begins and one ends there: it is memory.
+            var address = HostAddressOf(range.Start);
+            if (HostAddressOf(range.Last) - address != range.Last - range.Start) throw Failed(_path, $"the memory at 0x{range.Start:x} is in several places of the process");
+            return new GuestLayoutRange(range.Start, range.Last - range.Start + 1, address);
+        })];
+    }
+
+    /// <summary>The ranges of main memory in a flat view: sections of one block whose addresses keep their distance are one, also across a device or firmware that covers a part of it.</summary>
+    /// <param name="text">The answer to <c>info mtree -f</c>.</param>
+    /// <param name="isMain">Whether a block of that name is main memory.</param>
+    internal static IReadOnlyList<(ulong Start, ulong Last)> ParseView(string text, Func<string, bool> isMain)
+    {
+        var found = new Dictionary<(string Name, ulong Delta), (ulong Start, ulong Last)>();
+        var isSystem = false;
+        foreach (var line in text.Split('\n'))
+        {
+            if (line.StartsWith("FlatView", StringComparison.Ordinal)) isSystem = false;
+            if (line.Trim().StartsWith("AS \"memory\"", StringComparison.Ordinal)) isSystem = true;
+            if (!isSystem || Section().Match(line.TrimEnd('\r')) is not { Success: true } match) continue;
+            var (start, last) = (Hex(match.Groups["start"].ValueSpan), Hex(match.Groups["last"].ValueSpan));
+            var name = match.Groups["name"].Value;
+            if (match.Groups["kind"].Value is not ("ram" or "rom") || last < start || !isMain(name)) continue;
+            var offset = match.Groups["offset"] is { Success: true } group ? Hex(group.ValueSpan) : 0;
+            var key = (name, unchecked(start - offset));
+            found[key] = found.TryGetValue(key, out var before) ? (Math.Min(before.Start, start), Math.Max(before.Last, last)) : (start, last);
+        }
+
+        return [.. found.Values.OrderBy(static range => range.Start)];
+    }
+
+    private static ulong Hex(ReadOnlySpan<char> text) => ulong.Parse(text, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+
+    private ulong HostAddressOf(ulong guestAddress)
+    {
+        var answer = Ask($"gpa2hva 0x{guestAddress:x}");
+        return HostAddress().Match(answer) is { Success: true } match && ulong.TryParse(match.Groups["address"].ValueSpan, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out var address)
+            ? address : throw Failed(_path, $"it does not say where guest address 0x{guestAddress:x} is: {JsonErrorText.Of(new FormatException(answer.Trim()))}");
+    }
+
+    private string Ask(string command)
+    {
+        using var answer = Execute("human-monitor-command", command);
+        return answer.RootElement.GetProperty("return") is { ValueKind: JsonValueKind.String } text ? text.GetString()! : throw Failed(_path, "its answer is no text");
+    }
+
+    private JsonDocument Execute(string command, string? line)
+    {
+        var request = Encoding.UTF8.GetBytes(line is null ? $"{{\"execute\":\"{command}\"}}\n" : $"{{\"execute\":\"{command}\",\"arguments\":{{\"command-line\":\"{line}\"}}}}\n");
+        if (UnixSocket.TrySend(_socket, request, []) != request.Length) throw Failed(_path, "it takes no command");
+        while (true)
+        {
+            var answer = Receive(s_answer, "it does not answer");
+            if (answer.RootElement.TryGetProperty("return", out _)) return answer;
+            using (answer)
+            {
+                // Events come in between.
+                if (answer.RootElement.TryGetProperty("error", out var error)) throw Failed(_path, $"it refuses {command}: {JsonErrorText.Of(new FormatException(error.ToString()))}");
+            }
+        }
+    }
+
+    private JsonDocument Receive(TimeSpan limit, string why)
+    {
+        var started = Stopwatch.GetTimestamp();
+        var buffer = new byte[64 << 10];
+        var searched = 0;
+        while (true)
+        {
+            var end = _received.IndexOf((byte)'\n', searched);
+            if (end >= 0)
+            {
+                var line = _received[..end].ToArray();
+                _received.RemoveRange(0, end + 1);
+                try
+                {
+                    return JsonDocument.Parse(line) is { RootElement.ValueKind: JsonValueKind.Object } document ? document : throw Failed(_path, "it is no QMP socket");
+                }
+                catch (JsonException)
+                {
+                    throw Failed(_path, "it is no QMP socket");
+                }
+            }
+
+            searched = _received.Count;
+            if (searched > MaxLine) throw Failed(_path, "its answer does not end");
+            var left = limit - Stopwatch.GetElapsedTime(started);
+            if (left <= TimeSpan.Zero) throw Failed(_path, why);
+            int ready;
+            using (var lease = new DescriptorLease(_socket))
+            {
+                Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLIN }];
+                ready = Poll.Wait(entry, (int)left.TotalMilliseconds + 1);
+            }
+
+            if (ready == 0) continue;
+            var count = UnixSocket.TryReceive(_socket, buffer, [], out _, room: 0);
+            if (count == -Errno.EAGAIN) continue;
+            if (count <= 0) throw Failed(_path, "it closed the connection");
+            _received.AddRange(buffer.AsSpan(0, (int)count));
+        }
+    }
+
+    private static GuestMemoryException Failed(string path, string why) => new(GuestMemoryError.MonitorFailed, $"The monitor at {path} cannot be used: {why}.");
+
+    [GeneratedRegex(@"^\s+(?<start>[0-9a-f]{1,16})-(?<last>[0-9a-f]{1,16}) \(prio -?\d+, (?<kind>[^)]*)\): (?<name>.*?)( @(?<offset>[0-9a-f]{1,16}))?( KVM)?$", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    private static partial Regex Section();
+
+    [GeneratedRegex(@" is 0x(?<address>[0-9a-f]{1,16})\s*$", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    private static partial Regex HostAddress();
+}
