@@ -173,7 +173,7 @@ public enum GuestMemoryError
     InvalidRecord,
     /// <summary>An image that is damaged or contradicts itself.</summary>
     InvalidImage,
-    /// <summary>The port for metrics is taken, or may not be used.</summary>
+    /// <summary>A port, for metrics or an export, is taken, or may not be used.</summary>
     PortInUse,
     /// <summary>A page is missing, and the handler that should provide it has hung up.</summary>
     HandlerGone,
@@ -317,7 +317,7 @@ public enum GuestMemoryError
     // The shell
     /// <summary>The path is not one of the file system.</summary>
     NotAFilePath,
-    /// <summary>A region, a VM, an image or a back end of that name is there already.</summary>
+    /// <summary>A region, a VM, an image, a back end or an export of that name is there already.</summary>
     NameInUse,
     /// <summary>No region has that name.</summary>
     RegionNotFound,
@@ -333,6 +333,8 @@ public enum GuestMemoryError
     ServiceNotFound,
     /// <summary>No vhost-user back end has that name.</summary>
     BackendNotFound,
+    /// <summary>No export of memory has that name.</summary>
+    ExportNotFound,
     /// <summary>The service ended on its own.</summary>
     ServiceFailed,
     /// <summary>The handler ended on its own.</summary>

@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Management.Automation;
 using GuestMemory.Core;
+using GuestMemory.Core.Nbd;
 using GuestMemory.Core.Processes;
 using GuestMemory.Core.Userfault;
 using GuestMemory.Core.VhostUser;
@@ -17,7 +18,8 @@ internal static class Session
     private static readonly ConcurrentDictionary<string, GuestVm> s_vms = new(StringComparer.OrdinalIgnoreCase);
     private static readonly ConcurrentDictionary<ProcessDirtyTracker, bool> s_trackings = new();
     private static readonly ConcurrentDictionary<string, VhostUserDisk> s_backends = new(StringComparer.OrdinalIgnoreCase);
-    private static readonly ConcurrentDictionary<ExportJob, bool> s_exports = new();
+    private static readonly ConcurrentDictionary<ExportJob, bool> s_exportJobs = new();
+    private static readonly ConcurrentDictionary<string, MemoryExport> s_exports = new(StringComparer.OrdinalIgnoreCase);
     private static readonly TimeSpan s_exitTime = TimeSpan.FromSeconds(2);
     private static int s_lastRegion;
     private static int s_lastVm;
@@ -58,6 +60,24 @@ internal static class Session
     public static bool TryAdd(VhostUserDisk backend) => s_backends.TryAdd(backend.Name, backend);
 
     public static void Remove(VhostUserDisk backend) => s_backends.TryRemove(new KeyValuePair<string, VhostUserDisk>(backend.Name, backend));
+
+    /// <summary>The exports that were not stopped.</summary>
+    public static IEnumerable<MemoryExport> Exports => s_exports.Values.OrderBy(export => export.Name, StringComparer.OrdinalIgnoreCase);
+
+    /// <summary>An export is named after its socket or its port, where no other is.</summary>
+    public static string NextExportName(string? socketPath)
+    {
+        var name = socketPath is null ? "memory" : Path.GetFileNameWithoutExtension(socketPath);
+        var free = name;
+        for (var number = 2; HasExport(free); number++) free = $"{name}-{number}";
+        return free;
+    }
+
+    public static bool HasExport(string name) => s_exports.ContainsKey(name);
+
+    public static bool TryAdd(MemoryExport export) => s_exports.TryAdd(export.Name, export);
+
+    public static void Remove(MemoryExport export) => s_exports.TryRemove(new KeyValuePair<string, MemoryExport>(export.Name, export));
 
     public static string NextVmName()
     {
@@ -111,22 +131,25 @@ internal static class Session
 
     public static void Remove(ProcessDirtyTracker tracker) => s_trackings.TryRemove(tracker, out _);
 
-    public static void Add(ExportJob export) => s_exports[export] = true;
+    public static void Add(ExportJob export) => s_exportJobs[export] = true;
 
-    public static void Remove(ExportJob export) => s_exports.TryRemove(export, out _);
+    public static void Remove(ExportJob export) => s_exportJobs.TryRemove(export, out _);
 
     /// <summary>Removes sockets, and files that are half written, when the shell ends, since the kernel frees everything else. It must not delay the end of the shell.</summary>
     private static void TakeSocketsAway()
     {
         var stops = Services.Select(static service => (Action)service.Stop).Concat(OwnHandlers.Select(static handler => (Action)handler.Stop))
-            .Concat(Backends.Select(static backend => (Action)backend.Dispose)).Concat(s_exports.Keys.Select(static export => (Action)export.StopJob)).Select(Task.Run).ToArray();
+            .Concat(Backends.Select(static backend => (Action)backend.Dispose)).Concat(Exports.Select(static export => (Action)export.Dispose))
+            .Concat(s_exportJobs.Keys.Select(static job => (Action)job.StopJob)).Select(Task.Run).ToArray();
         Task.WhenAll(stops).ContinueWith(static _ => { }, TaskScheduler.Default).Wait(s_exitTime);
     }
 
     /// <summary>Ends everything.</summary>
     public static void Clear()
     {
-        foreach (var export in s_exports.Keys) export.StopJob();
+        foreach (var job in s_exportJobs.Keys) job.StopJob();
+        s_exportJobs.Clear();
+        foreach (var export in s_exports.Values) export.Dispose();
         s_exports.Clear();
         foreach (var vm in s_vms.Values) vm.Dispose();
         s_vms.Clear();
@@ -156,6 +179,9 @@ public sealed class ModuleCleanup : IModuleAssemblyCleanup
         var backends = Session.Backends.ToArray();
         if (backends.Length > 0)
             Warn($"GuestMemory: {backends.Length} vhost-user back end(s) of this shell are stopped with the module: {string.Join(", ", backends.Select(backend => backend.ToString()))}. A VM that is connected to one has no disk from now on.");
+        var exports = Session.Exports.ToArray();
+        if (exports.Length > 0)
+            Warn($"GuestMemory: {exports.Length} export(s) of memory are stopped with the module: {string.Join(", ", exports.Select(export => export.Name))}.");
         Session.Clear();
     }
 

@@ -2,6 +2,7 @@ global using GuestMemory.Core;
 global using GuestMemory.Core.Images;
 global using GuestMemory.Core.Interop;
 global using GuestMemory.Core.Kvm;
+global using GuestMemory.Core.Nbd;
 global using GuestMemory.Core.Linux;
 global using GuestMemory.Core.Paging;
 global using GuestMemory.Core.Processes;

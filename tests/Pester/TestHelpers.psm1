@@ -259,7 +259,8 @@ function Invoke-LivePeer([object] $Process, [string] $Command) {
 }
 
 function Clear-TestState([string] $Folder) {
-    # Frees every VM, region, handler, back end and tracking of the shell, and empties the folder where one is named.
+    # Frees every export, VM, region, handler, back end and tracking of the shell, and empties the folder where one is named.
+    Get-GuestMemoryExport | Stop-GuestMemoryExport
     Get-GuestVm | Remove-GuestVm
     Get-VhostUserBackend | Stop-VhostUserBackend -WarningAction Ignore
     Get-MmapRegion | Remove-MmapRegion -Force

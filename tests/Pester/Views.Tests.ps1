@@ -109,6 +109,10 @@ BeforeAll {
                 @{ Name = 'a'; State = 'Listening'; Size = 512ul; ProcessId = $null; MemorySize = 0ul; IsLogging = $false; IsPostcopy = $false; IsReadOnly = $false; SocketPath = '/run/a.sock'; ImagePath = '/a.img'; Error = $null }
                 @{ Name = 'a-back-end-with-a-long-name'; State = 'Connected'; Size = $wide; ProcessId = 4194304; MemorySize = $wide; IsLogging = $true; IsPostcopy = $true; IsReadOnly = $true; SocketPath = $path; ImagePath = $path; Error = $text }
             }
+            export {
+                @{ Name = 'a'; State = 'Listening'; Size = 4096ul; ConnectionCount = 0; ByteCount = 0; Uri = 'nbd://127.0.0.1:10809/'; Error = $null }
+                @{ Name = 'an-export-with-a-long-name'; State = 'Stopped'; Size = $wide; ConnectionCount = 64; ByteCount = $wide; Uri = "nbd+unix:///?socket=$path"; Error = $text }
+            }
             handler {
                 @{ Id = 1; State = 'Serving'; ConnectionCount = 0; FaultCount = 0; ByteCount = 0; SocketPath = '/run/a.sock'; Error = $null } + (& $latency $none)
                 @{ Id = 4194304; State = 'Listening'; ConnectionCount = 12345; FaultCount = 123456789; ByteCount = $wide; SocketPath = $path; Error = $text } + (& $latency $slow)

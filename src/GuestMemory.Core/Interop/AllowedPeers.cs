@@ -25,6 +25,9 @@ internal sealed class AllowedPeers
     public bool Allows(UCred peer, SafeDescriptor socket) => peer.uid == 0 || peer.uid == Users.Current || _users.Contains(peer.uid)
         || (_groups.Length > 0 && (_groups.Contains(peer.gid) || UnixSocket.PeerGroups(socket).Intersect(_groups).Any()));
 
+    /// <summary>Whether a process of a user may connect, of which no more is known.</summary>
+    public bool Allows(uint user) => user == 0 || user == Users.Current || _users.Contains(user);
+
     /// <summary>
     /// Lets the peers reach the file of a socket of mode 0600. Root makes a single user the owner, or a single group the group; else the file is
     /// opened to all, and the check of each connection alone decides.

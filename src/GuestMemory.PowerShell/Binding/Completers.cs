@@ -279,6 +279,13 @@ public sealed class BackendNameCompleter : ListCompleter
     protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Backends.Select(backend => (backend.Name, $"{backend.ImagePath} at {backend.SocketPath}: {backend.State}"));
 }
 
+/// <summary>Names of live exports of memory.</summary>
+public sealed class ExportNameCompleter : ListCompleter
+{
+    /// <inheritdoc/>
+    protected override IEnumerable<(string Text, string ToolTip)> List() => Session.Exports.Select(export => (export.Name, $"{export.Uri}: {export.ConnectionCount} clients"));
+}
+
 /// <summary>Region ids of what requests have registered.</summary>
 public sealed class RegionIdCompleter : ListCompleter
 {

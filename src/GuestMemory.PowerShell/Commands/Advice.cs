@@ -44,6 +44,7 @@ internal static class Advice
             UffdHandler or UffdServedVm or RefusedMemory { Value: UffdServedVm } => "Start the handler with 'Start-UffdHandler -TrackDirty'.",
             _ => "Make the region with 'New-MmapRegion -DirtyTracking', or give it a bitmap with 'Set-DirtyBitmap -Private'.",
         },
+        GuestMemoryError.ValueNotSupported when command.Name == "Start-GuestMemoryExport" && exception.Message.Contains("2^63", StringComparison.Ordinal) => "-Packed lays the regions one behind the other.",
         GuestMemoryError.LogOfFrontEnd => "'Set-DirtyBitmap -Private' gives the memory a bitmap of its own.",
         GuestMemoryError.InvalidLog when command.Name == "Import-DirtyBitmap" => "'Get-DirtyBitmap -LogPath' reads a dirty log.",
         GuestMemoryError.ProcessEnded when target is not IGuestMemorySource => "'Stop-DirtyTracking' ends what is left of the tracking.",

@@ -242,5 +242,5 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
         return PositionedIo.TryRead(file, one, 0) >= 0;
     }
 
-    private static bool IsSame(in Statx status, ProcessMapping mapping) => status.stx_ino == mapping.Inode && mapping.Device == $"{status.stx_dev_major:x2}:{status.stx_dev_minor:x2}";
+    private static bool IsSame(Statx status, ProcessMapping mapping) => status.stx_ino == mapping.Inode && mapping.Device == $"{status.stx_dev_major:x2}:{status.stx_dev_minor:x2}";
 }

@@ -23,7 +23,7 @@ internal sealed class QemuOptions(IReadOnlyList<string> arguments)
     /// <summary>The objects that are memory, by their ids.</summary>
     public IReadOnlyDictionary<string, IReadOnlyDictionary<string, string>> Backends { get; } = Values("object", arguments).Select(static text => Parse(text, "qom-type"))
         .Where(static options => options.GetValueOrDefault("qom-type", "").StartsWith("memory-backend-", StringComparison.Ordinal) && options.ContainsKey("id"))
-        .GroupBy(static options => options["id"]).ToDictionary(static group => group.Key, static group => group.Last());
+        .GroupBy(static options => options["id"], StringComparer.Ordinal).ToDictionary(static group => group.Key, static group => group.Last(), StringComparer.Ordinal);
 
     /// <summary>The ids of the objects that are the memory of the machine's NUMA nodes, in the order of the nodes.</summary>
     public IReadOnlyList<string> NodeBackends { get; } = [.. Values("numa", arguments).Select(static text => Parse(text, "type")).Select(static (options, place) => (Options: options, Place: place))
@@ -41,7 +41,7 @@ internal sealed class QemuOptions(IReadOnlyList<string> arguments)
             }
 
             var devices = Values("chardev", arguments).Select(static text => Parse(text, "backend")).Where(static options => options.GetValueOrDefault("backend") == "socket" && options.ContainsKey("id") && options.ContainsKey("path"))
-                .GroupBy(static options => options["id"]).ToDictionary(static group => group.Key, static group => group.Last()["path"]);
+                .GroupBy(static options => options["id"], StringComparer.Ordinal).ToDictionary(static group => group.Key, static group => group.Last()["path"], StringComparer.Ordinal);
             foreach (var text in Values("mon", arguments))
             {
                 var options = Parse(text, "chardev");
