@@ -183,7 +183,7 @@ Describe 'Export-GuestMemory' {
     }
 
     It 'refuses a format that is only read: <_>' -ForEach 'Kdump', 'MemoryRanges' {
-        { New-MmapRegion 4KiB | Export-GuestMemory "$TestDrive/vm.out" -Format $_ -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+        { New-MmapRegion 4KiB | Export-GuestMemory "$TestDrive/vm.out" -Format $_ } | Should -Throw -ErrorId 'ParameterArgumentValidationError,*'
         "$TestDrive/vm.out" | Should -Not -Exist
     }
 }

@@ -2,7 +2,6 @@ using System.Collections;
 using System.Management.Automation;
 using System.Management.Automation.Language;
 using GuestMemory.Core;
-using GuestMemory.Core.Images;
 using GuestMemory.Core.Xen;
 
 namespace GuestMemory.PowerShell.Binding;
@@ -308,21 +307,6 @@ public sealed class DatamatchCompleter : ListCompleter
     /// <inheritdoc/>
     protected override IEnumerable<(string Text, string ToolTip)> List() =>
         [("AnyLength", "stores of any length"), ("U8", "stores of 1 byte; U8:0x7f, of this value"), ("U16", "stores of 2 bytes; U16:0x1337, of this value"), ("U32", "stores of 4 bytes; U32:5, of this value"), ("U64", "stores of 8 bytes; U64:5, of this value")];
-}
-
-/// <summary>Offers the formats that Export-GuestMemory writes.</summary>
-public sealed class WrittenFormatCompleter : ListCompleter
-{
-    /// <inheritdoc/>
-    protected override IEnumerable<(string Text, string ToolTip)> List() =>
-    [
-        (nameof(ImageFormat.Avml), "Guest addresses; compressed, for AVML and volatility"),
-        (nameof(ImageFormat.Chunked), "In compressed chunks, for a page-fault handler"),
-        (nameof(ImageFormat.Diff), "Only the dirty pages: into a base image, or alone"),
-        (nameof(ImageFormat.ElfCore), "An ELF core file, for gdb, crash and drgn"),
-        (nameof(ImageFormat.LiME), "Guest addresses; for volatility and other tools of memory forensics"),
-        (nameof(ImageFormat.Raw), "The regions one behind the other, as Firecracker has it"),
-    ];
 }
 
 /// <summary>Offers the images of the store whose directory was typed; below that nothing but file names.</summary>

@@ -315,6 +315,30 @@ public sealed class MemoryImageTests : IDisposable
         Assert.Equal(descriptors, Descriptors());
     }
 
+    [Theory]
+    [InlineData("ElfCore", true)]
+    [InlineData("Avml", false)]
+    public void ACancelledVerificationLeavesNothingOpen(string kind, bool hasDigest)
+    {
+        File.WriteAllBytes(_folder["image"], Image(kind));
+        if (hasDigest) File.WriteAllText(_folder["image.sha256"], $"{Convert.ToHexStringLower(SHA256.HashData(Image(kind)))}  image\n");
+        var descriptors = Descriptors();
+        using var source = new CancellationTokenSource();
+        var told = 0;
+        Assert.ThrowsAny<OperationCanceledException>(() => MemoryImage.Open(_folder["image"], new ImageOpenOptions
+        {
+            Verify = true,
+            Progress = (done, total) =>
+            {
+                Assert.True(done <= total);
+                told++;
+                source.Cancel();
+            },
+        }, source.Token));
+        Assert.Equal(1, told);
+        Assert.Equal(descriptors, Descriptors());
+    }
+
     [Fact]
     public void KeepsWritersAwayWhileItIsOpen()
     {
@@ -398,7 +422,7 @@ public sealed class MemoryImageTests : IDisposable
     private static GuestMemoryError Fails(Action action) => Assert.ThrowsAny<GuestMemoryException>(action).Error;
 
     /// <summary>The descriptors of this process on files of the folder.</summary>
-    private int Descriptors() => Directory.EnumerateFileSystemEntries("/proc/self/fd").Count(link => File.ResolveLinkTarget(link, returnFinalTarget: false)?.FullName.StartsWith(_folder.Path, StringComparison.Ordinal) == true);
+    private int Descriptors() => Directory.EnumerateFileSystemEntries("/proc/self/fd").Count(link => new FileInfo(link).LinkTarget?.StartsWith(_folder.Path, StringComparison.Ordinal) == true);
 
     private GuestMemoryMmap Open(byte[] image)
     {

@@ -54,6 +54,7 @@ public static class MemoryImage
             var hasChecksums = blocks is ChunkedBlocks or AvmlBlocks or KdumpBlocks { HasChecksums: true };
             if (options.Verify && !isCompared && !hasChecksums)
                 throw new GuestMemoryException(GuestMemoryError.DigestNotFound, $"There is nothing to verify {path} by: no {Path.GetFileName(DigestSidecar.PathOf(path))} lies beside it, and a {format} image {(blocks is null ? "" : "like it ")}has no checksums.");
+            cancellation.ThrowIfCancellationRequested();
             var memory = Map(image, regions, blocks, format, options.Name);
             if (options.Verify && hasChecksums) VerifyBlocks(memory, path, options.Progress, cancellation);
             return memory;

@@ -22,7 +22,7 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
 
     /// <summary>The format of the file, which has the whole memory or only the dirty pages.</summary>
     [Parameter]
-    [ArgumentCompleter(typeof(WrittenFormatCompleter))]
+    [ValidateSet(nameof(ImageFormat.Raw), nameof(ImageFormat.Diff), nameof(ImageFormat.Chunked), nameof(ImageFormat.ElfCore), nameof(ImageFormat.LiME), nameof(ImageFormat.Avml))]
     public ImageFormat Format { get; set; } = ImageFormat.Raw;
 
     /// <summary>How the chunks of a chunked image are compressed.</summary>
@@ -118,8 +118,6 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-Digest is of a whole image, and a diff is none.");
             if (Format != ImageFormat.Chunked && MyInvocation.BoundParameters.ContainsKey(nameof(Compression)))
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-Compression is of a chunked image, not of a {Format} one.");
-            if (Format is not (ImageFormat.Raw or ImageFormat.Diff or ImageFormat.Chunked or ImageFormat.ElfCore or ImageFormat.LiME or ImageFormat.Avml))
-                throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Format} images are read (Import-GuestMemory), and not written. Raw, Diff, Chunked, ElfCore, LiME and Avml are written.");
             path = Begin(memory.Size);
         }
         finally
