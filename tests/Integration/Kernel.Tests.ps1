@@ -3,6 +3,8 @@
 
 BeforeDiscovery {
     $processors = @{ Cpu = 'qemu64'; Levels = 4 }, @{ Cpu = 'max'; Levels = 5 }
+    # The kernel of the backports has addresses of 52 bits where the processor does; the first of these does not.
+    $arm = @{ Cpu = 'cortex-a57'; Levels = 4 }, @{ Cpu = 'max'; Levels = 5 }
 }
 
 BeforeAll {
@@ -73,7 +75,7 @@ Describe 'A guest with page tables of <Levels> levels' -ForEach $processors {
         if ($lacking) { return }
         $guest = Start-KernelGuest $Cpu
         # One that runs, one that is stopped; the program is of another user, and has a child that has ended.
-        $null = Invoke-Guest $guest 'sleep 100000 & sleep 100001 & until grep -q sleep /proc/$!/comm; do :; done; kill -STOP $!; mkfifo /tmp/said; /guest >/tmp/said & read -r said </tmp/said; [ "$said" = ready ]'
+        $null = Invoke-Guest $guest 'sleep 100000 & sleep 100001 & until grep -q sleep /proc/$!/comm; do :; done; kill -STOP $!; /guest >/tmp/said & until grep -q ready /tmp/said; do usleep 10000; done'
         $release, $version = (Invoke-Guest $guest 'uname -r; uname -v').Trim()
         $symbols = (Invoke-Guest $guest "grep -v '\[' /proc/kallsyms | sha256sum").Split(' ')[0]
         $places = Invoke-Guest $guest "grep -E ' (_text|init_task)$' /proc/kallsyms; grep 'Kernel code' /proc/iomem"
@@ -249,5 +251,87 @@ Describe 'A guest with page tables of <Levels> levels' -ForEach $processors {
             $address = (Invoke-Guest $guest "grep ' _text$' /proc/kallsyms").Split(' ')[0]
             '{0:x16}' -f ($live | Get-GuestKernel).Address | Should -Be $address
         }
+    }
+}
+
+Describe 'A guest of aarch64 on <Cpu>' -ForEach $arm {
+    BeforeAll {
+        $armLacking = $lacking ? $lacking : (Get-Lack @{ 'qemu-system-aarch64' = 'qemu-system-arm'; 'aarch64-linux-gnu-gcc' = 'gcc-aarch64-linux-gnu' })
+        if (-not $armLacking) { $armLacking = Initialize-Machine arm64 }
+        if ($armLacking) { return }
+        $armMachine = Join-Path $root artifacts machines arm64
+        $folder = (New-Item -ItemType Directory "$directory/arm64-$Cpu").FullName
+        Copy-Item "$directory/overlay" "$folder/overlay" -Recurse
+        aarch64-linux-gnu-gcc -O2 -static -o "$folder/overlay/guest" (Join-Path $PSScriptRoot Kernel guest.c) -lpthread
+        if ($LASTEXITCODE -ne 0) { throw "aarch64-linux-gnu-gcc ended with exit code $LASTEXITCODE." }
+        & (Join-Path $PSScriptRoot machine.sh) arm64 $armMachine "$folder/overlay"
+        if ($LASTEXITCODE -ne 0) { throw "machine.sh ended with exit code $LASTEXITCODE." }
+        Move-Item "$armMachine/initrd" "$folder/initrd"
+        $process = Start-Process qemu-system-aarch64 -PassThru -RedirectStandardError "$folder/qemu.log" -ArgumentList @(
+            '-machine', 'virt,accel=tcg,memory-backend=m,gic-version=3', '-cpu', $Cpu, '-smp', '2', '-m', '1G'
+            '-object', "memory-backend-file,mem-path=$folder/memory,id=m,size=1G,share=on", '-nodefaults', '-no-user-config', '-display', 'none'
+            '-kernel', "$armMachine/vmlinuz", '-initrd', "$folder/initrd", '-append', '"console=ttyAMA0 panic=-1 quiet"', '-serial', "file:$folder/console"
+            '-device', 'virtio-serial-pci', '-chardev', "socket,id=c,path=$folder/commands,server=on,wait=off", '-device', 'virtconsole,chardev=c'
+        )
+        $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+        Wait-Until -Seconds 30 {
+            if ($process.HasExited) { throw "QEMU ended with exit code $($process.ExitCode): $(Get-Content -Raw "$folder/qemu.log")" }
+            try { $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new("$folder/commands")); $true } catch [Net.Sockets.SocketException] { $false }
+        }
+        $socket.ReceiveTimeout = 240000
+        $stream = [Net.Sockets.NetworkStream]::new($socket, $true)
+        $guest = @{ Console = "$folder/console"; Reader = [IO.StreamReader]::new($stream); Writer = [IO.StreamWriter]::new($stream) }
+        $null = Read-Guest $guest boot
+        # It is its console too: what is said there comes back with the first answer.
+        $null = Invoke-Guest $guest '/guest >/tmp/said & until grep -q ready /tmp/said; do usleep 10000; done'
+        $release = (Invoke-Guest $guest 'uname -r')[-1].Trim()
+        $symbols = (Invoke-Guest $guest "grep -v '\[' /proc/kallsyms | sha256sum")[-1].Split(' ')[0]
+        $names = Invoke-Guest $guest 'for p in /proc/[0-9]*; do read -r name <$p/comm && echo "${p#/proc/} $name"; done 2>/dev/null'
+        $live = New-MmapRegion -Size 1GiB -GuestAddress 1GiB -BackingPath "$folder/memory" -Protection Read -Name "arm64-$Cpu"
+        $kernel = $live | Get-GuestKernel
+        $processes = $kernel | Get-GuestProcess
+    }
+
+    AfterAll {
+        if ($armLacking) { return }
+        Get-MmapRegion "arm64-$Cpu" | Remove-MmapRegion
+        $guest.Reader.Dispose()
+        $process.Kill()
+        $process.WaitForExit()
+        $process.Dispose()
+    }
+
+    BeforeEach {
+        if ($armLacking) { Set-ItResult -Skipped -Because $armLacking }
+    }
+
+    It 'has its kernel, symbols and processes' {
+        $kernel.Release | Should -BeExactly $release
+        $kernel.Levels | Should -Be $Levels
+        "$($kernel.Architecture)" | Should -Be Arm64
+        $kernel.Banner | Should -BeLike "Linux version $release (*"
+        $lines = foreach ($symbol in $kernel.GetSymbols()) { '{0:x16} {1} {2}' -f $symbol.Address, $symbol.Type, $symbol.Name }
+        [Convert]::ToHexStringLower([Security.Cryptography.SHA256]::HashData([Text.Encoding]::ASCII.GetBytes(($lines -join "`n") + "`n"))) | Should -Be $symbols
+        $kernel.Translate($kernel.Address).Address | Should -Be $kernel.PhysicalAddress
+        foreach ($line in $names) {
+            if ($line -notmatch '^(\d+) (.*\S)' -or $Matches[2] -like 'kworker/*') { continue }
+            $id, $name = [int] $Matches[1], $Matches[2]
+            $processes.Where{ $_.ProcessId -eq $id }.Name | Should -BeExactly $name.Substring(0, [Math]::Min(15, $name.Length))
+        }
+        $processes.Count | Should -BeGreaterThan 40
+    }
+
+    It 'is read by the addresses of a process, and of its kernel' {
+        $parent, $child = $processes.Where{ $_.Name -eq 'guest' }
+        $parent.ThreadCount | Should -Be 3
+        $parent.UserId | Should -Be 1234
+        "$($child.State)" | Should -Be Zombie
+        $parent | Read-GuestMemory 0x10000ffc -Virtual -As UInt32 -Count 1000 | Should -Be (0..999).ForEach{ 0x10000ffc + 4 * $_ }
+        $live | Read-GuestMemory 0x10000ffc -Virtual -PageTable $parent.PageTable -Architecture Arm64 -As UInt32 -Count 2 | Should -Be 0x10000ffc, 0x10001000
+        # Where the process has a table of its own, the kernel's addresses are in the other.
+        $banner = $kernel.FindSymbol('linux_banner').Address
+        foreach ($source in $kernel, $parent) { $source | Read-GuestMemory $banner -Virtual -Encoding ascii | Should -BeLike "Linux version $release*" }
+        $live | Read-GuestMemory $banner -Virtual -PageTable $kernel.PageTable -Architecture Arm64 -Encoding ascii | Should -BeLike "Linux version $release*"
+        { $parent | Read-GuestMemory 0x1000 -Virtual -ErrorAction Stop } | Should -Throw '*of the table of level *' -ErrorId 'PageNotPresent,*'
     }
 }

@@ -12,13 +12,19 @@ internal static class KallsymsFinder
     private const int Step = 256;
     private const int LeastMarkers = 16;
 
+    // A kernel has one such table, and a memory that was made to take long may have millions.
+    private const int MaxMatches = 1000;
+    private const int MaxTables = 16;
+
     /// <summary>The texts of the tokens 0x30 to 0x39, digits, which no kernel uses for anything else.</summary>
     public static MemoryPattern Digits { get; } = MemoryPattern.FromBytes([.. Enumerable.Range('0', 10).SelectMany(static digit => new byte[] { (byte)digit, 0 })]);
 
-    /// <summary>Where the tables may be, when the digits are at an address: none, or with the one place of the addresses and with the other.</summary>
-    public static IEnumerable<KallsymsPlaces> Find(GuestMemoryMmap memory, ulong digits, CancellationToken cancellation)
+    /// <summary>Where the tables may be, by the places of the digits: each with the one place of the addresses and with the other.</summary>
+    public static IEnumerable<KallsymsPlaces> Find(GuestMemoryMmap memory, IEnumerable<MemoryMatch> digits, CancellationToken cancellation) =>
+        digits.Take(MaxMatches).Select(match => FindTokens(memory, match.Address, cancellation)).OfType<(ulong, ulong)>().Take(MaxTables).SelectMany(tokens => Find(memory, tokens, cancellation));
+
+    private static IEnumerable<KallsymsPlaces> Find(GuestMemoryMmap memory, (ulong Table, ulong Index) tokens, CancellationToken cancellation)
     {
-        if (FindTokens(memory, digits, cancellation) is not { } tokens) return [];
         // The kernel's image lies in one region.
         var first = memory.FindRegion(new GuestAddress(tokens.Table))!.GuestAddress;
         var start = Math.Max(first, tokens.Table - Math.Min(tokens.Table, Window) & ~7UL);

@@ -13,6 +13,9 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
     // CONFIG_PHYSICAL_START.
     private const ulong LinkAddress = StartKernelMap + (16 << 20);
 
+    // More than any memory has, so that one that was made to take long does not.
+    private const int MaxMatches = 10_000;
+
     // A field of struct new_utsname.
     private const int UtsField = 65;
 
@@ -45,7 +48,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
     private IEnumerable<GuestKernel> ByVmcoreInfo(Action<ulong>? progress)
     {
         var search = new MemorySearch(MemoryPattern.FromText(VmcoreInfo.Begin)) { Alignment = 8, Context = 0 };
-        foreach (var match in search.Find(memory, progress, cancellation))
+        foreach (var match in search.Find(memory, progress, cancellation).Take(MaxMatches))
         {
             if (VmcoreInfo.TryRead(memory, match.Address, cancellation) is { } info && Attempt(() => FromVmcoreInfo(info)) is { } kernel) yield return kernel;
         }
@@ -53,12 +56,10 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
 
     private IEnumerable<GuestKernel> BySymbols(Action<ulong>? progress)
     {
-        foreach (var match in new MemorySearch(KallsymsFinder.Digits) { Context = 0 }.Find(memory, progress, cancellation))
+        var digits = new MemorySearch(KallsymsFinder.Digits) { Context = 0 }.Find(memory, progress, cancellation);
+        foreach (var places in KallsymsFinder.Find(memory, digits, cancellation))
         {
-            foreach (var places in KallsymsFinder.Find(memory, match.Address, cancellation))
-            {
-                if (Attempt(() => FromSymbols(places)) is { } kernel) yield return kernel;
-            }
+            if (Attempt(() => FromSymbols(places)) is { } kernel) yield return kernel;
         }
     }
 
@@ -135,7 +136,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
         var isX64 = found.TryGetValue("init_top_pgt", out var root);
         if (!isX64 && !found.TryGetValue("swapper_pg_dir", out root)) throw KernelData.Invalid("the kernel has no VMCOREINFO, and no symbol of its page table.");
         var first = places.Names - Math.Min(places.Names, KernelData.ImageReach);
-        foreach (var match in new MemorySearch(s_banner) { Context = 0 }.Find(memory, new GuestAddress(first), 2 * KernelData.ImageReach, cancellation: cancellation))
+        foreach (var match in new MemorySearch(s_banner) { Context = 0 }.Find(memory, new GuestAddress(first), 2 * KernelData.ImageReach, cancellation: cancellation).Take(MaxMatches))
         {
             var delta = banner - match.Address;
             // What precedes the relocation has other addresses; an image begins at a multiple of 64 KiB.
@@ -183,7 +184,8 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
         var names = new string[6];
         for (var i = 0; i < names.Length; i++)
         {
-            if (KernelData.Text(bytes.AsSpan(i * UtsField, UtsField)) is not { } name) return null;
+            // The guest's administrators set the names of the host and its domain, to any bytes.
+            if ((KernelData.Text(bytes.AsSpan(i * UtsField, UtsField)) ?? (i is 1 or 5 ? "" : null)) is not { } name) return null;
             names[i] = name;
         }
 
@@ -200,12 +202,10 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
             if (Read(place) is { } symbols) return symbols;
         }
 
-        foreach (var match in new MemorySearch(KallsymsFinder.Digits) { Context = 0 }.Find(memory, new GuestAddress(text - delta), KernelData.ImageReach, cancellation: cancellation))
+        var digits = new MemorySearch(KallsymsFinder.Digits) { Context = 0 }.Find(memory, new GuestAddress(text - delta), KernelData.ImageReach, cancellation: cancellation);
+        foreach (var place in KallsymsFinder.Find(memory, digits, cancellation))
         {
-            foreach (var place in KallsymsFinder.Find(memory, match.Address, cancellation))
-            {
-                if (Read(place with { Delta = delta }) is { } symbols) return symbols;
-            }
+            if (Read(place with { Delta = delta }) is { } symbols) return symbols;
         }
 
         return null;
@@ -230,7 +230,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
         if (symbols.TryGetValue("linux_banner", out var address) && Banner(address - delta) is { } banner) return banner;
         // The kernel has an older one, too, which was made before the number of the build.
         var search = new MemorySearch(MemoryPattern.FromText($"Linux version {release} ")) { Context = 0 };
-        return search.Find(memory, new GuestAddress(image), KernelData.ImageReach, cancellation: cancellation).Select(match => Banner(match.Address))
+        return search.Find(memory, new GuestAddress(image), KernelData.ImageReach, cancellation: cancellation).Take(MaxMatches).Select(match => Banner(match.Address))
             .FirstOrDefault(banner => banner?.EndsWith(version, StringComparison.Ordinal) == true);
 
         string? Banner(ulong at)
@@ -248,7 +248,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
     {
         if (symbols.TryGetValue("__start_BTF", out var start) && symbols.TryGetValue("__stop_BTF", out var stop) && Size(start - delta) is { } size && size <= stop - start) return (start - delta, size);
         // Programs of BPF bring their own, which are small.
-        foreach (var match in new MemorySearch(BtfTypes.Begin) { Alignment = 4, Context = 0 }.Find(memory, new GuestAddress(image), KernelData.ImageReach, cancellation: cancellation))
+        foreach (var match in new MemorySearch(BtfTypes.Begin) { Alignment = 4, Context = 0 }.Find(memory, new GuestAddress(image), KernelData.ImageReach, cancellation: cancellation).Take(MaxMatches))
         {
             if (Size(match.Address) is { } bytes and > 0x10000 && memory.CheckRange(new GuestAddress(match.Address), bytes)) return (match.Address, bytes);
         }

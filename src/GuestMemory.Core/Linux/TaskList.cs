@@ -89,7 +89,7 @@ internal sealed class TaskList
         if (_kernel.FindSymbols("init_task").TryGetValue("init_task", out var address)) return address;
         var memory = _space.Memory;
         var search = new MemorySearch(MemoryPattern.FromBytes("swapper/0\0"u8), MemoryPattern.FromBytes("swapper\0"u8)) { Context = 0 };
-        foreach (var match in search.Find(memory, new GuestAddress(_kernel.PhysicalAddress), KernelData.ImageReach, cancellation: _cancellation))
+        foreach (var match in search.Find(memory, new GuestAddress(_kernel.PhysicalAddress), KernelData.ImageReach, cancellation: _cancellation).Take(10_000))
         {
             if (match.Address < (ulong)_fields.Comm) continue;
             var physical = match.Address - (ulong)_fields.Comm;

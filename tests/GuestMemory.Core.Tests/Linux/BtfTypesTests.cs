@@ -50,6 +50,13 @@ public sealed class BtfTypesTests
         var error = Assert.Throws<GuestMemoryException>(() => types.Offsets("task_struct", "pid"));
         Assert.Equal(GuestMemoryError.InvalidKernelData, error.Error);
         Assert.Equal([null], types.Offsets("ring", "pid"));
+
+        // Not deep, but 500 parts of 500 parts of ...
+        writer = new BtfWriter();
+        for (uint i = 1; i <= 12; i++) writer.Struct(i == 1 ? "task_struct" : "", 4, [.. Enumerable.Repeat(("", i + 1, 0u), 500)]);
+        writer.Struct("", 4, ("pid", 0, 0));
+        types = BtfTypes.Parse(writer.Write());
+        Assert.Equal(GuestMemoryError.InvalidKernelData, Assert.Throws<GuestMemoryException>(() => types.Offsets("task_struct", "pid", "none")).Error);
     }
 
     [Fact]

@@ -21,8 +21,8 @@ public sealed class KallsymsTests : IDisposable
     {
         var symbols = Symbols(percpu);
         var places = Write(symbols, offsetsLast, percpu);
-        var digits = Assert.Single(new MemorySearch(KallsymsFinder.Digits).Find(_memory, cancellation: TestContext.Current.CancellationToken)).Address;
-        var found = KallsymsFinder.Find(_memory, digits, TestContext.Current.CancellationToken).ToArray();
+        var digits = Assert.Single(new MemorySearch(KallsymsFinder.Digits).Find(_memory, cancellation: TestContext.Current.CancellationToken));
+        var found = KallsymsFinder.Find(_memory, [digits], TestContext.Current.CancellationToken).ToArray();
         Assert.Contains(places, found);
         var read = Kallsyms.Read(_memory, places, TestContext.Current.CancellationToken);
         Assert.Equal(symbols, read.All());
