@@ -26,6 +26,30 @@ public sealed class KvmPauseTests : IDisposable
         Assert.Equal(KvmExitReason.Hlt, run.GetAwaiter().GetResult().Reason);
     }
 
+    /// <summary>When a pause has begun no guest runs on, not even for as long as it takes to interrupt it.</summary>
+    [GuestFact]
+    public void NothingIsWrittenInAPause()
+    {
+        // again: inc qword [0x10000]; jmp again
+        Guest.Load([0x48, 0xFF, 0x04, 0x25, 0x00, 0x00, 0x01, 0x00], [0xEB, 0xF6]);
+        using var over = new CancellationTokenSource();
+        var run = Task.Factory.StartNew(() => Record.Exception(() => Guest.Vcpu.Run(over.Token)), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default);
+        ulong last = 0;
+        for (var round = 0; round < 300; round++)
+        {
+            SpinWait.SpinUntil(() => Count() != last);
+            using var pause = Guest.Vm.Pause();
+            last = Count();
+            Thread.Sleep(1);
+            Assert.Equal(last, Count());
+        }
+
+        over.Cancel();
+        Assert.IsAssignableFrom<OperationCanceledException>(run.GetAwaiter().GetResult());
+
+        ulong Count() => Guest.Memory.ReadObject<ulong>(new GuestAddress(0x10000));
+    }
+
     /// <summary>A vCPU that begins, or whose caller handles an exit meanwhile, is held when it runs; that handling waits for nothing.</summary>
     [GuestFact]
     public void AVcpuThatBeginsMeanwhileIsHeld()
