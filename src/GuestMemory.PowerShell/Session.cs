@@ -27,7 +27,7 @@ internal static class Session
     static Session() => AppDomain.CurrentDomain.ProcessExit += static (_, _) => TakeSocketsAway();
 
     /// <summary>The regions; memory of other processes as long as those run.</summary>
-    public static IEnumerable<GuestMemoryRegion> Regions => s_regions.Values.Where(static region => region is not GuestRegionProcess { HasEnded: true }).OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
+    public static IEnumerable<GuestMemoryRegion> Regions => s_regions.Values.Where(static region => !IsGone(region)).OrderBy(region => region.GuestAddress).ThenBy(region => region.Name, StringComparer.OrdinalIgnoreCase);
 
     /// <summary>The handlers of this shell, and those of this user in processes of their own.</summary>
     public static IEnumerable<UffdHandler> Handlers => s_handlers.Values.OrderBy(handler => handler.Id).Concat(UffdHandler.FindAll());
@@ -112,6 +112,13 @@ internal static class Session
     {
         foreach (var former in s_regions.Values.OfType<GuestRegionProcess>().Where(region => region.ProcessId == process.ProcessId || region.HasEnded)) Remove(former);
         foreach (var region in process.Memory.Regions) TryAdd(region);
+    }
+
+    private static bool IsGone(GuestMemoryRegion region)
+    {
+        if (region is not GuestRegionProcess { HasEnded: true }) return false;
+        Remove(region);
+        return true;
     }
 
     /// <summary>A name for memory of a process that no other region has.</summary>

@@ -27,6 +27,7 @@ internal static class FuzzTargets
         new("service-manager", "what systemd passes: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, a line each", ServiceManagerTarget.Run),
         new("metrics", "a request to the metrics endpoint", MetricsTarget.Run),
         new("kernel-data", "what a Linux kernel keeps in its memory: BTF, VMCOREINFO, or tables of symbols and where they are", KernelDataTarget.Run),
+        new("nbd", "a client of exported memory: its flags, options and requests", NbdTarget.Run),
         new("vhost-user", "a vhost-user front end and its guest: requests with descriptors, bytes in the memory, kicks", VhostUserTarget.Run),
         new("stored-image", "0 and a manifest without its digest; or a compression, a length of two bytes, and a chunk to unpack", StoredImageTarget.Run),
         new("arguments", "the command line of the handler's process, an argument a line", ArgumentsTarget.Run),

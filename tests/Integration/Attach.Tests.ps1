@@ -21,7 +21,7 @@ BeforeAll {
     Import-Module (Join-Path $root tests Pester TestHelpers.psm1) -Force
     Import-Module (Join-Path $PSScriptRoot Qmp.psm1) -Force
 
-    function Start-Vm([string] $Folder, [string] $Program, [string] $Machine, [string] $Memory, [int] $Size, [string[]] $Argument = @()) {
+    function Open-Vm([string] $Folder, [string] $Program, [string] $Machine, [string] $Memory, [int] $Size, [string[]] $Argument = @()) {
         # Starts a VM without a disk. The test has its monitor, qmp.sock; another one, free.sock, nobody uses.
         $options = @{ Directory = $Folder; Program = "qemu-system-$Program"; Machine = $Machine; MemorySize = "${Size}M" }
         $arguments = @('-qmp', "unix:$Folder/free.sock,server=on,wait=off") + $Argument
@@ -54,7 +54,7 @@ Describe 'The memory of a QEMU, <Name>' -ForEach $machines {
         }
         if ($lacking) { return }
         $folder = [IO.Directory]::CreateTempSubdirectory('gm-').FullName
-        $qemu = Start-Vm $folder $Program $Machine $Memory $Size
+        $qemu = Open-Vm $folder $Program $Machine $Memory $Size
         $id = $qemu.Process.Id
         if ($Program -eq 'x86_64') {
             # The firmware has copied itself into memory.
@@ -143,7 +143,7 @@ Describe 'A QEMU' {
         if ($lacking) { return }
         $folder = [IO.Directory]::CreateTempSubdirectory('gm-').FullName
         chmod 755 $folder
-        $qemu = Start-Vm $folder x86_64 pc Anonymous 128
+        $qemu = Open-Vm $folder x86_64 pc Anonymous 128
         $id = $qemu.Process.Id
     }
 

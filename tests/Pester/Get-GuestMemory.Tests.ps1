@@ -82,7 +82,7 @@ Describe 'Get-GuestMemory -ProcessId' {
             cc -O2 -pthread -o "$folder/$name" "$PSScriptRoot/../GuestMemory.Core.Tests/Processes/vmm.c"
         }
 
-        function Start-Vmm([string] $Name, [string[]] $Part) {
+        function Open-Vmm([string] $Name, [string[]] $Part) {
             $start = [Diagnostics.ProcessStartInfo]::new("$folder/$Name", $Part)
             $start.RedirectStandardInput = $start.RedirectStandardOutput = $true
             $process = [Diagnostics.Process]::Start($start)
@@ -93,7 +93,7 @@ Describe 'Get-GuestMemory -ProcessId' {
 
     BeforeEach {
         if ($lacking) { Set-ItResult -Skipped -Because $lacking }
-        $vmm = Start-Vmm firecracker 'memfd:another_ram:64'
+        $vmm = Open-Vmm firecracker 'memfd:another_ram:64'
         $start = [Runtime.InteropServices.RuntimeInformation]::OSArchitecture -eq 'X64' ? 0 : 2GB
     }
 
@@ -146,7 +146,7 @@ Describe 'Get-GuestMemory -ProcessId' {
     }
 
     It 'is told by -Layout where the memory of another program lies' {
-        $other = Start-Vmm another 'anon:64', 'anon:32'
+        $other = Open-Vmm another 'anon:64', 'anon:32'
         try {
             $memory = Get-GuestMemory $other.Id -Layout '4GiB+64MiB', '0+32MiB'
             $memory.Regions.GuestAddress | Should -Be 0, 4GB

@@ -63,6 +63,6 @@ Describe 'Get-MmapRegion' {
     }
 
     It 'says that it gives regions' {
-        (Get-Command Get-MmapRegion).OutputType.Type | Should -Be @([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.Xen.GuestRegionXen], [GuestMemory.Core.Images.GuestRegionImage])
+        (Get-Command Get-MmapRegion).OutputType.Type | Should -Be @([GuestMemory.Core.GuestRegionMmap], [GuestMemory.Core.Xen.GuestRegionXen], [GuestMemory.Core.Images.GuestRegionImage], [GuestMemory.Core.Processes.GuestRegionProcess])
     }
 }

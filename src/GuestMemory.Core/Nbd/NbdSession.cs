@@ -35,7 +35,8 @@ internal sealed partial class NbdSession(Stream stream, string name, ExportSpace
 
     /// <summary>Serves the client until it ends.</summary>
     /// <param name="negotiated">Called when the negotiation is over.</param>
-    /// <exception cref="IOException">The connection ended or timed out, or the client contradicts the protocol.</exception>
+    /// <exception cref="IOException">The connection ended or timed out; or memory could not be read in the middle of an answer.</exception>
+    /// <exception cref="InvalidDataException">The client contradicts the protocol.</exception>
     public void Run(Action? negotiated = null)
     {
         if (!Negotiate()) return;

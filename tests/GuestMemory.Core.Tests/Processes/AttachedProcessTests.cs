@@ -126,11 +126,28 @@ public sealed class AttachedProcessTests(VmmFixture vmms) : IClassFixture<VmmFix
     }
 
     [CompilerFact]
+    public void TheMemoryOfAProcessThatHasEndedIsFree()
+    {
+        using var vmm = vmms.Start("firecracker", "memfd:guest_mem:64");
+        using var attached = AttachedProcess.Attach(vmm.Id);
+        Assert.Contains(Links(), static link => link.StartsWith("/memfd:guest_mem", StringComparison.Ordinal));
+        vmm.Kill();
+        // Nobody reads it, and somebody has it still.
+        Host.Until(() => !Links().Any(static link => link.StartsWith("/memfd:guest_mem", StringComparison.Ordinal)));
+        Host.Until(() => Host.Threads("guest-memory-pe") == 0);
+        Assert.Equal(GuestMemoryError.ProcessEnded, Assert.Throws<GuestMemoryException>(() => attached.Memory.ReadObject<ulong>(new GuestAddress(attached.Memory.Regions[0].GuestAddress))).Error);
+
+        static string[] Links() => [.. Directory.GetFiles("/proc/self/fd").Select(static link => new FileInfo(link).LinkTarget ?? "")];
+    }
+
+    [CompilerFact]
     public void WhatTheGuestNeverTouchedStaysUnallocated()
     {
         using var vmm = vmms.Start("firecracker", "memfd:guest_mem:64");
         using var attached = AttachedProcess.Attach(vmm.Id);
         var file = Assert.IsType<FileOffset>(attached.Memory.Regions[0].GetFileOffset());
+        // By now it has touched what it touches.
+        AssertGoesOn(attached);
         var before = FileStatus.Get(file.File).stx_blocks;
         var read = new byte[64 * Mebi];
         attached.Memory.ReadExact(new GuestAddress(attached.Memory.Regions[0].GuestAddress), read);
@@ -229,6 +246,7 @@ public sealed class AttachedProcessTests(VmmFixture vmms) : IClassFixture<VmmFix
         }
 
         Host.Until(() => Directory.GetFiles("/proc/self/fd").Length <= before);
+        Host.Until(() => Host.Threads("guest-memory-pe") == 0);
     }
 
     [Fact]

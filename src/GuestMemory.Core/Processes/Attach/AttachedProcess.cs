@@ -13,6 +13,7 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
 {
     private readonly SafeDescriptor _pidfd;
     private int _regions;
+    private ProcessEndWatch? _watch;
 
     private AttachedProcess(int processId, SafeDescriptor pidfd, VmmProgram program, AttachOptions options)
     {
@@ -146,7 +147,9 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
     /// <summary>A region was released; after the last one the process is no longer held.</summary>
     internal void Leave()
     {
-        if (Interlocked.Decrement(ref _regions) == 0) _pidfd.Dispose();
+        if (Interlocked.Decrement(ref _regions) != 0) return;
+        _watch?.Dispose();
+        _pidfd.Dispose();
     }
 
     /// <summary>The kernel checks the right before the address: nobody has memory at address 0, and no page is waited for.</summary>
@@ -179,6 +182,8 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
             }
 
             Memory = GuestMemoryMmap.FromRegions(regions);
+            SafeFileHandle[] files = [.. regions.Select(static region => region.GetFileOffset()?.File).OfType<SafeFileHandle>()];
+            if (files.Length > 0) _watch = new ProcessEndWatch(_pidfd, files);
             // What is in the way of that is better known now.
             if (Pauses)
             {

@@ -67,6 +67,8 @@ internal sealed unsafe class ProcessMemory : VolatileMemory
         }
         catch (ObjectDisposedException exception)
         {
+            // Closed by the end of the process, or by the release.
+            if (!IsDisposed) Process.ThrowIfEnded();
             throw RegionDisposed(exception);
         }
 
