@@ -66,10 +66,10 @@ public sealed class VmmLayoutTests
             "-object", "{broken", "-numa", "node,nodeid=1,memdev=n1", "-numa", "node,nodeid=0,memdev=n0", "-numa", "cpu,node-id=0",
             "-qmp", "unix:/run/a.sock,server=on,wait=off", "-qmp", "tcp:localhost:1", "-chardev", "socket,id=m,path=/run/b.sock,server=on", "-mon", "chardev=m,mode=control",
             "-chardev", "socket,id=h,path=/run/c.sock,server=on", "-mon", "h", "-mon", "chardev=nothing,mode=control"]);
-        Assert.Equal(["a,b", "pc.ram"], options.Backends.Keys.Order());
+        Assert.Equal("a,b pc.ram", string.Join(' ', options.Backends.Keys.Order(StringComparer.Ordinal)));
         Assert.Equal(4096 * Mebi, QemuOptions.SizeOf(options.Backends["pc.ram"]));
         Assert.Equal(["n0", "n1"], options.NodeBackends);
-        Assert.Equal(["/run/a.sock", "/run/b.sock"], options.MonitorPaths);
+        Assert.Equal("/run/a.sock /run/b.sock", string.Join(' ', options.MonitorPaths));
     }
 
     [Fact]
