@@ -250,6 +250,14 @@ Describe 'A guest with page tables of <Levels> levels' -ForEach $processors {
             $null = Read-Guest $guest boot
             $address = (Invoke-Guest $guest "grep ' _text$' /proc/kallsyms").Split(' ')[0]
             '{0:x16}' -f ($live | Get-GuestKernel).Address | Should -Be $address
+            # By the symbols too, which stay longer than VMCOREINFO.
+            $null = Invoke-Qmp $guest.Qmp stop
+            $path = "$($guest.Folder)/restarted$i"
+            $null = Invoke-Qmp $guest.Qmp pmemsave @{ val = 0; size = 1GB; filename = $path }
+            $null = Invoke-Qmp $guest.Qmp cont
+            $saved = New-MmapRegion -Size 1GiB -BackingPath $path -Name "restarted$i-$Cpu"
+            $saved | Search-GuestMemory -Text 'OSRELEASE=' -All | ForEach-Object { $saved | Write-GuestMemory $_.Address -Value 'XX' }
+            '{0:x16}' -f ($saved | Get-GuestKernel).Address | Should -Be $address
         }
     }
 }

@@ -142,7 +142,7 @@ public sealed class HttpStoreTests : IDisposable
                 server { listen 127.0.0.1:{{port}}; root {{_store.Root}}; }
             }
             """);
-        using var nginx = Process.Start(new ProcessStartInfo("nginx", ["-c", configuration]) { RedirectStandardError = true })!;
+        using var nginx = Process.Start(new ProcessStartInfo("nginx", ["-c", configuration]) { RedirectStandardError = true, UseShellExecute = false })!;
         try
         {
             using var client = new HttpClient();

@@ -52,8 +52,8 @@ public sealed class ImageStoreTests : IDisposable
         Assert.Equal(first.Digest, (await _store.Images.OpenAsync("web", 2)).Parent.ToString());
         Assert.Equal(StoreFixture.Content([.. Enumerable.Range(1, 100)], 100 * StoreFixture.Chunk), await _store.Load("web", 1));
         Assert.Equal(StoreFixture.Content([.. Enumerable.Range(1, 98), 500, 501], 100 * StoreFixture.Chunk), await _store.Load("db"));
-        Assert.Equal(["db@1", "web@1", "web@2"], (await ToList(_store.Images.ListAsync(allGenerations: true))).Select(static image => $"{image.Name}@{image.Generation}"));
-        Assert.Equal(["db@1", "web@2"], (await ToList(_store.Images.ListAsync())).Select(static image => $"{image.Name}@{image.Generation}"));
+        Assert.Equal("db@1 web@1 web@2", string.Join(' ', (await ToList(_store.Images.ListAsync(allGenerations: true))).Select(static image => $"{image.Name}@{image.Generation}")));
+        Assert.Equal("db@1 web@2", string.Join(' ', (await ToList(_store.Images.ListAsync())).Select(static image => $"{image.Name}@{image.Generation}")));
     }
 
     [Fact]
@@ -200,12 +200,19 @@ public sealed class ImageStoreTests : IDisposable
     public async Task AStoreIsItsOwnersUnlessItIsOpened()
     {
         await _store.Publish(_store.Memory(1));
-        Assert.All(Directory.GetFiles(_store.Root, "*", SearchOption.AllDirectories), static path => Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(path) & ~UnixFileMode.GroupRead & ~UnixFileMode.OtherRead));
-        Assert.All(_store.Packs(), static path => Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(path)));
-        File.SetUnixFileMode(_store.Root, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute | UnixFileMode.GroupRead | UnixFileMode.GroupExecute);
+        Assert.All(_store.Packs(), static path => Assert.Equal(0b110_000_000u, Mode(path)));
+        Assert.Equal(0b111_000_000u, Mode(_store.Root));
+        Assert.Equal(0, FileStatus.TryChangeMode(_store.Root, 0b111_101_000));
         var before = _store.Packs();
         await _store.Publish(_store.Memory(2));
-        Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.GroupRead, File.GetUnixFileMode(_store.Packs().Except(before).Single()));
+        var pack = _store.Packs().Except(before, StringComparer.Ordinal).Single();
+        Assert.Equal(0b110_100_000u, Mode(pack));
+
+        static uint Mode(string path)
+        {
+            Assert.Equal(0, FileStatus.TryGet(path, out var status));
+            return status.stx_mode & 0xfffu;
+        }
     }
 
     private static async Task<List<StoredImage>> ToList(IAsyncEnumerable<StoredImage> images)
