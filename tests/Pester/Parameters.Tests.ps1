@@ -18,7 +18,7 @@ Describe 'A parameter of one cmdlet' {
         # A -Source is refused as -SourceTimeout, since no source is a number; a -Memory as -MemoryPath, since no region is a file.
         # An -As is refused as -AsJob, which takes no value.
         # A -All, which is a switch, is refused as -AllowUser, -AllowGroup and -Alloc, which want a value.
-        $same = 'As=AsJson', 'As=AsRange', 'As=AsJob', 'Addr=Address', 'Prot=Protection', 'Source=SourceTimeout', 'Memory=MemoryPath', 'Image=ImagePath', 'All=AllowUser', 'All=AllowGroup', 'All=Alloc'
+        $same = 'As=AsJson', 'As=AsRange', 'As=AsJob', 'Addr=Address', 'Prot=Protection', 'Source=SourceTimeout', 'Memory=MemoryPath', 'Image=ImagePath', 'All=AllowUser', 'All=AllowGroup', 'All=Alloc', 'All=AllGenerations', 'Dest=Destination'
         $taken = foreach ($command in $commands) {
             foreach ($name in $names.Values | ForEach-Object { $_ } | Sort-Object -Unique) {
                 if ($name -in $names[$command.Name]) { continue }
