@@ -40,6 +40,12 @@ Describe 'Remove-GuestMemoryImage' {
         $result.Kept | Should -Be 1
     }
 
+    It 'refuses a directory that is no store, and makes none' {
+        { Remove-GuestMemoryImage -Unused "$TestDrive/stroe" -Confirm:$false -ErrorAction Stop } | Should -Throw -ErrorId 'FileNotFound,*'
+        "$TestDrive/stroe" | Should -Not -Exist
+        { Remove-GuestMemoryImage -Unused $TestDrive -Confirm:$false -ErrorAction Stop } | Should -Throw -ErrorId 'ValueNotSupported,*'
+    }
+
     It 'refuses an image that is not there' {
         { Remove-GuestMemoryImage "$store/none" -Confirm:$false -ErrorAction Stop } | Should -Throw -ErrorId 'ImageNotFound,*'
     }

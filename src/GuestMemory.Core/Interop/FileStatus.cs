@@ -112,6 +112,9 @@ internal static unsafe partial class FileStatus
     /// <summary>Makes a directory with a mode; 0 or the error number.</summary>
     public static int TryMakeDirectory(string path, uint mode) => mkdir(path, mode) == 0 ? 0 : Marshal.GetLastPInvokeError();
 
+    /// <summary>Gives a file another name; 0 or the error number, EEXIST where something has it.</summary>
+    public static int TryLink(string path, string name) => link(path, name) == 0 ? 0 : Marshal.GetLastPInvokeError();
+
     /// <summary>Whether this process may open the path for reading and writing.</summary>
     public static bool CanReadWrite(string path) => access(path, 6) == 0;
 
@@ -135,6 +138,9 @@ internal static unsafe partial class FileStatus
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int mkdir(string pathname, uint mode);
+
+    [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int link(string oldpath, string newpath);
 
     [LibraryImport("libc", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int access(string pathname, int mode);

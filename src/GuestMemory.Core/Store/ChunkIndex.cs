@@ -31,7 +31,7 @@ internal sealed class ChunkIndex
         var parts = new ConcurrentBag<List<(ChunkDigest, ChunkPlace)>>();
         await Parallel.ForEachAsync(await store.ListAsync(Prefix, cancellation), new ParallelOptions { MaxDegreeOfParallelism = 8, CancellationToken = cancellation }, async (entry, token) =>
         {
-            if (await TryReadAsync(store, entry.Key, token) is { } entries) parts.Add(entries);
+            if (await TryReadAsync(store, entry.Key, token) is { Entries: var entries }) parts.Add(entries);
         });
         foreach (var part in parts)
         {
@@ -45,28 +45,18 @@ internal sealed class ChunkIndex
     }
 
     /// <summary>Reads one object; null where it was removed. One that is damaged says nothing: without it chunks are uploaded again, which is right, too.</summary>
-    public static async Task<List<(ChunkDigest Digest, ChunkPlace Place)>?> TryReadAsync(ObjectStore store, string key, CancellationToken cancellation)
-    {
-        if (await store.TryReadAsync(key, MaxSize, cancellation) is not { Content: var bytes }) return null;
-        var entries = new List<(ChunkDigest, ChunkPlace)>();
-        if (bytes.Length < HeaderSize + ChunkDigest.Size || (bytes.Length - HeaderSize - ChunkDigest.Size) % EntrySize != 0 || !bytes.AsSpan(0, 8).SequenceEqual("GMINDEX1"u8)) return entries;
-        if (new ChunkDigest(bytes.AsSpan(bytes.Length - ChunkDigest.Size)) != ChunkDigest.Of(bytes.AsSpan(0, bytes.Length - ChunkDigest.Size))) return entries;
-        for (var at = HeaderSize; at < bytes.Length - ChunkDigest.Size; at += EntrySize)
-        {
-            var entry = bytes.AsSpan(at, EntrySize);
-            var compression = (ImageCompression)BinaryPrimitives.ReadUInt32LittleEndian(entry[72..]);
-            if (!Enum.IsDefined(compression)) continue;
-            entries.Add((new ChunkDigest(entry[..32]), new ChunkPlace(new ChunkDigest(entry[32..64]),
-                BinaryPrimitives.ReadUInt32LittleEndian(entry[64..]), BinaryPrimitives.ReadUInt32LittleEndian(entry[68..]), compression)));
-        }
-
-        return entries;
-    }
+    public static async Task<(List<(ChunkDigest Digest, ChunkPlace Place)> Entries, string Version)?> TryReadAsync(ObjectStore store, string key, CancellationToken cancellation) =>
+        await store.TryReadAsync(key, MaxSize, cancellation) is { } found ? (Parse(found.Content), found.Version) : null;
 
     /// <summary>Leaves chunks that an upload has added.</summary>
     public static async Task WriteAsync(ObjectStore store, IReadOnlyList<(ChunkDigest Digest, ChunkPlace Place)> entries, CancellationToken cancellation)
     {
-        if (entries.Count == 0) return;
+        if (entries.Count > 0) await store.TryCreateAsync($"{Prefix}{Guid.NewGuid():N}", ToBytes(entries), cancellation);
+    }
+
+    /// <summary>The bytes of such an object.</summary>
+    public static byte[] ToBytes(IReadOnlyList<(ChunkDigest Digest, ChunkPlace Place)> entries)
+    {
         var bytes = new byte[checked(HeaderSize + (entries.Count * EntrySize) + ChunkDigest.Size)];
         "GMINDEX1"u8.CopyTo(bytes);
         BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan(8), entries.Count);
@@ -82,6 +72,23 @@ internal sealed class ChunkIndex
         }
 
         ChunkDigest.Of(bytes.AsSpan(0, bytes.Length - ChunkDigest.Size)).CopyTo(bytes.AsSpan(bytes.Length - ChunkDigest.Size));
-        await store.TryCreateAsync($"{Prefix}{Guid.NewGuid():N}", bytes, cancellation);
+        return bytes;
+    }
+
+    private static List<(ChunkDigest, ChunkPlace)> Parse(byte[] bytes)
+    {
+        var entries = new List<(ChunkDigest, ChunkPlace)>();
+        if (bytes.Length < HeaderSize + ChunkDigest.Size || (bytes.Length - HeaderSize - ChunkDigest.Size) % EntrySize != 0 || !bytes.AsSpan(0, 8).SequenceEqual("GMINDEX1"u8)) return entries;
+        if (new ChunkDigest(bytes.AsSpan(bytes.Length - ChunkDigest.Size)) != ChunkDigest.Of(bytes.AsSpan(0, bytes.Length - ChunkDigest.Size))) return entries;
+        for (var at = HeaderSize; at < bytes.Length - ChunkDigest.Size; at += EntrySize)
+        {
+            var entry = bytes.AsSpan(at, EntrySize);
+            var compression = (ImageCompression)BinaryPrimitives.ReadUInt32LittleEndian(entry[72..]);
+            if (!Enum.IsDefined(compression)) continue;
+            entries.Add((new ChunkDigest(entry[..32]), new ChunkPlace(new ChunkDigest(entry[32..64]),
+                BinaryPrimitives.ReadUInt32LittleEndian(entry[64..]), BinaryPrimitives.ReadUInt32LittleEndian(entry[68..]), compression)));
+        }
+
+        return entries;
     }
 }

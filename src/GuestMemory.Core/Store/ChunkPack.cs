@@ -4,7 +4,7 @@ using GuestMemory.Core.Images;
 namespace GuestMemory.Core.Store;
 
 /// <summary>
-/// An object of a store that holds chunks: 16 bytes of header ("GMPACK01" and a salt), the chunks, an entry of 48 bytes for each, and a footer
+/// An object of a store that holds chunks: 16 bytes of header ("GMPACK01" and a random salt), the chunks, an entry of 48 bytes for each, and a footer
 /// of 32 bytes. docs/image-format.md has the bytes. Its key is the SHA-256 of all of it.
 /// </summary>
 internal sealed class ChunkPack
@@ -56,7 +56,7 @@ internal sealed class ChunkPack
     }
 
     /// <summary>The object, after which the next one begins.</summary>
-    /// <param name="salt">Makes its digest another one than that of a pack with the same chunks; usually 0.</param>
+    /// <param name="salt">Makes its digest another one than that of every other pack, also of the same chunks.</param>
     public byte[] Complete(ulong salt)
     {
         var index = HeaderSize + _filled;

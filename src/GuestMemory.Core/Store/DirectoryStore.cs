@@ -1,6 +1,5 @@
 using System.Security.Cryptography;
 using GuestMemory.Core.Interop;
-using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Store;
 
@@ -12,7 +11,7 @@ public sealed class DirectoryStore : ObjectStore
 {
     private const string Beside = ".part";
     private const string LockName = "lock";
-    private const uint OfOwner = 0b110_000_000;
+    private const uint ReadWriteOfOwner = 0b110_000_000;
     private const uint DirectoryOfOwner = 0b111_000_000;
     private const uint ReadByOthers = 0b000_100_100;
     private const uint SearchByOthers = 0b000_101_101;
@@ -80,7 +79,15 @@ public sealed class DirectoryStore : ObjectStore
         return Guarded(key, () =>
         {
             using var held = Lock(cancellation);
-            File.Delete(PathOf(key));
+            try
+            {
+                File.Delete(PathOf(key));
+            }
+            catch (DirectoryNotFoundException)
+            {
+                // It is not there.
+            }
+
             return ValueTask.CompletedTask;
         });
     }
@@ -93,8 +100,18 @@ public sealed class DirectoryStore : ObjectStore
         {
             var folder = prefix.LastIndexOf('/') is var at and >= 0 ? PathOf(prefix[..at]) : _root;
             var entries = new List<ObjectEntry>();
-            if (!Directory.Exists(folder)) return entries;
-            foreach (var file in new DirectoryInfo(folder).EnumerateFiles("*", new EnumerationOptions { RecurseSubdirectories = true, AttributesToSkip = FileAttributes.ReparsePoint }))
+            // What cannot be read must not look like what is not there: a collection would take it for that.
+            FileInfo[] files;
+            try
+            {
+                files = new DirectoryInfo(folder).GetFiles("*", new EnumerationOptions { RecurseSubdirectories = true, AttributesToSkip = FileAttributes.ReparsePoint, IgnoreInaccessible = false });
+            }
+            catch (DirectoryNotFoundException) when (FileStatus.TryGet(folder, out _) == Errno.ENOENT)
+            {
+                return entries;
+            }
+
+            foreach (var file in files)
             {
                 cancellation.ThrowIfCancellationRequested();
                 var key = Path.GetRelativePath(_root, file.FullName);
@@ -136,11 +153,14 @@ public sealed class DirectoryStore : ObjectStore
         cancellation.ThrowIfCancellationRequested();
         return Guarded("", () =>
         {
-            if (!Directory.Exists(_root)) return ValueTask.CompletedTask;
-            foreach (var path in Directory.EnumerateFiles(_root, $".*{Beside}", SearchOption.AllDirectories))
+            // Nothing but what a store has: the directory may have been made for something else.
+            foreach (var folder in new[] { "images", "packs", "index", "uploads", "pending", "doomed" }.Select(name => Path.Combine(_root, name)).Where(Directory.Exists))
             {
-                cancellation.ThrowIfCancellationRequested();
-                if (File.GetLastWriteTimeUtc(path) < before.UtcDateTime) File.Delete(path);
+                foreach (var path in Directory.EnumerateFiles(folder, $".*{Beside}", SearchOption.AllDirectories))
+                {
+                    cancellation.ThrowIfCancellationRequested();
+                    if (Guid.TryParseExact(Path.GetFileName(path)[1..^Beside.Length], "N", out _) && File.GetLastWriteTimeUtc(path) < before.UtcDateTime) File.Delete(path);
+                }
             }
 
             return ValueTask.CompletedTask;
@@ -177,21 +197,29 @@ public sealed class DirectoryStore : ObjectStore
         var beside = Path.Combine(folder, $".{Guid.NewGuid():N}{Beside}");
         try
         {
-            using (var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.Write, FileShare.None))
+            using (var file = new FileStream(beside, OfOwner(FileMode.CreateNew)))
             {
-                ChangeMode(beside, OfOwner | (ModeOfRoot() & ReadByOthers));
-                RandomAccess.Write(file, content, 0);
+                file.Write(content);
+                if ((ModeOfRoot() & ReadByOthers) is var others and not 0) ChangeMode(beside, ReadWriteOfOwner | others);
                 // A name must never stand for a part of an object, also after the host has crashed.
-                RandomAccess.FlushToDisk(file);
+                file.Flush(flushToDisk: true);
             }
 
-            File.Move(beside, path, overwrite);
-            return true;
-        }
-        catch (IOException) when (!overwrite && File.Exists(path))
-        {
+            if (overwrite)
+            {
+                File.Move(beside, path, overwrite: true);
+                return true;
+            }
+
+            // Of two that do so at once one makes it; a rename would let the second replace the first.
+            var error = FileStatus.TryLink(beside, path);
             File.Delete(beside);
-            return false;
+            return error switch
+            {
+                0 => true,
+                Errno.EEXIST => false,
+                _ => throw new SyscallException("link", error, $"Making {path}"),
+            };
         }
         catch
         {
@@ -199,6 +227,11 @@ public sealed class DirectoryStore : ObjectStore
             throw;
         }
     }
+
+    private static FileStreamOptions OfOwner(FileMode mode) =>
+#pragma warning disable CA1416 // This library is for Linux.
+        new() { Mode = mode, Access = FileAccess.ReadWrite, Share = FileShare.None, BufferSize = 0, UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite };
+#pragma warning restore CA1416
 
     private void MakeDirectory(string folder)
     {
@@ -221,7 +254,7 @@ public sealed class DirectoryStore : ObjectStore
     }
 
     /// <summary>The store's lock, held until it is disposed of. The kernel gives it up with the process.</summary>
-    private SafeFileHandle Lock(CancellationToken cancellation)
+    private FileStream Lock(CancellationToken cancellation)
     {
         MakeDirectory(_root);
         while (true)
@@ -229,9 +262,9 @@ public sealed class DirectoryStore : ObjectStore
             cancellation.ThrowIfCancellationRequested();
             try
             {
-                return File.OpenHandle(Path.Combine(_root, LockName), FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None);
+                return new FileStream(Path.Combine(_root, LockName), OfOwner(FileMode.OpenOrCreate));
             }
-            catch (IOException exception) when (exception is not (DirectoryNotFoundException or FileNotFoundException or PathTooLongException) && File.Exists(Path.Combine(_root, LockName)))
+            catch (IOException exception) when (exception.HResult == Errno.EAGAIN)
             {
                 // Another process, or another thread, has it for a moment.
                 cancellation.WaitHandle.WaitOne(1);

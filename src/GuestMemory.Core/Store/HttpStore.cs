@@ -26,8 +26,11 @@ public sealed class HttpStore : ObjectStore
         BackoffType = DelayBackoffType.Exponential,
         UseJitter = true,
         ShouldHandle = new PredicateBuilder().Handle<HttpRequestException>(static exception => exception.StatusCode is null or >= HttpStatusCode.InternalServerError or HttpStatusCode.TooManyRequests or HttpStatusCode.RequestTimeout)
-            .Handle<HttpIOException>().Handle<TimeoutException>(),
-    }).AddTimeout(TimeSpan.FromSeconds(60)).Build();
+            .Handle<IOException>().Handle<TimeoutException>(),
+    }).Build();
+
+    // Without a byte.
+    private static readonly TimeSpan s_silence = TimeSpan.FromSeconds(30);
 
     private readonly HttpClient _client;
     private readonly Uri _root;
@@ -51,8 +54,9 @@ public sealed class HttpStore : ObjectStore
     public override string Location => _root.ToString().TrimEnd('/');
 
     /// <inheritdoc/>
-    public override async ValueTask ReadAsync(string key, long offset, Memory<byte> destination, CancellationToken cancellation = default) => await SendAsync(key, async token =>
+    public override async ValueTask ReadAsync(string key, long offset, Memory<byte> destination, CancellationToken cancellation = default) => await SendAsync(key, async silence =>
     {
+        var token = silence.Token;
         using var request = new HttpRequestMessage(HttpMethod.Get, AddressOf(key));
         request.Headers.Range = new RangeHeaderValue(offset, offset + destination.Length - 1);
         using var response = await _client.SendAsync(request, HttpCompletionOption.ResponseHeadersRead, token);
@@ -69,17 +73,25 @@ public sealed class HttpStore : ObjectStore
             var count = await stream.ReadAsync(destination[..(int)Math.Min(skip, destination.Length)], token);
             if (count == 0) throw new GuestMemoryException(GuestMemoryError.ObjectNotFound, $"{key} in the store {Location} has no bytes from {offset} on.");
             skip -= count;
+            silence.CancelAfter(s_silence);
         }
 
-        var filled = await stream.ReadAtLeastAsync(destination, destination.Length, throwOnEndOfStream: false, token);
+        var filled = 0;
+        while (filled < destination.Length && await stream.ReadAsync(destination[filled..], token) is var count and > 0)
+        {
+            filled += count;
+            silence.CancelAfter(s_silence);
+        }
+
         if (filled < destination.Length)
             throw new GuestMemoryException(GuestMemoryError.ObjectNotFound, $"{key} in the store {Location} has only {offset + filled} bytes.");
         return 0;
     }, cancellation);
 
     /// <inheritdoc/>
-    public override async ValueTask<StoredObject?> TryReadAsync(string key, int limit, CancellationToken cancellation = default) => await SendAsync(key, async token =>
+    public override async ValueTask<StoredObject?> TryReadAsync(string key, int limit, CancellationToken cancellation = default) => await SendAsync(key, async silence =>
     {
+        var token = silence.Token;
         using var response = await _client.GetAsync(AddressOf(key), HttpCompletionOption.ResponseHeadersRead, token);
         if (response.StatusCode is HttpStatusCode.NotFound or HttpStatusCode.Gone) return null;
         Require(response, key);
@@ -89,6 +101,7 @@ public sealed class HttpStore : ObjectStore
         while (await stream.ReadAsync(buffer, token) is var count and > 0)
         {
             content.Write(buffer, 0, count);
+            silence.CancelAfter(s_silence);
             if (content.Length > limit) throw new GuestMemoryException(GuestMemoryError.InvalidImage, $"{key} in the store {Location} has more than the {limit} bytes that such an object may have.");
         }
 
@@ -130,13 +143,26 @@ public sealed class HttpStore : ObjectStore
         response.EnsureSuccessStatusCode();
     }
 
-    private async Task<T> SendAsync<T>(string key, Func<CancellationToken, Task<T>> send, CancellationToken cancellation)
+    private async Task<T> SendAsync<T>(string key, Func<CancellationTokenSource, Task<T>> send, CancellationToken cancellation)
     {
         try
         {
-            return await s_again.ExecuteAsync(async token => await send(token), cancellation);
+            return await s_again.ExecuteAsync(async token =>
+            {
+                using var silence = CancellationTokenSource.CreateLinkedTokenSource(token);
+                silence.CancelAfter(s_silence);
+                try
+                {
+                    return await send(silence);
+                }
+                catch (OperationCanceledException exception) when (!token.IsCancellationRequested)
+                {
+                    // No answer, or no connection.
+                    throw new TimeoutException("it does not answer", exception);
+                }
+            }, cancellation);
         }
-        catch (Exception exception) when (exception is HttpRequestException or IOException or TimeoutException or Polly.Timeout.TimeoutRejectedException)
+        catch (Exception exception) when (exception is HttpRequestException or IOException or TimeoutException)
         {
             throw new GuestMemoryException(GuestMemoryError.StoreFailed, $"The store {Location} could not be asked for {key}: {exception.Message}", exception);
         }

@@ -7,9 +7,10 @@ namespace GuestMemory.Core.Store;
 /// Removes packs that no image has any more, while images are published. What makes that safe, without a clock that all share:
 /// <list type="number">
 /// <item>A collection writes the packs that no manifest names to doomed/ID, and <i>then</i> the uploads whose leases it sees to doomed/ID.uploads.</item>
-/// <item>An upload writes its lease, and <i>then</i> reads what is doomed: it counts on nothing of that, and gives a pack that has the name of a doomed one another name.
-/// So an upload that may count on a pack has its lease in doomed/ID.uploads.</item>
-/// <item>A later collection removes what doomed/ID names when each of those leases is gone, and when <i>after</i> that no manifest, published or pending, names it.</item>
+/// <item>An upload writes its lease, <i>then</i> reads what is doomed, and <i>then</i> lists the packs: it counts on nothing that is doomed, or not there. No pack ever has the name of another
+/// one. So an upload that may count on a pack has its lease in doomed/ID.uploads.</item>
+/// <item>A later collection removes what doomed/ID names when each of those leases is gone, and when <i>after</i> that no manifest, published or pending, names it. It removes doomed/ID itself when
+/// each of its packs was removed, or is named by a manifest that was published.</item>
 /// <item>An upload writes its manifest to pending/ID, and <i>then</i> renews its lease: where that succeeds, whoever finds the lease gone finds the manifest, too.</item>
 /// </list>
 /// The lease of an upload that has died is removed after <see cref="UploadLease.Lifetime"/>. An upload that only stood still so long sees that its lease is gone, and begins again.
@@ -41,18 +42,49 @@ internal sealed class ImageCollector(ImageStore store)
         var time = await _objects.GetTimeAsync(cancellation);
         await ExpireUploadsAsync(time, cancellation);
         var removed = await RemoveDoomedAsync(cancellation);
-        var packs = (await _objects.ListAsync(ChunkPack.Prefix, cancellation)).Where(static entry => ChunkPack.DigestOf(entry.Key) is not null)
-            .ToDictionary(static entry => ChunkPack.DigestOf(entry.Key)!.Value, static entry => (ulong)entry.Size);
+        var packs = await ListPacksAsync(_objects, cancellation);
         var doomed = await ReadDoomedAsync(_objects, cancellation);
-        var needed = await ReadNeededAsync(cancellation);
+        var (needed, published) = await ReadNeededAsync(cancellation);
+        needed.UnionWith(published);
         var fresh = packs.Keys.Where(pack => !needed.Contains(pack) && !doomed.Contains(pack)).ToArray();
         if (fresh.Length > 0) await DoomAsync(fresh, cancellation);
+        await AnnounceAsync(packs, cancellation);
         await _objects.RemoveLeftoversAsync(time - UploadLease.Lifetime, cancellation);
         var waiting = packs.Where(pack => !needed.Contains(pack.Key)).ToList();
         var kept = packs.Where(pack => needed.Contains(pack.Key)).ToList();
         return new CollectionResult(removed.Count, removed.Size, waiting.Count, Sum(waiting), kept.Count, Sum(kept));
 
         static ulong Sum(List<KeyValuePair<ChunkDigest, ulong>> packs) => packs.Aggregate(0UL, static (sum, pack) => sum + pack.Value);
+    }
+
+    /// <summary>The packs that a store has, with their bytes.</summary>
+    public static async Task<Dictionary<ChunkDigest, ulong>> ListPacksAsync(ObjectStore objects, CancellationToken cancellation)
+    {
+        var packs = new Dictionary<ChunkDigest, ulong>();
+        foreach (var entry in await objects.ListAsync(ChunkPack.Prefix, cancellation))
+        {
+            if (ChunkPack.DigestOf(entry.Key) is { } digest && ChunkPack.KeyOf(digest) == entry.Key) packs[digest] = (ulong)entry.Size;
+        }
+
+        return packs;
+    }
+
+    /// <summary>Announces generations whose upload died between the manifest and its name; one that lacks a pack was given up, and goes.</summary>
+    private async Task AnnounceAsync(Dictionary<ChunkDigest, ulong> packs, CancellationToken cancellation)
+    {
+        var manifests = await store.ListManifestsAsync(null, cancellation);
+        // An upload that goes on has its pending manifest until the name stands for the generation.
+        if ((await _objects.ListAsync(ImagePublisher.PendingPrefix, cancellation)).Count > 0) return;
+        foreach (var image in manifests.GroupBy(static each => each.Name, StringComparer.Ordinal))
+        {
+            var highest = (await store.ReadLatestAsync(image.Key, cancellation))?.Highest ?? 0;
+            foreach (var (name, generation) in image.Where(each => each.Generation > highest))
+            {
+                if (await store.TryOpenAsync(name, generation, cancellation) is not { } manifest) continue;
+                if (manifest.Packs.All(packs.ContainsKey)) await store.SetLatestAsync(name, generation, cancellation);
+                else await _objects.DeleteAsync(ImageStore.ManifestKey(name, generation), cancellation);
+            }
+        }
     }
 
     /// <summary>Removes the leases of uploads that have died, and then the manifests that such have left pending.</summary>
@@ -86,40 +118,47 @@ internal sealed class ImageCollector(ImageStore store)
     /// <summary>Removes what earlier collections wrote down and nobody counts on.</summary>
     private async Task<(int Count, ulong Size)> RemoveDoomedAsync(CancellationToken cancellation)
     {
-        var entries = await _objects.ListAsync(Prefix, cancellation);
+        var entries = (await _objects.ListAsync(Prefix, cancellation)).Select(static entry => entry.Key).ToHashSet(StringComparer.Ordinal);
         var living = (await _objects.ListAsync(UploadLease.Prefix, cancellation)).Select(static lease => lease.Key).ToHashSet(StringComparer.Ordinal);
         var ready = new List<(string Key, HashSet<ChunkDigest> Packs)>();
-        foreach (var entry in entries.Where(static entry => !entry.Key.EndsWith(UploadsSuffix, StringComparison.Ordinal)))
+        foreach (var key in entries)
         {
-            if (await _objects.TryReadAsync(entry.Key + UploadsSuffix, 64 << 20, cancellation) is not { } uploads)
+            if (key.EndsWith(UploadsSuffix, StringComparison.Ordinal))
+            {
+                // Left by a collection that was overtaken by another one.
+                if (!entries.Contains(key[..^UploadsSuffix.Length])) await _objects.DeleteAsync(key, cancellation);
+            }
+            else if (await _objects.TryReadAsync(key + UploadsSuffix, 64 << 20, cancellation) is not { } uploads)
             {
                 // The collection that wrote it ended before it could say who may count on it.
-                await WriteUploadsAsync(entry.Key, cancellation);
-                continue;
+                await WriteUploadsAsync(key, cancellation);
             }
-
-            if (!Encoding.UTF8.GetString(uploads.Content).Split('\n').Any(living.Contains)) ready.Add((entry.Key, await ReadPacksAsync(_objects, entry.Key, cancellation)));
+            else if (!Encoding.UTF8.GetString(uploads.Content).Split('\n').Any(living.Contains))
+            {
+                ready.Add((key, await ReadPacksAsync(_objects, key, cancellation)));
+            }
         }
 
         if (ready.Count == 0) return (0, 0);
-        var needed = await ReadNeededAsync(cancellation);
-        var sizes = (await _objects.ListAsync(ChunkPack.Prefix, cancellation)).ToDictionary(static entry => entry.Key, static entry => (ulong)entry.Size, StringComparer.Ordinal);
-        var gone = ready.SelectMany(static each => each.Packs).Where(pack => !needed.Contains(pack)).ToHashSet();
+        var (pending, published) = await ReadNeededAsync(cancellation);
+        var sizes = await ListPacksAsync(_objects, cancellation);
+        var gone = ready.SelectMany(static each => each.Packs).Where(pack => !pending.Contains(pack) && !published.Contains(pack)).ToHashSet();
         // First nobody may find chunks there any more, and last it may be forgotten that they are doomed.
         await RemoveFromIndexAsync(gone, cancellation);
         var (count, size) = (0, 0UL);
-        foreach (var key in gone.Select(ChunkPack.KeyOf))
+        foreach (var pack in gone)
         {
-            await _objects.DeleteAsync(key, cancellation);
-            if (!sizes.TryGetValue(key, out var bytes)) continue;
+            await _objects.DeleteAsync(ChunkPack.KeyOf(pack), cancellation);
+            if (!sizes.TryGetValue(pack, out var bytes)) continue;
             count++;
             size += bytes;
         }
 
-        foreach (var (key, _) in ready)
+        // A manifest that is pending may be given up, and another collection may be about to remove its packs: who uploads must not count on them yet.
+        foreach (var (key, packs) in ready.Where(each => each.Packs.All(pack => gone.Contains(pack) || published.Contains(pack))))
         {
-            await _objects.DeleteAsync(key, cancellation);
             await _objects.DeleteAsync(key + UploadsSuffix, cancellation);
+            await _objects.DeleteAsync(key, cancellation);
         }
 
         return (count, size);
@@ -129,29 +168,30 @@ internal sealed class ImageCollector(ImageStore store)
     {
         foreach (var entry in await _objects.ListAsync(ChunkIndex.Prefix, cancellation))
         {
-            if (await ChunkIndex.TryReadAsync(_objects, entry.Key, cancellation) is not { } chunks || !chunks.Exists(chunk => packs.Contains(chunk.Place.Pack))) continue;
+            if (await ChunkIndex.TryReadAsync(_objects, entry.Key, cancellation) is not var (chunks, version) || !chunks.Exists(chunk => packs.Contains(chunk.Place.Pack))) continue;
             chunks.RemoveAll(chunk => packs.Contains(chunk.Place.Pack));
-            await ChunkIndex.WriteAsync(_objects, chunks, cancellation);
-            await _objects.DeleteAsync(entry.Key, cancellation);
+            if (chunks.Count == 0) await _objects.DeleteAsync(entry.Key, cancellation);
+            // Another collection may have changed it; what stays there is of packs that are not there, on which nobody counts.
+            else await _objects.TryReplaceAsync(entry.Key, ChunkIndex.ToBytes(chunks), version, cancellation);
         }
     }
 
-    /// <summary>The packs that manifests name, published or pending.</summary>
-    private async Task<HashSet<ChunkDigest>> ReadNeededAsync(CancellationToken cancellation)
+    /// <summary>The packs that manifests name: those that are pending, and those that are published.</summary>
+    private async Task<(HashSet<ChunkDigest> Pending, HashSet<ChunkDigest> Published)> ReadNeededAsync(CancellationToken cancellation)
     {
-        var needed = new HashSet<ChunkDigest>();
+        var (pending, published) = (new HashSet<ChunkDigest>(), new HashSet<ChunkDigest>());
         // A manifest that is published from pending meanwhile is in one of the two, if pending ones are read first.
         foreach (var entry in await _objects.ListAsync(ImagePublisher.PendingPrefix, cancellation))
         {
-            if (await _objects.TryReadAsync(entry.Key, ImageManifest.MaxSize, cancellation) is { } pending) needed.UnionWith(ImageManifest.Read(pending.Content, $"{entry.Key} in the store {store.Location}").Packs);
+            if (await _objects.TryReadAsync(entry.Key, ImageManifest.MaxSize, cancellation) is { } found) pending.UnionWith(ImageManifest.Read(found.Content, $"{entry.Key} in the store {store.Location}").Packs);
         }
 
         foreach (var (name, generation) in await store.ListManifestsAsync(null, cancellation))
         {
-            if (await store.TryOpenAsync(name, generation, cancellation) is { } manifest) needed.UnionWith(manifest.Packs);
+            if (await store.TryOpenAsync(name, generation, cancellation) is { } manifest) published.UnionWith(manifest.Packs);
         }
 
-        return needed;
+        return (pending, published);
     }
 
     private static async Task<HashSet<ChunkDigest>> ReadPacksAsync(ObjectStore objects, string key, CancellationToken cancellation)

@@ -15,6 +15,10 @@ public sealed class ImageManifest
     /// <summary>The largest manifest, in bytes: that of 16 TiB in chunks of 2 MiB, or of 512 GiB in chunks of 64 KiB.</summary>
     internal const int MaxSize = 512 << 20;
 
+    /// <summary>What a chunk takes of it at most.</summary>
+    internal const ulong BytesOfChunk = 49;
+
+    internal const string P256 = "1.2.840.10045.3.1.7";
     internal const int MinChunkSize = 4096;
     internal const int MaxChunkSize = 16 << 20;
 
@@ -283,6 +287,7 @@ public sealed class ImageManifest
     {
         if (ChunkSize is < MinChunkSize or > MaxChunkSize || !System.Numerics.BitOperations.IsPow2(ChunkSize)) return $"its chunks cannot have {ChunkSize} bytes";
         if (Generation == 0 || !StoreLocation.IsName(Name)) return "its name or its generation is none";
+        if (Regions.Count > Images.ImageMap.MaxRegions) return $"it has {Regions.Count} regions";
         ulong sum = 0;
         ulong next = 0;
         for (var i = 0; i < Regions.Count; i++)
@@ -302,6 +307,8 @@ public sealed class ImageManifest
             if (chunk > Digests.Length) return "it names a chunk that it does not have";
         }
 
+        // One content has one length.
+        if (Size % (ulong)ChunkSize != 0 && Chunks[^1] is var last and not 0 && Array.IndexOf(Chunks, last) < Chunks.Length - 1) return "its last chunk, which is shorter, is another one, too";
         for (var i = 0; i < Digests.Length; i++)
         {
             if (PackNumbers[i] >= Packs.Length) return "a chunk is in a pack that it does not name";

@@ -1,3 +1,5 @@
+using System.Collections.Concurrent;
+
 namespace GuestMemory.Core.Store;
 
 /// <summary>Publishes one memory. ImageCollector says how uploads and collections keep out of each other's way.</summary>
@@ -10,24 +12,34 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
     private const int BatchSize = 8 << 20;
     private const int Attempts = 3;
 
+    // An upload that is ended loses no more than that.
+    private const int PacksOfIndex = 16;
+    private const int MaxRecord = 64 << 20;
+
     private readonly ObjectStore _objects = store.Objects;
     private readonly int _chunkSize = options.ChunkSize;
     private readonly Dictionary<ChunkDigest, uint> _numbers = [];
     private readonly List<(ChunkDigest Digest, ChunkPlace Place)> _places = [];
     private readonly List<(ChunkDigest Digest, ChunkPlace Place)> _added = [];
     private readonly List<Task> _uploads = [];
+    private readonly ConcurrentDictionary<ChunkDigest, bool> _arrived = new();
     private readonly SemaphoreSlim _room = new(Uploads);
     private ulong _uploaded;
     private int _shared;
     private int _named;
+    private int _packs;
 
     public async Task<StoredImage> RunAsync(CancellationToken cancellation)
     {
+        if (memory.Size == 0) throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, "An image of no memory cannot be published.");
         if (_chunkSize is < ImageManifest.MinChunkSize or > ImageManifest.MaxChunkSize || !System.Numerics.BitOperations.IsPow2(_chunkSize))
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"Chunks of {_chunkSize} bytes are not possible: a power of two from 4 KiB to 16 MiB is.");
-        if (options.SigningKey is { KeySize: not 256 })
-            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"An image is signed with an ECDSA key on the curve P-256, not with one of {options.SigningKey.KeySize} bits.");
-        if (memory.Size == 0) throw new GuestMemoryException(GuestMemoryError.NoMemoryRegion, "An image of no memory cannot be published.");
+        if (options.SigningKey is { } key && key.ExportParameters(includePrivateParameters: false).Curve.Oid is not { Value: ImageManifest.P256 })
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "An image is signed with an ECDSA key on the curve P-256, not with one on another curve.");
+        if (options.Record.Length > MaxRecord || (options.Record.Length > 0 && !options.Record.Span.StartsWith("GMTOUCH1"u8)))
+            throw new GuestMemoryException(GuestMemoryError.InvalidRecord, $"What was given as the touch record of the image is none, or larger than the {MaxRecord >> 20} MiB that an image takes.");
+        if ((((memory.Size - 1) / (ulong)_chunkSize) + 1) * ImageManifest.BytesOfChunk + (ulong)options.Record.Length + (16UL * (ulong)memory.Regions.Count) + 4096 > ImageManifest.MaxSize)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{memory.Size >> 20} MiB in chunks of {_chunkSize} bytes are more than a manifest can name. Give larger chunks.");
         for (var attempt = 1; ; attempt++)
         {
             await using var lease = await UploadLease.CreateAsync(_objects, cancellation);
@@ -44,6 +56,7 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
             {
                 // They use what this attempt holds.
                 await Task.WhenAll(_uploads).ContinueWith(static _ => { }, CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default);
+                await KeepForTheNextAsync();
             }
 
             if (attempt == Attempts)
@@ -59,23 +72,25 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
     /// <summary>One attempt; null where its lease was lost.</summary>
     private async Task<StoredImage?> TryRunAsync(UploadLease lease, CancellationToken cancellation)
     {
-        // After the lease was written: what a collection finds later waits for this upload.
+        // After the lease was written: what a collection finds later waits for this upload. What it found before is doomed, or not there any more, whatever an index says.
         var doomed = await ImageCollector.ReadDoomedAsync(_objects, cancellation);
-        var index = await ChunkIndex.LoadAsync(_objects, pack => !doomed.Contains(pack), cancellation);
-        var chunks = await AddChunksAsync(index, doomed, cancellation);
-        await Task.WhenAll(_uploads);
-        await ChunkIndex.WriteAsync(_objects, _added, cancellation);
+        var packs = await ImageCollector.ListPacksAsync(_objects, cancellation);
+        var index = await ChunkIndex.LoadAsync(_objects, pack => !doomed.Contains(pack) && packs.ContainsKey(pack), cancellation);
+        var chunks = await AddChunksAsync(index, cancellation);
+        await WriteIndexAsync(cancellation);
 
         var generations = await store.ListManifestsAsync(name, cancellation);
         var before = generations.Count == 0 ? null : await store.TryOpenAsync(name, generations[^1].Generation, cancellation);
         var generation = Math.Max(generations.Count == 0 ? 0 : generations[^1].Generation, (await store.ReadLatestAsync(name, cancellation))?.Highest ?? 0) + 1;
         var manifest = Seal(chunks, generation, before);
+        if (manifest.Bytes.Length > ImageManifest.MaxSize)
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"The manifest has {manifest.Bytes.Length} bytes, more than the {ImageManifest.MaxSize} that one may have. Give larger chunks.");
         var pending = PendingPrefix + lease.Id;
         await _objects.TryCreateAsync(pending, manifest.Bytes, cancellation);
         try
         {
             // From here on every collection sees what the image needs, unless one took the upload for dead before.
-            if (!await lease.TryRenewAsync(cancellation)) return null;
+            if (!await lease.TryRenewAsync(cancellation) || !await IsThereAsync(pending)) return null;
             while (!await _objects.TryCreateAsync(ImageStore.ManifestKey(name, generation), manifest.Bytes, cancellation))
             {
                 // Another upload took the number.
@@ -84,7 +99,7 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
             }
 
             // Who stands still here for longer than a pending manifest is kept must not say that it is published.
-            if (await _objects.TryReadAsync(pending, ImageManifest.MaxSize, CancellationToken.None) is null)
+            if (!await IsThereAsync(pending))
             {
                 await _objects.DeleteAsync(ImageStore.ManifestKey(name, generation), CancellationToken.None);
                 return null;
@@ -100,8 +115,34 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
         return store.Show(manifest, isLatest: true) with { UploadedSize = _uploaded, SharedCount = _shared };
     }
 
+    private async Task<bool> IsThereAsync(string key) => (await _objects.ListAsync(key, CancellationToken.None)).Any(entry => entry.Key == key);
+
+    /// <summary>Says where the chunks of the packs are that were uploaded.</summary>
+    private async Task WriteIndexAsync(CancellationToken cancellation)
+    {
+        await Task.WhenAll(_uploads);
+        _uploads.Clear();
+        await ChunkIndex.WriteAsync(_objects, _added, cancellation);
+        _added.Clear();
+    }
+
+    /// <summary>Has the next attempt, or the next upload, use what this one uploaded. It is no harm where that cannot be done, nor where the packs are removed: who reads an index looks whether they are there.</summary>
+    private async Task KeepForTheNextAsync()
+    {
+        try
+        {
+            await ChunkIndex.WriteAsync(_objects, _added.FindAll(chunk => _arrived.ContainsKey(chunk.Place.Pack)), CancellationToken.None);
+        }
+        catch (GuestMemoryException)
+        {
+            // It is uploaded again, then.
+        }
+
+        _added.Clear();
+    }
+
     /// <summary>Reads the memory, and uploads the chunks that the store does not have; the result is the number of each chunk.</summary>
-    private async Task<uint[]> AddChunksAsync(ChunkIndex index, HashSet<ChunkDigest> doomed, CancellationToken cancellation)
+    private async Task<uint[]> AddChunksAsync(ChunkIndex index, CancellationToken cancellation)
     {
         var count = checked((int)(((memory.Size - 1) / (ulong)_chunkSize) + 1));
         var chunks = new uint[count];
@@ -132,13 +173,13 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
                     : index.TryFind(digest, out var place) ? Share(digest, place)
                     : stored[i] == 0 ? Add(pack, digest, plain[i].AsSpan(0, size), size, ImageCompression.None)
                     : Add(pack, digest, packed[i].AsSpan(0, stored[i]), size, options.Compression);
-                if (pack.IsFull) await UploadAsync(pack, doomed, cancellation);
+                if (pack.IsFull) await UploadAsync(pack, cancellation);
             }
 
             options.Progress?.Report(Math.Min(memory.Size, (ulong)(first + those) * (ulong)_chunkSize));
         }
 
-        if (!pack.IsEmpty) await UploadAsync(pack, doomed, cancellation);
+        if (!pack.IsEmpty) await UploadAsync(pack, cancellation);
         return chunks;
     }
 
@@ -156,17 +197,11 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
         return _numbers[digest] = (uint)_places.Count;
     }
 
-    private async Task UploadAsync(ChunkPack pack, HashSet<ChunkDigest> doomed, CancellationToken cancellation)
+    private async Task UploadAsync(ChunkPack pack, CancellationToken cancellation)
     {
-        var bytes = pack.Complete(0);
+        // A name that was removed must not come again: a collection that stood still may remove it once more.
+        var bytes = pack.Complete((ulong)Random.Shared.NextInt64());
         var digest = ChunkDigest.Of(bytes);
-        // One of that name may be removed at any moment.
-        while (doomed.Contains(digest))
-        {
-            bytes = pack.Complete((ulong)Random.Shared.NextInt64());
-            digest = ChunkDigest.Of(bytes);
-        }
-
         pack.Clear();
         for (var i = _named; i < _places.Count; i++)
         {
@@ -181,18 +216,21 @@ internal sealed class ImagePublisher(ImageStore store, GuestMemoryMmap memory, s
         foreach (var ended in _uploads.Where(static upload => upload.IsCompleted)) await ended;
         _uploads.RemoveAll(static upload => upload.IsCompleted);
         await _room.WaitAsync(cancellation);
+        // It gives its room back whatever happens.
         _uploads.Add(Task.Run(async () =>
         {
             try
             {
-                // A former attempt may have brought it.
-                if (await _objects.TryCreateAsync(ChunkPack.KeyOf(digest), bytes, cancellation)) Interlocked.Add(ref _uploaded, (ulong)bytes.Length);
+                await _objects.TryCreateAsync(ChunkPack.KeyOf(digest), bytes, cancellation);
+                Interlocked.Add(ref _uploaded, (ulong)bytes.Length);
+                _arrived[digest] = true;
             }
             finally
             {
                 _room.Release();
             }
-        }, cancellation));
+        }, CancellationToken.None));
+        if (++_packs % PacksOfIndex == 0) await WriteIndexAsync(cancellation);
     }
 
     private ImageManifest Seal(uint[] chunks, ulong generation, ImageManifest? before)

@@ -73,15 +73,16 @@ public sealed class ImageStore : IDisposable
     /// <summary>The images of a store, by name and generation.</summary>
     /// <param name="name">The name; null for all.</param>
     /// <param name="allGenerations">Whether earlier generations are listed too.</param>
+    /// <param name="failed">Told of each image whose manifest cannot be read, by any thread; null lets the first one end the listing.</param>
     /// <param name="cancellation">Abandons it.</param>
     /// <exception cref="GuestMemoryException">InvalidImage; StoreFailed, StoreDenied.</exception>
-    public async IAsyncEnumerable<StoredImage> ListAsync(string? name = null, bool allGenerations = false, [System.Runtime.CompilerServices.EnumeratorCancellation] CancellationToken cancellation = default)
+    public async IAsyncEnumerable<StoredImage> ListAsync(string? name = null, bool allGenerations = false, Action<GuestMemoryException>? failed = null, [System.Runtime.CompilerServices.EnumeratorCancellation] CancellationToken cancellation = default)
     {
         if (name is not null) RequireName(name);
         if (name is not null && !allGenerations)
         {
             // That needs no listing, which a web server does not have.
-            if (await ReadLatestAsync(name, cancellation) is { Generation: > 0 } known && await TryOpenAsync(name, known.Generation, cancellation) is { } newest) yield return Show(newest, isLatest: true);
+            if (await ReadLatestAsync(name, cancellation) is { Generation: > 0 } known && await TryShowAsync(name, known.Generation, isLatest: true, failed, cancellation) is { } newest) yield return newest;
             yield break;
         }
 
@@ -90,8 +91,7 @@ public sealed class ImageStore : IDisposable
             var latest = (await ReadLatestAsync(group.Key, cancellation))?.Generation;
             foreach (var (_, generation) in group)
             {
-                if (!allGenerations && generation != latest) continue;
-                if (await TryOpenAsync(group.Key, generation, cancellation) is { } manifest) yield return Show(manifest, generation == latest);
+                if ((allGenerations || generation == latest) && await TryShowAsync(group.Key, generation, generation == latest, failed, cancellation) is { } image) yield return image;
             }
         }
     }
@@ -164,6 +164,7 @@ public sealed class ImageStore : IDisposable
         }
 
         foreach (var each in all.Except(rest)) await _objects.DeleteAsync(ManifestKey(name, each), cancellation);
+        await RepairLatestAsync(name, cancellation);
     }
 
     /// <summary>
@@ -183,6 +184,19 @@ public sealed class ImageStore : IDisposable
 
     internal StoredImage Show(ImageManifest manifest, bool isLatest) => new(Describe(manifest.Name, manifest.Generation), manifest.Name, manifest.Generation, isLatest, manifest.Size, manifest.StoredSize,
         manifest.ChunkSize, manifest.ChunkCount, manifest.UniqueCount, manifest.Created, manifest.Digest.ToString(), manifest.SigningKey?.ToString());
+
+    private async Task<StoredImage?> TryShowAsync(string name, ulong generation, bool isLatest, Action<GuestMemoryException>? failed, CancellationToken cancellation)
+    {
+        try
+        {
+            return await TryOpenAsync(name, generation, cancellation) is { } manifest ? Show(manifest, isLatest) : null;
+        }
+        catch (GuestMemoryException exception) when (failed is not null && exception.Error == GuestMemoryError.InvalidImage)
+        {
+            failed(exception);
+            return null;
+        }
+    }
 
     /// <summary>The manifest of a generation; null where there is none.</summary>
     internal async Task<ImageManifest?> TryOpenAsync(string name, ulong generation, CancellationToken cancellation)
@@ -226,7 +240,24 @@ public sealed class ImageStore : IDisposable
             var latest = await ReadLatestAsync(name, cancellation);
             if (latest is { } later && later.Generation >= generation) return;
             if (latest is not { } former ? await _objects.TryCreateAsync(LatestKey(name), LatestContent(generation, generation), cancellation)
-                : await _objects.TryReplaceAsync(LatestKey(name), LatestContent(generation, Math.Max(generation, former.Highest)), former.Version, cancellation) is not null) return;
+                : await _objects.TryReplaceAsync(LatestKey(name), LatestContent(generation, Math.Max(generation, former.Highest)), former.Version, cancellation) is not null) break;
+        }
+
+        await RepairLatestAsync(name, cancellation);
+    }
+
+    /// <summary>
+    /// Has a name that stands for a generation that is not there stand for the one before. Who removes and who announces generations does that last, so that whoever
+    /// is the last of several sees what all of them did.
+    /// </summary>
+    private async Task RepairLatestAsync(string name, CancellationToken cancellation)
+    {
+        while (await ReadLatestAsync(name, cancellation) is { Generation: > 0 } latest)
+        {
+            var there = (await ListManifestsAsync(name, cancellation)).Select(static each => each.Generation).ToList();
+            if (there.Contains(latest.Generation)) return;
+            var former = there.Where(each => each < latest.Generation).DefaultIfEmpty().Max();
+            if (await _objects.TryReplaceAsync(LatestKey(name), LatestContent(former, latest.Highest), latest.Version, cancellation) is not null) return;
         }
     }
 

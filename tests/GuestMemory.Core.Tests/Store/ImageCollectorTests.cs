@@ -98,15 +98,69 @@ public sealed class ImageCollectorTests : IDisposable
     }
 
     [Fact]
+    public async Task AnIndexOfPacksThatAreGoneIsNoHarm()
+    {
+        // As an upload leaves it that was taken for dead, and collections that change it at once.
+        await _store.Publish(_store.Memory(1, 2));
+        foreach (var pack in _store.Packs()) File.Delete(pack);
+        await _store.Images.RemoveAsync("web");
+        Assert.NotEmpty(Directory.GetFiles(Path.Combine(_store.Root, "index")));
+        await _store.Publish(_store.Memory(1, 2));
+        Assert.Equal(StoreFixture.Content([1, 2], 2 * StoreFixture.Chunk), await _store.Load());
+    }
+
+    [Fact]
+    public async Task APackNeverHasTheNameOfAnother()
+    {
+        await _store.Publish(_store.Memory(1, 2));
+        var before = _store.Packs();
+        await _store.Images.RemoveAsync("web");
+        for (var i = 0; i < 2; i++) await _store.Images.CollectAsync();
+        Assert.Empty(_store.Packs());
+        await _store.Publish(_store.Memory(1, 2));
+        Assert.Empty(_store.Packs().Intersect(before, StringComparer.Ordinal));
+    }
+
+    [Fact]
+    public async Task WhatOnlyAPendingManifestNamesStaysDoomed()
+    {
+        await _store.Publish(_store.Memory(1));
+        var manifest = await File.ReadAllBytesAsync(Path.Combine(_store.Root, "images", "web", "0000000001.gmi"));
+        await _store.Images.RemoveAsync("web");
+        await _store.Images.CollectAsync();
+        Directory.CreateDirectory(Path.Combine(_store.Root, "pending"));
+        await File.WriteAllBytesAsync(Path.Combine(_store.Root, "pending", "of-one-that-may-give-up"), manifest);
+        Assert.Equal((0, 0, 1), Counts(await _store.Images.CollectAsync()));
+        // Another collection may be about to remove it: who uploads now does not count on it.
+        Assert.Equal(0, (await _store.Publish(_store.Memory(1))).SharedCount);
+    }
+
+    [Fact]
+    public async Task AGenerationWhoseUploadDiedIsAnnounced()
+    {
+        for (var i = 1; i <= 2; i++) await _store.Publish(_store.Memory(i));
+        var latest = Path.Combine(_store.Root, "images", "web", "latest");
+        await File.WriteAllTextAsync(latest, "1 1\n");
+        await _store.Images.CollectAsync();
+        Assert.Equal(StoreFixture.Content([2], StoreFixture.Chunk), await _store.Load());
+        // One that lacks a chunk was given up.
+        await File.WriteAllTextAsync(latest, "1 1\n");
+        foreach (var pack in (await _store.Images.OpenAsync("web", 2)).Packs) File.Delete(Path.Combine(_store.Root, ChunkPack.KeyOf(pack)));
+        await _store.Images.CollectAsync();
+        Assert.Equal(StoreFixture.Content([1], StoreFixture.Chunk), await _store.Load());
+        Assert.Equal(GuestMemoryError.ImageNotFound, (await Assert.ThrowsAsync<GuestMemoryException>(() => _store.Images.OpenAsync("web", 2))).Error);
+    }
+
+    [Fact]
     public async Task LeftoversGo()
     {
         await _store.Publish(_store.Memory(1));
-        var (old, fresh) = (Path.Combine(_store.Root, "packs", ".old.part"), Path.Combine(_store.Root, "packs", ".new.part"));
-        await File.WriteAllTextAsync(old, "x");
-        await File.WriteAllTextAsync(fresh, "x");
-        File.SetLastWriteTimeUtc(old, DateTime.UtcNow - TimeSpan.FromHours(1));
+        string[] paths = [.. new[] { $"packs/.{Guid.NewGuid():N}.part", $"packs/.{Guid.NewGuid():N}.part", "packs/.mine.part", $".{Guid.NewGuid():N}.part" }.Select(path => Path.Combine(_store.Root, path))];
+        foreach (var path in paths) await File.WriteAllTextAsync(path, "x");
+        foreach (var path in paths.Skip(1)) File.SetLastWriteTimeUtc(path, DateTime.UtcNow - TimeSpan.FromHours(1));
         await _store.Images.CollectAsync();
-        Assert.Equal((false, true), (File.Exists(old), File.Exists(fresh)));
+        // One is new, one is not the store's, and one lies where the store puts none.
+        Assert.Equal([true, false, true, true], paths.Select(File.Exists));
     }
 
     /// <summary>Uploads, removals and collections at once: every image that is there is whole, at any moment.</summary>

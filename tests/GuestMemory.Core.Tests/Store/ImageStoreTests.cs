@@ -63,7 +63,9 @@ public sealed class ImageStoreTests : IDisposable
         using var stop = new CancellationTokenSource();
         var progress = new Reporter(done =>
         {
-            if (done > memory.Size * 3 / 4) stop.Cancel();
+            if (done <= memory.Size * 3 / 4) return;
+            Host.Until(() => _store.Packs().Length > 0);
+            stop.Cancel();
         });
         await Assert.ThrowsAnyAsync<OperationCanceledException>(() => _store.Images.PublishAsync(memory, "web", new PublishOptions { ChunkSize = StoreFixture.Chunk, Progress = progress }, stop.Token));
         Assert.Empty(await ToList(_store.Images.ListAsync(allGenerations: true)));
@@ -73,6 +75,61 @@ public sealed class ImageStoreTests : IDisposable
         var published = await _store.Publish(memory);
         Assert.Equal((ulong)(_store.Packs().Sum(static path => new FileInfo(path).Length) - before), published.UploadedSize);
         Assert.Equal(StoreFixture.Content([.. Enumerable.Range(1, 2000)], 2000 * StoreFixture.Chunk), await _store.Load());
+    }
+
+    [Fact]
+    public async Task WhatCannotBeAnImageIsRefusedBeforeAnythingIsUploaded()
+    {
+        using var key = ECDsa.Create(ECCurve.CreateFromFriendlyName("secp256k1"));
+        var memory = _store.Memory(1);
+        foreach (var (options, error) in new (PublishOptions, GuestMemoryError)[]
+        {
+            (new PublishOptions { ChunkSize = 5000 }, GuestMemoryError.ValueNotSupported), (new PublishOptions { SigningKey = key }, GuestMemoryError.ValueNotSupported),
+            (new PublishOptions { Record = new byte[100] }, GuestMemoryError.InvalidRecord),
+        })
+        {
+            Assert.Equal(error, (await Assert.ThrowsAsync<GuestMemoryException>(() => _store.Images.PublishAsync(memory, "web", options))).Error);
+        }
+
+        // More chunks than a manifest can name; nothing of the memory is read for that.
+        using var large = new GuestRegionMmap(new MmapRegionBuilder(64UL << 30).WithFlags(MapFlags.Private | MapFlags.Anonymous | MapFlags.NoReserve).Build(), new GuestAddress(0), "large");
+        Assert.Equal(GuestMemoryError.ValueNotSupported, (await Assert.ThrowsAsync<GuestMemoryException>(
+            () => _store.Images.PublishAsync(GuestMemoryMmap.FromRegions([large]), "web", new PublishOptions { ChunkSize = 4096 }))).Error);
+        Assert.False(Directory.Exists(_store.Root));
+    }
+
+    [Fact]
+    public async Task ADamagedManifestHidesNoOtherImage()
+    {
+        foreach (var name in new[] { "a", "b", "c" }) await _store.Publish(_store.Memory(1), name);
+        await File.WriteAllTextAsync(Path.Combine(_store.Root, "images", "b", "0000000001.gmi"), "x");
+        var failed = new List<GuestMemoryException>();
+        Assert.Equal("a c", string.Join(' ', (await ToList(_store.Images.ListAsync(failed: failed.Add))).Select(static image => image.Name)));
+        Assert.Equal(GuestMemoryError.InvalidImage, Assert.Single(failed).Error);
+    }
+
+    [Fact]
+    public async Task ANameStandsForNothingThatIsNotThere()
+    {
+        for (var i = 1; i <= 3; i++) await _store.Publish(_store.Memory(i));
+        // As two removals at once may leave it.
+        File.Delete(Path.Combine(_store.Root, "images", "web", "0000000002.gmi"));
+        await File.WriteAllTextAsync(Path.Combine(_store.Root, "images", "web", "latest"), "2 3\n");
+        await _store.Images.RemoveAsync("web", 3);
+        Assert.Equal(StoreFixture.Content([1], StoreFixture.Chunk), await _store.Load());
+    }
+
+    [Fact]
+    public async Task OnlyOneOfManyMakesAnObject()
+    {
+        for (var round = 0; round < 50; round++)
+        {
+            var key = $"images/web/{round}";
+            var made = await Task.WhenAll(Enumerable.Range(0, 4).Select(i => Task.Run(async () => await _store.Images.Objects.TryCreateAsync(key, new[] { (byte)i }))));
+            var one = Array.IndexOf(made, true);
+            Assert.Equal(1, made.Count(static each => each));
+            Assert.Equal([(byte)one], (await _store.Images.Objects.TryReadAsync(key, 10))!.Content);
+        }
     }
 
     [Fact]
@@ -113,10 +170,10 @@ public sealed class ImageStoreTests : IDisposable
     public async Task AManifestIsReadWholeOrNotAtAll()
     {
         using var key = ECDsa.Create(ECCurve.NamedCurves.nistP256);
-        await _store.Images.PublishAsync(_store.Memory(1, 0, 2), "web", new PublishOptions { ChunkSize = StoreFixture.Chunk, SigningKey = key, Record = new byte[] { 1, 2, 3 } });
+        await _store.Images.PublishAsync(_store.Memory(1, 0, 2), "web", new PublishOptions { ChunkSize = StoreFixture.Chunk, SigningKey = key, Record = "GMTOUCH1 and so on"u8.ToArray() });
         var path = Path.Combine(_store.Root, "images", "web", "0000000001.gmi");
         var whole = await File.ReadAllBytesAsync(path);
-        Assert.Equal([1, 2, 3], (await _store.Images.OpenAsync("web")).Record);
+        Assert.Equal("GMTOUCH1 and so on"u8.ToArray(), (await _store.Images.OpenAsync("web")).Record);
         for (var at = 0; at < whole.Length; at++)
         {
             var bytes = (byte[])whole.Clone();

@@ -29,12 +29,13 @@ public sealed class GetGuestMemoryImageCommand : GuestMemoryCmdlet
     private void List()
     {
         using var store = ImageStore.Open(Store.Contains("://", StringComparison.Ordinal) ? Store : ResolvePath(Store));
-        if (!Store.Contains("://", StringComparison.Ordinal) && !Directory.Exists(store.Location)) throw new DirectoryNotFoundException($"There is no directory {store.Location}.");
+        StoreWork.RequireStore(store.Location);
         foreach (var name in Name)
         {
             var pattern = WildcardPattern.ContainsWildcardCharacters(name) ? WildcardPattern.Get(name, WildcardOptions.None) : null;
             var any = false;
-            var images = store.ListAsync(pattern is null ? name : null, AllGenerations, StopToken).GetAsyncEnumerator(StopToken);
+            var damaged = new System.Collections.Concurrent.ConcurrentQueue<Core.GuestMemoryException>();
+            var images = store.ListAsync(pattern is null ? name : null, AllGenerations, damaged.Enqueue, StopToken).GetAsyncEnumerator(StopToken);
             try
             {
                 while (images.MoveNextAsync().AsTask().GetAwaiter().GetResult())
@@ -47,6 +48,12 @@ public sealed class GetGuestMemoryImageCommand : GuestMemoryCmdlet
             finally
             {
                 images.DisposeAsync().AsTask().GetAwaiter().GetResult();
+            }
+
+            while (damaged.TryDequeue(out var exception))
+            {
+                any = true;
+                WriteError(exception, store.Location);
             }
 
             if (!any && pattern is null) WriteError(new Core.GuestMemoryException(Core.GuestMemoryError.ImageNotFound, $"The store {store.Location} has no image '{name}'."), name);

@@ -50,6 +50,7 @@ public sealed class RemoveGuestMemoryImageCommand : StoredImageCmdlet
 
     private void Collect(string location)
     {
+        StoreWork.RequireStore(location);
         using var store = ImageStore.Open(location);
         var result = store.CollectAsync(StopToken).GetAwaiter().GetResult();
         // What is found now can go now, unless an upload is under way.

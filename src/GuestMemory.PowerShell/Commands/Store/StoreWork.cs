@@ -12,7 +12,17 @@ internal static class StoreWork
     {
         var counter = new Counter();
         var task = start(counter);
-        while (Task.WaitAny([task], 100) < 0) bar.Report(counter.Value);
+        try
+        {
+            while (Task.WaitAny([task], 100) < 0) bar.Report(counter.Value);
+        }
+        catch
+        {
+            // Ctrl+C, which ends the work too: it uses what the caller frees now.
+            task.ContinueWith(static _ => { }, CancellationToken.None, TaskContinuationOptions.None, TaskScheduler.Default).Wait();
+            throw;
+        }
+
         bar.Complete();
         return task.GetAwaiter().GetResult();
     }
@@ -24,12 +34,21 @@ internal static class StoreWork
         return location.Store.Contains("://", StringComparison.Ordinal) ? location : location with { Store = resolve(location.Store) };
     }
 
+    /// <summary>Refuses a directory that is no store, where nothing of the kind is to be made.</summary>
+    public static void RequireStore(string location)
+    {
+        if (location.Contains("://", StringComparison.Ordinal)) return;
+        if (!Directory.Exists(location)) throw new DirectoryNotFoundException($"There is no directory {location}.");
+        if (!Directory.Exists(Path.Combine(location, "images")) && !Directory.Exists(Path.Combine(location, "packs")))
+            throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{location} is no store of images: it has no directory 'images'.");
+    }
+
     /// <summary>The image of a store that a text names, where it does not name a file; null where it does.</summary>
     public static StoreLocation? FindImage(string text, Func<string, string> resolve)
     {
         if (text.Contains("://", StringComparison.Ordinal)) return StoreLocation.Parse(text);
         var path = resolve(text);
-        return !File.Exists(path) && path.LastIndexOf('/') is var at and > 0 && Directory.Exists(Path.Combine(path[..at], "images")) && Directory.Exists(Path.Combine(path[..at], "packs"))
+        return !File.Exists(path) && path.LastIndexOf('/') is var at and > 0 && Directory.Exists(Path.Combine(path[..at], "images"))
             ? StoreLocation.Parse(path) : null;
     }
 
@@ -57,7 +76,7 @@ internal static class StoreWork
         try
         {
             key.ImportFromPem(text);
-            if (key.KeySize == 256 && (!isPrivate || HasPrivateKey(key))) return key;
+            if (key.ExportParameters(includePrivateParameters: false).Curve.Oid.Value == "1.2.840.10045.3.1.7" && (!isPrivate || HasPrivateKey(key))) return key;
         }
         catch (Exception exception) when (exception is ArgumentException or CryptographicException)
         {
