@@ -34,15 +34,21 @@ BeforeAll {
             '-cpu', $Cpu, '-smp', '2', '-kernel', "$machine/vmlinuz", '-initrd', "$directory/initrd", '-append', '"console=ttyS0 panic=-1 quiet"'
             '-serial', "file:$folder/console", '-serial', "unix:$folder/commands,server=on,wait=off"
         )
-        $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
-        $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new("$folder/commands"))
-        $socket.ReceiveTimeout = 90000
-        $stream = [Net.Sockets.NetworkStream]::new($socket, $true)
-        $guest = $qemu | Add-Member -PassThru -NotePropertyMembers @{
-            Folder = $folder; Console = "$folder/console"; Reader = [IO.StreamReader]::new($stream); Writer = [IO.StreamWriter]::new($stream)
+        try {
+            $socket = [Net.Sockets.Socket]::new('Unix', 'Stream', 'Unspecified')
+            $socket.Connect([Net.Sockets.UnixDomainSocketEndPoint]::new("$folder/commands"))
+            $socket.ReceiveTimeout = 240000
+            $stream = [Net.Sockets.NetworkStream]::new($socket, $true)
+            $guest = $qemu | Add-Member -PassThru -NotePropertyMembers @{
+                Folder = $folder; Console = "$folder/console"; Reader = [IO.StreamReader]::new($stream); Writer = [IO.StreamWriter]::new($stream)
+            }
+            $null = Read-Guest $guest boot
+            $guest
         }
-        $null = Read-Guest $guest boot
-        $guest
+        catch {
+            Stop-Qemu $qemu
+            throw
+        }
     }
 
     function Get-Register([object] $Guest, [string] $Name) {
@@ -96,6 +102,8 @@ Describe 'A guest with page tables of <Levels> levels' -ForEach $processors {
     AfterAll {
         if ($lacking) { return }
         Get-MmapRegion "*-$Cpu" | Remove-MmapRegion
+        # Where it did not boot it was stopped.
+        if (-not $guest) { return }
         $guest.Reader.Dispose()
         Stop-Qemu $guest
     }
@@ -303,10 +311,12 @@ Describe 'A guest of aarch64 on <Cpu>' -ForEach $arm {
     AfterAll {
         if ($armLacking) { return }
         Get-MmapRegion "arm64-$Cpu" | Remove-MmapRegion
-        $guest.Reader.Dispose()
-        $process.Kill()
-        $process.WaitForExit()
-        $process.Dispose()
+        if ($process) {
+            $process.Kill()
+            $process.WaitForExit()
+            $process.Dispose()
+        }
+        if ($guest) { $guest.Reader.Dispose() }
     }
 
     BeforeEach {

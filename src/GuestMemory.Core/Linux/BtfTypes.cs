@@ -71,7 +71,9 @@ internal sealed class BtfTypes
     {
         var found = new int?[fields.Length];
         var members = MaxMembers;
-        Collect(Find(structure), 0, fields, found, 0, ref members);
+        var names = new byte[fields.Length][];
+        for (var i = 0; i < fields.Length; i++) names[i] = Encoding.ASCII.GetBytes(fields[i]);
+        Collect(Find(structure), 0, names, found, 0, ref members);
         return found;
     }
 
@@ -94,13 +96,13 @@ internal sealed class BtfTypes
         var name = Encoding.ASCII.GetBytes(structure);
         foreach (var at in _types)
         {
-            if (Kind(at) == Struct && Count16(at) > 0 && Name(UInt(at)).SequenceEqual(name)) return at;
+            if (Kind(at) == Struct && Count16(at) > 0 && IsName(UInt(at), name)) return at;
         }
 
         throw KernelData.Invalid($"The kernel's BTF has no structure {structure}.");
     }
 
-    private void Collect(int type, long start, ReadOnlySpan<string> fields, int?[] found, int depth, ref int members)
+    private void Collect(int type, long start, byte[][] fields, int?[] found, int depth, ref int members)
     {
         var isBits = UInt(type + 4) >> 31 != 0;
         var count = Count16(type);
@@ -110,8 +112,8 @@ internal sealed class BtfTypes
             var member = type + 12 + (12 * i);
             var bits = UInt(member + 8);
             var offset = start + ((isBits ? bits & 0xffffff : bits) / 8);
-            var name = Name(UInt(member));
-            if (name.IsEmpty)
+            var name = UInt(member);
+            if (IsName(name, []))
             {
                 if (Resolve(UInt(member + 4)) is { } inner) Collect(inner, offset, fields, found, depth + 1, ref members);
                 continue;
@@ -119,7 +121,7 @@ internal sealed class BtfTypes
 
             for (var field = 0; field < fields.Length; field++)
             {
-                if (found[field] is null && offset < 1 << 20 && Ascii.Equals(name, fields[field])) found[field] = (int)offset;
+                if (found[field] is null && offset < 1 << 20 && IsName(name, fields[field])) found[field] = (int)offset;
             }
         }
     }
@@ -144,11 +146,12 @@ internal sealed class BtfTypes
 
     private int Count16(int at) => (int)(UInt(at + 4) & 0xffff);
 
-    private ReadOnlySpan<byte> Name(uint offset)
+    /// <summary>Whether a name is this one. Its end is not searched for: it may be far away, and each of a million types may have it.</summary>
+    private bool IsName(uint offset, ReadOnlySpan<byte> name)
     {
-        if (offset >= _stringsEnd - _strings) return [];
+        if (offset >= _stringsEnd - _strings) return name.IsEmpty;
         var text = _bytes.AsSpan(_strings + (int)offset, _stringsEnd - _strings - (int)offset);
-        return text[..text.IndexOf((byte)0)];
+        return text.Length > name.Length && text[name.Length] == 0 && text.StartsWith(name);
     }
 
     private uint UInt(int at) => BinaryPrimitives.ReadUInt32LittleEndian(_bytes.AsSpan(at));

@@ -102,7 +102,8 @@ internal sealed class Kallsyms
             var start = BinaryPrimitives.ReadUInt16LittleEndian(index[(2 * i)..]);
             var length = start < table.Length ? table[start..].IndexOf((byte)0) : -1;
             if (length is < 0 or > MaxName) throw KernelData.Invalid($"Token {i} of the kernel's symbol names leaves its table.");
-            tokens[i] = Encoding.Latin1.GetString(table.Slice(start, length));
+            // What would control a terminal is none.
+            tokens[i] = KernelData.Printable(Encoding.Latin1.GetString(table.Slice(start, length)));
         }
 
         return tokens;

@@ -15,6 +15,7 @@ internal static class KallsymsFinder
     // A kernel has one such table, and a memory that was made to take long may have millions.
     private const int MaxMatches = 1000;
     private const int MaxTables = 16;
+    private const int MaxWalks = 8;
 
     /// <summary>The texts of the tokens 0x30 to 0x39, digits, which no kernel uses for anything else.</summary>
     public static MemoryPattern Digits { get; } = MemoryPattern.FromBytes([.. Enumerable.Range('0', 10).SelectMany(static digit => new byte[] { (byte)digit, 0 })]);
@@ -29,7 +30,7 @@ internal static class KallsymsFinder
         var first = memory.FindRegion(new GuestAddress(tokens.Table))!.GuestAddress;
         var start = Math.Max(first, tokens.Table - Math.Min(tokens.Table, Window) & ~7UL);
         var window = KernelData.Read(memory, start, (long)(tokens.Table - start), "What stands before the kernel's symbol tokens", cancellation);
-        if (FindNames(window) is not { } names) return [];
+        if (FindNames(window, cancellation) is not { } names) return [];
         var count = BinaryPrimitives.ReadUInt32LittleEndian(window.AsSpan(names - 8));
         var offsetsSize = (4UL * count) + 7 & ~7UL;
         var place = new KallsymsPlaces(start + (ulong)names - 8, start + (ulong)names, tokens.Table, tokens.Index, 0, null, 0);
@@ -73,21 +74,39 @@ internal static class KallsymsFinder
     }
 
     /// <summary>Where in a block the names begin, the number of which stands before them.</summary>
-    private static int? FindNames(byte[] block)
+    internal static int? FindNames(byte[] block, CancellationToken cancellation)
     {
         if (FindMarkers(block) is not var (markers, count)) return null;
         var last = (int)Marker(count - 1);
+        // A memory that was made to take long looks right at many places, up to the end of each: so much is walked for all of them.
+        var budget = MaxWalks * (long)block.Length;
         // The names of the last marker end there, but for the alignment.
-        for (var names = markers - last & ~7; names >= 8 && names > markers - last - (Step * 512); names -= 8)
+        for (var names = markers - last & ~7; names >= 8 && names > markers - last - (Step * 512) && budget > 0; names -= 8)
         {
             var number = BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(names - 8));
             if ((number + Step - 1) / Step != count || BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(names - 4)) != 0) continue;
-            if (Kallsyms.Walk(block.AsSpan(names, markers - names), (int)number) is { } starts && Enumerable.Range(0, count).All(i => starts[i * Step] == (int)Marker(i))) return names;
+            cancellation.ThrowIfCancellationRequested();
+            if (Fits(block.AsSpan(names, markers - names), (int)number)) return names;
         }
 
         return null;
 
         uint Marker(int i) => BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(markers + (4 * i)));
+
+        bool Fits(ReadOnlySpan<byte> names, int number)
+        {
+            var at = 0;
+            for (var i = 0; i < number; i++)
+            {
+                if (i % Step == 0 && at != (int)Marker(i / Step)) break;
+                if (Kallsyms.Next(names, at) is not { } next) break;
+                at = next;
+                if (i == number - 1) return true;
+            }
+
+            budget -= at;
+            return false;
+        }
     }
 
     /// <summary>The longest row of numbers that begins with 0 and rises as the places of names do.</summary>
@@ -102,7 +121,8 @@ internal static class KallsymsFinder
             for (; at + (4 * count) + 4 <= block.Length; count++)
             {
                 var marker = BinaryPrimitives.ReadUInt32LittleEndian(block.AsSpan(at + (4 * count)));
-                if (marker <= before || marker - before is < 2 * Step or > 512 * Step) break;
+                // The names stand before their markers.
+                if (marker <= before || marker > (uint)at || marker - before is < 2 * Step or > 512 * Step) break;
                 before = marker;
             }
 

@@ -43,4 +43,10 @@ internal static class KernelData
         if (end < 0 || bytes[..end].ContainsAnyExceptInRange((byte)' ', (byte)'~')) return null;
         return Encoding.ASCII.GetString(bytes[..end]);
     }
+
+    /// <summary>A text of the guest with '?' for every control character, as ps(1) shows them.</summary>
+    public static string Printable(string text) => !text.Any(char.IsControl) ? text : string.Create(text.Length, text, static (shown, text) =>
+    {
+        for (var i = 0; i < text.Length; i++) shown[i] = char.IsControl(text[i]) ? '?' : text[i];
+    });
 }

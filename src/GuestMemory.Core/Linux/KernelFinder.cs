@@ -15,6 +15,8 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
 
     // More than any memory has, so that one that was made to take long does not.
     private const int MaxMatches = 10_000;
+    private const int MaxTried = 256;
+    private const int MaxFound = 16;
 
     // A field of struct new_utsname.
     private const int UtsField = 65;
@@ -48,9 +50,18 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
     private IEnumerable<GuestKernel> ByVmcoreInfo(Action<ulong>? progress)
     {
         var search = new MemorySearch(MemoryPattern.FromText(VmcoreInfo.Begin)) { Alignment = 8, Context = 0 };
+        // What is tried costs seconds each; after so many this is a memory that was made to take long.
+        var (tried, found) = (0, 0);
         foreach (var match in search.Find(memory, progress, cancellation).Take(MaxMatches))
         {
-            if (VmcoreInfo.TryRead(memory, match.Address, cancellation) is { } info && Attempt(() => FromVmcoreInfo(info)) is { } kernel) yield return kernel;
+            if (VmcoreInfo.TryRead(memory, match.Address, cancellation) is not { } info) continue;
+            if (Attempt(() => FromVmcoreInfo(info)) is { } kernel)
+            {
+                found++;
+                yield return kernel;
+            }
+
+            if (++tried == MaxTried || found == MaxFound) yield break;
         }
     }
 
@@ -72,6 +83,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
         const ulong LastEntry = 511 * 8, Address = 0x000f_ffff_ffff_f000;
         // aarch64 has nothing of the kind.
         if (kernel.Architecture != GuestArchitecture.X64) return true;
+        if (!memory.CheckRange(new GuestAddress(kernel.PageTable), 4096)) return false;
         var entry = KernelData.ReadUInt64(memory, kernel.PageTable + LastEntry, "The kernel's page table", cancellation) & Address;
         for (ulong page = 0; page < 1 << 20; page += 4096)
         {
@@ -119,7 +131,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
             throw KernelData.Invalid($"the kernel {info.Release} is neither for x86-64 nor for aarch64.");
         }
 
-        var space = new GuestVirtualMemory(memory, root - delta, format);
+        var space = new GuestVirtualMemory(memory, root - delta, format) { IsUpperHalf = format.Architecture == GuestArchitecture.Arm64 };
         var names = ReadUts(space, uts + (ulong)(info.Offset("uts_namespace.name") ?? 0), delta);
         if (names is null || names[2] != info.Release) throw KernelData.Invalid($"the VMCOREINFO of Linux {info.Release} does not lead to a kernel of that name.");
         var symbols = FindSymbols(info, text, delta);
@@ -143,7 +155,7 @@ internal sealed class KernelFinder(GuestMemoryMmap memory, CancellationToken can
             if (delta % 0x10000 != 0) continue;
             foreach (var format in PageTableFormat.All(isX64 ? GuestArchitecture.X64 : GuestArchitecture.Arm64))
             {
-                var space = new GuestVirtualMemory(memory, root - delta, format);
+                var space = new GuestVirtualMemory(memory, root - delta, format) { IsUpperHalf = !isX64 };
                 if (space.TryTranslate(banner, cancellation)?.Address != match.Address) continue;
                 var names = ReadUts(space, uts, delta) ?? ReadUts(space, uts + 4, delta);
                 if (names is null) continue;

@@ -114,7 +114,7 @@ internal sealed class TaskList
         {
             ProcessId = (int)UInt(_fields.Tgid),
             ParentId = (int?)Follow<uint>(_fields.RealParent, _fields.Tgid),
-            Name = Encoding.UTF8.GetString(end < 0 ? comm : comm[..end]),
+            Name = KernelData.Printable(Encoding.UTF8.GetString(end < 0 ? comm : comm[..end])),
             UserId = Follow<uint>(_fields.Cred, _fields.Uid),
             State = StateOf(UInt(_fields.State), UInt(_fields.ExitState)),
             ThreadCount = _fields.Threads is { } threads ? Follow<int>(_fields.Signal, threads) : null,

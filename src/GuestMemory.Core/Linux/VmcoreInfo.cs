@@ -17,6 +17,9 @@ internal sealed class VmcoreInfo
 
     private readonly Dictionary<string, string> _values;
 
+    // A field of struct new_utsname.
+    private const int MaxRelease = 64;
+
     private VmcoreInfo(Dictionary<string, string> values, string text)
     {
         _values = values;
@@ -49,7 +52,7 @@ internal sealed class VmcoreInfo
             values.TryAdd(line[..at].ToString(), line[(at + 1)..].ToString());
         }
 
-        return values.ContainsKey("OSRELEASE") && values.ContainsKey("SYMBOL(swapper_pg_dir)") ? new VmcoreInfo(values, text) : null;
+        return values.GetValueOrDefault("OSRELEASE") is { Length: <= MaxRelease } && values.ContainsKey("SYMBOL(swapper_pg_dir)") ? new VmcoreInfo(values, text) : null;
     }
 
     /// <summary>The virtual address of a symbol.</summary>

@@ -34,6 +34,9 @@ public sealed class GuestVirtualMemory
     /// <summary>How the tables are laid out.</summary>
     public PageTableFormat Format { get; }
 
+    /// <summary>Whether the tables are of the upper half of the addresses alone, as those behind TTBR1 of aarch64.</summary>
+    internal bool IsUpperHalf { get; init; }
+
     /// <summary>
     /// The memory by the one format of an architecture whose walk ends at a page: the registers that tell it are not in the memory. For
     /// aarch64 with pages of 4 KiB.
@@ -193,6 +196,12 @@ public sealed class GuestVirtualMemory
             {
                 throw new GuestMemoryException(GuestMemoryError.AddressNotCanonical,
                     $"Virtual address 0x{virtualAddress:x} is not canonical: with {format} an address has {format.VirtualAddressBits} bits, and those above them are equal.") { Address = virtualAddress };
+            }
+
+            if (space.IsUpperHalf && virtualAddress < 1UL << 63)
+            {
+                throw new GuestMemoryException(GuestMemoryError.PageNotPresent,
+                    $"Virtual address 0x{virtualAddress:x} is not mapped: it is one of a process, and the kernel's own page table (TTBR1) maps the upper half alone.") { Address = virtualAddress };
             }
 
             // The tables that map both this address and the last one were read for that.

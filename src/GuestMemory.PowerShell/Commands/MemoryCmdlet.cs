@@ -53,15 +53,21 @@ public abstract class MemoryCmdlet : GuestMemoryCmdlet
     private protected bool HasRegions => _regions.Count > 0 || _refused;
 
     /// <summary>Does the cmdlet's work on something that is neither a region nor an address space: unless overridden, on its regions as one address space.</summary>
-    private protected virtual void ProcessOther(IGuestMemorySource source) => Process(GuestMemoryMmap.FromRegions(source.GetRegions()));
+    private protected virtual void ProcessOther(IGuestMemorySource source) => ProcessHeld(GuestMemoryMmap.FromRegions(source.GetRegions()));
+
+    /// <summary>Whether a process that was attached to be paused stands still while the cmdlet works on its memory.</summary>
+    private protected virtual bool HoldsProcesses => true;
 
     /// <summary>Does the cmdlet's work on one address space.</summary>
     protected abstract void Process(GuestMemoryMmap memory);
 
     /// <summary>The same; a process whose memory it is stands still meanwhile where it was attached so.</summary>
-    private void ProcessHeld(GuestMemoryMmap memory)
+    private void ProcessHeld(GuestMemoryMmap memory) => Held(memory, () => Process(memory));
+
+    /// <summary>Does work on an address space; a process whose memory it is stands still meanwhile where it was attached so.</summary>
+    private protected void Held(GuestMemoryMmap memory, Action work)
     {
-        using var hold = memory.Hold();
-        Process(memory);
+        using var hold = HoldsProcesses ? memory.Hold() : null;
+        work();
     }
 }

@@ -1,3 +1,4 @@
+using System.Buffers.Binary;
 using System.Text;
 
 namespace GuestMemory.Core.Tests;
@@ -75,11 +76,32 @@ public sealed class KallsymsTests : IDisposable
             Assert.Equal(GuestMemoryError.InvalidKernelData, Assert.Throws<GuestMemoryException>(() => Kallsyms.Read(_memory, each, TestContext.Current.CancellationToken)).Error);
         // A name whose tokens expand to more than a name may have is left out.
         _memory.WriteExact(new GuestAddress(places.Names), [0xff, 0x01]);
-        var index = places.TokenIndex;
         var read = Record.Exception(() => Kallsyms.Read(_memory, places, TestContext.Current.CancellationToken).All().Count());
         Assert.True(read is null or GuestMemoryException { Error: GuestMemoryError.InvalidKernelData }, $"{read}");
-        Assert.NotEqual(0UL, index);
     }
+
+    [Fact]
+    public void TheSearchForNamesCanBeStopped()
+    {
+        var places = Write(Symbols(percpu: false), offsetsLast: true, percpu: false);
+        var first = places.Names - 4096;
+        var block = new byte[places.TokenTable - first];
+        _memory.ReadExact(new GuestAddress(first), block.AsSpan());
+        Assert.Equal(4096, KallsymsFinder.FindNames(block, CancellationToken.None));
+        Assert.Throws<OperationCanceledException>(() => KallsymsFinder.FindNames(block, new CancellationToken(canceled: true)));
+    }
+
+    [Fact]
+    public void MarkersThatLeaveTheBlockAreNone()
+    {
+        // They rise as far as markers may, past 2 GiB.
+        var block = new byte[1 << 20];
+        for (var i = 0; i < 30_000; i++) BinaryPrimitives.WriteUInt32LittleEndian(block.AsSpan(4096 + (4 * i)), (uint)i * 131072);
+        Assert.Null(KallsymsFinder.FindNames(block, CancellationToken.None));
+    }
+
+    [Fact]
+    public void WhatControlsATerminalIsNotShown() => Assert.Equal("a?]52;c;b?", KernelData.Printable("a\u001b]52;c;b\u0007"));
 
     private static GuestSymbol[] Symbols(bool percpu)
     {

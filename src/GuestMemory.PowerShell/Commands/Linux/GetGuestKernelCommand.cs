@@ -21,7 +21,7 @@ public sealed class GetGuestKernelCommand : VmMemoryCmdlet
 
     private protected override void ProcessOther(IGuestMemorySource source)
     {
-        if (source is GuestKernel kernel) Write(kernel);
+        if (source is GuestKernel kernel) Held(GuestMemoryMmap.FromRegions(kernel.GetRegions()), () => Write(kernel));
         else base.ProcessOther(source);
     }
 

@@ -143,11 +143,11 @@ public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
     private byte[] ReadBytes(GuestMemoryMmap memory, ulong size)
     {
         var space = Virtual ? FindSpace(memory) : null;
-        // A size beyond what is mapped is found out before anything of that size is allocated.
+        // A size beyond what is mapped is found out before anything of that size is allocated; by a page table, which may map a page any number of times, that takes as long as the size.
         if (space is null) memory.RequireRange(new GuestAddress(Address), size);
-        else space.RequireRange(Address, size, StopToken);
         if (size > (ulong)Array.MaxLength)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{Formatting.Size(size)} do not fit in one array; read them with -OutFile, or piece by piece.");
+        space?.RequireRange(Address, size, StopToken);
         var bytes = GC.AllocateUninitializedArray<byte>((int)size);
         if (space is null) memory.ReadExact(new GuestAddress(Address), bytes, StopToken);
         else space.ReadExact(Address, bytes, StopToken);
@@ -163,6 +163,9 @@ public sealed class ReadGuestMemoryCommand : VmMemoryCmdlet
                 "A virtual address needs a page table: give its guest physical address with -PageTable (CR3, or TTBR0 or TTBR1), or pipe what Get-GuestKernel or Get-GuestProcess emits.");
         }
 
+        // What is piped knows its architecture.
+        if (_source is not null && !MyInvocation.BoundParameters.ContainsKey(nameof(Levels)) && !MyInvocation.BoundParameters.ContainsKey(nameof(Architecture)))
+            return new GuestVirtualMemory(memory, PageTable, _source.GetVirtualMemory(ulong.MaxValue).Format);
         if (!MyInvocation.BoundParameters.ContainsKey(nameof(Levels))) return GuestVirtualMemory.Detect(memory, PageTable, Architecture, Address, StopToken);
         return new GuestVirtualMemory(memory, PageTable, (Architecture, Levels) switch
         {
