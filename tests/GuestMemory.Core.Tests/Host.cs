@@ -26,6 +26,14 @@ internal static class Host
         }
     }
 
+    /// <summary>The handler that runs in processes of its own. One that does not answer in time, on a busy machine, is not found at once.</summary>
+    public static UffdHandler OnlyHandler()
+    {
+        IReadOnlyList<UffdHandler> found = [];
+        Until(() => (found = UffdHandler.FindAll()).Count > 0);
+        return Assert.Single(found);
+    }
+
     /// <summary>
     /// What is open before a test does its work, for <see cref="AssertNoneLeft"/>. What earlier tests left to the finalizers goes
     /// first: it would make room for a leak.

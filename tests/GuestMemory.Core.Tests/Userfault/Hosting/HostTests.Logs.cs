@@ -49,7 +49,7 @@ public sealed partial class HostTests
         var command = $"JOURNAL_STREAM=$(stat -c {stream} \"$0\"); export JOURNAL_STREAM; exec \"$@\" 2>>\"$0\"";
         using var process = Process.Start("sh", ["-c", command, _folder["journal"], start.FileName, .. start.ArgumentList, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"]]);
         Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
-        using (var handler = Assert.Single(UffdHandler.FindAll())) handler.Stop();
+        using (var handler = Host.OnlyHandler()) handler.Stop();
         Assert.True(process.WaitForExit(Host.Patience));
         var lines = File.ReadAllLines(_folder["journal"]);
         Assert.Contains(lines, static line => line.Contains(" listening at ", StringComparison.Ordinal));

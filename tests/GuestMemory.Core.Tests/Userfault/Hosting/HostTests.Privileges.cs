@@ -106,7 +106,7 @@ public sealed partial class HostTests
             Assert.NotEqual(before, handler.ProcessId);
             TestFolder.AssertPages(memory, (ulong)round * 8 * 4096, round * 8, 8);
             Assert.All(Threads(handler.WorkerProcessId), static thread => Assert.StartsWith(Users.Find(OtherUser).ToString(CultureInfo.InvariantCulture), thread["Uid"], StringComparison.Ordinal));
-            Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+            Assert.Same(handler, Host.OnlyHandler());
         }
 
         handler.Stop();
@@ -146,7 +146,7 @@ public sealed partial class HostTests
             AssertIs(handler.WorkerProcessId, kept);
         }
 
-        Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+        Assert.Same(handler, Host.OnlyHandler());
         handler.Stop();
         Assert.Equal((UffdHandlerState.Stopped, 1), (handler.State, handler.AbandonedCount));
         // The names are in folders that are root's; the next look takes that of the control socket away.

@@ -200,7 +200,7 @@ public sealed partial class HostTests
         var start = UffdHostProcess.Command();
         using var process = Process.Start("sh", ["-c", command, "sh", start.FileName, .. start.ArgumentList, "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"], "--strategy", "OnDemand"]);
         Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         using (var bad = new RawPeer(handler.SocketPath)) bad.Send("nonsense", userfaultfds: 0);
         var memory = Memory((0, 16));
         UffdRegistration.Connect(handler.SocketPath, memory);

@@ -26,7 +26,7 @@ public sealed partial class HostTests(RuntimeFolder runtime) : IDisposable
         Assert.NotEqual(Environment.ProcessId, handler.ProcessId);
         Assert.NotEqual(handler.ProcessId, handler.WorkerProcessId);
         Assert.Equal((handler.ProcessId, 1), (handler.Id, handler.WorkerCount));
-        Assert.Same(handler, Assert.Single(UffdHandler.FindAll()));
+        Assert.Same(handler, Host.OnlyHandler());
         var memory = Memory((0, 128), (0x10000000, 128));
         UffdRegistration.Connect(handler.SocketPath, memory);
         TestFolder.AssertPages(memory, 0, 0, 128);

@@ -12,7 +12,7 @@ public sealed partial class SystemdTests
         File.Move(_folder.WriteImage("other", 64, firstNumber: 1000), _folder["image"], overwrite: true);
         StartReady(manager);
         TestFolder.AssertPages(memory, 16, 48);
-        Assert.Contains($"another file lies at {_folder["image"]}", Assert.Single(UffdHandler.FindAll()).Error, StringComparison.Ordinal);
+        Assert.Contains($"another file lies at {_folder["image"]}", Host.OnlyHandler().Error, StringComparison.Ordinal);
     }
 
     [UffdFact]
@@ -51,7 +51,7 @@ public sealed partial class SystemdTests
         var memory = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], memory);
         TestFolder.AssertPages(memory, 0, 64);
-        Assert.Null(Assert.Single(UffdHandler.FindAll()).Error);
+        Assert.Null(Host.OnlyHandler().Error);
         Assert.True(manager.WasTold(_ => manager.KeptNames == "image-0 images listener vm-1-list vm-1-process vm-1-socket vm-1-state vm-1-uffd"), manager.KeptNames);
     }
 }

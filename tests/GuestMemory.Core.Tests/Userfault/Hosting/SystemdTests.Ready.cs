@@ -31,7 +31,7 @@ public sealed partial class SystemdTests
         File.WriteAllText(_folder["hold"], "held");
         manager.Debug = debug.Replace("HOLD", _folder["hold"], StringComparison.Ordinal);
         var second = StartReady(manager);
-        Assert.Equal(1, Assert.Single(UffdHandler.FindAll()).ConnectionCount);
+        Assert.Equal(1, Host.OnlyHandler().ConnectionCount);
         ServiceManager.Kill(second);
         manager.Debug = null;
         manager.Told.Clear();

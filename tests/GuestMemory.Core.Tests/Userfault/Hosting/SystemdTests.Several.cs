@@ -16,7 +16,7 @@ public sealed partial class SystemdTests
         TestFolder.AssertPages(db, 0, 1000, 16);
         // It is not in the arguments of the next one.
         _folder.WriteImage("late", 64, firstNumber: 2000);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         handler.AddImage(new UffdImageOptions { Name = "late", SocketPath = _folder["late.sock"], MemoryPath = _folder["late"] });
         var late = Connect("late.sock");
         TestFolder.AssertPages(late, 0, 2000, 16);
@@ -25,7 +25,7 @@ public sealed partial class SystemdTests
         ServiceManager.Kill(first);
         manager.Told.Clear();
         StartImages(manager);
-        handler = Assert.Single(UffdHandler.FindAll());
+        handler = Host.OnlyHandler();
         Assert.Equal(["web", "db", "late"], handler.Images.Select(static image => image.Name), StringComparer.Ordinal);
         Assert.Equal(["web", "db", "late"], handler.GetVms().OrderBy(static vm => vm.Id).Select(static vm => vm.Image), StringComparer.Ordinal);
         TestFolder.AssertPages(late, 0, 2000, 64);
@@ -52,7 +52,7 @@ public sealed partial class SystemdTests
         using (var file = File.Open(_folder["db"], FileMode.Open, FileAccess.Write, FileShare.ReadWrite)) file.Write(new byte[4096]);
         manager.Told.Clear();
         StartImages(manager);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal([UffdImageState.Serving, UffdImageState.Failed], handler.Images.Select(static image => image.State));
         TestFolder.AssertPages(web, 0, 64);
         Assert.ThrowsAny<GuestMemoryException>(() => db.ReadExact(new GuestAddress(20 * 4096), new byte[8]));
@@ -77,7 +77,7 @@ public sealed partial class SystemdTests
         }
 
         StartImages(manager);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal([_folder["unit-web.sock"], _folder["unit-db.sock"]], handler.Images.Select(static image => image.SocketPath), StringComparer.Ordinal);
         TestFolder.AssertPages(Connect("unit-db.sock"), 0, 1000, 64);
         TestFolder.AssertPages(Connect("unit-web.sock"), 0, 64);

@@ -23,7 +23,7 @@ public sealed partial class SystemdTests
         Assert.True(manager.WasTold(text => text.StartsWith("MAINPID=", StringComparison.Ordinal), seconds: 60), manager.Log);
         Assert.Equal((0, ""), reloading.GetAwaiter().GetResult());
 
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         _processes.Add(handler.ProcessId);
         Assert.NotEqual(first, handler.ProcessId);
         Assert.Equal((1, 1), (handler.ConnectionCount, handler.TotalConnectionCount));
@@ -43,7 +43,7 @@ public sealed partial class SystemdTests
         StartReady(manager);
         TestFolder.AssertPages(memory, 32, 32);
         foreach (var region in _regions) region.Dispose();
-        Assert.Single(UffdHandler.FindAll()).Stop();
+        Host.OnlyHandler().Stop();
     }
 
     [UffdFact]
@@ -90,7 +90,7 @@ public sealed partial class SystemdTests
         StartReady(manager);
         Assert.True(touching.Wait(Host.Patience));
         TestFolder.AssertPages(other, 0, 64);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal(2, handler.ConnectionCount);
         foreach (var region in _regions) region.Dispose();
         handler.Stop();

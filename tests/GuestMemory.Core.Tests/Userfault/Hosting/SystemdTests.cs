@@ -47,7 +47,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         var other = Memory(64);
         UffdRegistration.Connect(_folder["h.sock"], other);
         TestFolder.AssertPages(other, 0, 64);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal((second, 2), (handler.ProcessId, handler.ConnectionCount));
 
         foreach (var region in _regions) region.Dispose();
@@ -72,13 +72,13 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         UffdRegistration.Connect(_folder["h.sock"], memory, sharesMemory: true);
         memory.Write(new GuestAddress(3 * 4096), [1, 2, 3]);
         Assert.True(manager.WasTold(_ => manager.Kept.Exists(item => item.Name == "vm-1-memory")));
-        var vm = Assert.Single(Assert.Single(UffdHandler.FindAll()).GetVms());
+        var vm = Assert.Single(Host.OnlyHandler().GetVms());
         vm.Rename("web");
         vm.SetOnError(UffdOnError.Kill);
         ServiceManager.Kill(first);
         manager.Told.Clear();
         StartReady(manager);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         vm = Assert.Single(handler.GetVms());
         Assert.Equal((1, "web", UffdOnError.Kill, true), (vm.Id, vm.Name, vm.OnError, vm.CanReadMemory));
         var read = vm.OpenMemory();
@@ -103,7 +103,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         using (var state = new Microsoft.Win32.SafeHandles.SafeFileHandle(manager.Kept.Find(item => item.Name == "vm-1-state").Descriptor.Number, ownsHandle: false))
             RandomAccess.Write(state, BitConverter.GetBytes(UffdVmState.Version + 8), UffdVmState.HeaderOffset + 8);
         StartReady(manager);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal(0, handler.ConnectionCount);
         Assert.Contains($"VM 1 cannot be taken over: The state of the VM has layout {UffdVmState.Version + 8}", handler.Error, StringComparison.Ordinal);
         // A new VM takes nothing of its place.
@@ -127,7 +127,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         Assert.True(manager.WasTold(_ => manager.Kept.Count == 8));
         for (var round = 0; round < 2; round++)
         {
-            var handler = Assert.Single(UffdHandler.FindAll());
+            var handler = Host.OnlyHandler();
             Assert.Equal(1, handler.ConnectionCount);
             ServiceManager.Kill(first);
             if (round == 1) vmm.Kill();
@@ -135,7 +135,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
             first = StartReady(manager);
         }
 
-        var last = Assert.Single(UffdHandler.FindAll());
+        var last = Host.OnlyHandler();
         Host.Until(() => last.ConnectionCount == 0);
         last.Stop();
     }
@@ -168,7 +168,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
 
         StartReady(manager, "--track-dirty");
         memory.Write(new GuestAddress(20 * 4096), [1]);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Equal(trackedBefore ? [2, 9, 20] : [0, 1, 2, 3, 4, 5, 6, 7, 9, 20], Dirty(handler));
         Assert.Empty(Dirty(handler));
         foreach (var page in new ulong[] { 3, 9, 30 }) memory.Write(new GuestAddress(page * 4096), [2]);
@@ -185,7 +185,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         StartReady(manager);
         manager.Told.Clear();
         Assert.True(manager.WasTold(_ => manager.Told.Count(text => text == "WATCHDOG=1") >= 3));
-        Assert.Single(UffdHandler.FindAll()).Stop();
+        Host.OnlyHandler().Stop();
     }
 
     [Theory]
@@ -215,7 +215,7 @@ public sealed partial class SystemdTests(RuntimeFolder runtime) : IDisposable
         TestFolder.AssertPages(memory, 0, 8);
         Assert.DoesNotContain(manager.Kept, item => item.Name == "listener");
         foreach (var region in _regions) region.Dispose();
-        Assert.Single(UffdHandler.FindAll()).Stop();
+        Host.OnlyHandler().Stop();
         Assert.True(File.Exists(_folder["h.sock"]));
     }
 

@@ -134,7 +134,7 @@ public sealed partial class UpgradeTests
         Assert.True(Signal(successor, 18));
         Host.Until(() => upgrading.IsCompleted && !IsAlive(worker) && UffdHandler.FindAll().Count == 1);
         TestFolder.AssertPages(memory, 0, 64);
-        var now = Assert.Single(UffdHandler.FindAll());
+        var now = Host.OnlyHandler();
         Assert.Equal((successor, 1, 1), (now.ProcessId, now.ConnectionCount, now.TotalConnectionCount));
         now.Stop();
     }
@@ -178,7 +178,7 @@ public sealed partial class UpgradeTests
         _folder.WriteImage("image", 4);
         using var process = Process.Start(UffdHostProcess.CommandLine()[0], [.. UffdHostProcess.CommandLine().Skip(1), "--socket-path", _folder["h.sock"], "--memory-path", _folder["image"]]);
         Host.Until(() => UffdHandler.FindAll().Count == 1 || process.HasExited);
-        var handler = Assert.Single(UffdHandler.FindAll());
+        var handler = Host.OnlyHandler();
         Assert.Contains("in the foreground", Refused(handler, UffdHostProcess.CommandLine()).Message, StringComparison.Ordinal);
         handler.Stop();
         Assert.True(process.WaitForExit(Host.Patience));
