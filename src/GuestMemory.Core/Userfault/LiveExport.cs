@@ -22,8 +22,8 @@ public static class LiveExport
     /// <param name="options">What happens besides; null for nothing. StopsVmm pauses the VM (<see cref="KvmVm.Pause"/>) until AtInstant has returned.</param>
     /// <param name="cancellation">Ends the export; what was written is removed and the VM goes on.</param>
     /// <exception cref="GuestMemoryException">LiveUnsupported: a region is neither anonymous memory of ordinary pages nor a shared mapping of a sealed memfd, wraps memory of the caller's, or has its
-    /// pages from a handler, or this kernel cannot write-protect it (Linux 6.4 can); LiveBusy: another such export of the VM is under way; LiveFailed: memory of the VM was removed; RegionInUse: a span or a reference
-    /// over its memory is in use; UffdDenied; VmDisposed; FileExists; PageNotAccessible.</exception>
+    /// pages from a handler, or its memory was added to the VM once more (<see cref="SlotMapping.External"/>), or this kernel cannot write-protect it (Linux 6.4 can); LiveBusy: another such export of the VM is under way; LiveFailed: memory of the VM was removed; RegionInUse: a span or a reference
+    /// over its memory is in use; UffdDenied; VmDisposed; FileExists; DiskFull; PageNotAccessible.</exception>
     public static ImageInfo ExportLive(this KvmVm vm, string path, bool overwrite, LiveExportOptions? options = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(vm);
@@ -46,15 +46,20 @@ public static class LiveExport
         if (options.Digest) DigestSidecar.RequirePlace(path, overwrite);
         var (bytes, pages) = RawImage.WriteBeside(path, size, overwrite, file =>
         {
-            using var export = begin(file);
-            export.Protect(cancellation);
-            using (options.StopsVmm ? stop() : null)
+            (ulong Bytes, long Pages) written;
+            using (var export = begin(file))
             {
-                export.Take();
-                options.AtInstant?.Invoke();
+                export.Protect(cancellation);
+                using (options.StopsVmm ? stop() : null)
+                {
+                    export.Take();
+                    options.AtInstant?.Invoke();
+                }
+
+                written = export.Sweep(options.Progress, cancellation);
             }
 
-            var written = export.Sweep(options.Progress, cancellation);
+            // The VM is as before: its memory is not protected while the file is read.
             if (options.Digest) digest = RawImage.DigestOf(file, size, cancellation);
             return written;
         }, cancellation);

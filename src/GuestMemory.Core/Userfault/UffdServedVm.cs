@@ -107,14 +107,20 @@ public sealed class UffdServedVm
     /// <param name="options">What happens besides; null for nothing.</param>
     /// <param name="cancellation">Ends the export; what was written is removed and the VM goes on.</param>
     /// <exception cref="GuestMemoryException">DirtyTrackingOff: the handler does not track what VMs write; LiveUnsupported: the VMM has the kernel do that;
-    /// LiveBusy: another such export of the VM is under way; LiveFailed: the VM or the handler's worker ended, or the VM gave a page back in a moment in which that could not be held up; MemoryNotShared; VmNotFound; FileExists; PageNotAccessible. Of stopping the VMM:
+    /// LiveBusy: another such export of the VM is under way; LiveFailed: the VM or the handler's worker ended, or the VM gave a page back in a moment in which that could not be held up; MemoryNotShared; VmNotFound; FileExists; DiskFull; PageNotAccessible. Of stopping the VMM:
     /// ValueNotSupported: it is this process; ProcessDenied, ProcessTraced; WaitTimeout: a thread of it does not stop.</exception>
     public ImageInfo ExportLive(string path, bool overwrite, LiveExportOptions? options = null, CancellationToken cancellation = default)
     {
         options ??= new LiveExportOptions();
         // What its number stands for as long as the handler serves it, which is so when the export begins.
-        using var process = options.StopsVmm ? Pidfd.TryOpen(ProcessId, out _) ?? throw NotFound(Id, SocketPath) : null;
+        using var process = options.StopsVmm ? OpenVmm() : null;
         return LiveExport.Write(path, MemorySize, overwrite, options, file => Handler.BeginLive(Id, file), StopVmm, cancellation);
+
+        SafeDescriptor OpenVmm()
+        {
+            if (Pidfd.TryOpen(ProcessId, out var error) is { } opened) return opened;
+            throw error == Errno.ESRCH ? NotFound(Id, SocketPath) : new SyscallException("pidfd_open", error, $"Opening process {ProcessId}, the VMM of VM '{Name}'");
+        }
 
         IDisposable StopVmm()
         {

@@ -192,7 +192,40 @@ public sealed class LiveGuestTests : IDisposable
         }
 
         Host.AssertNoneLeft(before);
-        Assert.Equal(threads, Host.Threads("live-export"));
+        Host.Until(() => Host.Threads("live-export") <= threads);
+    }
+
+    /// <summary>A region may be released while the export ends, which has closed its userfaultfd already.</summary>
+    [LiveGuestFact]
+    public void ARegionIsReleasedAlsoAfterTheEnd()
+    {
+        using var guest = new LiveGuest(Folder, Pages);
+        using var file = File.OpenHandle(Folder["live"], FileMode.CreateNew, FileAccess.ReadWrite);
+        var export = new LocalMemoryExport(guest.Vm, file, CancellationToken.None);
+        export.Dispose();
+        Assert.Null(Record.Exception(() => ((IRegionHolder)export).Release(guest.Memory.Regions[1].GetMmapRegion())));
+    }
+
+    /// <summary>The disk is full, for who copies all or for who answers a write: an error that says so, no file, and the VM goes on.</summary>
+    [LiveGuestTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AFullDiskIsAnError(bool isWritten)
+    {
+        using var disk = SmallDisk.TryMake(Folder["disk"], 1 << 20);
+        Assert.SkipWhen(disk is null, "needs root, to mount a small tmpfs");
+        using var guest = new LiveGuest(Folder, Pages);
+        var options = new LiveExportOptions
+        {
+            AtInstant = () =>
+            {
+                if (isWritten) guest.Memory.WriteExact(new GuestAddress(0x1000000), new byte[Pages * 4096]);
+            },
+        };
+        Assert.Equal(GuestMemoryError.DiskFull, Assert.Throws<GuestMemoryException>(() => guest.Vm.ExportLive(Path.Combine(Folder["disk"], "live"), overwrite: false, options)).Error);
+        Assert.Empty(Directory.GetFiles(Folder["disk"]));
+        guest.Vm.ExportLive(Folder["live"], overwrite: false);
+        Assert.Equal(guest.Read(), File.ReadAllBytes(Folder["live"]));
     }
 
     [LiveGuestFact]
@@ -200,6 +233,12 @@ public sealed class LiveGuestTests : IDisposable
     {
         using var guest = new LiveGuest(Folder, Pages);
         var region = guest.Memory.Regions[1].GetMmapRegion();
+        using (region.AlignedAsMut<ulong>(0))
+        {
+            Assert.Equal(GuestMemoryError.RegionInUse, Assert.Throws<GuestMemoryException>(() => guest.Vm.ExportLive(Folder["live"], overwrite: false)).Error);
+        }
+
+        Assert.False(region.IsGuarded);
         guest.Vm.ExportLive(Folder["live"], overwrite: false, new LiveExportOptions
         {
             AtInstant = () =>
@@ -221,6 +260,7 @@ public sealed class LiveGuestTests : IDisposable
     [InlineData("private", "a file")]
     [InlineData("pointer", "caller mapped")]
     [InlineData("served", "page-fault handler")]
+    [InlineData("slot", "once more")]
     public unsafe void MemoryThatCannotBeHeldIsRefused(string what, string reason)
     {
         Folder.WriteImage("image", 16);
@@ -237,6 +277,12 @@ public sealed class LiveGuestTests : IDisposable
         using var handler = UffdHandler.Start(new UffdHandlerOptions { SocketPath = Folder["h.sock"], MemoryPath = Folder["image"] });
         if (what == "served") UffdRegistration.Connect(handler.SocketPath, memory);
         using var vm = new KvmVm(memory);
+        if (what == "slot")
+        {
+            var mapping = SlotMapping.External((nint)region.HostAddress + (15 * 4096), 4096, region.GetMmapRegion());
+            vm.AddMemoryRegion(new GuestAddress(0x1_0000_0000), mapping, readOnly: false, logDirtyPages: false, MemCacheType.CacheCoherent);
+        }
+
         var error = Assert.Throws<GuestMemoryException>(() => vm.ExportLive(Folder["live"], overwrite: false));
         Assert.Equal(GuestMemoryError.LiveUnsupported, error.Error);
         Assert.Contains(reason, error.Message, StringComparison.Ordinal);

@@ -1,4 +1,5 @@
 using System.Security.Cryptography;
+using Microsoft.Win32.SafeHandles;
 
 namespace GuestMemory.Core.Tests;
 
@@ -227,26 +228,31 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
     }
 
     /// <summary>The disk is full in the middle: an error, no file, and the VM goes on.</summary>
-    [OtherUserFact]
-    public void AFullDiskIsAnError()
+    [CompilerTheory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void AFullDiskIsAnError(bool process)
     {
-        var (handler, peer) = Begin(UffdStrategy.OnDemand, process: true);
+        using var disk = SmallDisk.TryMake(Folder["small"], 1 << 20);
+        Assert.SkipWhen(disk is null, "needs root, to mount a small tmpfs");
+        var (handler, peer) = Begin(UffdStrategy.OnDemand, process);
         using var _ = peer;
         peer.Do("go");
         peer.AwaitSteps(100);
-        var small = Directory.CreateDirectory(Folder["small"]).FullName;
-        Assert.Equal((0, ""), Compiler.Run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small));
-        try
-        {
-            Assert.IsAssignableFrom<IOException>(Record.Exception(() => Assert.Single(handler.GetVms()).ExportLive(Path.Combine(small, "live"), overwrite: false)));
-            Assert.Empty(Directory.GetFiles(small));
-        }
-        finally
-        {
-            Assert.Equal((0, ""), Compiler.Run("umount", small));
-        }
-
+        var error = Assert.Throws<GuestMemoryException>(() => Assert.Single(handler.GetVms()).ExportLive(Path.Combine(Folder["small"], "live"), overwrite: false));
+        Assert.Equal(GuestMemoryError.DiskFull, error.Error);
+        Assert.Empty(Directory.GetFiles(Folder["small"]));
         peer.AwaitSteps(100);
+    }
+
+    /// <summary>The VM is not protected any more while the image's digest is computed.</summary>
+    [Fact]
+    public void TheDigestIsComputedAfterTheEnd()
+    {
+        var info = LiveExport.Write(Folder["live"], 4096, overwrite: false, new LiveExportOptions { Digest = true }, static file => new MarkedEnd(file), static () => throw new NotSupportedException(), CancellationToken.None);
+        var image = File.ReadAllBytes(Folder["live"]);
+        Assert.Equal("end"u8.ToArray(), image[..3]);
+        Assert.Equal(Convert.ToHexStringLower(SHA256.HashData(image)), info.Digest);
     }
 
     [CompilerFact]
@@ -333,5 +339,21 @@ public sealed class LiveExportTests(RuntimeFolder runtime) : VmFixture(runtime)
         memory.ReadExact(new GuestAddress(0), all);
         foreach (var region in memory.Regions) region.Dispose();
         return all;
+    }
+
+    /// <summary>Stands for an export, and writes to the file when it ends.</summary>
+    private sealed class MarkedEnd(SafeFileHandle file) : UffdLiveExport
+    {
+        public override void Protect(CancellationToken cancellation)
+        {
+        }
+
+        public override void Take()
+        {
+        }
+
+        public override (ulong Bytes, long Pages) Sweep(Action<ulong>? progress, CancellationToken cancellation) => (0, 0);
+
+        protected override void Dispose(bool disposing) => RandomAccess.Write(file, "end"u8, 0);
     }
 }

@@ -14,7 +14,7 @@ internal interface IRegionHolder
 
     /// <summary>
     /// What a range of the mapping holds is about to change otherwise than by a write (it is given back), on this thread; <see cref="EndChange"/> follows on the same
-    /// thread. For a holder that provides pages.
+    /// thread, unless this throws. For a holder that provides pages.
     /// </summary>
     void BeginChange(MmapRegion region, ulong offset, ulong length)
     {

@@ -237,7 +237,8 @@ internal sealed unsafe class LiveCapture : IDisposable
     public void ThrowIfFailed()
     {
         if (_failure is GuestMemoryException known) throw new GuestMemoryException(known.Error, known.Message, known);
-        if (_failure is { } failure) throw new IOException(failure.Message, failure);
+        // With its number, which says that the disk is full.
+        if (_failure is { } failure) throw new IOException(failure.Message, failure) { HResult = failure.HResult };
     }
 
     public void Dispose()

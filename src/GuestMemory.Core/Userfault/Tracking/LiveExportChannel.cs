@@ -89,7 +89,7 @@ internal sealed class LiveExportChannel : IDisposable
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            return new LiveReply { ErrorId = "", Message = exception.Message };
+            return new LiveReply { ErrorId = "", Message = exception.Message, ErrorNumber = exception.HResult };
         }
     }
 

@@ -33,6 +33,9 @@ internal sealed record LiveReply
     public string? ErrorId { get; init; }
 
     public string? Message { get; init; }
+
+    /// <summary>Where the file could not be written: the number of that (<see cref="Exception.HResult"/>), an errno where the kernel said so; 0 from a worker that does not say it.</summary>
+    public int ErrorNumber { get; init; }
 }
 
 [JsonSourceGenerationOptions(MaxDepth = 4, PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase, RespectNullableAnnotations = true)]

@@ -16,15 +16,19 @@ internal static class LiveProtection
     /// <exception cref="GuestMemoryException">LiveFailed: the kernel lacks the memory for it.</exception>
     public static void ProtectMarked(int uffd, ReadOnlySpan<UffdVmRegion> regions, PageBits marks, Action again)
     {
-        foreach (var region in regions)
+        foreach (var region in regions) ProtectMarked(uffd, region, region.FirstPage, region.PageCount, marks, again);
+    }
+
+    /// <summary>The same of some pages of a region.</summary>
+    /// <exception cref="GuestMemoryException">LiveFailed: the kernel lacks the memory for it.</exception>
+    public static void ProtectMarked(int uffd, UffdVmRegion region, ulong first, ulong count, PageBits marks, Action again)
+    {
+        var end = first + count;
+        for (var page = marks.Next(first, end, set: true); page < end; page = marks.Next(page, end, set: true))
         {
-            var end = region.FirstPage + region.PageCount;
-            for (var page = marks.Next(region.FirstPage, end, set: true); page < end; page = marks.Next(page, end, set: true))
-            {
-                var next = marks.Next(page, end, set: false);
-                ProtectRange(uffd, region.AddressOf(page), (next - page) * HostPage.Size, region.PageSize, again);
-                page = next;
-            }
+            var next = marks.Next(page, end, set: false);
+            ProtectRange(uffd, region.AddressOf(page), (next - page) * HostPage.Size, region.PageSize, again);
+            page = next;
         }
     }
 

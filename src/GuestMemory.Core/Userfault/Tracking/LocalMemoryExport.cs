@@ -42,6 +42,7 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
         try
         {
             foreach (var region in vm.Memory.Regions) Check(region);
+            foreach (var slot in vm.Slots) Check(slot, vm.Memory);
             _mappings = [.. vm.Memory.Regions.Select(static region => region.GetMmapRegion())];
             var pages = new OwnLivePages(vm.Memory);
             _regions = UffdVmRegion.Of(pages.Mappings);
@@ -84,7 +85,7 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
         while (TryTakeOpened())
         {
             cancellation.ThrowIfCancellationRequested();
-            ProtectMarked(_capture.Again);
+            ProtectMarked(_capture.Again, LiveProtection.Piece, cancellation);
         }
 
         _capture.ThrowIfFailed();
@@ -100,7 +101,7 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
     {
         lock (_serving)
         {
-            ProtectMarked(_capture.Opened);
+            ProtectMarked(_capture.Opened, ulong.MaxValue, CancellationToken.None);
             _capture.Begin();
         }
 
@@ -118,18 +119,19 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
         var index = Array.IndexOf(_mappings, region);
         var first = _regions[index].FirstPage + (offset / HostPage.Size);
         var count = (HostPage.RoundUp(offset + length, HostPage.Size) / HostPage.Size) - (offset / HostPage.Size);
-        // What is much is copied while faults are answered in between; under the lock that stays nothing is left to copy, unless the instant has just been.
-        for (ulong done = 0; done < count; done += PiecePages)
+        do
         {
-            lock (_serving)
+            // What is much is copied while faults are answered in between; under the lock that stays nothing is left to copy.
+            for (ulong done = 0; done < count; done += PiecePages)
             {
-                if (_isOver || !_capture.IsHolding) break;
-                _capture.BeforeOpening(first + done, Math.Min(PiecePages, count - done));
+                lock (_serving)
+                {
+                    if (_isOver || !_capture.IsHolding) break;
+                    _capture.BeforeOpening(first + done, Math.Min(PiecePages, count - done));
+                }
             }
         }
-
-        Monitor.Enter(_serving);
-        if (!_isOver) _capture.BeforeOpening(first, count);
+        while (!TryKeepServing(first, count));
     }
 
     void IRegionHolder.EndChange() => Monitor.Exit(_serving);
@@ -137,7 +139,14 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
     void IRegionHolder.Release(MmapRegion region)
     {
         _capture.Fail(Removed());
-        region.Unregister(_uffd);
+        try
+        {
+            region.Unregister(_uffd);
+        }
+        catch (ObjectDisposedException)
+        {
+            // The export has ended meanwhile: nothing is protected.
+        }
     }
 
     internal static GuestMemoryException Removed() => new(GuestMemoryError.LiveFailed, "Memory of the VM was removed before it was exported.");
@@ -187,6 +196,19 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
         if (why is not null) throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"Region {region} {why}. Pause the VM and export it as it stands.");
     }
 
+    /// <summary>Refuses memory that was added and is base memory too: who touches it there is not seen by <see cref="MmapRegion.WithoutTouches"/> of the region.</summary>
+    private static void Check(KvmSlot slot, GuestMemoryMmap memory)
+    {
+        if (slot.IsBase) return;
+        var start = slot.Memory.HostAddress;
+        foreach (var region in memory.Regions)
+        {
+            var address = region.GetMmapRegion().HostAddress;
+            if (start < address + region.Size && address < start + slot.Size)
+                throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"The memory of region {region} was added to the VM once more ({slot}). Remove that slot, or pause the VM and export it as it stands.");
+        }
+    }
+
     private static SafeDescriptor CreateUserfaultfd()
     {
         try
@@ -216,12 +238,38 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
     // No event of it makes the kernel refuse.
     private static void Again() => Thread.Yield();
 
-    private void ProtectMarked(PageBits marks)
+    /// <summary>Keeps the lock that <see cref="IRegionHolder.EndChange"/> lets go of; false where pages of a range are not copied yet, since the instant has just been.</summary>
+    private bool TryKeepServing(ulong first, ulong count)
+    {
+        var isKept = false;
+        Monitor.Enter(_serving);
+        try
+        {
+            if (!_isOver && _capture.Wants(first, count)) return false;
+            if (!_isOver) _capture.BeforeOpening(first, count);
+            isKept = true;
+            return true;
+        }
+        finally
+        {
+            if (!isKept) Monitor.Exit(_serving);
+        }
+    }
+
+    /// <summary>Protects the pages that are marked, so many bytes of a region at once: until these are protected nobody touches, or gives back, memory of that.</summary>
+    private void ProtectMarked(PageBits marks, ulong piece, CancellationToken cancellation)
     {
         for (var i = 0; i < _regions.Length; i++)
         {
             var region = _regions[i];
-            WithoutTouches(i, 0, region.Size, _ => LiveProtection.ProtectMarked(_uffd.Number, [region], marks, Again));
+            ulong length;
+            for (ulong at = 0; at < region.Size; at += length)
+            {
+                cancellation.ThrowIfCancellationRequested();
+                length = Math.Min(piece, region.Size - at);
+                var (first, count) = (region.FirstPage + (at / HostPage.Size), length / HostPage.Size);
+                WithoutTouches(i, at, length, _ => LiveProtection.ProtectMarked(_uffd.Number, region, first, count, marks, Again));
+            }
         }
     }
 
@@ -272,12 +320,22 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
         for (var i = 0; i < count; i++)
         {
             var address = messages[i].pagefault_address & ~(HostPage.Size - 1);
-            if (messages[i].@event != Userfaultfd.UFFD_EVENT_PAGEFAULT || Array.Find(_regions, region => address - region.Base < region.Size) is not { } found) continue;
+            if (messages[i].@event != Userfaultfd.UFFD_EVENT_PAGEFAULT || RegionOf(address) is not { } found) continue;
             _capture.BeforeOpening(found.PageOf(address), 1);
             int error;
             while ((error = Userfaultfd.TryUnprotect(_uffd.Number, address, HostPage.Size)) == Errno.EAGAIN) Thread.Yield();
             // It was unregistered meanwhile: who waits finds out.
             if (error != 0) _ = Userfaultfd.TryWake(_uffd.Number, address, HostPage.Size);
         }
+    }
+
+    private UffdVmRegion? RegionOf(ulong address)
+    {
+        foreach (var region in _regions)
+        {
+            if (address - region.Base < region.Size) return region;
+        }
+
+        return null;
     }
 }

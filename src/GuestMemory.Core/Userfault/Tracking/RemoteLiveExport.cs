@@ -78,7 +78,7 @@ internal sealed class RemoteLiveExport : UffdLiveExport
         {
             var reply = LiveExportChannel.Wait(_socket, _lines, LiveJson.Default.LiveReply, cancellation)
                 ?? throw new GuestMemoryException(GuestMemoryError.LiveFailed, "The handler's worker that served the VM ended, or serves it no more. Export again.");
-            if (reply.ErrorId == "") throw new IOException(reply.Message);
+            if (reply.ErrorId == "") throw new IOException(reply.Message, reply.ErrorNumber);
             if (reply.ErrorId is not null) throw new UffdControlReply { ErrorId = reply.ErrorId, Message = reply.Message }.ToException();
             if (reply.IsDone) return reply;
             progress?.Invoke(reply.Copied);
