@@ -170,6 +170,18 @@ Describe 'A QEMU' {
         { Get-GuestMemory -ProcessId $id | Write-GuestMemory 64MiB 1 -As UInt32 -ErrorAction Stop } | Should -Throw -ErrorId 'PageNotAccessible,*'
     }
 
+    It 'is not taken for another whose monitor was given' {
+        $second = [IO.Directory]::CreateTempSubdirectory('gm-').FullName
+        $other = Open-Vm $second x86_64 pc Anonymous 64
+        try {
+            { Get-GuestMemory -ProcessId $other.Process.Id -Monitor "$folder/free.sock" -ErrorAction Stop } | Should -Throw "*process $id, another VMM*" -ErrorId 'MonitorFailed,*'
+        }
+        finally {
+            Stop-Qemu $other
+            Remove-Item $second -Recurse -Force
+        }
+    }
+
     It 'is out of reach of another user, who learns what is missing' {
         $shell = @(Get-OtherUserShell $folder)
         $command = "Import-Module '$folder/module/GuestMemory.psd1'; try { Get-GuestMemory -ProcessId $id -ErrorAction Stop } catch { `$_.FullyQualifiedErrorId; `$_.CategoryInfo.Category; `$_.Exception.Message }"

@@ -120,6 +120,11 @@ Describe 'Exported memory' {
         try {
             $vm = Get-GuestMemory -ProcessId $qemu.Process.Id -Pause -Writable
             $vm | Write-GuestMemory 0x200000 -Bytes (Get-Part $content 0 1MB)
+            Wait-Until { (Get-Content "/proc/$($qemu.Process.Id)/status") -contains "TracerPid:`t0" }
+            # As long as nobody is connected it runs, also while the cmdlets that give the memory on do so.
+            $vm | Get-GuestMemory | ForEach-Object { Get-Content "/proc/$($qemu.Process.Id)/status" } | Should -Contain "TracerPid:`t0"
+            $vm | Start-GuestMemoryExport -Port 0 -Name idle | ForEach-Object { Get-Content "/proc/$($qemu.Process.Id)/status" } | Should -Contain "TracerPid:`t0"
+            Stop-GuestMemoryExport -Name idle
             $live = $vm | Start-GuestMemoryExport -Port 0 -Name live
             nbdcopy $live.Uri "$folder/live.img"
             $LASTEXITCODE | Should -Be 0

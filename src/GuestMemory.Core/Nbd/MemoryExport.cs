@@ -14,9 +14,11 @@ public sealed class MemoryExport : IDisposable
     /// <summary>More clients are turned away.</summary>
     public const int MaxConnections = 64;
 
-    private static readonly TimeSpan s_negotiation = TimeSpan.FromSeconds(10);
+    // How often it is looked whether clients are still there.
+    private const int LookMilliseconds = 1000;
 
     private readonly ExportSpace _space;
+    private readonly TimeSpan _negotiation;
     private readonly UnixListener? _listener;
     private readonly Socket? _port;
     private readonly AllowedPeers _allowed;
@@ -24,7 +26,7 @@ public sealed class MemoryExport : IDisposable
     private readonly CancellationTokenSource _ended = new();
     private readonly Thread _accepting;
     private readonly Lock _lock = new();
-    private readonly Dictionary<Socket, Thread> _clients = [];
+    private readonly Dictionary<Socket, (Thread Thread, CancellationTokenSource Left)> _clients = [];
     private long _connections, _sent;
     private volatile string? _error;
     private bool _stopping;
@@ -34,6 +36,7 @@ public sealed class MemoryExport : IDisposable
         (_space, _allowed, _listener, _port) = (space, allowed, listener, port);
         Name = options.Name;
         IsPacked = options.IsPacked;
+        _negotiation = options.NegotiationLimit;
         Port = (port?.LocalEndPoint as IPEndPoint)?.Port;
         _accepting = new Thread(Accept) { IsBackground = true, Name = "nbd-accept" };
     }
@@ -114,14 +117,14 @@ public sealed class MemoryExport : IDisposable
         EventFd.Signal(_stop);
         _accepting.Join();
         _ended.Cancel();
-        KeyValuePair<Socket, Thread>[] clients;
+        Thread[] threads;
         lock (_lock)
         {
-            clients = [.. _clients];
-            foreach (var (socket, _) in clients) Shutdown(socket);
+            threads = [.. _clients.Values.Select(static client => client.Thread)];
+            foreach (var socket in _clients.Keys) Shutdown(socket);
         }
 
-        foreach (var (_, thread) in clients) thread.Join();
+        foreach (var thread in threads) thread.Join();
         _listener?.Dispose();
         _port?.Dispose();
         _stop.Dispose();
@@ -153,22 +156,37 @@ public sealed class MemoryExport : IDisposable
         {
             socket.Shutdown(SocketShutdown.Both);
         }
-        catch (SocketException)
+        catch (Exception exception) when (exception is SocketException or ObjectDisposedException)
         {
             // The client has gone.
         }
     }
 
     /// <summary>The user of the process at the other end of a connection on this host; null where the kernel does not say.</summary>
-    private static uint? UserOf(Socket client)
+    /// <param name="lines">The lines of <c>/proc/net/tcp</c>.</param>
+    /// <param name="near">The end of this process.</param>
+    /// <param name="far">The end of the client.</param>
+    internal static uint? UserOf(IEnumerable<string> lines, IPEndPoint near, IPEndPoint far)
     {
-        if (client is not { LocalEndPoint: IPEndPoint near, RemoteEndPoint: IPEndPoint far }) return null;
-        // "sl local_address rem_address st tx:rx tr:when retrnsmt uid"; addresses as "0100007F:PORT", in hexadecimal.
-        var (from, to) = ($":{far.Port:X4}", $":{near.Port:X4}");
-        var loopback = BitConverter.ToUInt32(far.Address.GetAddressBytes()).ToString("X8", CultureInfo.InvariantCulture);
-        return File.ReadLines("/proc/net/tcp").Select(static line => line.Split(' ', StringSplitOptions.RemoveEmptyEntries))
-            .Where(fields => fields.Length > 7 && fields[1] == loopback + from && fields[2].EndsWith(to, StringComparison.Ordinal))
+        // "sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode". Of a connection that is over (TIME_WAIT) the kernel says user 0 and inode 0: only an
+        // established one (01) that a process has is the client's.
+        var (local, remote) = (Hex(far), Hex(near));
+        return lines.Select(static line => line.Split(' ', StringSplitOptions.RemoveEmptyEntries))
+            .Where(fields => fields.Length > 9 && fields[1] == local && fields[2] == remote && fields[3] == "01" && fields[9] != "0")
             .Select(static fields => uint.TryParse(fields[7], CultureInfo.InvariantCulture, out var user) ? (uint?)user : null).FirstOrDefault();
+
+        // "0100007F:PORT", in hexadecimal.
+        static string Hex(IPEndPoint end) => $"{BitConverter.ToUInt32(end.Address.GetAddressBytes()):X8}:{end.Port:X4}";
+    }
+
+    private static uint? UserOf(Socket client) => client is { LocalEndPoint: IPEndPoint near, RemoteEndPoint: IPEndPoint far } ? UserOf(File.ReadLines("/proc/net/tcp"), near, far) : null;
+
+    private static bool HasLeft(Socket client)
+    {
+        using var lease = new DescriptorLease(client.SafeHandle);
+        // The end of the connection (POLLHUP) is told unasked.
+        Span<PollFd> entry = [new PollFd { fd = lease.Number, events = Poll.POLLRDHUP }];
+        return Poll.Wait(entry, 0) > 0;
     }
 
     private void Accept()
@@ -182,8 +200,9 @@ public sealed class MemoryExport : IDisposable
             entries[1] = new PollFd { fd = stopping.Number, events = Poll.POLLIN };
             try
             {
-                _ = Poll.Wait(entries, -1);
+                _ = Poll.Wait(entries, ConnectionCount > 0 ? LookMilliseconds : -1);
                 if (entries[1].revents != 0) return;
+                CancelLeft();
                 if (entries[0].revents != 0 && AcceptOne() is { } socket) Admit(socket);
             }
 #pragma warning disable CA1031 // Whatever one client does, others can connect.
@@ -194,6 +213,18 @@ public sealed class MemoryExport : IDisposable
                 Thread.Sleep(100);
             }
 #pragma warning restore CA1031
+        }
+    }
+
+    /// <summary>Ends the reads of clients that are no longer there: one that waits for a page does not see it.</summary>
+    private void CancelLeft()
+    {
+        lock (_lock)
+        {
+            foreach (var (socket, (_, left)) in _clients)
+            {
+                if (HasLeft(socket)) left.Cancel();
+            }
         }
     }
 
@@ -214,11 +245,36 @@ public sealed class MemoryExport : IDisposable
 
             var handle = new SafeSocketHandle(accepted.Number, ownsHandle: true);
             accepted.SetHandleAsInvalid();
-            return new Socket(handle);
+            try
+            {
+                return new Socket(handle);
+            }
+            catch
+            {
+                handle.Dispose();
+                throw;
+            }
         }
     }
 
     private void Admit(Socket socket)
+    {
+        try
+        {
+            if (TryBegin(socket) is not { } refusal) return;
+            if (refusal.Length > 0) _error = refusal;
+        }
+        catch
+        {
+            socket.Dispose();
+            throw;
+        }
+
+        socket.Dispose();
+    }
+
+    /// <summary>Begins to serve a client; else the reason, which is empty where the export ends.</summary>
+    private string? TryBegin(Socket socket)
     {
         string? refusal = null;
         if (_port is not null)
@@ -231,28 +287,40 @@ public sealed class MemoryExport : IDisposable
         lock (_lock)
         {
             if (refusal is null && _clients.Count >= MaxConnections) refusal = $"A client was refused: {MaxConnections} are connected already.";
-            if (refusal is null && !_stopping)
+            if (refusal is not null || _stopping) return refusal ?? "";
+            var left = CancellationTokenSource.CreateLinkedTokenSource(_ended.Token);
+            var thread = new Thread(() => Serve(socket, left)) { IsBackground = true, Name = "nbd-client" };
+            _clients.Add(socket, (thread, left));
+            try
             {
-                var thread = new Thread(() => Serve(socket)) { IsBackground = true, Name = "nbd-client" };
-                _clients.Add(socket, thread);
-                _connections++;
                 thread.Start();
-                return;
             }
-        }
+            catch
+            {
+                _clients.Remove(socket);
+                left.Dispose();
+                throw;
+            }
 
-        if (refusal is not null) _error = refusal;
-        socket.Dispose();
+            _connections++;
+            return null;
+        }
     }
 
-    private void Serve(Socket socket)
+    private void Serve(Socket socket, CancellationTokenSource left)
     {
+        var isLate = false;
         try
         {
-            socket.SendTimeout = socket.ReceiveTimeout = (int)s_negotiation.TotalMilliseconds;
+            // One limit for the whole negotiation, whatever the client sends or takes meanwhile.
+            using var limit = new Timer(_ =>
+            {
+                Volatile.Write(ref isLate, true);
+                Shutdown(socket);
+            }, null, _negotiation, Timeout.InfiniteTimeSpan);
             using var stream = new NetworkStream(socket, ownsSocket: false);
-            var session = new NbdSession(stream, Name, _space, _ended.Token) { Began = _space.Memory.Hold, Failed = error => _error = error, Sent = count => Interlocked.Add(ref _sent, count) };
-            session.Run(() => socket.SendTimeout = socket.ReceiveTimeout = 0);
+            var session = new NbdSession(stream, Name, _space, left.Token) { Began = _space.Memory.Hold, Failed = error => _error = error, Sent = count => Interlocked.Add(ref _sent, count) };
+            session.Run(() => limit.Change(Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan));
         }
         catch (EndOfStreamException)
         {
@@ -261,14 +329,16 @@ public sealed class MemoryExport : IDisposable
 #pragma warning disable CA1031 // Whatever a client does ends its connection and no other.
         catch (Exception exception)
         {
-            // A client that is gone is none, nor is the end of the export; one whose connection timed out or that contradicts the protocol is.
-            if (State == MemoryExportState.Listening && exception is not IOException { InnerException: SocketException { SocketErrorCode: SocketError.ConnectionReset or SocketError.Shutdown } }) _error = exception.Message;
+            // A client that is gone is none, nor is the end of the export; one that contradicts the protocol is.
+            if (State == MemoryExportState.Listening && !left.IsCancellationRequested && exception is not IOException { InnerException: SocketException { SocketErrorCode: SocketError.ConnectionReset or SocketError.Shutdown } }) _error = exception.Message;
         }
 #pragma warning restore CA1031
         finally
         {
+            if (Volatile.Read(ref isLate) && State == MemoryExportState.Listening) _error = $"A client did not end its negotiation within {_negotiation.TotalSeconds:0.#} s.";
             lock (_lock) _clients.Remove(socket);
             socket.Dispose();
+            left.Dispose();
         }
     }
 }

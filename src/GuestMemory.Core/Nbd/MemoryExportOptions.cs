@@ -20,4 +20,7 @@ public sealed record MemoryExportOptions
 
     /// <summary>Whether it listens also where every user may replace the socket.</summary>
     public bool Force { get; init; }
+
+    /// <summary>How long a client may take for its negotiation.</summary>
+    internal TimeSpan NegotiationLimit { get; init; } = TimeSpan.FromSeconds(10);
 }

@@ -14,6 +14,7 @@ internal sealed partial class NbdSession
     private static readonly int s_room = (int)HostPage.Size;
 
     private byte[] _buffer = [];
+    private bool _isOver;
 
     /// <summary>Answers a request; false after the last.</summary>
     private bool Answer()
@@ -30,7 +31,7 @@ internal sealed partial class NbdSession
                 if (request.Length > MaxRequest) Fail(request, NBD_EOVERFLOW, $"At most {MaxRequest} bytes can be read at once.");
                 else if (_isStructured && (request.Flags & NBD_CMD_FLAG_DF) == 0) ReadInPieces(request);
                 else ReadWhole(request);
-                return true;
+                return !_isOver;
             case NBD_CMD_BLOCK_STATUS when _hasStatus && IsInside(request) && request.Length > 0:
                 SendStatus(request);
                 return true;
@@ -196,6 +197,13 @@ internal sealed partial class NbdSession
         {
             reason = exception.Message;
             Failed?.Invoke(reason);
+            if (exception.Error == GuestMemoryError.HandlerGone)
+            {
+                // The read was abandoned and may still fill the buffer: no answer goes out of that one.
+                _buffer = [];
+                _isOver = true;
+            }
+
             return false;
         }
     }

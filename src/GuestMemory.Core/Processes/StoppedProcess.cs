@@ -11,6 +11,9 @@ namespace GuestMemory.Core.Processes;
 /// </summary>
 internal sealed class StoppedProcess : IDisposable
 {
+    // How often it is looked whether the process has been killed meanwhile.
+    private const int LookMilliseconds = 250;
+
     private readonly int _process;
     private readonly Thread _tracer;
     private readonly ManualResetEventSlim _isDone = new();
@@ -56,7 +59,10 @@ internal sealed class StoppedProcess : IDisposable
         {
             StopAll(traced, limit);
             _isDone.Set();
-            _isReleased.Wait();
+            // The end of a process that is traced is nobody's to see before the tracing ends.
+            while (!_isReleased.Wait(LookMilliseconds) && !HaveEnded(traced.Keys))
+            {
+            }
         }
 #pragma warning disable CA1031 // It is thrown on the thread that waits.
         catch (Exception exception)
@@ -75,17 +81,27 @@ internal sealed class StoppedProcess : IDisposable
     private void StopAll(Dictionary<int, TracedThread> traced, TimeSpan limit)
     {
         var started = Stopwatch.GetTimestamp();
-        // A thread that runs may start another one: until there is none that is new.
+        var ended = new HashSet<int>();
+        // A thread that runs may start another one, also one that has ended since: until there is none that is new.
         for (var hasNew = true; hasNew;)
         {
+            if (Stopwatch.GetElapsedTime(started) > limit)
+                throw new GuestMemoryException(GuestMemoryError.WaitTimeout, $"Process {_process} did not stop within {limit.TotalSeconds:0.#} s: it goes on starting threads.");
             hasNew = false;
             foreach (var thread in ThreadsOf())
             {
                 if (traced.ContainsKey(thread)) continue;
+                if (HasEnded(thread))
+                {
+                    // A first thread that ended before the others stays in the list, and cannot be traced.
+                    hasNew |= ended.Add(thread);
+                    continue;
+                }
+
+                hasNew = true;
                 try
                 {
                     if (TracedThread.TrySeize(_process, thread, runsCalls: false) is not { } seized) continue;
-                    hasNew = true;
                     traced.Add(thread, seized);
                     if (!seized.TryHalt(limit - Stopwatch.GetElapsedTime(started)))
                         throw new GuestMemoryException(GuestMemoryError.WaitTimeout, $"Thread {thread} of process {_process} did not stop within {limit.TotalSeconds:0.#} s: it waits uninterruptibly in the kernel, or its control group is frozen.");
@@ -100,19 +116,35 @@ internal sealed class StoppedProcess : IDisposable
         if (traced.Count == 0) throw ProcessFile.NotFound(_process);
     }
 
-    private int[] ThreadsOf() => ProcessFile.Open(_process, "task", static path => Directory.GetDirectories(path)
-        .Where(static folder => !HasEnded(folder)).Select(static folder => int.Parse(Path.GetFileName(folder.AsSpan()), NumberStyles.None, CultureInfo.InvariantCulture)).ToArray());
-
-    /// <summary>A first thread that ended before the others stays in the list, and cannot be traced.</summary>
-    private static bool HasEnded(string folder)
+    /// <summary>The state of a thread, as the kernel writes it: R, S, D, T, t (traced), Z, X; null where it has ended and is listed no more.</summary>
+    /// <exception cref="GuestMemoryException">ProcessDenied, SyscallFailed: that is not known.</exception>
+    internal static char? StateOf(int process, int thread)
     {
         try
         {
-            return File.ReadAllText(Path.Combine(folder, "stat")).Split(") ")[^1][0] is 'Z' or 'X';
+            return ProcessFile.Open(process, $"task/{thread}/stat", File.ReadAllText).Split(") ")[^1][0];
         }
-        catch (IOException)
+        catch (GuestMemoryException exception) when (exception.Error == GuestMemoryError.ProcessNotFound)
         {
-            return true;
+            return null;
+        }
+    }
+
+    private int[] ThreadsOf() => [.. ProcessFile.Open(_process, "task", Directory.GetDirectories)
+        .Select(static folder => int.Parse(Path.GetFileName(folder.AsSpan()), NumberStyles.None, CultureInfo.InvariantCulture))];
+
+    private bool HasEnded(int thread) => StateOf(_process, thread) is null or 'Z' or 'X';
+
+    private bool HaveEnded(IEnumerable<int> threads)
+    {
+        try
+        {
+            return threads.All(HasEnded);
+        }
+        catch (GuestMemoryException)
+        {
+            // It is not known: the process stays stopped.
+            return false;
         }
     }
 }

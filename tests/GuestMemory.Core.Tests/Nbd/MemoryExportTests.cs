@@ -1,4 +1,6 @@
 using System.Buffers.Binary;
+using System.Net;
+using System.Net.Sockets;
 using System.Text;
 
 namespace GuestMemory.Core.Tests;
@@ -249,6 +251,47 @@ public sealed class MemoryExportTests : IDisposable
         using var client = new NbdClient(export.Port!.Value).Go();
         Assert.Equal(_low[..16], client.Read(0x1000, 16));
         Assert.Equal(GuestMemoryError.PortInUse, Assert.Throws<GuestMemoryException>(() => MemoryExport.Start(_memory, new MemoryExportOptions { Name = "b", Port = export.Port.Value })).Error);
+    }
+
+    /// <summary>Another user may have connected from the same port before: to another address, or so that the kernel says user 0 of it.</summary>
+    [Fact]
+    public void TheUserOfAPortIsThatOfItsConnectionAlone()
+    {
+        var (near, far) = (new IPEndPoint(IPAddress.Loopback, 0x2a90), new IPEndPoint(IPAddress.Loopback, 0xc350));
+        string[] lines =
+        [
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
+            "   0: 0100007F:C350 0200007F:2A90 06 00000000:00000000 03:00000F9F 00000000     0        0 0 3 0000000000000000",
+            "   1: 0100007F:C350 0200007F:2A90 01 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 20 4 30 10 -1",
+            "   2: 0100007F:C350 0100007F:2A90 06 00000000:00000000 03:00000F9F 00000000     0        0 0 3 0000000000000000",
+            "   3: 0100007F:C350 0100007F:2A90 01 00000000:00000000 00:00000000 00000000     0        0 0 1 0000000000000000 20 4 30 10 -1",
+            "   4: 0100007F:2A90 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0000000000000000 20 4 30 10 -1",
+        ];
+        Assert.Null(MemoryExport.UserOf(lines, near, far));
+        Assert.Equal(65534u, MemoryExport.UserOf([.. lines, "   5: 0100007F:C350 0100007F:2A90 01 00000000:00000000 00:00000000 00000000 65534        0 4713 1 0000000000000000 20 4 30 10 -1"], near, far));
+    }
+
+    [Fact]
+    public void ANegotiationHasOneLimitForAllOfIt()
+    {
+        using var export = MemoryExport.Start(_memory, new MemoryExportOptions { Name = "vm", SocketPath = _folder["nbd.sock"], NegotiationLimit = TimeSpan.FromMilliseconds(500) });
+        using var client = new NbdClient(export.SocketPath!).Greet();
+        client.Send([.. "IHAVEOPT"u8, .. NbdClient.Big(99u), .. NbdClient.Big(60_000u)]);
+        // A byte at a time.
+        Host.Until(() =>
+        {
+            try
+            {
+                client.Send(new byte[1]);
+                return false;
+            }
+            catch (SocketException)
+            {
+                return true;
+            }
+        });
+        Host.Until(() => export.ConnectionCount == 0);
+        Assert.Contains("negotiation", export.Error, StringComparison.Ordinal);
     }
 
     [OtherUserFact]

@@ -192,6 +192,52 @@ public sealed class AttachedProcessTests(VmmFixture vmms) : IClassFixture<VmmFix
     }
 
     [CompilerFact]
+    public void ManyHoldAProcessAtOnce()
+    {
+        using var vmm = vmms.Start("firecracker", "anon:64");
+        using var attached = AttachedProcess.Attach(vmm.Id, new AttachOptions { Pauses = true });
+        Parallel.For(0, 8, _ =>
+        {
+            for (var i = 0; i < 10; i++)
+            {
+                using (attached.Memory.Hold()) AssertStands(attached);
+            }
+        });
+        AssertGoesOn(attached);
+    }
+
+    [CompilerFact]
+    public void AProcessThatIsKilledWhileItIsHeldEnds()
+    {
+        using var vmm = vmms.Start("firecracker", "anon:64");
+        using var attached = AttachedProcess.Attach(vmm.Id, new AttachOptions { Pauses = true });
+        using (attached.Memory.Hold())
+        {
+            vmm.Kill();
+            Assert.True(attached.HasEnded);
+        }
+
+        Assert.Equal(GuestMemoryError.ProcessEnded, Assert.Throws<GuestMemoryException>(() => attached.Memory.Hold()).Error);
+    }
+
+    [CompilerFact]
+    public void AClientThatLeavesWhileItsReadWaitsIsGone()
+    {
+        using var vmm = vmms.Start("firecracker", "memfd:guest_mem:64");
+        Assert.SkipUnless(vmm.Watch(), Needs.UserfaultfdReason);
+        using var attached = AttachedProcess.Attach(vmm.Id);
+        using var export = MemoryExport.Start(attached.Memory, new MemoryExportOptions { Name = "vm" });
+        using (var client = new NbdClient(export.Port!.Value).Go())
+        {
+            client.SendRequest(0, attached.Memory.Regions[0].GuestAddress + 2 * HostPage.Size, 1);
+            Assert.Equal(1, export.ConnectionCount);
+        }
+
+        Host.Until(() => export.ConnectionCount == 0);
+        Assert.Null(export.Error);
+    }
+
+    [CompilerFact]
     public void WhereAnotherTracesTheProcessASignalStopsIt()
     {
         using var vmm = vmms.Start("firecracker", "anon:64");
@@ -266,6 +312,8 @@ public sealed class AttachedProcessTests(VmmFixture vmms) : IClassFixture<VmmFix
 
     private static void AssertStands(AttachedProcess attached)
     {
+        // No thread can run: each is in a stop of ptrace(2) (t) or of a signal (T).
+        Assert.All(Directory.GetDirectories($"/proc/{attached.ProcessId}/task"), static task => Assert.True(File.ReadAllText(Path.Combine(task, "stat")).Split(") ")[^1][0] is 't' or 'T', task));
         // Counting goes on in nanoseconds where it goes on at all.
         var count = CountOf(attached);
         for (var i = 0; i < 1000; i++) Assert.Equal(count, CountOf(attached));

@@ -50,7 +50,7 @@ internal sealed class FakeVmm : IDisposable
     public void Kill()
     {
         _process.Kill();
-        _process.WaitForExit();
+        if (!_process.WaitForExit(Host.Patience)) throw new TimeoutException($"Process {Id} was killed and has not ended.");
     }
 
     public void Dispose()

@@ -63,7 +63,7 @@ public sealed class VmmLayoutTests
     public void ObjectsNodesAndMonitorsAreRead()
     {
         var options = new QemuOptions(["qemu", "-object", "{\"qom-type\":\"memory-backend-ram\",\"id\":\"pc.ram\",\"size\":4294967296}", "-object", "memory-backend-memfd,id=a,,b,size=1G", "-object", "rng-random,id=r",
-            "-object", "{broken", "-numa", "node,nodeid=1,memdev=n1", "-numa", "node,nodeid=0,memdev=n0", "-numa", "cpu,node-id=0",
+            "-object", "{broken", "-object", "{\"qom-type\":\"memory-backend-ram\",\"id\":\"\\ud800\"}", "-numa", "node,nodeid=1,memdev=n1", "-numa", "node,nodeid=0,memdev=n0", "-numa", "cpu,node-id=0",
             "-qmp", "unix:/run/a.sock,server=on,wait=off", "-qmp", "tcp:localhost:1", "-chardev", "socket,id=m,path=/run/b.sock,server=on", "-mon", "chardev=m,mode=control",
             "-chardev", "socket,id=h,path=/run/c.sock,server=on", "-mon", "h", "-mon", "chardev=nothing,mode=control"]);
         Assert.Equal("a,b pc.ram", string.Join(' ', options.Backends.Keys.Order(StringComparer.Ordinal)));
@@ -105,6 +105,7 @@ public sealed class VmmLayoutTests
     [InlineData("{\"a\":1}\n", "no QMP")]
     [InlineData("[1]\n", "no QMP")]
     [InlineData("{\"QMP\":{}}\n{\"error\":{\"desc\":\"no\"}}\n", "refuses")]
+    [InlineData("{\"QMP\":{}}\n{\"error\":\"\\ud800\"}\n", "can be read")]
     [InlineData("", "closed")]
     public async Task AMonitorThatCannotBeUsedIsSoon(string? answer, string expected)
     {
@@ -123,6 +124,61 @@ public sealed class VmmLayoutTests
         Assert.Equal(GuestMemoryError.MonitorFailed, error.Error);
         Assert.Contains(expected, error.Message, StringComparison.Ordinal);
         await serving.WaitAsync(Host.Patience);
+    }
+
+    /// <summary>What a monitor says is the word of a process that may be hostile.</summary>
+    [Theory]
+    [InlineData("{\"return\":\"\\ud800\"}\n", "can be read")]
+    [InlineData("{\"return\":\" AS \\\"memory\\\", root: system\\r\\n  0000000000000000-ffffffffffffffff (prio 0, ram): pc.ram\\r\\n\"}\n", "every address")]
+    public async Task AMonitorThatLiesIsAnError(string answer, string expected)
+    {
+        using var folder = new TestFolder();
+        using var listener = Listen(folder["q"]);
+        var serving = Task.Run(() =>
+        {
+            using var client = listener.Accept();
+            client.Send(System.Text.Encoding.UTF8.GetBytes("{\"QMP\":{}}\n{\"return\":{}}\n" + answer));
+            while (client.Receive(new byte[64]) > 0) { }
+        });
+        var error = await Task.Run(() => Assert.Throws<GuestMemoryException>(() =>
+        {
+            using var monitor = QemuMonitor.Connect(folder["q"]);
+            monitor.GetLayout(new QemuOptions(["qemu"]));
+        })).WaitAsync(Host.Patience);
+        Assert.Equal(GuestMemoryError.MonitorFailed, error.Error);
+        Assert.Contains(expected, error.Message, StringComparison.Ordinal);
+        await serving.WaitAsync(Host.Patience);
+    }
+
+    [Fact]
+    public async Task AMonitorThatNeverAnswersIsLeft()
+    {
+        using var folder = new TestFolder();
+        using var listener = Listen(folder["q"]);
+        var serving = Task.Run(() =>
+        {
+            using var client = listener.Accept();
+            client.Send("{\"QMP\":{}}\n"u8);
+            try
+            {
+                while (true) client.Send("{\"event\":\"STOP\"}\n"u8);
+            }
+            catch (System.Net.Sockets.SocketException)
+            {
+                // The other end has left.
+            }
+        });
+        using var limit = new CancellationTokenSource(TimeSpan.FromMilliseconds(200));
+        await Task.Run(() => Assert.ThrowsAny<OperationCanceledException>(() => QemuMonitor.Connect(folder["q"], cancellation: limit.Token))).WaitAsync(Host.Patience);
+        await serving.WaitAsync(Host.Patience);
+    }
+
+    private static System.Net.Sockets.Socket Listen(string path)
+    {
+        var listener = new System.Net.Sockets.Socket(System.Net.Sockets.AddressFamily.Unix, System.Net.Sockets.SocketType.Stream, System.Net.Sockets.ProtocolType.Unspecified);
+        listener.Bind(new System.Net.Sockets.UnixDomainSocketEndPoint(path));
+        listener.Listen(1);
+        return listener;
     }
 
     private static string? Text(IReadOnlyList<GuestLayoutRange>? layout) => layout is null ? null : string.Join(" ", layout.Select(static range => $"{range.GuestAddress / Mebi}+{range.Size / Mebi}"));

@@ -15,6 +15,9 @@ public sealed record AttachOptions
     /// <summary>The Unix socket of a QMP monitor of QEMU; null: one that the command line names, where it answers.</summary>
     public string? MonitorPath { get; init; }
 
+    /// <summary>Ends the search, which asks another process and may wait for it.</summary>
+    public CancellationToken Cancellation { get; init; }
+
     /// <summary>The name of each region, by the VMM's name ("qemu"), the process and the place of the region; null: "qemu1234-0".</summary>
     public Func<string, int, int, string>? Name { get; init; }
 }

@@ -81,6 +81,7 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
     /// ProcessNotFound; ProcessDenied: a right is missing, which the message names; NoGuestMemory: it is no VMM, and no layout was given; LayoutUnknown; MonitorFailed: the monitor that was
     /// given; ProcessTraced, WaitTimeout, ValueNotSupported (it is this process): it cannot be paused; MemoryRegionOverlap, ZeroSize, RangeNotMapped: of the layout that was given.
     /// </exception>
+    /// <exception cref="OperationCanceledException">The caller ended it by the token of the options.</exception>
     public static AttachedProcess Attach(int processId, AttachOptions? options = null)
     {
         options ??= new AttachOptions();
@@ -174,9 +175,10 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
         {
             foreach (var range in found.Ranges.OrderBy(static range => range.GuestAddress))
             {
+                options.Cancellation.ThrowIfCancellationRequested();
                 GuestMemoryRegion.CheckFits(new GuestAddress(range.GuestAddress), range.Size);
                 var name = options.Name?.Invoke(program.ShortName, ProcessId, regions.Count) ?? $"{program.ShortName}{ProcessId}-{regions.Count}";
-                var memory = OpenRange(range, mappings);
+                var memory = OpenRange(range, mappings, options.Cancellation);
                 _regions++;
                 regions.Add(new GuestRegionProcess(memory, new GuestAddress(range.GuestAddress), name));
             }
@@ -201,25 +203,26 @@ public sealed class AttachedProcess : IMemoryProcess, IDisposable
         Warnings = warnings;
     }
 
-    private ProcessMemory OpenRange(GuestLayoutRange range, IReadOnlyList<ProcessMapping> mappings)
+    private ProcessMemory OpenRange(GuestLayoutRange range, IReadOnlyList<ProcessMapping> mappings, CancellationToken cancellation)
     {
         var (start, end) = (range.ProcessAddress!.Value, range.ProcessAddress.Value + range.Size);
         var parts = mappings.Where(mapping => mapping.Address < end && mapping.End > start && mapping.Protection[0] == 'r').ToArray();
         var gap = ProcessMapping.FindGap(parts, start);
-        if (end < start || gap < end) throw new GuestMemoryException(GuestMemoryError.RangeNotMapped, $"Process {ProcessId} has no memory at address 0x{Math.Max(gap, start):x}, where that of guest address 0x{range.GuestAddress:x} should be.");
+        if (range.Size == 0 || end < start || gap < end) throw new GuestMemoryException(GuestMemoryError.RangeNotMapped, $"Process {ProcessId} has no memory at address 0x{Math.Max(gap, start):x}, where that of guest address 0x{range.GuestAddress:x} should be.");
         var first = parts[0];
         var path = first.Path.Length > 0 && first.Inode != 0 ? first.Path : null;
         var isOneFile = parts.All(part => part.IsShared && part.Inode != 0 && part.Inode == first.Inode && part.Device == first.Device && part.Offset - first.Offset == part.Address - first.Address);
         if (!isOneFile || ProcessMapping.IsProvided(ProcessId, start, end)) return new ProcessMemory(this, start, range.Size, null, path);
-        using var file = TryOpenFile(first);
+        using var file = TryOpenFile(first, cancellation);
         return new ProcessMemory(this, start, range.Size, file is null ? null : FileOffset.Duplicate(file, first.Offset + (start - first.Address)), path);
     }
 
     /// <summary>The file behind a mapping: a duplicate of a descriptor of the process, else by the mapping itself (which needs CAP_CHECKPOINT_RESTORE); null where neither can be had.</summary>
-    private SafeFileHandle? TryOpenFile(ProcessMapping mapping)
+    private SafeFileHandle? TryOpenFile(ProcessMapping mapping, CancellationToken cancellation)
     {
         foreach (var entry in ProcessFile.Open(ProcessId, "fd", Directory.GetFiles))
         {
+            cancellation.ThrowIfCancellationRequested();
             if (FileStatus.TryGet(entry, out var status, follow: true) != 0 || !IsSame(status, mapping)) continue;
             var number = int.Parse(Path.GetFileName(entry.AsSpan()), NumberStyles.None, CultureInfo.InvariantCulture);
             using var taken = Pidfd.TryGetDescriptor(_pidfd, number, out _);

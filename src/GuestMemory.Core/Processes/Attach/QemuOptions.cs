@@ -75,8 +75,9 @@ internal sealed class QemuOptions(IReadOnlyList<string> arguments)
                 using var json = JsonDocument.Parse(text);
                 foreach (var property in json.RootElement.EnumerateObject()) options[property.Name] = property.Value.ToString();
             }
-            catch (JsonException)
+            catch (Exception exception) when (exception is JsonException or InvalidOperationException)
             {
+                // InvalidOperationException: a text that is no Unicode.
                 // None that is known.
             }
 

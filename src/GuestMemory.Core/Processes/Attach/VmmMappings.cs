@@ -72,11 +72,20 @@ internal sealed class VmmMappings(VmmProgram program)
     private List<ulong> Find(ulong size, Func<ProcessMapping, bool> isKind)
     {
         var found = new List<ulong>();
+        if (size == 0) return found;
+        // The mappings from the first one on follow each other and are of the kind; their sum is kept at no more than the size. Another process makes as many as it likes.
+        var (first, sum) = (0, 0UL);
         for (var i = 0; i < _writable.Length; i++)
         {
-            var sum = 0UL;
-            for (var j = i; j < _writable.Length && isKind(_writable[j]) && (j == i || Follows(_writable[j - 1], _writable[j])) && sum < size; j++) sum += _writable[j].Size;
-            if (sum == size) found.Add(_writable[i].Address);
+            if (!isKind(_writable[i]))
+            {
+                (first, sum) = (i + 1, 0);
+                continue;
+            }
+
+            if (i > first && !Follows(_writable[i - 1], _writable[i])) (first, sum) = (i, 0);
+            for (sum += _writable[i].Size; sum > size; first++) sum -= _writable[first].Size;
+            if (sum == size) found.Add(_writable[first].Address);
         }
 
         return found;

@@ -12,6 +12,8 @@ internal sealed record VmmMemory(IReadOnlyList<GuestLayoutRange> Ranges, string 
     // Stacks, heaps and buffers of a VMM are smaller.
     private const ulong LeastGuest = 16UL << 20;
     private const ulong Gibi = 1UL << 30;
+    // Of those that another process's command line names.
+    private const int MaxMonitors = 8, MaxBackends = 256;
 
     /// <exception cref="GuestMemoryException">LayoutUnknown, MonitorFailed, ProcessNotFound, ProcessDenied, ZeroSize.</exception>
     public static VmmMemory Find(VmmProgram program, AttachOptions options)
@@ -22,22 +24,22 @@ internal sealed record VmmMemory(IReadOnlyList<GuestLayoutRange> Ranges, string 
         if (options.Layout.Count > 0) return new VmmMemory(mappings.Place(options.Layout), "The caller said where the memory lies.", []);
         return program.Kind switch
         {
-            VmmKind.Qemu => OfQemu(program, mappings, options.MonitorPath),
+            VmmKind.Qemu => OfQemu(program, mappings, options),
             VmmKind.Firecracker => OfFirecracker(mappings),
             VmmKind.CloudHypervisor => OfCloudHypervisor(program, mappings),
             _ => OfCrosvm(mappings),
         };
     }
 
-    private static VmmMemory OfQemu(VmmProgram program, VmmMappings mappings, string? monitorPath)
+    private static VmmMemory OfQemu(VmmProgram program, VmmMappings mappings, AttachOptions attach)
     {
-        var options = new QemuOptions(program.Arguments);
+        var (options, monitorPath) = (new QemuOptions(program.Arguments), attach.MonitorPath);
         var reasons = new List<string>();
-        foreach (var path in monitorPath is null ? options.MonitorPaths.Select(path => ReachableFrom(program.ProcessId, path)) : [monitorPath])
+        foreach (var path in monitorPath is null ? options.MonitorPaths.Distinct(StringComparer.Ordinal).Take(MaxMonitors).Select(path => ReachableFrom(program.ProcessId, path)) : [monitorPath])
         {
             try
             {
-                using var monitor = QemuMonitor.Connect(path);
+                using var monitor = QemuMonitor.Connect(path, program.ProcessId, attach.Cancellation);
                 return new VmmMemory(monitor.GetLayout(options), $"The monitor at {path} said where the memory lies.", []);
             }
             catch (GuestMemoryException exception) when (monitorPath is null)
@@ -46,6 +48,7 @@ internal sealed record VmmMemory(IReadOnlyList<GuestLayoutRange> Ranges, string 
             }
         }
 
+        attach.Cancellation.ThrowIfCancellationRequested();
         var machine = options.Machine;
         var architecture = program.Name.StartsWith("qemu-system-", StringComparison.Ordinal) ? program.Name["qemu-system-".Length..] : RuntimeInformation.ProcessArchitecture == Architecture.X64 ? "x86_64" : "aarch64";
         var blocks = BlocksOf(options, mappings);
@@ -62,6 +65,7 @@ internal sealed record VmmMemory(IReadOnlyList<GuestLayoutRange> Ranges, string 
     private static IReadOnlyList<(ulong Address, ulong Size)> BlocksOf(QemuOptions options, VmmMappings mappings)
     {
         string[] ids = options.NodeBackends.Count > 0 ? [.. options.NodeBackends] : options.Machine.TryGetValue("memory-backend", out var id) ? [id] : [];
+        if (ids.Length > MaxBackends) throw mappings.Unknown($"its command line names {ids.Length} memory objects; more than {MaxBackends} are not looked for");
         if (ids.Length == 0)
         {
             var size = options.Memory ?? throw mappings.Unknown("the size of its memory cannot be read from its command line");

@@ -59,6 +59,9 @@ public sealed class GetGuestMemoryCommand : MemoryCmdlet
         if (ParameterSetName == MemorySet) base.EndProcessing();
     }
 
+    // What is emitted is held by whoever works on it.
+    private protected override bool HoldsProcesses => false;
+
     /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory) => WriteObject(memory);
 
@@ -70,6 +73,7 @@ public sealed class GetGuestMemoryCommand : MemoryCmdlet
             Pauses = Pause,
             Layout = Layout,
             MonitorPath = Monitor is null ? null : ResolvePath(Monitor),
+            Cancellation = StopToken,
             Name = Session.AttachedName,
         });
         Session.Add(process);

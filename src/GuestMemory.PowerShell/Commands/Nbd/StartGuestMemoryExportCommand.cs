@@ -55,6 +55,9 @@ public sealed class StartGuestMemoryExportCommand : MemoryCmdlet
     [Parameter(ParameterSetName = SocketSet)]
     public SwitchParameter Force { get; set; }
 
+    // The export holds the process while a client is connected.
+    private protected override bool HoldsProcesses => false;
+
     /// <inheritdoc/>
     protected override void Process(GuestMemoryMmap memory)
     {
