@@ -23,7 +23,7 @@ internal static class CompleteFile
         try
         {
             T written;
-            using (file) written = write(file);
+            using (file) written = write(file.SafeFileHandle);
             try
             {
                 File.Move(beside, path, overwrite);
@@ -43,12 +43,22 @@ internal static class CompleteFile
         }
     }
 
-    private static SafeFileHandle Create(string beside, string path, string folder)
+    private static FileStream Create(string beside, string path, string folder)
     {
         try
         {
-            var file = File.OpenHandle(beside, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
-            // It may hold the memory of a VM, and with it keys. It is empty yet.
+            // It may hold the memory of a VM, and with it keys: nobody else may open it at any time. A descriptor of it outlives a change of its mode.
+            var file = new FileStream(beside, new FileStreamOptions
+            {
+                Mode = FileMode.CreateNew,
+                Access = FileAccess.ReadWrite,
+                Share = FileShare.None,
+                BufferSize = 0,
+#pragma warning disable CA1416 // This library is for Linux.
+                UnixCreateMode = UnixFileMode.UserRead | UnixFileMode.UserWrite,
+#pragma warning restore CA1416
+            });
+            // A file system without modes is refused.
             if (FileStatus.TryChangeMode(beside, OfOwner) is var error and not 0)
             {
                 file.Dispose();

@@ -34,6 +34,19 @@ internal static class DirtySidecar
         return Read(file, PathOf(diff), length);
     }
 
+    /// <summary>The bits that lie beside a file that is open; null where none do.</summary>
+    /// <param name="diff">The file's path.</param>
+    /// <param name="file">The file, which nobody writes meanwhile.</param>
+    /// <param name="length">Its length in bytes.</param>
+    /// <param name="force">Takes bits that are older than the file, too.</param>
+    /// <exception cref="GuestMemoryException">InvalidImage: they are damaged, or of another memory; LayerUntrusted: they are older than the file, and so of another one.</exception>
+    public static ulong[]? TryLoad(string diff, SafeFileHandle file, ulong length, bool force)
+    {
+        var words = TryLoad(diff, length);
+        if (words is not null && !force && FileStatus.TryGet(PathOf(diff), out var map, follow: true) == 0) DiffTrust.RequireNewer(diff, FileStatus.Get(file), PathOf(diff), map);
+        return words;
+    }
+
     /// <summary>Refuses a place for bits where something else lies.</summary>
     /// <exception cref="GuestMemoryException">FileExists.</exception>
     public static void RequirePlace(string diff, bool overwrite)

@@ -7,7 +7,7 @@ public enum ImageFormat
     Raw,
     /// <summary>The same layout, with only the pages that are dirty: patched into a base image, or alone in a sparse file.</summary>
     Diff,
-    /// <summary>The regions one behind the other, in chunks that are compressed independently; read by a page-fault handler alone.</summary>
+    /// <summary>The regions one behind the other, in chunks that are compressed independently; served by a page-fault handler, and opened as memory.</summary>
     Chunked,
     /// <summary>An ELF core file with a segment a region at its guest address, as QEMU's dump-guest-memory writes it.</summary>
     ElfCore,

@@ -14,16 +14,16 @@ public static class ImageMerge
 
     /// <summary>Merges into the base itself, or into a new file, which appears at its place when it is complete.</summary>
     /// <param name="basePath">The base image, raw; or a diff, which has the pages of all diffs afterwards. Unless there is a new file it is changed: where that is cut short by a crash or cancelled it
-    /// has pages of both, and merging the same diffs again completes it.</param>
+    /// has pages of both, and merging the same diffs again completes it, by force where the base is a diff with bits, which are older than its pages then.</param>
     /// <param name="diffPaths">The diffs, the oldest first.</param>
     /// <param name="outPath">The new file; null: the base.</param>
-    /// <param name="force">Replaces a file that is there; writes a base that is being served; takes a diff whose pages cannot be told for sure by its data.</param>
+    /// <param name="force">Replaces a file that is there; writes a base that is being served; takes a diff whose pages cannot be told for sure by its data, and bits that are older than a diff or the base.</param>
     /// <param name="progress">Told the bytes done, and how many there are.</param>
     /// <param name="cancellation">Ends it.</param>
     /// <returns>What was written: the bytes and pages of the diffs.</returns>
     /// <exception cref="GuestMemoryException">
     /// ImageNotFound, NotAFile, FileExists; ImageInUse: a handler serves the base, or it or a diff is written; BaseSizeMismatch: a diff of another length; LayerUntrusted; ImageUnsupported: no raw images;
-    /// InvalidImage: damaged bits; ValueNotSupported: no diff, or one that is the base or the new file. Nothing was changed then.
+    /// InvalidImage: damaged bits; ValueNotSupported: no diff, or one that is the base or the new file. Nothing was changed then. DiskFull: a new file is removed, and a base has a part of the pages.
     /// </exception>
     /// <exception cref="IOException">Reading or writing failed; a new file is removed.</exception>
     public static ImageInfo Merge(string basePath, IReadOnlyList<string> diffPaths, string? outPath = null, bool force = false, Action<ulong, ulong>? progress = null, CancellationToken cancellation = default)
@@ -33,20 +33,22 @@ public static class ImageMerge
         if (diffPaths.Count == 0) throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "No diff was given to be merged.");
         basePath = Resolve(basePath);
         RequireRaw(basePath);
-        var length = (ulong)new FileInfo(basePath).Length;
-        var ofBase = DirtySidecar.TryLoad(basePath, length);
+        // Nobody writes it from here on: what is believed of it stays so.
+        using var image = outPath is null ? RawImage.OpenBase(basePath, force) : OpenToRead(basePath);
+        var length = (ulong)RandomAccess.GetLength(image);
+        var ofBase = DirtySidecar.TryLoad(basePath, image, length, force);
         var diffs = new List<Diff>(diffPaths.Count);
         try
         {
-            foreach (var path in diffPaths) diffs.Add(Diff.Open(path, basePath, length, force));
+            foreach (var path in diffPaths) diffs.Add(Diff.Open(path, basePath, length, force, cancellation));
             if (outPath is not null)
             {
                 foreach (var diff in diffs) diff.RequireOther(outPath, "the new file");
             }
 
-            var merged = new Merger(diffs, length, progress, cancellation);
-            if (outPath is null) merged.Patch(basePath, force);
-            else merged.Write(basePath, outPath, force);
+            var merged = new Merger(diffs, length, isBaseToldByHoles: ofBase is null, progress, cancellation);
+            if (outPath is null) merged.Patch(image, basePath);
+            else merged.Write(image, outPath, force);
             var target = outPath ?? basePath;
             if (ofBase is not null) DirtySidecar.Write(target, length, Union(ofBase, diffs));
             return new ImageInfo(target, ofBase is null ? ImageFormat.Raw : ImageFormat.Diff, length, merged.Bytes, merged.Pages, null);
@@ -59,6 +61,7 @@ public static class ImageMerge
 
     private static string Resolve(string path)
     {
+        ImageTarget.RefuseSharedLink(path);
         RawImage.RequireFile(path);
         if (!Path.Exists(path)) throw new GuestMemoryException(GuestMemoryError.ImageNotFound, $"There is no memory image at {path}.");
         return new FileInfo(path).LinkTarget is null ? path : File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
@@ -70,6 +73,33 @@ public static class ImageMerge
             throw new GuestMemoryException(GuestMemoryError.ImageUnsupported, $"{path} is a {format} image. Diffs are merged into a raw image, and are ones themselves.");
     }
 
+    /// <summary>Opens a file that nobody writes, and that nobody who asks is to write meanwhile.</summary>
+    /// <exception cref="GuestMemoryException">ImageInUse.</exception>
+    private static SafeFileHandle OpenToRead(string path)
+    {
+        try
+        {
+            return File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+        }
+        catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
+        {
+            throw new GuestMemoryException(GuestMemoryError.ImageInUse, $"{path} cannot be opened: another process writes it. ({exception.Message})", exception);
+        }
+    }
+
+    /// <summary>What a file has data for.</summary>
+    private static IEnumerable<(ulong Offset, ulong Size)> DataOf(SafeFileHandle file, ulong length, CancellationToken cancellation)
+    {
+        for (long at = 0; (at = Extents.NextData(file, at, (long)length)) < (long)length;)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            var end = Extents.NextHole(file, at, (long)length);
+            if (end <= at) throw new IOException("A file was given a hole while it was merged.");
+            yield return ((ulong)at, (ulong)(end - at));
+            at = end;
+        }
+    }
+
     private static ulong[] Union(ulong[] words, List<Diff> diffs)
     {
         foreach (var diff in diffs) diff.MarkIn(words);
@@ -79,49 +109,43 @@ public static class ImageMerge
     /// <summary>A diff, open for reading, locked against writers that ask.</summary>
     private sealed class Diff : IDisposable
     {
-        private readonly ulong[]? _words;
         private readonly Statx _status;
 
-        private Diff(string path, SafeFileHandle file, ulong length, ulong[]? words, Statx status)
+        private Diff(string path, SafeFileHandle file, ulong length, ulong[]? words, Statx status, CancellationToken cancellation)
         {
             Path = path;
             File = file;
-            _words = words;
+            IsToldByHoles = words is null;
             _status = status;
-            Ranges = [.. words is null ? ByHoles(file, length) : ByBits(words, length)];
+            Ranges = [.. words is null ? DataOf(file, length, cancellation) : ByBits(words, length)];
         }
 
         public string Path { get; }
 
         public SafeFileHandle File { get; }
 
+        /// <summary>Whether no bits tell its pages.</summary>
+        public bool IsToldByHoles { get; }
+
         /// <summary>What it has, by offsets.</summary>
         public IReadOnlyList<(ulong Offset, ulong Size)> Ranges { get; }
 
-        public static Diff Open(string path, string basePath, ulong length, bool force)
+        public static Diff Open(string path, string basePath, ulong length, bool force, CancellationToken cancellation)
         {
             path = Resolve(path);
+            // The base is locked; it would look like a diff that somebody writes.
+            if (FileStatus.TryGet(path, out var named, follow: true) == 0) RequireOther(path, named, basePath, "the base");
             RequireRaw(path);
-            SafeFileHandle file;
-            try
-            {
-                file = System.IO.File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
-            }
-            catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
-            {
-                throw new GuestMemoryException(GuestMemoryError.ImageInUse, $"{path} cannot be opened: another process writes it. ({exception.Message})", exception);
-            }
-
+            var file = OpenToRead(path);
             try
             {
                 var status = FileStatus.Get(file);
                 if (status.stx_size != length)
                     throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"The diff {path} is {status.stx_size} bytes long and the base {basePath} {length}: it is not of this memory.");
                 RequireOther(path, status, basePath, "the base");
-                var words = DirtySidecar.TryLoad(path, length);
-                if (words is not null && !force && FileStatus.TryGet(DirtySidecar.PathOf(path), out var map, follow: true) == 0) DiffTrust.RequireNewer(path, status, DirtySidecar.PathOf(path), map);
+                var words = DirtySidecar.TryLoad(path, file, length, force);
                 if (words is null && !force) DiffTrust.RequireFineHoles(path, status);
-                var diff = new Diff(path, file, length, words, status);
+                var diff = new Diff(path, file, length, words, status, cancellation);
                 if (words is null && !force && length > 0 && diff.Ranges is [(0, var size)] && size == length) throw DiffTrust.NoHole(path);
                 return diff;
             }
@@ -153,16 +177,6 @@ public static class ImageMerge
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{diff} is to be merged as a diff, and is {what}, too.");
         }
 
-        private static IEnumerable<(ulong Offset, ulong Size)> ByHoles(SafeFileHandle file, ulong length)
-        {
-            for (long at = 0; (at = Extents.NextData(file, at, (long)length)) < (long)length;)
-            {
-                var end = Extents.NextHole(file, at, (long)length);
-                yield return ((ulong)at, (ulong)(end - at));
-                at = end;
-            }
-        }
-
         private static IEnumerable<(ulong Offset, ulong Size)> ByBits(ulong[] words, ulong length)
         {
             var pages = (length + HostPage.Size - 1) / HostPage.Size;
@@ -187,7 +201,7 @@ public static class ImageMerge
     }
 
     /// <summary>Copies what files have.</summary>
-    private sealed class Merger(List<Diff> diffs, ulong length, Action<ulong, ulong>? progress, CancellationToken cancellation)
+    private sealed class Merger(List<Diff> diffs, ulong length, bool isBaseToldByHoles, Action<ulong, ulong>? progress, CancellationToken cancellation)
     {
         private readonly ulong _ofDiffs = diffs.Aggregate(0UL, static (sum, diff) => diff.Ranges.Aggregate(sum, static (each, range) => each + range.Size));
         private ulong _total;
@@ -199,21 +213,25 @@ public static class ImageMerge
 
         public long Pages => (long)((Bytes + HostPage.Size - 1) / HostPage.Size);
 
-        public void Patch(string basePath, bool force)
+        public void Patch(SafeFileHandle target, string basePath)
         {
-            using var file = RawImage.OpenBase(basePath, force);
-            if ((ulong)RandomAccess.GetLength(file) != length) throw new GuestMemoryException(GuestMemoryError.BaseSizeMismatch, $"{basePath} was given another length meanwhile.");
             // It is of what the base was.
             DigestSidecar.Remove(basePath);
             _total = _ofDiffs;
-            MergeInto(file);
+            try
+            {
+                MergeInto(target);
+            }
+            catch (IOException exception) when (ImageTarget.IsDiskFull(exception))
+            {
+                throw ImageTarget.DiskFull(exception, basePath);
+            }
         }
 
-        public void Write(string basePath, string outPath, bool force)
+        public void Write(SafeFileHandle source, string outPath, bool force)
         {
             RawImage.CheckTarget(outPath, force);
             DirtySidecar.RequirePlace(outPath, force);
-            using var source = ImageInUseOr(basePath);
             _ = CompleteFile.Write(outPath, force, file =>
             {
                 RandomAccess.SetLength(file, (long)length);
@@ -225,18 +243,6 @@ public static class ImageMerge
             DirtySidecar.Remove(outPath);
         }
 
-        private static SafeFileHandle ImageInUseOr(string path)
-        {
-            try
-            {
-                return File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read);
-            }
-            catch (IOException exception) when (exception is not (FileNotFoundException or DirectoryNotFoundException))
-            {
-                throw new GuestMemoryException(GuestMemoryError.ImageInUse, $"{path} cannot be opened: another process writes it. ({exception.Message})", exception);
-            }
-        }
-
         private void CopyBase(SafeFileHandle source, SafeFileHandle target)
         {
             if (FileCopy.TryClone(target, source) == 0)
@@ -245,14 +251,7 @@ public static class ImageMerge
                 return;
             }
 
-            var ranges = new List<(ulong Offset, ulong Size)>();
-            for (long at = 0; (at = Extents.NextData(source, at, (long)length)) < (long)length;)
-            {
-                var end = Extents.NextHole(source, at, (long)length);
-                ranges.Add(((ulong)at, (ulong)(end - at)));
-                at = end;
-            }
-
+            List<(ulong Offset, ulong Size)> ranges = [.. DataOf(source, length, cancellation)];
             _total = ranges.Aggregate(_ofDiffs, static (sum, range) => sum + range.Size);
             foreach (var (offset, size) in ranges) Copy(source, target, offset, size);
         }
@@ -263,7 +262,8 @@ public static class ImageMerge
             {
                 foreach (var (offset, size) in diff.Ranges)
                 {
-                    Copy(diff.File, target, offset, size);
+                    if (isBaseToldByHoles && !diff.IsToldByHoles) CopyWithZeros(diff.File, target, offset, size);
+                    else Copy(diff.File, target, offset, size);
                     Bytes += size;
                 }
             }
@@ -271,19 +271,34 @@ public static class ImageMerge
             RawImage.Flush(target, cancellation);
         }
 
-        private void Copy(SafeFileHandle source, SafeFileHandle target, ulong offset, ulong size)
+        /// <summary>Copies what bits tell into a file that no bits tell of: a hole there would mean that the page is not in it, so zeros are written.</summary>
+        private void CopyWithZeros(SafeFileHandle source, SafeFileHandle target, ulong offset, ulong size)
+        {
+            for (var end = offset + size; offset < end;)
+            {
+                var data = (ulong)Extents.NextData(source, (long)offset, (long)end);
+                if (data > offset) Copy(source, target, offset, data - offset, isByHand: true);
+                if (data == end) return;
+                var hole = (ulong)Extents.NextHole(source, (long)data, (long)end);
+                // One that has come meanwhile is copied as data.
+                if (hole <= data) hole = end;
+                Copy(source, target, data, hole - data);
+                offset = hole;
+            }
+        }
+
+        private void Copy(SafeFileHandle source, SafeFileHandle target, ulong offset, ulong size, bool isByHand = false)
         {
             for (var end = offset + size; offset < end;)
             {
                 cancellation.ThrowIfCancellationRequested();
                 var part = (int)Math.Min(Piece, end - offset);
                 nint count = 0;
-                if (!_isCopiedByHand)
+                if (!isByHand && !_isCopiedByHand)
                 {
                     count = FileCopy.TryCopyRange(source, target, offset, (nuint)part);
-                    // Other file systems, old kernels, file systems that cannot: as it was always done.
-                    _isCopiedByHand = count is -Errno.EXDEV or -Errno.EINVAL or -Errno.EOPNOTSUPP or -Errno.ENOSYS or -Errno.EIO or -Errno.EPERM;
-                    if (count < 0 && !_isCopiedByHand) throw new IOException($"Copying failed with {Errno.Name((int)-count)}.");
+                    // Other file systems, old kernels, file systems that cannot: as it was always done. What fails in earnest, such as on a full disk, fails there again, with its right error.
+                    _isCopiedByHand = count < 0;
                 }
 
                 if (count <= 0) count = CopyByHand(source, target, offset, part);

@@ -36,11 +36,11 @@ public static class RawImage
     /// </summary>
     /// <param name="memory">The memory; every region must have a dirty bitmap.</param>
     /// <param name="path">The base image to patch, or the file to make.</param>
-    /// <param name="force">Replaces a file of another size by a new sparse file, and patches an image that is being served.</param>
+    /// <param name="force">Replaces a file of another size by a new sparse file; patches an image that is being served, and a diff that was written after its bits.</param>
     /// <param name="keepDirty">Leaves the marks in the bitmaps.</param>
     /// <param name="progress">Told the bytes written so far.</param>
     /// <param name="cancellation">Ends the export; the marks are given back.</param>
-    /// <exception cref="GuestMemoryException">DirtyTrackingOff, LogOfFrontEnd, BaseSizeMismatch, ImageInUse, NotAFile, TargetIsMapped, DiskFull, PageNotAccessible.</exception>
+    /// <exception cref="GuestMemoryException">DirtyTrackingOff, LogOfFrontEnd, BaseSizeMismatch, ImageInUse, LayerUntrusted, InvalidImage, NotAFile, TargetIsMapped, DiskFull, PageNotAccessible.</exception>
     public static ImageInfo WriteDirty(GuestMemoryMmap memory, string path, bool force, bool keepDirty = false, Action<ulong>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(memory);
@@ -50,13 +50,13 @@ public static class RawImage
         ImageTarget.RefuseBacking(memory, path);
         if (new FileInfo(path).LinkTarget is not null) path = File.ResolveLinkTarget(path, returnFinalTarget: true)!.FullName;
         var patch = Path.Exists(path) && IsBase(path, memory.Size, force);
+        using var opened = patch ? OpenBase(path, force) : null;
         // Where the file is a diff this one is added to it; a base is an image of its own, which has no use for bits.
-        var bits = patch ? DirtySidecar.TryLoad(path, memory.Size) : HasWholePages(memory) ? new ulong[DirtySidecar.WordCount(memory.Size)] : null;
+        var bits = opened is not null ? DirtySidecar.TryLoad(path, opened, memory.Size, force) : HasWholePages(memory) ? new ulong[DirtySidecar.WordCount(memory.Size)] : null;
         if (!patch) DirtySidecar.RequirePlace(path, force);
         var taken = new List<DirtyBitmap>(memory.Regions.Count);
         try
         {
-            using var opened = patch ? OpenBase(path, force) : null;
             foreach (var region in memory.Regions) taken.Add(region.GetDirtyBitmap(clear: !keepDirty));
             if (!patch) ImageTarget.RequireSpace(path, DirtySize());
             var (bytes, pages) = opened is not null ? Patch(opened) : WriteBeside(path, memory.Size, overwrite: force, WriteTo, cancellation);

@@ -35,6 +35,7 @@ internal static class Advice
         GuestMemoryError.ImageUnsupported when command.Name == "Import-GuestMemory" => "'-Format Raw' opens any file as plain memory.",
         GuestMemoryError.LayoutMismatch => "-Layout gives the ranges: 'Import-GuestMemory vm.mem -Layout 0-3GiB, 4GiB-5GiB'.",
         GuestMemoryError.DigestNotFound => "'sha256sum FILE > FILE.sha256', in the folder of the file, computes a digest of what it is now.",
+        GuestMemoryError.LayerUntrusted when command.Name == "Export-GuestMemory" => "-Force adds the pages to those that FILE.dirty tells; delete FILE.dirty where it is of another file.",
         GuestMemoryError.LayerUntrusted when command.Name == "Merge-GuestMemoryImage" => "'Export-GuestMemory -Format Diff' writes which pages a diff has beside it, as FILE.dirty; -Force takes what looks like data for its pages.",
         GuestMemoryError.NoMemoryRegion => "Pipe regions, 'Get-MmapRegion | ...', or give them with -Memory.",
         GuestMemoryError.DirtyTrackingOff => target switch

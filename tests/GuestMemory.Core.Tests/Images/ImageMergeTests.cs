@@ -133,6 +133,78 @@ public sealed class ImageMergeTests : IDisposable
     }
 
     [Fact]
+    public void RefusesBitsThatAreOlderThanTheBase()
+    {
+        var token = TestContext.Current.CancellationToken;
+        MakeDiff("1.diff", _base.ToArray(), (3, 1, 1));
+        MakeDiff("2.diff", _base.ToArray(), (5, 1, 2));
+        // Of what the first diff was before another program wrote it.
+        DirtySidecar.Write(_folder["1.diff"], Pages * Page, [1UL << 60]);
+        File.SetLastWriteTimeUtc(_folder["1.diff"], DateTime.UtcNow.AddSeconds(10));
+        var before = File.ReadAllBytes(_folder["1.diff"]);
+        Assert.Equal(GuestMemoryError.LayerUntrusted, Fails(() => ImageMerge.Merge(_folder["1.diff"], [_folder["2.diff"]], cancellation: token)));
+        Assert.Equal(GuestMemoryError.LayerUntrusted, Fails(() => ImageMerge.Merge(_folder["1.diff"], [_folder["2.diff"]], _folder["out"], cancellation: token)));
+        using var region = new GuestRegionMmap(new MmapRegionBuilder(Pages * Page).WithDirtyTracking().Build(), new GuestAddress(0));
+        region.Write(new MemoryRegionAddress(7 * Page), new byte[3]);
+        Assert.Equal(GuestMemoryError.LayerUntrusted, Fails(() => RawImage.WriteDirty(GuestMemoryMmap.FromRegions([region]), _folder["1.diff"], force: false)));
+        Assert.Equal(1L, region.GetDirtyBitmap().DirtyCount);
+        Assert.Equal(before, File.ReadAllBytes(_folder["1.diff"]));
+        Assert.False(File.Exists(_folder["out"]));
+        // Force takes them for its word.
+        RawImage.WriteDirty(GuestMemoryMmap.FromRegions([region]), _folder["1.diff"], force: true);
+        File.SetLastWriteTimeUtc(_folder["1.diff"], DateTime.UtcNow.AddSeconds(10));
+        ImageMerge.Merge(_folder["1.diff"], [_folder["2.diff"]], force: true, cancellation: token);
+        Assert.Equal((1UL << 5) | (1UL << 7) | (1UL << 60), Assert.Single(DirtySidecar.TryLoad(_folder["1.diff"], Pages * Page)!));
+    }
+
+    [Fact]
+    public void WritesAPageOfZerosIntoABaseThatIsToldByHoles()
+    {
+        MakeDiff("1.diff", _base.ToArray(), (1, 1, 1));
+        MakeDiff("2.diff", _base.ToArray(), (2, 1, 2), (9, 1, 3));
+        // Pages 7 and 8 are holes of this diff, and zeros of its memory.
+        DirtySidecar.Write(_folder["2.diff"], Pages * Page, [(1UL << 2) | (1UL << 7) | (1UL << 8) | (1UL << 9)]);
+        ImageMerge.Merge(_folder["1.diff"], [_folder["2.diff"]], cancellation: TestContext.Current.CancellationToken);
+        using var file = File.OpenHandle(_folder["1.diff"]);
+        Assert.Equal(7L * Page, Extents.NextData(file, 3L * Page, Pages * Page));
+        Assert.Equal(10L * Page, Extents.NextHole(file, 7L * Page, Pages * Page));
+        var read = new byte[Page];
+        RandomAccess.Read(file, read, 8L * Page);
+        Assert.False(read.AsSpan().ContainsAnyExcept((byte)0));
+        RandomAccess.Read(file, read, 9L * Page);
+        Assert.True(File.ReadAllBytes(_folder["2.diff"]).AsSpan(9 * Page, Page).SequenceEqual(read));
+    }
+
+    [Fact]
+    public void SaysThatADiskIsFull()
+    {
+        using var disk = SmallDisk.TryMake(_folder["disk"], 128 * Page);
+        Assert.SkipWhen(disk is null, "needs root, to mount a small tmpfs");
+        foreach (var name in new[] { "disk/base", "disk/diff" })
+        {
+            using var file = File.OpenHandle(_folder[name], FileMode.Create, FileAccess.Write);
+            RandomAccess.SetLength(file, 512 * Page);
+            RandomAccess.Write(file, ImageFiles.Content(name == "disk/diff" ? 80 : 1), 0);
+        }
+
+        Assert.Equal(GuestMemoryError.DiskFull, Fails(() => ImageMerge.Merge(_folder["disk/base"], [_folder["disk/diff"]], cancellation: TestContext.Current.CancellationToken)));
+        Assert.Equal(GuestMemoryError.DiskFull, Fails(() => ImageMerge.Merge(_folder["disk/base"], [_folder["disk/diff"]], _folder["disk/out"], cancellation: TestContext.Current.CancellationToken)));
+        Assert.Equal(2, Directory.GetFiles(_folder["disk"]).Length);
+    }
+
+    [Fact]
+    public void RefusesALinkInASharedFolder()
+    {
+        Directory.CreateDirectory(_folder["shared"]);
+        Assert.Equal(0, FileStatus.TryChangeMode(_folder["shared"], 0b1_111_111_111));
+        MakeDiff("diff", _base.ToArray(), (1, 1, 1));
+        foreach (var name in new[] { "base", "diff" }) File.CreateSymbolicLink(_folder[$"shared/{name}"], _folder[name]);
+        foreach (var (image, diff) in new[] { ("shared/base", "diff"), ("base", "shared/diff") })
+            Assert.Equal(GuestMemoryError.NotAFile, Fails(() => ImageMerge.Merge(_folder[image], [_folder[diff]], cancellation: TestContext.Current.CancellationToken)));
+        Assert.Equal(_base, File.ReadAllBytes(_folder["base"]));
+    }
+
+    [Fact]
     public void RefusesABaseThatIsInUse()
     {
         MakeDiff("diff", _base.ToArray(), (1, 1, 1));

@@ -131,6 +131,65 @@ public sealed class MemoryImageTests : IDisposable
         Assert.Contains("4096 bytes", Assert.Single(warnings), StringComparison.Ordinal);
     }
 
+    [Theory]
+    [InlineData("Avml")]
+    [InlineData("LiME")]
+    public void ReadsBlocksThatAvmlLeftOutAsZeros(string kind)
+    {
+        var block = new byte[16 * MiB];
+        s_high.CopyTo(block, 1000);
+        // Two blocks behind the one at 1 MiB are missing; the other gaps are none of that size, or behind no whole block.
+        (ulong, byte[])[] ranges = [(GiB + (36 * MiB), s_low), (MiB, block), (49 * MiB, s_low), (97 * MiB, s_low), (GiB, block)];
+        File.WriteAllBytes(_folder["image"], kind == "Avml" ? Avml(ranges) : Lime(ranges));
+        var warnings = new List<string>();
+        var memory = Open("image", new ImageOpenOptions { Warning = warnings.Add, Verify = kind == "Avml" });
+        AssertRanges(memory, (MiB, [.. block, .. new byte[32 * MiB], .. s_low]), (97 * MiB, s_low), (GiB, block), (GiB + (36 * MiB), s_low));
+        Assert.Contains($"{32 * MiB} bytes", Assert.Single(warnings), StringComparison.Ordinal);
+        // Over both ends of what is missing, and in it.
+        foreach (var (at, size) in new[] { ((17 * MiB) - 50, 100), ((49 * MiB) - 50, 100), ((30 * MiB) + 7, 200_000) })
+        {
+            var (expected, read) = (new byte[size], new byte[size]);
+            if (at > 48 * MiB) s_low.AsSpan(0, 50).CopyTo(expected.AsSpan(50));
+            memory.ReadExact(new GuestAddress(at), read);
+            Assert.True(expected.AsSpan().SequenceEqual(read), $"{size} bytes at 0x{at:x}");
+        }
+    }
+
+    [Theory]
+    [InlineData(ImageFormat.Avml)]
+    [InlineData(ImageFormat.LiME)]
+    public void AnExportHasItsRegionsWhateverIsZero(ImageFormat format)
+    {
+        // Regions of whole blocks with gaps of such between them, and one with blocks of zeros at its begin, in the middle and at its end.
+        var memory = GuestMemoryMmap.FromRanges([(new GuestAddress(0), 16 * MiB), (new GuestAddress(32 * MiB), 32 * MiB), (new GuestAddress(96 * MiB), 70 * MiB)]);
+        _opened.Add(memory);
+        memory.WriteExact(new GuestAddress(MiB), s_low);
+        memory.WriteExact(new GuestAddress(33 * MiB), s_low);
+        memory.WriteExact(new GuestAddress(113 * MiB), s_high);
+        ImageWriting.Write(format, memory, _folder["image"]);
+        var warnings = new List<string>();
+        var read = Open("image", new ImageOpenOptions { Warning = warnings.Add });
+        AssertRanges(read, [.. memory.Regions.Select(region =>
+        {
+            var bytes = new byte[region.Size];
+            memory.ReadExact(new GuestAddress(region.GuestAddress), bytes);
+            return (region.GuestAddress, bytes);
+        })]);
+        if (format == ImageFormat.Avml) Assert.Contains($"{32 * MiB} bytes", Assert.Single(warnings), StringComparison.Ordinal);
+        else Assert.Empty(warnings);
+    }
+
+    [Fact]
+    public void OpensAFlattenedDumpAsWhatItIsWhereItIsCalledRaw()
+    {
+        var flat = Image("ElfCoreFlat");
+        File.WriteAllBytes(_folder["flat"], flat);
+        AssertRanges(Open("flat", new ImageOpenOptions { Format = ImageFormat.Raw, Layout = ImageLayout.Flat }), (0, flat));
+        // Also one that is damaged.
+        File.WriteAllBytes(_folder["flat"], flat[..5000]);
+        AssertRanges(Open("flat", new ImageOpenOptions { Format = ImageFormat.Raw, Layout = ImageLayout.Flat }), (0, flat[..5000]));
+    }
+
     [Fact]
     public void GivesAPlainImageTheAddressesOfAMicroVm()
     {
@@ -313,6 +372,18 @@ public sealed class MemoryImageTests : IDisposable
         File.WriteAllBytes(_folder["vm.mem"], [.. s_high[..^1], 0]);
         Assert.Equal(GuestMemoryError.DigestMismatch, Fails(() => Open("vm.mem", options)));
         Assert.Equal(descriptors, Descriptors());
+    }
+
+    [Fact]
+    public void ReadsNoDigestOfAnythingButAShortFile()
+    {
+        File.WriteAllBytes(_folder["vm.mem"], s_low);
+        var options = new ImageOpenOptions { Verify = true, Layout = ImageLayout.Flat };
+        File.CreateSymbolicLink(_folder["vm.mem.sha256"], "/dev/zero");
+        Assert.Equal(GuestMemoryError.NotAFile, Fails(() => Open("vm.mem", options)));
+        File.Delete(_folder["vm.mem.sha256"]);
+        File.WriteAllText(_folder["vm.mem.sha256"], $"{Convert.ToHexStringLower(SHA256.HashData(s_low))}  vm.mem\n{new string('\n', 1 << 20)}");
+        Assert.Equal(GuestMemoryError.DigestNotFound, Fails(() => Open("vm.mem", options)));
     }
 
     [Theory]

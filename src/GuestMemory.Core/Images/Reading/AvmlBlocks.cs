@@ -14,6 +14,9 @@ internal sealed class AvmlBlocks : ImageBlocks
     /// <summary>The most that a frame unpacks to.</summary>
     public const int MaxFrame = 1 << 16;
 
+    // A place where a block was left out.
+    private const long LeftOut = -1;
+
     private const int Compressed = 0;
     private const int Uncompressed = 1;
     private const int FirstSkippable = 0x80;
@@ -28,9 +31,12 @@ internal sealed class AvmlBlocks : ImageBlocks
 
     private ImageBytes Image { get; }
 
+    /// <summary>The bytes of blocks that were left out of the file, and read as zeros.</summary>
+    public ulong Omitted { get; private set; }
+
     /// <summary>Reads where the frames are.</summary>
     /// <param name="image">The file.</param>
-    /// <param name="extents">The ranges of memory.</param>
+    /// <param name="extents">The ranges of memory, with those that were left out.</param>
     /// <param name="cancellation">Ends it.</param>
     /// <exception cref="GuestMemoryException">InvalidImage; ImageUnsupported: another version.</exception>
     public static AvmlBlocks Open(ImageBytes image, out List<ImageExtent> extents, CancellationToken cancellation)
@@ -40,6 +46,7 @@ internal sealed class AvmlBlocks : ImageBlocks
         for (ulong at = 0; at < image.Length;)
         {
             var (address, size) = LimeFile.ReadHeader(image, at, LimeFile.AvmlMagic, 2, "AVML");
+            LimeFile.RequireRoom(ranges.Count, image.Path);
             at += LimeFile.HeaderSize;
             var first = blocks._frames.Count;
             at = blocks.ReadFrames(address, size, at, cancellation);
@@ -47,7 +54,8 @@ internal sealed class AvmlBlocks : ImageBlocks
         }
 
         blocks.Sort(ranges);
-        extents = [.. ranges.Select(static range => range.Extent)];
+        extents = LimeFile.AddLeftOut(ranges.ConvertAll(static range => range.Extent), out var omitted);
+        blocks.Omitted = omitted;
         return blocks;
     }
 
@@ -57,11 +65,22 @@ internal sealed class AvmlBlocks : ImageBlocks
         if (number < 0) number = ~number - 1;
         start = _addresses[number];
         size = _frames[number].Size;
-        return number;
+        if (position - start < (ulong)size) return number;
+        // What was left out is a multiple of a frame long.
+        var end = start + (ulong)size;
+        start = end + ((position - end) / MaxFrame * MaxFrame);
+        size = MaxFrame;
+        return LeftOut;
     }
 
     protected override int TryUnpack(long number, Span<byte> target)
     {
+        if (number == LeftOut)
+        {
+            target.Clear();
+            return 0;
+        }
+
         var (offset, size) = _frames[(int)number];
         Span<byte> begin = stackalloc byte[4 + CrcSize];
         if (Image.TryRead(offset, begin, out var error) < begin.Length) return error;

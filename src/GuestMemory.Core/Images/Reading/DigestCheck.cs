@@ -6,15 +6,15 @@ namespace GuestMemory.Core.Images;
 internal static class DigestCheck
 {
     private const int DigestLength = 64;
-    private const long MaxLength = 1 << 20;
+    private const int MaxLength = 1 << 20;
 
     /// <summary>Compares an image with its digest; false where there is none.</summary>
-    /// <exception cref="GuestMemoryException">DigestMismatch; DigestNotFound: the file beside it has no digest of it.</exception>
+    /// <exception cref="GuestMemoryException">DigestMismatch; DigestNotFound: the file beside it has no digest of it; NotAFile: what lies beside it is a pipe, a device or a socket.</exception>
     public static bool Verify(ImageBytes image, Action<ulong>? progress, CancellationToken cancellation)
     {
         var path = DigestSidecar.PathOf(image.Path);
         if (!File.Exists(path)) return false;
-        var expected = new FileInfo(path).Length <= MaxLength ? Find(File.ReadAllText(path), Path.GetFileName(image.Path)) : null;
+        var expected = TryReadText(path) is { } text ? Find(text, Path.GetFileName(image.Path)) : null;
         if (expected is null) throw new GuestMemoryException(GuestMemoryError.DigestNotFound, $"{path} has no SHA-256 of {Path.GetFileName(image.Path)}.");
         var actual = RawImage.DigestOf(image.File, image.FileLength, cancellation, progress);
         return actual.Equals(expected, StringComparison.OrdinalIgnoreCase) ? true
@@ -44,6 +44,18 @@ internal static class DigestCheck
         }
 
         return null;
+    }
+
+    /// <summary>The text of a file; null where it is too long for digests.</summary>
+    private static string? TryReadText(string path)
+    {
+        RawImage.RequireFile(path);
+        using var file = File.OpenRead(path);
+        var bytes = new byte[MaxLength + 1];
+        var count = file.ReadAtLeast(bytes, bytes.Length, throwOnEndOfStream: false);
+        if (count > MaxLength) return null;
+        using var reader = new StreamReader(new MemoryStream(bytes, 0, count));
+        return reader.ReadToEnd();
     }
 
     private static string Unescape(string name)

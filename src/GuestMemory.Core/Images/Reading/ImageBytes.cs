@@ -13,12 +13,12 @@ internal sealed class ImageBytes
     private readonly FlattenedFile? _flattened;
     private int _users = 1;
 
-    private ImageBytes(SafeFileHandle file, string path, CancellationToken cancellation)
+    private ImageBytes(SafeFileHandle file, string path, bool isPlain, CancellationToken cancellation)
     {
         _file = file;
         Path = path;
         FileLength = (ulong)RandomAccess.GetLength(file);
-        _flattened = FlattenedFile.TryOpen(file, FileLength, path, cancellation);
+        _flattened = isPlain ? null : FlattenedFile.TryOpen(file, FileLength, path, cancellation);
         Length = _flattened?.Length ?? FileLength;
     }
 
@@ -36,9 +36,12 @@ internal sealed class ImageBytes
 
     public SafeFileHandle File => _file;
 
+    /// <param name="path">The file.</param>
+    /// <param name="format">Its format, where that is known. One that is plain memory stands for nothing but itself, whatever it begins with.</param>
+    /// <param name="cancellation">Ends it.</param>
     /// <exception cref="GuestMemoryException">ImageNotFound, NotAFile, ImageInUse; InvalidImage: it is empty, or not the flattened file that it says.</exception>
     /// <exception cref="UnauthorizedAccessException">This user may not read it.</exception>
-    public static ImageBytes Open(string path, CancellationToken cancellation = default)
+    public static ImageBytes Open(string path, ImageFormat? format = null, CancellationToken cancellation = default)
     {
         RawImage.RequireFile(path);
         SafeFileHandle file;
@@ -60,7 +63,7 @@ internal sealed class ImageBytes
 
         try
         {
-            var bytes = new ImageBytes(file, path, cancellation);
+            var bytes = new ImageBytes(file, path, isPlain: format is ImageFormat.Raw or ImageFormat.Diff, cancellation);
             return bytes.Length > 0 ? bytes : throw MemoryImage.Invalid(path, "it is empty");
         }
         catch

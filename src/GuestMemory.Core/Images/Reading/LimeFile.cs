@@ -10,13 +10,20 @@ internal static class LimeFile
 {
     public const int HeaderSize = 32;
 
+    // AVML's max_block_size.
+    private const ulong AvmlBlock = AvmlWriter.BlockSize;
+    private const int MaxRanges = 1 << 20;
+
     public static ReadOnlySpan<byte> LimeMagic => "EMiL"u8;
 
     public static ReadOnlySpan<byte> AvmlMagic => "AVML"u8;
 
     /// <summary>Reads a LiME file, version 1: behind each header the bytes of its range.</summary>
+    /// <param name="image">The file.</param>
+    /// <param name="omitted">The bytes of blocks that were left out of the file, and are zeros.</param>
+    /// <param name="cancellation">Ends it.</param>
     /// <exception cref="GuestMemoryException">InvalidImage; ImageUnsupported: another version.</exception>
-    public static List<ImageExtent> Read(ImageBytes image, CancellationToken cancellation)
+    public static List<ImageExtent> Read(ImageBytes image, out ulong omitted, CancellationToken cancellation)
     {
         var extents = new List<ImageExtent>();
         for (ulong at = 0; at < image.Length;)
@@ -25,11 +32,39 @@ internal static class LimeFile
             var (address, size) = ReadHeader(image, at, LimeMagic, 1, "LiME");
             at += HeaderSize;
             if (size > image.Length - at) throw MemoryImage.Invalid(image.Path, $"its range at 0x{address:x} reaches past the end of the file; it may not have been completed");
-            Add(extents, new ImageExtent(address, size, at, size), image.Path);
+            RequireRoom(extents.Count, image.Path);
+            extents.Add(new ImageExtent(address, size, at, size));
             at += size;
         }
 
-        return extents;
+        extents.Sort(static (one, other) => one.Address.CompareTo(other.Address));
+        return AddLeftOut(extents, out omitted);
+    }
+
+    /// <summary>
+    /// Adds the blocks of zeros that AVML left out: it cuts each range of memory into blocks of 16 MiB, from its start on, and omits those of zeros, in LiME files,
+    /// too (since its version 0.18). So a gap behind a whole block that is as long as whole blocks was one; any other gap is one of the machine's.
+    /// </summary>
+    /// <param name="extents">The ranges of the file, in the order of their addresses.</param>
+    /// <param name="omitted">The bytes that were left out.</param>
+    public static List<ImageExtent> AddLeftOut(List<ImageExtent> extents, out ulong omitted)
+    {
+        omitted = 0;
+        var all = new List<ImageExtent>(extents.Count);
+        foreach (var extent in extents)
+        {
+            if (all.Count > 0 && all[^1] is { Size: AvmlBlock } previous && extent.Address > previous.End && (extent.Address - previous.End) % AvmlBlock == 0)
+            {
+                var gap = extent.Address - previous.End;
+                // As what follows in the file, of which it has nothing.
+                all.Add(new ImageExtent(previous.End, gap, previous.FileOffset + previous.Size, 0));
+                omitted += gap;
+            }
+
+            all.Add(extent);
+        }
+
+        return all;
     }
 
     /// <summary>Reads a header.</summary>
@@ -46,10 +81,10 @@ internal static class LimeFile
         return (first, last - first + 1);
     }
 
-    /// <summary>Adds a range, of which a damaged file may have very many.</summary>
-    public static void Add(List<ImageExtent> extents, ImageExtent extent, string path)
+    /// <summary>Refuses one range more than a file may have: a damaged one may have very many.</summary>
+    /// <exception cref="GuestMemoryException">InvalidImage.</exception>
+    public static void RequireRoom(int count, string path)
     {
-        if (extents.Count == 1 << 20) throw MemoryImage.Invalid(path, $"it has more than {extents.Count} ranges of memory");
-        extents.Add(extent);
+        if (count == MaxRanges) throw MemoryImage.Invalid(path, $"it has more than {count} ranges of memory");
     }
 }

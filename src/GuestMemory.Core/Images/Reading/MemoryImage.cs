@@ -43,7 +43,7 @@ public static class MemoryImage
     public static GuestMemoryMmap Open(string path, ImageOpenOptions? options = null, CancellationToken cancellation = default)
     {
         options ??= new ImageOpenOptions();
-        var image = ImageBytes.Open(path, cancellation);
+        var image = ImageBytes.Open(path, options.Format, cancellation);
         try
         {
             var format = options.Format ?? FindFormat(image);
@@ -116,7 +116,9 @@ public static class MemoryImage
             case ImageFormat.ElfCore:
                 return ImageMap.Regions(ElfCoreFile.Read(image), image.Path);
             case ImageFormat.LiME:
-                return ImageMap.Regions(LimeFile.Read(image, cancellation), image.Path);
+                var pieces = LimeFile.Read(image, out var omitted, cancellation);
+                WarnOfLeftOut(omitted);
+                return ImageMap.Regions(pieces, image.Path);
             case ImageFormat.Chunked:
                 if (!image.IsPlain) throw Unsupported(image.Path, "a flattened dump");
                 var chunks = ChunkedBlocks.Open(image);
@@ -124,7 +126,9 @@ public static class MemoryImage
                 // Each by itself: what follows in the memory need not in the file.
                 return [.. (options.Layout ?? ImageLayout.Host).Place(chunks.Length, image.Path).OrderBy(static extent => extent.Address).Select(static extent => new[] { extent })];
             case ImageFormat.Avml:
-                blocks = AvmlBlocks.Open(image, out var ranges, cancellation);
+                var packed = AvmlBlocks.Open(image, out var ranges, cancellation);
+                blocks = packed;
+                WarnOfLeftOut(packed.Omitted);
                 return ImageMap.Regions(ranges, image.Path);
             case ImageFormat.Kdump:
                 var dump = KdumpBlocks.Open(image, out var runs);
@@ -134,6 +138,11 @@ public static class MemoryImage
                 return ImageMap.Regions(runs, image.Path);
             default:
                 throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"{format} is no format of an image.");
+        }
+
+        void WarnOfLeftOut(ulong bytes)
+        {
+            if (bytes > 0) options.Warning?.Invoke($"{bytes} bytes are not in {image.Path}, as AVML leaves out blocks of 16 MiB that are zeros; they read as zeros.");
         }
     }
 

@@ -7,7 +7,7 @@ namespace GuestMemory.Core.Images;
 /// <summary>
 /// Writes AVML images, version 2 (microsoft/avml, <c>src/image.rs</c>): each region in blocks of at most 16 MiB. A block has LiME's header with the magic 0x4C4D5641 and the version 2, its bytes
 /// as a framed Snappy stream, and the length of that stream (8). A block of zeros is left out, as AVML does, but for the first and the last block of a region: so
-/// the addresses of each region are in the file.
+/// the addresses of each region are in the file. No region ends with a block of 16 MiB, behind which a gap of such blocks would look left out: the last one is cut in two.
 /// </summary>
 public static class AvmlWriter
 {
@@ -26,6 +26,12 @@ public static class AvmlWriter
         WholeImage.Write(memory, path, ImageFormat.Avml, overwrite, digest, isSparse: false, progress, cancellation, (output, reader) =>
         {
             using var frames = new MemoryStream();
+            Block Begin(GuestMemoryRegion region, ulong at)
+            {
+                var left = region.Size - (at - region.GuestAddress);
+                return new Block(output, frames, at, left == BlockSize ? BlockSize / 2 : Math.Min(BlockSize, left), isKept: at == region.GuestAddress || left <= BlockSize);
+            }
+
             foreach (var region in memory.Regions)
             {
                 Block? block = null;
@@ -33,7 +39,7 @@ public static class AvmlWriter
                 {
                     while (!piece.IsEmpty)
                     {
-                        block ??= new Block(output, frames, at, Math.Min(BlockSize, region.Size - (at - region.GuestAddress)), isKept: at == region.GuestAddress || region.LastAddress - at < BlockSize);
+                        block ??= Begin(region, at);
                         var part = (int)Math.Min((ulong)piece.Length, block.Left);
                         block.Append(piece[..part]);
                         piece = piece[part..];

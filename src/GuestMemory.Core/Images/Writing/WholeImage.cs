@@ -26,6 +26,7 @@ internal static class WholeImage
             hash = output.Finish(cancellation);
             return output.Written;
         }, cancellation);
+        // The image has its place already. Where this fails it stays there, and nothing beside it claims to be its digest.
         if (hash is not null) DigestSidecar.Write(path, hash);
         return new ImageInfo(path, format, memory.Size, bytes, pages, hash);
     }

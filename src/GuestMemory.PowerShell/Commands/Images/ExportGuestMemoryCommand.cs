@@ -181,7 +181,7 @@ public sealed class ExportGuestMemoryCommand : VmMemoryCmdlet
     private void ExportLive(object vm, string name, ulong size, Func<string, LiveExportOptions, CancellationToken, ImageInfo> export)
     {
         if (Format != ImageFormat.Raw)
-            throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"-Live writes a raw image, not a {Format} one: its pages come in no order. Write it raw, and make the other of that file (New-MmapRegion -BackingPath FILE).");
+            throw new GuestMemoryException(GuestMemoryError.LiveUnsupported, $"-Live writes a raw image, not a {Format} one: its pages come in no order. Write it raw, and make the other of that file: Import-GuestMemory FILE | Export-GuestMemory OTHER -Format {Format}.");
         if (NoStop && WhilePaused is null)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, "-NoStop is about what runs while the VM is paused (-WhilePaused); without that nothing is stopped.");
         if (AsJob && WhilePaused is not null)

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Management.Automation;
 using GuestMemory.Core.Images;
 
@@ -78,8 +79,7 @@ internal sealed class ExportJob : Job
         var state = JobState.Failed;
         try
         {
-            var info = _write(_progress.Report, _stop.Token);
-            Output.Add(PSObject.AsPSObject(info));
+            Export();
             state = JobState.Completed;
         }
         catch (OperationCanceledException) when (_stop.IsCancellationRequested)
@@ -90,12 +90,46 @@ internal sealed class ExportJob : Job
         catch (Exception exception)
 #pragma warning restore CA1031
         {
-            Error.Add(_toRecord(exception) ?? new ErrorRecord(exception, "ExportFailed", ErrorCategory.NotSpecified, null));
+            Try(() => Error.Add(_toRecord(exception) ?? new ErrorRecord(exception, "ExportFailed", ErrorCategory.NotSpecified, null)));
         }
+        finally
+        {
+            Try(() => Session.Remove(this));
+            Try(() => SetJobState(state));
+        }
+    }
 
-        _release();
-        _progress.Complete();
-        Session.Remove(this);
-        SetJobState(state);
+    private void Export()
+    {
+        try
+        {
+            Output.Add(PSObject.AsPSObject(_write(_progress.Report, _stop.Token)));
+        }
+        finally
+        {
+            try
+            {
+                _release();
+            }
+            finally
+            {
+                _progress.Complete();
+            }
+        }
+    }
+
+    /// <summary>Does what may fail where the job is removed meanwhile, or a script that hears of its end throws; what escapes this thread ends the process.</summary>
+    private static void Try(Action action)
+    {
+        try
+        {
+            action();
+        }
+#pragma warning disable CA1031
+        catch (Exception exception)
+#pragma warning restore CA1031
+        {
+            System.Diagnostics.Debug.WriteLine(exception);
+        }
     }
 }

@@ -78,13 +78,24 @@ public sealed class ImportGuestMemoryCommand : GuestMemoryCmdlet
         if (TrustedKey.Length > 0)
             throw new GuestMemoryException(GuestMemoryError.ValueNotSupported, $"-TrustedKey is of an image of a store, and {path} is a file.");
         ProgressBar? progress = null;
+        ulong of = 0;
         var memory = MemoryImage.Open(path, new ImageOpenOptions
         {
             Format = MyInvocation.BoundParameters.ContainsKey(nameof(Format)) ? Format : null,
             Layout = Layout,
             Verify = Verify,
             Name = Name ?? FreeName(System.IO.Path.GetFileNameWithoutExtension(path)),
-            Progress = (done, total) => (progress ??= new ProgressBar(this, $"Verifying {path}", total)).Report(done),
+            Progress = (done, total) =>
+            {
+                // The digest is of the file; the checksums are of the memory.
+                if (progress is null || total != of)
+                {
+                    progress?.Complete();
+                    (progress, of) = (new ProgressBar(this, $"Verifying {path}", total), total);
+                }
+
+                progress.Report(done);
+            },
             Warning = WriteWarning,
         }, StopToken);
         progress?.Complete();
