@@ -11,8 +11,8 @@ internal static partial class Extents
     /// <summary>The next data from an offset on, or the end of the file; a file system that knows no holes has one extent.</summary>
     public static long NextData(SafeHandle file, long offset, long length) => Seek(file, offset, SEEK_DATA, length, atEnd: length);
 
-    /// <summary>Where the data at an offset ends.</summary>
-    public static long NextHole(SafeHandle file, long offset, long length) => Seek(file, offset, SEEK_HOLE, length, atEnd: length);
+    /// <summary>Where the data at an offset ends: always behind the offset, so that a loop over data ends also where a file system answers with the offset itself.</summary>
+    public static long NextHole(SafeHandle file, long offset, long length) => Seek(file, offset, SEEK_HOLE, length, atEnd: length) is var end && end > offset ? end : length;
 
     private static long Seek(SafeHandle file, long offset, int whence, long length, long atEnd)
     {

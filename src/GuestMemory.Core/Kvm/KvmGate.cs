@@ -47,7 +47,7 @@ internal sealed class KvmGate
         cancellation.ThrowIfCancellationRequested();
     }
 
-    /// <summary>Has whoever waits look again.</summary>
+    /// <summary>Wakes the threads that wait, to look again.</summary>
     public void Wake()
     {
         lock (_lock) Monitor.PulseAll(_lock);

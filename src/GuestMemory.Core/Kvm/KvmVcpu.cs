@@ -62,7 +62,7 @@ public sealed unsafe partial class KvmVcpu : IDisposable
     {
         while (true)
         {
-            // Not under the lock, which whoever looks at a vCPU of a paused VM needs.
+            // Not under the lock: a thread that reads the state of a vCPU of a paused VM needs it.
             _owner.Gate.WaitUntilOpen(this, cancellation);
             lock (_lock)
             {

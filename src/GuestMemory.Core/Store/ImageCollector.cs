@@ -11,7 +11,7 @@ namespace GuestMemory.Core.Store;
 /// one. So an upload that may count on a pack has its lease in doomed/ID.uploads.</item>
 /// <item>A later collection removes what doomed/ID names when each of those leases is gone, and when <i>after</i> that no manifest, published or pending, names it. It removes doomed/ID itself when
 /// each of its packs was removed, or is named by a manifest that was published.</item>
-/// <item>An upload writes its manifest to pending/ID, and <i>then</i> renews its lease: where that succeeds, whoever finds the lease gone finds the manifest, too.</item>
+/// <item>An upload writes its manifest to pending/ID, and <i>then</i> renews its lease: where that succeeds, a collection that finds the lease gone finds the manifest, too.</item>
 /// </list>
 /// The lease of an upload that has died is removed after <see cref="UploadLease.Lifetime"/>. An upload that only stood still so long sees that its lease is gone, and begins again.
 /// </summary>

@@ -247,7 +247,7 @@ public sealed class ImageStore : IDisposable
     }
 
     /// <summary>
-    /// Has a name that stands for a generation that is not there stand for the one before. Who removes and who announces generations does that last, so that whoever
+    /// Has a name that stands for a generation that is not there stand for the one before. A removal and an announcement of a generation do that last, so that the one that
     /// is the last of several sees what all of them did.
     /// </summary>
     private async Task RepairLatestAsync(string name, CancellationToken cancellation)

@@ -6,7 +6,7 @@ namespace GuestMemory.Core.Processes;
 
 /// <summary>
 /// A running VMM whose guest memory is accessed from outside: QEMU, Firecracker, cloud-hypervisor, crosvm, or any other process where the caller says where the memory lies.
-/// The process is not changed. It is held by a pidfd: once it has ended every access fails (ProcessEnded), whoever has its number by then. Disposal, like the release
+/// The process is not changed. It is held by a pidfd: once it has ended every access fails (ProcessEnded), also where another process has its number by then. Disposal, like the release
 /// of the last region, ends the access.
 /// </summary>
 public sealed class AttachedProcess : IMemoryProcess, IDisposable

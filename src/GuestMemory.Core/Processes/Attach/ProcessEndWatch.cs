@@ -39,7 +39,7 @@ internal sealed class ProcessEndWatch : IDisposable
         }
         catch (Exception exception) when (exception is GuestMemoryException or ObjectDisposedException)
         {
-            // Everything was released before the thread began; or the files wait for whoever has them.
+            // Everything was released before the thread began; or the files stay open for the holders that are left.
         }
 
         far.Dispose();

@@ -30,7 +30,7 @@ internal sealed class ProcessPause : IDisposable
     private ProcessPause(int process)
     {
         _process = process;
-        // Its own: whoever holds the process besides may leave first.
+        // Its own: another holder of the process may leave first.
         _pidfd = Pidfd.TryOpen(process, out var error) ?? throw (error == Errno.ESRCH ? ProcessFile.NotFound(process) : new SyscallException("pidfd_open", error, $"Opening process {process}"));
     }
 
@@ -143,7 +143,7 @@ internal sealed class ProcessPause : IDisposable
 
         AppDomain.CurrentDomain.ProcessExit += static (_, _) =>
         {
-            // Whoever has the lock that long lets its own process go on.
+            // A thread that has the lock that long lets its own process go on.
             if (!s_lock.TryEnter(TimeSpan.FromSeconds(1))) return;
             try
             {

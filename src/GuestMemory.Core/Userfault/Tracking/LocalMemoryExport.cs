@@ -160,7 +160,7 @@ internal sealed unsafe class LocalMemoryExport : UffdLiveExport, IRegionHolder
             {
                 try
                 {
-                    // Whoever waits goes on, and nothing is protected any more.
+                    // The threads that wait go on, and nothing is protected any more.
                     mapping.Unregister(_uffd);
                 }
                 catch (GuestMemoryException)

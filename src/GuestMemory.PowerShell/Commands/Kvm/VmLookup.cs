@@ -1,4 +1,3 @@
-using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.VmControl;
 
@@ -8,12 +7,6 @@ namespace GuestMemory.PowerShell.Commands;
 internal static class VmLookup
 {
     /// <exception cref="GuestMemoryException">VmNotFound: a name without wildcards names none.</exception>
-    public static GuestVm[] ByName(string name)
-    {
-        var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-        GuestVm[] found = [.. Session.Vms.Where(vm => pattern.IsMatch(vm.Name))];
-        return found.Length > 0 || WildcardPattern.ContainsWildcardCharacters(name)
-            ? found
-            : throw new GuestMemoryException(GuestMemoryError.VmNotFound, $"There is no VM '{name}' in this shell. 'Get-GuestVm' lists them.");
-    }
+    public static GuestVm[] ByName(string name) =>
+        NameLookup.Find(Session.Vms, static vm => vm.Name, name, GuestMemoryError.VmNotFound, "VM", "Get-GuestVm");
 }

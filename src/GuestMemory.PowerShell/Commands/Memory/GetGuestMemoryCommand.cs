@@ -59,7 +59,7 @@ public sealed class GetGuestMemoryCommand : MemoryCmdlet
         if (ParameterSetName == MemorySet) base.EndProcessing();
     }
 
-    // What is emitted is held by whoever works on it.
+    // The cmdlet that works on what is emitted holds it.
     private protected override bool HoldsProcesses => false;
 
     /// <inheritdoc/>

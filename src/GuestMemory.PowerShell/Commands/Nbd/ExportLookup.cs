@@ -1,4 +1,3 @@
-using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.Nbd;
 
@@ -8,12 +7,6 @@ namespace GuestMemory.PowerShell.Commands;
 internal static class ExportLookup
 {
     /// <exception cref="GuestMemoryException">ExportNotFound: a name without wildcards names none.</exception>
-    public static MemoryExport[] ByName(string name)
-    {
-        var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-        MemoryExport[] found = [.. Session.Exports.Where(export => pattern.IsMatch(export.Name))];
-        return found.Length > 0 || WildcardPattern.ContainsWildcardCharacters(name)
-            ? found
-            : throw new GuestMemoryException(GuestMemoryError.ExportNotFound, $"There is no export '{name}' in this shell. 'Get-GuestMemoryExport' lists them.");
-    }
+    public static MemoryExport[] ByName(string name) =>
+        NameLookup.Find(Session.Exports, static export => export.Name, name, GuestMemoryError.ExportNotFound, "export", "Get-GuestMemoryExport");
 }

@@ -1,4 +1,3 @@
-using System.Management.Automation;
 using GuestMemory.Core;
 using GuestMemory.Core.VhostUser;
 
@@ -8,12 +7,6 @@ namespace GuestMemory.PowerShell.Commands;
 internal static class BackendLookup
 {
     /// <exception cref="GuestMemoryException">BackendNotFound: a name without wildcards names none.</exception>
-    public static VhostUserDisk[] ByName(string name)
-    {
-        var pattern = WildcardPattern.Get(name, WildcardOptions.IgnoreCase);
-        VhostUserDisk[] found = [.. Session.Backends.Where(backend => pattern.IsMatch(backend.Name))];
-        return found.Length > 0 || WildcardPattern.ContainsWildcardCharacters(name)
-            ? found
-            : throw new GuestMemoryException(GuestMemoryError.BackendNotFound, $"There is no back end '{name}' in this shell. 'Get-VhostUserBackend' lists them.");
-    }
+    public static VhostUserDisk[] ByName(string name) =>
+        NameLookup.Find(Session.Backends, static backend => backend.Name, name, GuestMemoryError.BackendNotFound, "back end", "Get-VhostUserBackend");
 }
